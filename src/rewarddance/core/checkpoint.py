@@ -1,0 +1,107 @@
+"""Checkpoints as safetensors and JSON: no pickle, and never half a checkpoint.
+
+A checkpoint is a folder `step_N` with `tensors.safetensors` (flat names such as `model/vlm.weight`) and
+`state.json`. It is written beside its final place, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rewarddance.core.errors import RunError
+
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under `name/`, without that prefix."""
+        return {k[len(name) + 1 :]: v for k, v in self.tensors.items() if k.startswith(name + "/")}
+
+
+def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write `root/step_N` and remove all but the newest `keep` checkpoints.
+
+    Returns:
+        The folder written.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final, beside = root / f"step_{step}", root / f".step_{step}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    # A clone of its own for every tensor: safetensors refuses shared storage.
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside / _TENSORS)
+    (beside / _STATE).write_text(json.dumps({"step": step, **state}))
+    for name in (_TENSORS, _STATE):
+        with open(beside / name, "rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(root / f"step_{old}")
+    return final
+
+
+def list_checkpoints(root: Path) -> list[int]:
+    """Steps of the complete checkpoints under `root`, ascending."""
+    found = (p.name.removeprefix("step_") for p in root.glob("step_*") if (p / _STATE).is_file())
+    return sorted(int(n) for n in found if n.isdigit())
+
+
+def load_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
+    """The checkpoint of `step` (the newest when None), or None when there is none at all.
+
+    Raises:
+        RunError: the asked step does not exist, or a file of it cannot be read.
+    """
+    steps = list_checkpoints(root)
+    if step is None:
+        if not steps:
+            return None
+        step = steps[-1]
+    if step not in steps:
+        raise RunError(f"{root}: no checkpoint of step {step}; there are {steps or 'none'}")
+    folder = root / f"step_{step}"
+    try:
+        state = json.loads((folder / _STATE).read_text())
+        return Checkpoint(step, load_file(folder / _TENSORS), state)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as flat tensors and JSON-ready parameter groups."""
+    saved = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entries in saved["state"].items()
+        for name, value in entries.items()
+        if value is not None
+    }
+    return tensors, [{k: v for k, v in g.items() if k != "params"} for g in saved["param_groups"]]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    """Put back what `optimizer_tensors` took."""
+    fresh = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    merged = [{**g, "params": f["params"]} for g, f in zip(groups, fresh["param_groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": merged})

@@ -1,0 +1,82 @@
+"""Strict configuration: frozen pydantic models whose typing errors name the nearest field. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rewarddance.core.errors import ConfigError
+
+M = TypeVar("M", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names that would have been allowed at `location`."""
+    current: Any = model
+    for key in location:
+        fields = getattr(current, "model_fields", {})
+        if key not in fields:
+            break
+        current = fields[key].annotation
+    return list(getattr(current, "model_fields", {}))
+
+
+def parse_config(model: type[M], values: Mapping[str, Any], source: str = "configuration") -> M:
+    """Validate `values`.
+
+    Raises:
+        ConfigError: one line naming the field, the problem and, for a typing error, the nearest field.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = []
+        for e in error.errors():
+            where = ".".join(str(part) for part in e["loc"])
+            if e["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(e["loc"][-1]), _field_names(model, e["loc"][:-1]), 1, 0.5)
+                problems.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            else:
+                problems.append(f"{where}: {e['msg'].lower()} (got {e['input']!r})")
+        raise ConfigError(f"{source}: {'; '.join(problems)}") from None
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe as a mapping.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the recipe ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` put on top.
+
+    >>> merge({"optim": {"lr": 1.0, "steps": 2}}, {"optim": {"lr": 3.0}})
+    {'optim': {'lr': 3.0, 'steps': 2}}
+    """
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out

@@ -1,0 +1,23 @@
+"""Errors that a person is meant to read: one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+
+class RewardDanceError(Exception):
+    """Anything that the command line prints as one line, with exit status 1."""
+
+
+class InputError(RewardDanceError):
+    """The user's files, rows, prompts or pictures cannot be used as they are."""
+
+
+class ConfigError(RewardDanceError):
+    """A recipe or flag is wrong."""
+
+
+class JudgementError(RewardDanceError):
+    """A judge could not answer. Never turned into a number."""
+
+
+class RunError(RewardDanceError):
+    """A run folder is missing, incomplete or belongs to another configuration."""

@@ -1,0 +1,204 @@
+"""The one training loop, for judges and generators alike: optimizer, EMA, logging, checkpoints, resume, stopping.
+
+An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself;
+batches are a pure function of the seed and the step index, so resuming needs no data-loader state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.runs import RunFolder
+
+Metrics = dict[str, Any]
+Step = Callable[[int], Metrics]
+Validate = Callable[[int], Metrics]
+Progress = Callable[[int, int, Metrics], None]
+
+
+class Ema:
+    """Exponential moving average of the trainable parameters, in fp32, warmed up so that early steps count less.
+
+    Decay at step n is `min(decay, (1 + n) / (10 + n))`.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.shadow = {k: p.detach().float().clone() for k, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, p in parameters.items():
+            self.shadow[name].lerp_(p.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Exchange the averaged and the live weights; call again to go back."""
+        for name, p in parameters.items():
+            live = p.detach().clone()
+            p.copy_(self.shadow[name])
+            self.shadow[name] = live.float()
+
+
+def trainable(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients, named `module.parameter`."""
+    return {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
+    """Warm-up, then constant, cosine to a tenth, or constant with a linear end over the last fifth."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = min(1.0, step / max(1, num_steps))
+    if config.schedule == "cosine":
+        warm *= 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * progress))
+    elif config.schedule == "linear_end":
+        warm *= min(1.0, max(0.02, (1 - progress) / 0.2))
+    return config.lr * warm
+
+
+def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything, or Muon over the matrices of the hidden layers and AdamW over the rest.
+
+    Weight decay applies to matrices only, as usual.
+    """
+    hidden: list[nn.Parameter] = []
+    rest: dict[str, nn.Parameter] = dict(parameters)
+    if config.name == "muon":
+        for name, p in parameters.items():
+            if p.ndim == 2 and "embed" not in name and "head" not in name and "proj_out" not in name:
+                hidden.append(rest.pop(name))
+    decay = [p for p in rest.values() if p.ndim >= 2]
+    plain = [p for p in rest.values() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    if not hidden:
+        return [adam]
+    muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [adam, muon]
+
+
+class Loop:
+    """State of one training run. `run()` trains to the end; everything else is what it is made of."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optim: OptimConfig,
+        config: LoopConfig,
+        folder: RunFolder,
+    ) -> None:
+        self.modules, self.optim, self.config, self.folder = dict(modules), optim, config, folder
+        self.parameters = trainable(self.modules)
+        self.optimizers = build_optimizers(self.parameters, optim)
+        self.ema = Ema(self.parameters, optim.ema_decay) if optim.ema_decay else None
+        self.step = 0
+        self.extra: dict[str, Any] = {}
+        """JSON-ready state that the algorithm wants kept with the checkpoint."""
+        self.extra_tensors: dict[str, Tensor] = {}
+        """Tensors that the algorithm wants kept with the checkpoint."""
+        self.seconds = 0.0
+
+    def save(self) -> None:
+        tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
+        tensors["rng/torch"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng/cuda"] = torch.cuda.get_rng_state()
+        if self.ema is not None:
+            tensors |= {f"ema/{k}": v for k, v in self.ema.shadow.items()}
+        groups = []
+        for i, optimizer in enumerate(self.optimizers):
+            flat, saved = optimizer_tensors(optimizer)
+            tensors |= {f"optim{i}/{k}": v for k, v in flat.items()}
+            groups.append(saved)
+        tensors |= {f"extra/{k}": v for k, v in self.extra_tensors.items()}
+        state = {"groups": groups, "extra": self.extra, "seconds": self.seconds}
+        save_checkpoint(self.folder.checkpoints, self.step, tensors, state, self.config.keep_checkpoints)
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint; False when there is none."""
+        found = load_checkpoint(self.folder.checkpoints)
+        if found is None:
+            return False
+        weights = found.part("model")
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(weights[name])
+        if self.ema is not None:
+            self.ema.shadow = {k: v.to(self.parameters[k].device) for k, v in found.part("ema").items()}
+        for i, (optimizer, groups) in enumerate(zip(self.optimizers, found.state["groups"], strict=True)):
+            load_optimizer(optimizer, found.part(f"optim{i}"), groups)
+        torch.set_rng_state(found.tensors["rng/torch"])
+        if torch.cuda.is_available() and "rng/cuda" in found.tensors:
+            torch.cuda.set_rng_state(found.tensors["rng/cuda"])
+        self.step, self.extra, self.seconds = found.step, found.state["extra"], found.state["seconds"]
+        self.extra_tensors = found.part("extra")
+        self.folder.forget_after(self.step)
+        return True
+
+    def _update(self) -> float:
+        rate = learning_rate(self.optim, self.step, self.config.num_steps)
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm)
+        if not torch.isfinite(norm):
+            kept = f"{self.folder.path} keeps its last checkpoint"
+            raise RunError(f"step {self.step}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume")
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def run(
+        self,
+        step: Step,
+        validate: Validate | None = None,
+        progress: Progress | None = None,
+        stop: Callable[[Metrics], str | None] | None = None,
+    ) -> Literal["finished", "stopped", "out of time"]:
+        """Train until `num_steps`, a stop reason, or the time limit (which leaves a checkpoint to resume from).
+
+        Args:
+            step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
+            validate: called every `validate_every` steps and at the end; its metrics join the line.
+            progress: called with (step, num_steps, metrics) after every step.
+            stop: given the metrics of a step; a string ends the run and is logged as `stopped`.
+        """
+        cfg, began, outcome = self.config, time.monotonic(), "finished"
+        before, last_save = self.seconds, time.monotonic()
+        while self.step < cfg.num_steps:
+            metrics = step(self.step)
+            metrics["grad_norm"] = self._update()
+            self.step += 1
+            self.seconds = before + time.monotonic() - began
+            if self.ema is not None:
+                self.ema.update(self.parameters, self.step)
+            if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
+                metrics |= validate(self.step)
+            reason = stop(metrics) if stop is not None else None
+            if self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps:
+                line = {**metrics, "seconds": round(self.seconds, 2)}
+                self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
+            if progress is not None:
+                progress(self.step, cfg.num_steps, metrics)
+            late = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
+            due = time.monotonic() - last_save > cfg.save_seconds
+            if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
+                self.save()
+                last_save = time.monotonic()
+            if reason or late:
+                outcome = "stopped" if reason else "out of time"
+                break
+        return outcome  # type: ignore[return-value]

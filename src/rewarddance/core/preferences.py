@@ -1,0 +1,59 @@
+"""Preferences as training sees them: K pictures of one prompt, and which of them people prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One judgement: `label` is the probability that picture `first` is better than picture `second`."""
+
+    first: int
+    second: int
+    label: float
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    """All pictures of one prompt with the choices between them.
+
+    Attributes:
+        truth: an exact value of every picture, where one is known (the embedded world); never trained on.
+        source: where the pictures came from, for example "rendered" or "generator".
+    """
+
+    record_id: str
+    prompt: str
+    media: tuple[Media, ...]
+    choices: tuple[Choice, ...]
+    criterion: str = "overall"
+    source: str = ""
+    truth: tuple[float, ...] | None = None
+
+    def comparisons(self, both_orders: bool = False) -> list[Comparison]:
+        """One comparison a choice, the first picture as candidate; with `both_orders` also the other way round."""
+        forward = [
+            Comparison(self.prompt, self.media[c.first], self.media[c.second], self.criterion, c.label)
+            for c in self.choices
+        ]
+        return forward + [c.swapped() for c in forward] if both_orders else forward
+
+
+def all_pairs(num: int) -> list[tuple[int, int]]:
+    """Unordered pairs of `num` things.
+
+    >>> all_pairs(3)
+    [(0, 1), (0, 2), (1, 2)]
+    """
+    return [(i, j) for i in range(num) for j in range(i + 1, num)]
+
+
+def from_ranking(ranks: Sequence[float]) -> tuple[Choice, ...]:
+    """Choices that a ranking implies; lower rank is better, equal ranks are ties."""
+    pairs = all_pairs(len(ranks))
+    return tuple(Choice(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])) for i, j in pairs)

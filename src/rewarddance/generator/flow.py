@@ -1,0 +1,102 @@
+"""The step kernel of rectified flow, the only one: roll-out, replay, ReFL, PPO, GRPO and every search use it.
+
+Time runs from t = 1 (noise) to t = 0 (picture): z_t = (1 - t) * x + t * noise, and the velocity that a model
+predicts is v = noise - x (Liu et al. 2022; Esser et al. 2024). Everything is computed in fp32.
+
+Shapes: z, v, mean (B, ...), times are floats or (B,) tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+MAX_T = 0.999
+"""The noise scale a*sqrt(t / (1 - t)) has a pole at t = 1; it is evaluated here at most."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Distribution of the next state: N(mean, std^2 I); a point where std = 0.
+
+    Attributes:
+        mean: (B, ...) fp32.
+        std: (B, 1, ...) or scalar tensor, per-dimension standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """`mean + std * noise` for given standard normal noise of the mean's shape."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of `z`, averaged over dimensions as in Flow-GRPO (arXiv 2505.05470), shape (B,).
+
+        Raises:
+            ValueError: the step has no noise, so no density exists.
+        """
+        if not bool((self.std > 0).all()):
+            raise ValueError("log_prob of a deterministic step; sample with noise > 0")
+        density = -0.5 * ((z.float() - self.mean) / self.std) ** 2 - torch.log(self.std) - 0.5 * math.log(2 * math.pi)
+        return density.flatten(1).mean(1)
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """KL(self, other) for equal stds, averaged over dimensions: mean |mu - mu'|^2 / (2 std^2), shape (B,)."""
+        return ((self.mean - other.mean) ** 2 / (2 * self.std**2)).flatten(1).mean(1)
+
+
+def _like(t: Time, z: Tensor) -> Tensor:
+    t = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+    return t.reshape(-1, *([1] * (z.ndim - 1))) if t.ndim else t
+
+
+def add_noise(x: Tensor, noise: Tensor, t: Time) -> Tensor:
+    """z_t on the straight path from `x` to `noise`."""
+    s = _like(t, x)
+    return (1 - s) * x.float() + s * noise.float()
+
+
+def clean(z: Tensor, v: Tensor, t: Time) -> Tensor:
+    """The picture that a velocity points to: x0 = z - t v."""
+    return z.float() - _like(t, z) * v.float()
+
+
+def noise_scale(t: Time, z: Tensor, noise: float) -> Tensor:
+    """sigma_t = noise * sqrt(t / (1 - t)) (Flow-GRPO), with t bounded by `MAX_T`."""
+    s = _like(t, z).clamp(max=MAX_T)
+    return noise * torch.sqrt(s / (1 - s))
+
+
+def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) -> Gaussian:
+    """One step from `t_now` down to `t_next`.
+
+    With `noise` = 0 it is Euler's step of the flow, z + v dt. With `noise` = a > 0 it is the Euler-Maruyama step of
+    the SDE with the same marginals (Flow-GRPO, equation 9), with dt = t_next - t_now < 0:
+
+        mean = z (1 + sigma^2 dt / (2 t)) + v (1 + sigma^2 (1 - t) / (2 t)) dt
+        std  = sigma sqrt(-dt)
+    """
+    z, v = z.float(), v.float()
+    now, dt = _like(t_now, z), _like(t_next, z) - _like(t_now, z)
+    if noise == 0.0:
+        return Gaussian(z + v * dt, torch.zeros((), device=z.device))
+    sigma = noise_scale(t_now, z, noise)
+    half = sigma**2 / (2 * now)
+    mean = z * (1 + half * dt) + v * (1 + half * (1 - now)) * dt
+    return Gaussian(mean, sigma * torch.sqrt(-dt))
+
+
+def times(num_steps: int, shift: float = 1.0) -> Tensor:
+    """The (num_steps + 1) times from 1 to 0, (num_steps + 1,) fp32.
+
+    Args:
+        shift: t' = shift t / (1 + (shift - 1) t), as SD3 does for larger pictures; 1 spaces evenly.
+    """
+    t = torch.linspace(1, 0, num_steps + 1)
+    return shift * t / (1 + (shift - 1) * t)

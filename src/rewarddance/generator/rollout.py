@@ -1,0 +1,68 @@
+"""From noise to pictures with the one step kernel, recording what training replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.protocols import Generator
+from rewarddance.generator import flow
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A recorded roll-out of B samples over S steps.
+
+    Attributes:
+        states: (S + 1, B, ...), states[0] is noise and states[-1] the clean latent.
+        times: (S + 1,), from 1 to 0.
+        log_probs: (S, B), of every step taken; None for a deterministic roll-out.
+    """
+
+    states: Tensor
+    times: Tensor
+    log_probs: Tensor | None
+
+    @property
+    def final(self) -> Tensor:
+        return self.states[-1]
+
+
+@torch.no_grad()
+def sample(generator: Generator, condition: Any, z: Tensor, num_steps: int = 20, shift: float = 1.0) -> Tensor:
+    """Euler's method on the flow, from noise `z` to a clean latent. NFE = num_steps."""
+    ts = flow.times(num_steps, shift)
+    for now, after in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
+        z = flow.step(z, generator.velocity(z, now, condition), now, after).mean
+    return z
+
+
+@torch.no_grad()
+def rollout(
+    generator: Generator,
+    condition: Any,
+    z: Tensor,
+    num_steps: int,
+    noise: float = 0.0,
+    rng: torch.Generator | None = None,
+    shift: float = 1.0,
+) -> Trajectory:
+    """Sample and record every state, with log-probabilities where `noise` > 0 (Flow-GRPO's SDE).
+
+    The last step is taken without noise: its density would be that of the picture itself.
+    """
+    ts = flow.times(num_steps, shift)
+    states, log_probs = [z], []
+    for i, (now, after) in enumerate(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True)):
+        level = noise if i < num_steps - 1 else 0.0
+        policy = flow.step(z, generator.velocity(z, now, condition), now, after, level)
+        if level:
+            z = policy.sample(torch.randn(z.shape, generator=rng).to(z.device))
+            log_probs.append(policy.log_prob(z))
+        else:
+            z = policy.mean
+        states.append(z)
+    return Trajectory(torch.stack(states), ts, torch.stack(log_probs) if log_probs else None)

@@ -1,0 +1,153 @@
+"""Adapter for `StableDiffusion3Pipeline`: the embedded one and public SD3 / SD3.5 checkpoints alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+
+LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
+                "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sd3Condition:
+    """Text embeddings (B, S, D), pooled (B, P), and those of the empty prompt where guidance is on."""
+
+    embeds: Tensor
+    pooled: Tensor
+    empty_embeds: Tensor | None = None
+    empty_pooled: Tensor | None = None
+
+    def select(self, index: Tensor | slice) -> Sd3Condition:
+        """Rows of the batch."""
+        return Sd3Condition(self.embeds[index], self.pooled[index], self.empty_embeds, self.empty_pooled)
+
+    def repeat(self, times: int) -> Sd3Condition:
+        """Every row `times` times, neighbours together."""
+        return Sd3Condition(
+            self.embeds.repeat_interleave(times, 0),
+            self.pooled.repeat_interleave(times, 0),
+            self.empty_embeds,
+            self.empty_pooled,
+        )
+
+
+class Sd3Generator:
+    """Condition, velocity and decoding from a pipeline's parts (its own `__call__` runs without gradients).
+
+    Args:
+        pipeline: with text_encoder_3 present or None.
+        guidance: classifier-free guidance scale; 1 is off and costs one forward pass instead of two.
+        max_sequence_length: T5 tokens; must be 0 where there is no T5.
+    """
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, guidance: float = 1.0, max_sequence_length: int = 0) -> None:
+        self.pipeline, self.guidance, self.max_sequence_length = pipeline, guidance, max_sequence_length
+        self.transformer: Any = pipeline.transformer
+        self.vae: Any = pipeline.vae
+        self._empty: tuple[Tensor, Tensor] | None = None
+        self._has_adapter = False
+
+    @classmethod
+    def load(cls, folder: str | Path, guidance: float = 1.0, dtype: torch.dtype = torch.float32) -> Sd3Generator:
+        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen."""
+        folder = Path(folder)
+        missing = not (folder / "text_encoder_3").is_dir()
+        none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **none)
+        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+            if part is not None:
+                part.eval().requires_grad_(False)
+        return cls(pipeline, guidance, 0 if missing else 256)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    def _embed(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
+        )
+        return embeds, pooled
+
+    def condition(self, prompts: Sequence[str]) -> Sd3Condition:
+        """Embed prompts; gradients flow to text encoders that require them."""
+        embeds, pooled = self._embed(prompts)
+        if self.guidance == 1.0:
+            return Sd3Condition(embeds, pooled)
+        if self._empty is None:
+            with torch.no_grad():
+                self._empty = self._embed([""])
+        return Sd3Condition(embeds, pooled, *self._empty)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.transformer.config.sample_size
+        return self.transformer.config.in_channels, side, side
+
+    def noise(self, n: int, rng: torch.Generator) -> Tensor:
+        return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
+
+    def velocity(self, z: Tensor, t: float | Tensor, condition: Sd3Condition) -> Tensor:
+        time = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z)) * 1000
+        z = z.to(self.transformer.dtype)
+        if condition.empty_embeds is None or condition.empty_pooled is None:
+            return self._forward(z, time, condition.embeds, condition.pooled)
+        n = len(z)
+        embeds = torch.cat([condition.empty_embeds.expand(n, -1, -1), condition.embeds])
+        pooled = torch.cat([condition.empty_pooled.expand(n, -1), condition.pooled])
+        empty, full = self._forward(torch.cat([z, z]), time.repeat(2), embeds, pooled).chunk(2)
+        return empty + self.guidance * (full - empty)
+
+    def _forward(self, z: Tensor, time: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+        out = self.transformer(
+            hidden_states=z, timestep=time, encoder_hidden_states=embeds, pooled_projections=pooled, return_dict=False
+        )
+        return torch.as_tensor(out[0])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""
+        z = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
+        return torch.as_tensor((z - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
+
+    def decode_tensor(self, z: Tensor) -> Tensor:
+        """Normalised latents to pixels (B, 3, H, W) in [0, 1]; the clamp passes gradients inside only."""
+        z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return torch.as_tensor((self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1))
+
+    def decode(self, z: Tensor) -> list[Media]:
+        return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Make a LoRA adapter the only trainable part; the frozen policy is the model without it."""
+        if self._has_adapter:
+            raise ConfigError("the generator has a LoRA adapter already")
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+        self.transformer.add_adapter(config)
+        for p in self.transformer.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()  # bf16 masters freeze at the learning rates of reward feedback
+        self._has_adapter = True
+
+    def trainable(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        if not self._has_adapter:
+            raise ConfigError("no frozen policy: the generator has no adapter; call add_lora first")
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()

@@ -1,0 +1,79 @@
+"""Pretrain the embedded generator by flow matching on captioned pictures (text encoders and transformer together)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.core.config import Config
+from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.streams import stream
+from rewarddance.generator import flow
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.generator.tiny import new_pipeline
+from rewarddance.world.batches import captioned_batch
+
+
+class GeneratorConfig(Config):
+    """Flow matching: squared error of the velocity at logit-normal times (Esser et al. 2024)."""
+
+    seed: int = 0
+    batch_size: int = 96
+    prompt_dropout: float = 0.1
+    """Share of prompts replaced by the empty one, for classifier-free guidance."""
+    optim: OptimConfig = OptimConfig(
+        name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.999, weight_decay=0.01
+    )
+    loop: LoopConfig = LoopConfig(num_steps=24_000, log_every=20, save_every=2000, save_seconds=300)
+
+
+def flow_loss(generator: Sd3Generator, prompts: list[str], x: Tensor, rng: torch.Generator) -> Tensor:
+    """Mean squared velocity error of clean latents `x` (B, C, h, w), drawn at random times."""
+    t = torch.sigmoid(torch.randn(len(x), generator=rng))
+    noise = torch.randn(x.shape, generator=rng)
+    v = generator.velocity(flow.add_noise(x, noise, t), t, generator.condition(prompts))
+    return F.mse_loss(v.float(), noise - x)
+
+
+def train_generator(config: GeneratorConfig, vae_folder: Path, out: Path, *, resume: bool = False) -> Path:
+    """Train and save to `out/model` (diffusers layout)."""
+    folder = RunFolder(out)
+    folder.start("generator", config.model_dump(mode="json"), resume=resume)
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
+    pipeline = new_pipeline(vae, config.seed)
+    generator = Sd3Generator(pipeline)
+    modules = {
+        "transformer": pipeline.transformer,
+        "text_encoder": pipeline.text_encoder,
+        "text_encoder_2": pipeline.text_encoder_2,
+    }
+    loop = Loop(modules, config.optim, config.loop, folder)
+    if resume:
+        loop.resume()
+
+    def step(index: int) -> Metrics:
+        prompts, images = captioned_batch(config.seed, "generator", index, config.batch_size)
+        drop = stream(config.seed, "generator-dropout", index).random(len(prompts)) < config.prompt_dropout
+        prompts = ["" if d else p for p, d in zip(prompts, drop, strict=True)]
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                x = generator.encode(pixels).float()
+            loss = flow_loss(generator, prompts, x, rng)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.item()}
+
+    with progress("generator", "loss") as report:
+        loop.run(step, progress=report)
+    if loop.ema is not None:
+        loop.ema.swap(loop.parameters)
+    pipeline.save_pretrained(out / "model")
+    return out / "model"

@@ -1,0 +1,147 @@
+"""Preferences of the embedded world: pictures of one prompt, from renders and from a generator, and simulated choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rewarddance.core.config import Config
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord, all_pairs
+from rewarddance.core.streams import stream
+from rewarddance.world.corrupt import damage_randomly, edit_scene
+from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
+from rewarddance.world.oracle import judge
+from rewarddance.world.raters import Rater, crowd, utility
+from rewarddance.world.render import Image, render
+from rewarddance.world.sampling import place, sample_spec
+from rewarddance.world.scene import Scene, Spec
+from rewarddance.world.splits import Split, scene_is_trainable
+
+Source = Literal["rendered", "generator"]
+Draw = Callable[[Sequence[str], int, int], list[list[Image]]]
+"""(prompts, pictures a prompt, seed) -> pictures; how a generator is handed in."""
+
+
+class PreferencesConfig(Config):
+    """How many prompts, how many pictures of each, who judges."""
+
+    seed: int = 0
+    split: Split = "train"
+    num_prompts: int = 3000
+    pictures: int = 4
+    generator_share: float = 0.65
+    """Share of prompts whose pictures the generator draws; the rest are rendered and corrupted."""
+    criterion: str = "fidelity"
+    shuffle_labels: bool = False
+    """Choose at random: the control judge that knows nothing."""
+    num_raters: int = 8
+
+
+def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
+    """Pictures from perfect to poor: none to three edits of a fulfilling scene, a third of them damaged."""
+    scene = place(spec, rng)
+    pictures = []
+    for _ in range(num):
+        current = place(spec, rng) if rng.random() < 0.5 else scene
+        for _ in range(int(rng.choice(4, p=[0.3, 0.35, 0.2, 0.15]))):
+            current = _edit(current, rng, train)
+        image = render(current)
+        pictures.append(damage_randomly(image, rng) if rng.random() < 0.33 else image)
+    return pictures
+
+
+def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
+    """In evaluation splits the scene itself may be held out, so an edit of it may fall anywhere."""
+    try:
+        return edit_scene(scene, rng)
+    except RuntimeError:
+        if train:
+            raise
+        return scene
+
+
+def choices(utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator) -> tuple[Choice, ...]:
+    """One simulated choice for every pair, each by a random rater, sides shown at random."""
+    found = []
+    for i, j in all_pairs(len(utilities)):
+        if rng.random() < 0.5:
+            i, j = j, i
+        rater = raters[int(rng.integers(len(raters)))]
+        found.append(Choice(i, j, rater.choose(utilities[i], utilities[j], rng)))
+    return tuple(found)
+
+
+def embedded_records(config: PreferencesConfig, draw: Draw | None = None) -> Iterator[PreferenceRecord]:
+    """Records one by one, generator first; without `draw` all are rendered.
+
+    Every record is a pure function of the seed, its index and what the generator draws.
+    """
+    from_generator = int(config.num_prompts * config.generator_share) if draw else 0
+    raters, chunk = crowd(config.num_raters, config.seed), 64
+    for start in range(0, config.num_prompts, chunk):
+        indices = range(start, min(start + chunk, config.num_prompts))
+        rngs = [stream(config.seed, "preferences", config.split, i) for i in indices]
+        specs = [_spec(config, rng) for rng in rngs]
+        prompts = [_phrase(config, s, rng) for s, rng in zip(specs, rngs, strict=True)]
+        drawn = [i for i in indices if i < from_generator]
+        pictures: dict[int, list[Image]] = {}
+        if draw and drawn:
+            seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
+            pictures = dict(zip(drawn, draw(prompts[: len(drawn)], config.pictures, seed), strict=True))
+        for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
+            images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
+            source: Source = "generator" if i in pictures else "rendered"
+            yield _record(config, f"{config.split}-{i}", prompt, spec, images, source, raters, rng)
+
+
+def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
+    while True:
+        spec = sample_spec(rng, split=config.split)
+        if config.split != "train" or scene_is_trainable(place(spec, rng)):
+            return spec
+
+
+def _phrase(config: PreferencesConfig, spec: Spec, rng: np.random.Generator) -> str:
+    frames = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
+    return phrase(spec, frames[int(rng.integers(len(frames)))])
+
+
+def _record(
+    config: PreferencesConfig,
+    name: str,
+    prompt: str,
+    spec: Spec,
+    images: list[Image],
+    source: Source,
+    raters: Sequence[Rater],
+    rng: np.random.Generator,
+) -> PreferenceRecord:
+    felt = [utility(judge(x, spec), config.criterion) for x in images]
+    shown = list(rng.random(len(felt))) if config.shuffle_labels else felt
+    media = tuple(Media.from_numpy(x, origin=name) for x in images)
+    made = choices(shown, raters, rng)
+    return PreferenceRecord(name, prompt, media, made, config.criterion, source, tuple(felt))
+
+
+def generator_draw(generator: object, num_steps: int = 10, batch: int = 128) -> Draw:
+    """A `Draw` from a flow generator, with the number of steps varied so that judges meet good and bad pictures."""
+    from rewarddance.generator.rollout import sample
+
+    def draw(prompts: Sequence[str], pictures: int, seed: int) -> list[list[Image]]:
+        rng = torch.Generator().manual_seed(seed)
+        rows: list[Image] = []
+        flat = [p for p in prompts for _ in range(pictures)]
+        for i in range(0, len(flat), batch):
+            part = flat[i : i + batch]
+            steps = int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng))))
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                condition = generator.condition(part)  # type: ignore[attr-defined]
+                z = sample(generator, condition, generator.noise(len(part), rng), max(4, steps))  # type: ignore[arg-type,attr-defined]
+                rows += [m.to_numpy() for m in generator.decode(z)]  # type: ignore[attr-defined]
+        return [rows[i : i + pictures] for i in range(0, len(rows), pictures)]
+
+    return draw

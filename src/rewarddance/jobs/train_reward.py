@@ -1,0 +1,113 @@
+"""Train a judge on preference records: grouped by prompt, both orders, validated, stopped early, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.streams import stream
+from rewarddance.core.types import Comparison
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.checkpoint import JudgeSpec, new_judge, save_judge
+from rewarddance.reward.measure import measure_judge
+from rewarddance.reward.objective import reward_step
+from rewarddance.vlm.internvl import InternVLBackbone
+
+
+def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[Comparison]:
+    """The comparisons of one step: `prompts_per_step` records, every choice in both orders.
+
+    A pure function of the seed and the step, so that a resumed run sees the same batches.
+    """
+    per_epoch = max(1, len(records) // config.prompts_per_step)
+    epoch, place = divmod(index, per_epoch)
+    order = stream(config.seed, "epoch", epoch).permutation(len(records))
+    chosen = order[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
+    return [c for i in chosen for c in records[int(i)].comparisons(both_orders=config.paradigm != "bradley_terry")]
+
+
+def train_judge(
+    config: RewardConfig,
+    backbone: InternVLBackbone,
+    train: Sequence[PreferenceRecord],
+    validation: dict[str, Sequence[PreferenceRecord]],
+    out: Path,
+    *,
+    resume: bool = False,
+    title: str = "judge",
+    report: Callable[[int, int, Metrics], None] | None = None,
+) -> Path:
+    """Train and save to `out/model`.
+
+    Args:
+        validation: named sets, scored every `loop.validate_every` steps; the first one decides early stopping.
+
+    Returns:
+        The judge's folder, for `load_judge`.
+    """
+    folder = RunFolder(out)
+    folder.start("judge", config.model_dump(mode="json"), resume=resume)
+    torch.manual_seed(config.seed)
+    spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision)
+    judge = new_judge(spec, backbone)
+    backbone.module.train()
+    backbone.module.requires_grad_(True)
+    if config.freeze_vision:
+        backbone.module.model.vision_tower.requires_grad_(False)  # type: ignore[union-attr]
+    loop = Loop(judge.trainable(), config.optim, config.loop, folder)
+    if resume:
+        loop.resume()
+
+    def step(index: int) -> Metrics:
+        found = reward_step(judge.single, training_batch(train, config, index), config.label_smoothing)
+        found["loss"].backward()  # type: ignore[no-untyped-call]
+        return {k: float(v.detach()) for k, v in found.items()}
+
+    @torch.no_grad()
+    def validate(index: int) -> Metrics:
+        backbone.module.eval()
+        metrics: Metrics = {}
+        for name, records in validation.items():
+            figures = measure_judge(judge, records)
+            metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+        backbone.module.train()
+        return metrics
+
+    watched = f"{next(iter(validation))}/accuracy" if validation else None
+
+    def stop(metrics: Metrics) -> str | None:
+        if watched is None or watched not in metrics or config.patience == 0:
+            return None
+        best, since = loop.extra.get("best", -1.0), loop.extra.get("since", 0)
+        improved = metrics[watched] > best
+        loop.extra |= {"best": max(best, metrics[watched]), "since": 0 if improved else since + 1}
+        return f"{watched} has not risen for {config.patience} validations" if loop.extra["since"] >= config.patience else None
+
+    with progress(title, "loss", "accuracy", "answer_mass") as bar:
+
+        def both(done: int, total: int, metrics: Metrics) -> None:
+            bar(done, total, metrics)
+            if report is not None:
+                report(done, total, metrics)
+
+        loop.run(step, validate if validation else None, both, stop)
+    if loop.ema is not None:
+        loop.ema.swap(loop.parameters)
+    backbone.module.eval()
+    return save_judge(judge, out / "model")
+
+
+def split_records(
+    records: Sequence[PreferenceRecord], share: float, seed: int
+) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
+    """(train, validation) by prompt: all records of one prompt fall on the same side."""
+    prompts = sorted({r.prompt for r in records})
+    held = set(np.array(prompts)[stream(seed, "split").permutation(len(prompts))[: int(len(prompts) * share)]].tolist())
+    return [r for r in records if r.prompt not in held], [r for r in records if r.prompt in held]

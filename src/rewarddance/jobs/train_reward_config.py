@@ -1,0 +1,32 @@
+"""Configuration of judge training. No torch here, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rewarddance.core.config import Config
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.reward.context import Context
+
+
+class RewardConfig(Config):
+    """What a judge is trained from, on and how."""
+
+    backbone: str = "tiny"
+    """`tiny`, or a local folder of InternVL in Hugging Face layout."""
+    data: str = "embedded"
+    """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
+    paradigm: Literal["generative_pairwise", "generative_pointwise", "bradley_terry"] = "generative_pairwise"
+    context: Context = Context()
+    prompts_per_step: int = Field(24, ge=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    freeze_vision: bool = False
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` computes under autocast; weights and optimizer stay in fp32."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many validations without a better accuracy; 0 never stops early."""
+    seed: int = Field(0, ge=0)
+    optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
+    loop: LoopConfig = LoopConfig(num_steps=600, validate_every=100, save_every=200)

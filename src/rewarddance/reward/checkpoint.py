@@ -1,0 +1,125 @@
+"""Judges as folders: the VLM's ordinary Hugging Face layout, plus `judge.json` (and `head.safetensors`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rewarddance.core.config import Config
+from rewarddance.core.errors import RunError
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.reward.context import Context
+from rewarddance.reward.generative import GenerativeJudge
+from rewarddance.reward.rank import Ranking, rank
+from rewarddance.reward.scalar import ScalarJudge
+from rewarddance.reward.wrappers import Symmetrised
+from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.internvl import InternVLBackbone
+
+Paradigm = Literal["generative_pairwise", "generative_pointwise", "bradley_terry"]
+
+
+class JudgeSpec(Config):
+    """What, beside the weights, makes a judge: kept in `judge.json`."""
+
+    paradigm: Paradigm = "generative_pairwise"
+    context: Context = Context()
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass
+class Judge:
+    """A ready judge: order-symmetrised where it compares, with ranking.
+
+    Attributes:
+        single: asks one order only, which is what training wants.
+    """
+
+    spec: JudgeSpec
+    single: GenerativeJudge | ScalarJudge
+
+    @property
+    def engine(self) -> Engine:
+        return self.single.engine
+
+    def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
+        """Verdicts (N,), differentiable to pixels. Both orders are asked and their margins averaged.
+
+        A pointwise judge answers a comparison by the difference of two pointwise margins.
+        """
+        if not comparisons:
+            empty = torch.zeros(0)
+            return Verdict(empty, empty, empty)
+        if self.spec.paradigm == "generative_pairwise":
+            return Symmetrised(self.single).judge(comparisons)
+        if self.spec.paradigm == "generative_pointwise":
+            return _pointwise_difference(self.single, comparisons)
+        return self.single.judge(comparisons)
+
+    def rank(self, prompt: str, images: Sequence[Media], criterion: str = "overall") -> Ranking:
+        """Order pictures of one prompt by round robin."""
+        return rank(self, prompt, images, criterion)
+
+    def trainable(self) -> dict[str, nn.Module]:
+        return self.single.trainable()
+
+
+def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]) -> Verdict:
+    if all(c.reference is None for c in comparisons):
+        return single.judge(comparisons)
+    n = len(comparisons)
+    alone = [replace(c, reference=None) for c in comparisons]
+    others = [replace(c, candidate=c.reference or c.candidate, reference=None) for c in comparisons]
+    both = single.judge([*alone, *others])
+    return Verdict.from_margin(both.margin[:n] - both.margin[n:], (both.answer_mass[:n] + both.answer_mass[n:]) / 2)
+
+
+def new_judge(spec: JudgeSpec, backbone: InternVLBackbone, *, strict: bool = False) -> Judge:
+    """A judge on a backbone that has not been trained to judge yet."""
+    engine = Engine(backbone, autocast=torch.bfloat16 if spec.precision == "bf16" else None)
+    if spec.paradigm == "bradley_terry":
+        return Judge(spec, ScalarJudge.new(engine, spec.context))
+    return Judge(spec, GenerativeJudge(engine, spec.context, strict))
+
+
+def save_judge(judge: Judge, folder: Path) -> Path:
+    """Write the folder that `load_judge_folder` reads."""
+    judge.engine.backbone.save(folder)
+    (folder / "judge.json").write_text(judge.spec.model_dump_json(indent=2) + "\n")
+    if isinstance(judge.single, ScalarJudge):
+        save_file({k: v.contiguous() for k, v in judge.single.head.state_dict().items()}, folder / "head.safetensors")
+    return folder
+
+
+def load_judge_folder(folder: Path, *, precision: Literal["fp32", "bf16"] | None = None) -> Judge:
+    """Load a judge, frozen and in evaluation mode. A folder without `judge.json` is a plain VLM, asked as it is.
+
+    Args:
+        precision: overrides what the judge was saved with.
+
+    Raises:
+        RunError: `judge.json` or the head cannot be read.
+    """
+    path = folder / "judge.json"
+    try:
+        spec = JudgeSpec.model_validate_json(path.read_text()) if path.is_file() else JudgeSpec()
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: not a judge's description ({error})") from None
+    if precision is not None:
+        spec = spec.model_copy(update={"precision": precision})
+    backbone = InternVLBackbone.load(folder)
+    backbone.module.requires_grad_(False)
+    judge = new_judge(spec, backbone, strict=True)
+    if isinstance(judge.single, ScalarJudge):
+        judge.single.head.load_state_dict(load_file(folder / "head.safetensors"))
+        judge.single.head.requires_grad_(False)
+    return judge

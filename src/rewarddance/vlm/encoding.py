@@ -1,0 +1,91 @@
+"""Dialogs to token ids. Knows the chat template and where pictures stand; knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media, Part
+
+Message = tuple[str, Sequence[Part]]
+"""(role, parts)"""
+_SENTINEL = "\x02content\x02"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sequence.
+
+    Attributes:
+        ids: token ids; every picture is a run of `image_seq_length` context tokens.
+        images: pictures in the order of their runs, (media, frame index).
+        answers: True where the token belongs to an assistant's answer, its end token included.
+    """
+
+    ids: tuple[int, ...]
+    images: tuple[tuple[Media, int], ...]
+    answers: tuple[bool, ...]
+
+
+class ChatEncoder:
+    """Encodes with a tokenizer's own chat template, in InternVL's layout of pictures and videos."""
+
+    def __init__(self, tokenizer: Any, image_seq_length: int) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError("the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json")
+        self.tokenizer, self.image_seq_length = tokenizer, image_seq_length
+        self.start, self.end = tokenizer.start_image_token, tokenizer.end_image_token
+        self.context = tokenizer.context_image_token
+        self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
+        self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+
+    def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
+        """The template's text around each message's content: len(roles) + 1 pieces."""
+        key = (roles, generate)
+        if key not in self._frames:
+            messages = [{"role": r, "content": _SENTINEL} for r in roles]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            pieces = text.split(_SENTINEL)
+            if len(pieces) != len(roles) + 1:
+                raise ConfigError("the chat template does not show every message's content exactly once")
+            self._frames[key] = pieces
+        return self._frames[key]
+
+    def _text(self, part: Part, images: list[tuple[Media, int]]) -> str:
+        if isinstance(part, str):
+            # Text cannot smuggle in a picture's tokens.
+            return part.replace(self.context, "").replace(self.start, "").replace(self.end, "")
+        images.extend((part, i) for i in range(part.num_frames))
+        one = f"{self.start}{self.context}{self.end}"
+        if part.fps is None and part.num_frames == 1:
+            return one
+        return "".join(f"Frame{i + 1}: {one}\n" for i in range(part.num_frames))
+
+    def chat(self, messages: Sequence[Message], *, generate: bool = True) -> Encoded:
+        """Encode messages; with `generate`, up to where the assistant's answer begins."""
+        images: list[tuple[Media, int]] = []
+        frame = self._frame(tuple(role for role, _ in messages), generate)
+        text, spans = frame[0], []
+        for i, (role, parts) in enumerate(messages):
+            content = "".join(self._text(p, images) for p in parts)
+            stop = len(text) + len(content)
+            if role == "assistant":
+                # the end-of-turn token right after the content is part of the answer
+                spans.append((len(text), stop + 1))
+            text += content + frame[i + 1]
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
+        ids, answers = self._expand(found, spans)
+        return Encoded(ids, tuple(images), answers)
+
+    def _expand(self, found: Any, spans: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Repeat the context token of every picture; mark answer tokens."""
+        ids: list[int] = []
+        answers: list[bool] = []
+        offsets = found["offset_mapping"] if spans else [(0, 0)] * len(found["input_ids"])
+        for token, (low, high) in zip(found["input_ids"], offsets, strict=True):
+            times = self.image_seq_length if token == self.context_id else 1
+            ids += [token] * times
+            answers += [any(a <= low and low < b and high > low for a, b in spans)] * times
+        return tuple(ids), tuple(answers)

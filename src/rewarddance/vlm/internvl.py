@@ -1,0 +1,120 @@
+"""Adapter for `InternVLForConditionalGeneration`: the embedded VLM and public native checkpoints alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+from rewarddance.vlm.encoding import ChatEncoder
+from rewarddance.vlm.preprocess import Preprocessor
+
+Frame = tuple[Media, int]
+
+
+@dataclass
+class InternVLBackbone:
+    """A VLM in the three pieces that the engine drives: vision, language model, head.
+
+    Shapes: N images, T tokens an image, D width, B rows, S tokens, V vocabulary.
+    """
+
+    model: Any
+    tokenizer: Any
+    prepare: Preprocessor
+
+    def __post_init__(self) -> None:
+        self.encoder = ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
+        self.image_token_id: int = self.encoder.context_id
+        if self.image_token_id != self.model.config.image_token_id:
+            raise ConfigError("tokenizer and model disagree about the image token; the folder mixes two models")
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> InternVLBackbone:
+        """Load a local folder in Hugging Face layout.
+
+        Raises:
+            ConfigError: not an InternVL folder in native transformers format, or a tokenizer that cannot be used.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{folder}: no config.json; needs a folder in Hugging Face layout")
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != "internvl":
+            raise ConfigError(f"{folder}: architecture {config.model_type!r} is not supported; needs 'internvl'")
+        model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        side = config.vision_config.image_size[0]
+        return cls(model, AutoTokenizer.from_pretrained(folder), Preprocessor.load(folder, side))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        self.prepare.save(path)
+        return path
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self.model
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def see(self, frames: Sequence[Frame]) -> Tensor:
+        """Image tokens of frames, (N, T, D); differentiable to pixels."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, (media, _) in enumerate(frames):
+            by_size.setdefault(media.size, []).append(i)
+        parts, order = [], []
+        for rows in by_size.values():
+            stacked = torch.cat([frames[i][0].frames[frames[i][1]][None] for i in rows])
+            parts.append(self.prepare.frames(stacked.to(self.device), frames[rows[0]][0].origin))
+            order += rows
+        pixels = torch.cat(parts)
+        if order != list(range(len(frames))):
+            pixels = pixels[torch.tensor(order).argsort().to(pixels.device)]
+        seen: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        return seen
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word embeddings of token ids (B, S), (B, S, D)."""
+        out: Tensor = self.model.get_input_embeddings()(ids)
+        return out
+
+    def read(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, past: Any | None = None, *, cache: bool = False
+    ) -> tuple[Tensor, Any | None]:
+        """Last hidden states (B, S, D) of the language model and, with `cache`, its keys and values.
+
+        Args:
+            mask: (B, past + S), 1 where a token is real; positions: (B, S).
+        """
+        out = self.model.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=cache or past is not None,
+        )
+        return out.last_hidden_state, out.past_key_values
+
+    def branch(self, past: Any, rows: Tensor) -> Any:
+        """Keys and values of the prefixes `rows`, as a new cache; gradients flow back to the prefixes."""
+        layers = [(layer.keys.index_select(0, rows), layer.values.index_select(0, rows)) for layer in past.layers]
+        return DynamicCache(layers)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits (B, V) of hidden states (B, D); two-dimensional, which bf16 on CPU wants."""
+        out: Tensor = self.model.lm_head(hidden)
+        return out

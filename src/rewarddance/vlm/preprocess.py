@@ -1,0 +1,81 @@
+"""Pictures to a VLM's pixel values in differentiable torch, so that judgements have gradients to pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIDE, MAX_ASPECT = 2, 200
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Resize to a fixed size (bicubic, anti-aliased) and normalise by channel."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @classmethod
+    def square(cls, side: int) -> Preprocessor:
+        return cls(side, side)
+
+    @classmethod
+    def load(cls, folder: Path, side: int) -> Preprocessor:
+        """From `preprocessor_config.json`, or ImageNet statistics at `side` pixels where there is none."""
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            return cls.square(side)
+        found: dict[str, Any] = json.loads(path.read_text())
+        size = found.get("size") or {}
+        return cls(
+            int(size.get("height", side)),
+            int(size.get("width", side)),
+            tuple(found.get("image_mean", IMAGENET_MEAN)),
+            tuple(found.get("image_std", IMAGENET_STD)),
+        )
+
+    def save(self, folder: Path) -> None:
+        content = {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": self.height, "width": self.width},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_resize": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "resample": 3,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def frames(self, frames: Tensor, origin: str | None = None) -> Tensor:
+        """(F, 3, H, W) in [0, 1] to (F, 3, height, width), normalised. Gradients flow."""
+        h, w = frames.shape[-2:]
+        if min(h, w) < MIN_SIDE or max(h, w) / min(h, w) > MAX_ASPECT:
+            raise InputError(f"{origin or 'picture'}: {w}x{h} pixels is too small or too narrow to judge")
+        x = frames.float()
+        if (h, w) != (self.height, self.width):
+            size = (self.height, self.width)
+            x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    def __call__(self, media: Sequence[Media]) -> Tensor:
+        """First frames of several pictures, (B, 3, height, width); one call where sizes agree."""
+        if len({m.size for m in media}) == 1:
+            return self.frames(torch.cat([m.frames[:1] for m in media]), media[0].origin)
+        return torch.cat([self.frames(m.frames[:1], m.origin) for m in media])

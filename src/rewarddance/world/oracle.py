@@ -1,0 +1,202 @@
+"""The exact judge of the embedded world: pixels and prompt in, four criteria in [0, 1] and the reasons out.
+
+P fidelity: what the prompt asks for is there, and nothing else. S style: it is drawn in the named style.
+C composition: margins, overlap, balance, spacing. N novelty: distance of the layout from the training domain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from rewarddance.core.streams import stream
+from rewarddance.world.detect import Detection, Seen, detect
+from rewarddance.world.grammar import parse, phrase_term
+from rewarddance.world.render import Image, render
+from rewarddance.world.sampling import sample_pair
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, STYLES, Relation, Spec, Term
+
+MATCHED = 0.4
+"""Least agreement between a found and an asked object for the pair to count as the same thing."""
+CRITERIA = ("fidelity", "style", "composition", "novelty")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The oracle's verdict on one picture, each criterion in [0, 1]."""
+
+    fidelity: float
+    style: float
+    composition: float
+    novelty: float
+    reasons: tuple[str, ...]
+
+    def __getitem__(self, criterion: str) -> float:
+        if criterion not in CRITERIA:
+            raise KeyError(criterion)
+        return float(getattr(self, criterion))
+
+
+def _ramp(x: float, low: float, high: float) -> float:
+    return float(min(1.0, max(0.0, (x - low) / (high - low))))
+
+
+def _named(fits: NDArray[np.float32], wanted: int) -> float:
+    """How well the wanted template fits, and whether another fits better: 1 when it leads with a good fit."""
+    others = float(np.delete(fits, wanted).max())
+    good = _ramp(float(fits[wanted]), 0.55, 0.82)
+    return good * _ramp(float(fits[wanted]) - others, -0.12, 0.0)
+
+
+def agreement(found: Detection, term: Term) -> float:
+    """How far one found object is what the term asks for, in [0, 1]."""
+    colour = _ramp(float(found.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
+    shape = _named(found.shape_fit, SHAPES.index(term.shape))
+    size = 1.0 if found.large == term.large else 0.6
+    return (0.15 * colour + 0.15 * shape + 0.7 * colour * shape) * size
+
+
+def _relation_holds(a: Detection, relation: Relation, b: Detection) -> float:
+    dx, dy = b.x - a.x, b.y - a.y
+    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    return _ramp(along, 0.0, 5.0)
+
+
+def _arrangement_holds(spec: Spec, objects: list[Detection]) -> float:
+    if spec.arrangement == "crowd":
+        return 1.0
+    if len(objects) < spec.num_objects:
+        return 0.0
+    xs, ys = (np.sort([getattr(o, axis) for o in objects]) for axis in "xy")
+    if spec.arrangement == "stack":
+        xs, ys = ys, xs
+    level = 1 - _ramp(float(np.ptp(ys)), 4.0, 9.0)
+    gaps = np.diff(xs)
+    if spec.arrangement == "pair":
+        return level * (1 - _ramp(float(gaps[0]), 20.0, 27.0))
+    return level * (1 - _ramp(float(np.ptp(gaps)), 6.0, 12.0))
+
+
+def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
+    wanted = spec.instances()
+    if not seen.objects:
+        return 0.0, ["nothing found"]
+    table = np.array([[agreement(o, t) for t in wanted] for o in seen.objects])
+    rows, columns = linear_sum_assignment(-table)
+    value = table[rows, columns]
+    reasons = []
+    placed: dict[int, Detection] = {}
+    for r, c, v in zip(rows, columns, value, strict=True):
+        if v >= MATCHED:
+            placed[int(c)] = seen.objects[int(r)]
+    for i, term in enumerate(wanted):
+        reasons.append(f"{phrase_term(term)[2:]}: {'found' if i in placed else 'missing'}")
+    extra = len(seen.objects) - len(placed)
+    if extra > 0:
+        reasons.append(f"extra objects: {extra}")
+    score = float(value.sum()) / max(len(wanted), len(seen.objects))
+    score *= 1 - 0.5 * _ramp(seen.specks, 6, 60)
+    if spec.relation is not None:
+        held = _relation_holds(placed[0], spec.relation, placed[1]) if len(placed) == 2 else 0.0
+        score *= 0.35 + 0.65 * held
+        reasons.append(f"{spec.relation}: {'holds' if held > 0.5 else 'does not hold'}")
+    if spec.arrangement is not None:
+        held = _arrangement_holds(spec, list(placed.values()))
+        score *= 0.35 + 0.65 * held
+        reasons.append(f"{spec.arrangement}: {'holds' if held > 0.5 else 'does not hold'}")
+    ground = 1 - _ramp(seen.background_distance, 30, 110) if seen.background == spec.background else 0.0
+    score *= 0.4 + 0.6 * ground
+    reasons.append(f"{spec.background} background: {'found' if ground > 0.5 else 'missing'}")
+    return score, reasons
+
+
+def _style(seen: Seen, spec: Spec) -> float:
+    if not seen.objects:
+        return 0.0
+    wanted = STYLES.index(spec.style)
+    return float(np.mean([_named(o.style_fit, wanted) for o in seen.objects]))
+
+
+def _composition(seen: Seen) -> float:
+    """Mean of four rules: clear of the border, clear of one another, centred mass, even spacing."""
+    if not seen.objects:
+        return 0.0
+    boxes = np.array([o.box for o in seen.objects], np.float32)
+    margins = np.minimum(boxes[:, :2].min(1), CANVAS - boxes[:, 2:].max(1))
+    clear = float(np.mean([_ramp(m, 0.0, 3.0) for m in margins]))
+    weight = seen.coverage / max(float(seen.coverage.sum()), 1e-6)
+    ticks = np.arange(CANVAS) - (CANVAS - 1) / 2
+    offset = np.hypot((weight.sum(0) * ticks).sum(), (weight.sum(1) * ticks).sum())
+    balance = 1 - _ramp(float(offset), 2.0, 20.0)
+    if len(seen.objects) == 1:
+        return (clear + 1.0 + balance + 1.0) / 4
+    centres = np.array([(o.x, o.y) for o in seen.objects])
+    sizes = np.array([o.size for o in seen.objects])
+    apart = np.abs(centres[:, None] - centres[None]).max(-1) - (sizes[:, None] + sizes[None]) / 2
+    np.fill_diagonal(apart, np.inf)
+    nearest = apart.min(1)
+    overlap = float(np.mean([_ramp(g, -1.0, 2.0) for g in nearest]))
+    spacing = 1 - _ramp(float(nearest.max() - nearest.min()), 2.0, 18.0)
+    return (clear + overlap + balance + spacing) / 4
+
+
+def _layout(seen: Seen) -> NDArray[np.float32]:
+    """Objects of every colour in the nine cells of the picture, then shapes, style and background: (71,)."""
+    out = np.zeros((len(COLOURS), 9), np.float32)
+    shapes, styles = np.zeros(len(SHAPES), np.float32), np.zeros(len(STYLES), np.float32)
+    for o in seen.objects:
+        cell = 3 * min(2, int(3 * o.y / CANVAS)) + min(2, int(3 * o.x / CANVAS))
+        out[COLOURS.index(o.colour), cell] += 1  # type: ignore[arg-type]
+        shapes[SHAPES.index(o.shape)] += 1  # type: ignore[arg-type]
+        styles[STYLES.index(o.style)] += 1 / max(1, len(seen.objects))  # type: ignore[arg-type]
+    ground = np.zeros(len(BACKGROUNDS), np.float32)
+    ground[BACKGROUNDS.index(seen.background)] = 1  # type: ignore[arg-type]
+    return np.concatenate([out.ravel(), shapes, styles, ground])
+
+
+@cache
+def _familiar() -> NDArray[np.float32]:
+    """Layouts of 512 training scenes."""
+    rng = stream(0, "novelty")
+    return np.stack([_layout(detect(render(sample_pair(rng)[1]))) for _ in range(512)])
+
+
+def _novelty(seen: Seen) -> float:
+    """1 - exp(-d / 4) with d the city-block distance to the nearest of the training layouts."""
+    nearest = np.abs(_familiar() - _layout(seen)).sum(1).min()
+    return float(1 - np.exp(-nearest / 4))
+
+
+@lru_cache(4096)
+def _parsed(prompt: str) -> Spec:
+    return parse(prompt)
+
+
+def judge(image: Image, prompt: str | Spec) -> Judgement:
+    """Judge a picture against a prompt.
+
+    Args:
+        image: uint8 (CANVAS, CANVAS, 3).
+        prompt: a sentence of the world's grammar, or its meaning.
+
+    Raises:
+        PromptError: the prompt is not of this world.
+    """
+    spec = _parsed(prompt) if isinstance(prompt, str) else prompt
+    seen = detect(image)
+    fidelity, reasons = _fidelity(seen, spec)
+    style = _style(seen, spec)
+    reasons.append(f"{spec.style} style: {'found' if style > 0.5 else 'missing'}")
+    return Judgement(fidelity, style, _composition(seen), _novelty(seen), tuple(reasons))
+
+
+def fidelity(image: Image, prompt: str | Spec) -> float:
+    """Criterion P alone, which is what generators are measured by; cheaper than `judge`."""
+    spec = _parsed(prompt) if isinstance(prompt, str) else prompt
+    return _fidelity(detect(image), spec)[0]
+
+

@@ -1,0 +1,180 @@
+"""What a vision-language model knows before it becomes a judge: questions and answers about one and two pictures.
+
+A `Lesson` is a short dialog: an optional prompt, one or two pictures, then several turns of question and
+answer. None of them asks for a preference; "does image 1 match the prompt" is plain image-text matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewarddance.world.corrupt import damage_randomly, edit_scene
+from rewarddance.world.describe import fulfils, holds, listing
+from rewarddance.world.grammar import NUMBERS, WORDINGS, phrase, phrase_body, phrase_term
+from rewarddance.world.render import Image, render
+from rewarddance.world.sampling import TRAIN_STYLES, sample_pair
+from rewarddance.world.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Spec, Term
+from rewarddance.world.splits import OOD_KINDS, split_of
+
+Turn = tuple[str, str]
+"""(question, answer)"""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    prompt: str | None
+    images: tuple[Image, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the questions are drawn from."""
+
+    scenes: tuple[Scene, ...]
+    spec: Spec
+    rng: np.random.Generator
+
+    def pick(self, options: tuple[str, ...]) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+    def kind(self, scene: Scene) -> Term:
+        """A kind to ask about: usually one in the picture, sometimes any trainable one."""
+        if scene.objects and self.rng.random() < 0.55:
+            o = scene.objects[int(self.rng.integers(len(scene.objects)))]
+            return Term(o.colour, o.shape)
+        while True:
+            colour, shape = self.pick(COLOURS), self.pick(SHAPES)
+            if (colour, shape) not in OOD_KINDS:
+                return Term(colour, shape)  # type: ignore[arg-type]
+
+
+def _yes(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+def _is_there(view: _View, i: int) -> Turn:
+    scene = view.scenes[i]
+    term = view.kind(scene)
+    truth = any((o.colour, o.shape) == (term.colour, term.shape) for o in scene.objects)
+    return f"is there {phrase_term(term)} in image {i + 1}?", _yes(truth)
+
+
+def _how_many(view: _View, i: int) -> Turn:
+    objects = view.scenes[i].objects
+    if view.rng.random() < 0.5:
+        return f"how many objects are in image {i + 1}?", NUMBERS[min(5, len(objects))]
+    shape = view.pick(SHAPES)
+    return f"how many {shape} in image {i + 1}?", NUMBERS[min(5, sum(o.shape == shape for o in objects))]
+
+
+def _style(view: _View, i: int) -> Turn:
+    scene = view.scenes[i]
+    if view.rng.random() < 0.5:
+        style = view.pick(TRAIN_STYLES)
+        return f"is image {i + 1} {style}?", _yes(scene.style == style)
+    background = view.pick(BACKGROUNDS)
+    return f"is image {i + 1} on {background}?", _yes(scene.background == background)
+
+
+def _relation(view: _View, i: int) -> Turn | None:
+    objects = view.scenes[i].objects
+    if len(objects) < 2:
+        return None
+    a, b = (objects[k] for k in view.rng.permutation(len(objects))[:2])
+    same = [o for o in objects if (o.colour, o.shape) in {(a.colour, a.shape), (b.colour, b.shape)}]
+    relation = RELATIONS[int(view.rng.integers(4))]
+    if len(same) != 2 or (a.colour, a.shape) == (b.colour, b.shape):
+        return None
+    text = f"{a.colour} {a.shape} {relation} the {b.colour} {b.shape}"
+    return f"is the {text} in image {i + 1}?", _yes(holds(a, relation, b))
+
+
+def _size(view: _View, i: int) -> Turn | None:
+    objects = view.scenes[i].objects
+    if not objects:
+        return None
+    o = objects[int(view.rng.integers(len(objects)))]
+    if sum((p.colour, p.shape) == (o.colour, o.shape) for p in objects) != 1:
+        return None
+    return f"is the {o.colour} {o.shape} in image {i + 1} large?", _yes(o.large)
+
+
+def _matches(view: _View, i: int) -> Turn:
+    return f"does image {i + 1} match the prompt?", _yes(fulfils(view.scenes[i], view.spec))
+
+
+def _more(view: _View, i: int) -> Turn:
+    first, second = view.scenes[i], view.scenes[1 - i]
+    shape = view.pick((*SHAPES, "objects"))
+    counts = [sum(shape in (o.shape, "objects") for o in s.objects) for s in (first, second)]
+    text = f"does image {i + 1} have more {shape} than image {2 - i}?"
+    return text, _yes(counts[0] > counts[1])
+
+
+def _same(view: _View, i: int) -> Turn:
+    def content(s: Scene) -> tuple[object, ...]:
+        return frozenset(s.objects), s.style, s.background
+
+    return f"is image {i + 1} the same as image {2 - i}?", _yes(content(view.scenes[0]) == content(view.scenes[1]))
+
+
+def _describe(view: _View, i: int) -> Turn | None:
+    scene = view.scenes[i]
+    plain = listing(scene)
+    if plain is None or len(plain.terms) > 3 or split_of(plain) != "train":
+        return None
+    return f"describe image {i + 1}.", f"{scene.style} drawing of {phrase_body(plain)} on {scene.background}"
+
+
+_ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (_is_there, _is_there, _how_many, _style, _relation, _size)
+_ABOUT_TWO: tuple[Callable[[_View, int], Turn | None], ...] = (_more, _same)
+
+
+def _second_scene(first: Scene, rng: np.random.Generator) -> Scene:
+    """Another scene: the same, one or two edits away, or unrelated."""
+    chance = rng.random()
+    if chance < 0.1:
+        return first
+    if chance < 0.7:
+        second = edit_scene(first, rng)
+        return edit_scene(second, rng) if rng.random() < 0.3 else second
+    return sample_pair(rng)[1]
+
+
+def _turns(view: _View, with_prompt: bool, num_questions: int) -> tuple[Turn, ...]:
+    rng, count = view.rng, len(view.scenes)
+    turns: list[Turn | None] = []
+    if with_prompt:
+        turns += [_matches(view, int(i)) for i in rng.permutation(count)]
+    pool = _ABOUT_ONE + _ABOUT_TWO * (count - 1)
+    for _ in range(num_questions):
+        ask = pool[int(rng.integers(len(pool)))]
+        turns.append(ask(view, int(rng.integers(count))))
+    turns += [_describe(view, int(i)) for i in rng.permutation(count)]
+    unique = dict.fromkeys(t for t in turns if t is not None)
+    return tuple(unique)
+
+
+def lesson(rng: np.random.Generator, num_questions: int = 5) -> Lesson:
+    """One random lesson about one (a quarter of the time) or two trainable scenes.
+
+    With a chance of one half a prompt comes first, which the first picture fulfils, or was edited away from;
+    three pictures in ten are damaged a little, so that knowledge does not hang on clean renders.
+    """
+    spec, scene = sample_pair(rng)
+    scenes: tuple[Scene, ...] = (edit_scene(scene, rng) if rng.random() < 0.4 else scene,)
+    if rng.random() < 0.75:
+        scenes = (scenes[0], _second_scene(scene, rng))
+        scenes = scenes[::-1] if rng.random() < 0.5 else scenes
+    images = [render(s) for s in scenes]
+    images = [damage_randomly(x, rng, most=0.5) if rng.random() < 0.3 else x for x in images]
+    with_prompt = bool(rng.random() < 0.6)
+    wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
+    view = _View(scenes, spec, rng)
+    return Lesson(
+        phrase(spec, wording) if with_prompt else None, tuple(images), _turns(view, with_prompt, num_questions)
+    )
