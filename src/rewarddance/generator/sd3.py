@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewarddance.core.errors import ConfigError
@@ -65,7 +67,7 @@ class Sd3Generator:
         folder = Path(folder)
         missing = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **none)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, **none)
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
             if part is not None:
                 part.eval().requires_grad_(False)
@@ -138,6 +140,25 @@ class Sd3Generator:
             if p.requires_grad:
                 p.data = p.data.float()  # bf16 masters freeze at the learning rates of reward feedback
         self._has_adapter = True
+
+    def save_adapter(self, folder: Path) -> Path:
+        """Write the LoRA adapter with its rank and alpha, which a plain state dict would lose."""
+        state = get_peft_model_state_dict(self.transformer)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter.safetensors")
+        config = self.transformer.peft_config["default"]
+        content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
+        (folder / "adapter.json").write_text(json.dumps(content, indent=2) + "\n")
+        return folder
+
+    def load_adapter(self, folder: Path) -> None:
+        """Put a saved adapter on; the model without it stays reachable through `reference()`."""
+        found = json.loads((folder / "adapter.json").read_text())
+        self.add_lora(found["rank"], found["alpha"])
+        result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
+        if result.unexpected_keys:
+            raise ConfigError(f"{folder}: the adapter was made for another generator")
+        self.transformer.requires_grad_(False)
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer}

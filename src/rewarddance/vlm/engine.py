@@ -23,6 +23,10 @@ from rewarddance.vlm.internvl import Frame, InternVLBackbone
 from rewarddance.vlm.plan import Group, Key, group_by_prefix, pack
 
 
+WIDTH_STEP = 8
+"""Rows are padded to a multiple of this, so that kernels meet few shapes (building one costs more than padding)."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """Logits at the answer position.
@@ -144,7 +148,7 @@ class Engine:
     def _embed(self, keys: Sequence[Key], seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """Right-padded embeddings (B, S, D) and mask (B, S); image tokens come from the table `seen`."""
         device = self.backbone.device
-        width = max(len(k) for k in keys)
+        width = -(-max(len(k) for k in keys) // WIDTH_STEP) * WIDTH_STEP
         table = torch.tensor([[*k, *[0] * (width - len(k))] for k in keys], device=device)
         sizes = torch.tensor([len(k) for k in keys], device=device)
         mask = (torch.arange(width, device=device)[None] < sizes[:, None]).long()

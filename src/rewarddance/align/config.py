@@ -1,0 +1,63 @@
+"""Configuration of alignment. No torch here, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rewarddance.core.config import Config
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+
+
+class ReferenceConfig(Config):
+    """What candidates are compared with."""
+
+    kind: Literal["best_of_n", "random", "none"] = "best_of_n"
+    """`none` asks the pointwise question."""
+    num_candidates: int = Field(4, ge=1)
+    refresh: Literal["never", "steps", "win_rate"] = "win_rate"
+    """A reference that never moves saturates P(yes); `steps` draws anew every `every` steps, `win_rate` when the
+    policy's running mean reward against the bank passes `above`."""
+    every: int = Field(100, ge=1)
+    above: float = Field(0.7, gt=0, lt=1)
+
+
+class ReflConfig(Config):
+    """Reward feedback learning: one gradient step at a random late time, the judge's verdict on its clean picture."""
+
+    num_steps: int = Field(10, ge=1)
+    window: tuple[float, float] = (0.3, 1.0)
+    """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent."""
+    loss: Literal["log_sigmoid", "margin", "reward"] = "log_sigmoid"
+    """-log P(yes), -log-odds, or -P(yes)."""
+    kl_weight: float = Field(1.0, ge=0)
+    """Weight of KL(policy, frozen policy) of the step taken as an SDE step with noise `kl_noise`."""
+    kl_noise: float = Field(0.7, gt=0)
+
+
+class AlignConfig(Config):
+    """A generator, a judge, prompts and an algorithm."""
+
+    generator: str = "tiny"
+    """`tiny`, or a local folder of a `StableDiffusion3Pipeline`."""
+    judge: str = "tiny"
+    """`tiny`, a judge's run folder, or a local checkpoint."""
+    algorithm: Literal["refl", "sft"] = "refl"
+    """`sft` continues supervised flow matching for the same number of steps: the control."""
+    criterion: str = "fidelity"
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance scale inside training and probes; 1 is off."""
+    num_prompts: int = Field(256, ge=1)
+    batch_size: int = Field(24, ge=1)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(32.0, gt=0)
+    references: ReferenceConfig = ReferenceConfig()
+    refl: ReflConfig = ReflConfig()
+    max_kl: float = Field(0.0, ge=0)
+    """Stop when the running mean KL passes this; 0 never stops."""
+    probe_prompts: int = Field(40, ge=1)
+    probe_noises: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0)
+    optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=10, ema_decay=0.95)
+    loop: LoopConfig = LoopConfig(num_steps=200, save_every=100)

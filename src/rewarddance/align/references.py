@@ -1,0 +1,65 @@
+"""The reference bank: for every prompt the picture that candidates are compared with, and when it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from rewarddance.align.config import ReferenceConfig
+from rewarddance.core.media import Media
+from rewarddance.core.protocols import Generator
+from rewarddance.core.types import RewardModel
+from rewarddance.search.best_of_n import draw, select
+
+
+@dataclass
+class ReferenceBank:
+    """One reference a prompt, drawn from the current policy: the judge's best of N, or the first of them.
+
+    Attributes:
+        drawn_at: the step of the last drawing; win_rate: running mean reward against the bank since then.
+    """
+
+    config: ReferenceConfig
+    prompts: tuple[str, ...]
+    num_steps: int
+    criterion: str
+    seed: int
+    pictures: dict[str, Media] = field(default_factory=dict)
+    drawn_at: int = -1
+    win_rate: float = 0.5
+
+    def draw(self, generator: Generator, judge: RewardModel, step: int) -> None:
+        """Draw all references anew from the generator as it is; a pure function of the seed, the step and the weights."""
+        if self.config.kind == "none":
+            self.drawn_at = step
+            return
+        rng = torch.Generator().manual_seed(self.seed * 7_919 + step)
+        num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
+        drawn = draw(generator, self.prompts, num, rng, self.num_steps)
+        if num > 1:
+            found = [s.winner for s in select(judge, self.prompts, drawn, self.criterion)]
+        else:
+            found = [d[0] for d in drawn]
+        self.pictures = {p: Media(m.frames.detach().clone(), origin=m.origin) for p, m in zip(self.prompts, found, strict=True)}
+        self.drawn_at, self.win_rate = step, 0.5
+
+    def of(self, prompts: Sequence[str]) -> list[Media | None]:
+        """References of a batch; None where the pointwise question is asked."""
+        return [self.pictures.get(p) for p in prompts]
+
+    def note(self, reward: float) -> None:
+        """Tell the bank the mean reward of a step."""
+        self.win_rate = 0.9 * self.win_rate + 0.1 * reward
+
+    def is_due(self, step: int) -> bool:
+        """Should the references be drawn anew before this step?"""
+        if self.drawn_at < 0:
+            return True
+        if self.config.kind == "none" or self.config.refresh == "never" or step == self.drawn_at:
+            return False
+        if self.config.refresh == "steps":
+            return step - self.drawn_at >= self.config.every
+        return self.win_rate > self.config.above

@@ -1,0 +1,129 @@
+"""The `rewarddance` command: finds the subcommand, reads its flags, prints errors as one line. No torch at import."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from rewarddance.core.errors import RewardDanceError
+
+EPILOGUE = """
+Examples:
+  rewarddance demo
+  rewarddance data import votes.csv --format csv --media-root images --out data/mine
+  rewarddance train recipes/tiny/reward.yaml --data data/mine --out runs/judge
+  rewarddance score --judge runs/judge --prompt "a red circle" --candidate a.png --reference b.png
+  rewarddance align recipes/tiny/refl.yaml --judge runs/judge --out runs/refl --optim.lr 3e-5
+  rewarddance evaluate runs/refl && rewarddance report runs/refl
+
+`rewarddance COMMAND --help` explains a command. Exit status: 0 done, 1 it could not be done, 2 wrong usage.
+--debug shows tracebacks.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where its arguments and its body live, imported when it is called."""
+
+    home: str
+    summary: str
+
+    def load(self) -> Any:
+        module, name = self.home.split(":")
+        return getattr(import_module(f"rewarddance.apps.{module}"), name)
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("commands:Demo", "the main job on the embedded world, with a report"),
+    "data build": Command("commands:DataBuild", "preferences of the embedded world as Parquet"),
+    "data import": Command("commands:DataImport", "your own pictures and preferences to Parquet"),
+    "train": Command("training:Train", "train a judge on preferences"),
+    "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
+    "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
+    "align": Command("training:Align", "train a generator with a judge"),
+    "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
+    "evaluate": Command("commands:Evaluate", "measure what a run trained, with intervals"),
+    "report": Command("commands:Report", "write a run's HTML page"),
+    "rerun": Command("training:Rerun", "repeat a run from its run.json"),
+    "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
+}
+
+
+def overview() -> str:
+    """What `rewarddance --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items()]
+    return "usage: rewarddance COMMAND [flags]\n\nCommands:\n" + "\n".join(lines) + "\n" + EPILOGUE
+
+
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The longest command that `argv` begins with, and what follows it."""
+    for length in (2, 1):
+        name = " ".join(argv[:length])
+        if len(argv) >= length and name in COMMANDS:
+            return name, list(argv[length:])
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns the exit status; wrong flags leave through SystemExit(2)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from rewarddance import __version__
+
+        print(__version__)
+        return 0
+    found = split_command(args)
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, 1) or difflib.get_close_matches(args[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; see rewarddance --help"
+        print(f"rewarddance: no command {args[0]!r}{hint}", file=sys.stderr)
+        return 2
+    return _run(*found, debug)
+
+
+def _quiet() -> None:
+    """Keep other libraries' advice and bars out of our output; a user's own settings win."""
+    for key, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+        os.environ.setdefault(key, value)
+
+
+def _run(name: str, rest: list[str], debug: bool) -> int:
+    _quiet()
+    command = COMMANDS[name].load()
+    read: Callable[[str, list[str]], Any] = command.read
+    try:
+        read(f"rewarddance {name}", rest).run()
+    except RewardDanceError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"rewarddance: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rewarddance: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split()) or type(error).__name__
+        place = f"{where.filename.rsplit('/', 1)[-1]}:{where.lineno}"
+        print(f"rewarddance: {type(error).__name__}: {text} ({place}; --debug shows more)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""Commands that do not train."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rewarddance.apps.flags import Flags, need
+from rewarddance.core.progress import console
+
+
+def show(values: Any) -> None:
+    """Results go to standard output as JSON, one object."""
+    print(json.dumps(values, indent=2))
+
+
+@dataclass(frozen=True)
+class Demo(Flags):
+    """The main job on the embedded world: preferences, judge, alignment, evaluation, report.
+
+    Example: rewarddance demo --out runs/demo
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for everything; an earlier demo there is replaced."""
+    fast: bool = False
+    """A few steps of everything, for tests; its figures mean nothing."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.apps.report import write_report
+        from rewarddance.jobs.demo import run_demo
+
+        summary = run_demo(self.out, fast=self.fast, seed=self.seed)
+        page = write_report(self.out)
+        gain = summary["gain"]
+        console.print(
+            f"oracle fidelity {gain['mean']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] ({gain['verdict']}); "
+            f"{summary['seconds']:.0f} s; open {page}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@dataclass(frozen=True)
+class DataBuild(Flags):
+    """Preferences of the embedded world: train.parquet, id.parquet (held out) and ood.parquet.
+
+    Example: rewarddance data build --out data/embedded --num-prompts 3000
+    """
+
+    out: Path
+    """Folder to write."""
+    num_prompts: int = 3000
+    num_held_out: int = 128
+    """Prompts in each of the two held-out splits."""
+    pictures: int = 4
+    """Pictures of each prompt."""
+    generator: str = "tiny"
+    """Whose samples are judged beside renders; `none` for renders alone."""
+    generator_share: float = 0.65
+    criterion: str = "fidelity"
+    shuffle_labels: bool = False
+    """Labels that know nothing, for the control."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.jobs.build.preferences import PreferencesConfig
+        from rewarddance.jobs.data_build import build_data
+
+        config = PreferencesConfig(
+            seed=self.seed,
+            num_prompts=self.num_prompts,
+            pictures=self.pictures,
+            generator_share=self.generator_share,
+            criterion=self.criterion,
+            shuffle_labels=self.shuffle_labels,
+        )
+        generator = None if self.generator == "none" else self.generator
+        console.print(f"wrote {build_data(config, self.num_held_out, generator, self.out)}", highlight=False)
+
+
+@dataclass(frozen=True)
+class DataImport(Flags):
+    """Your own PNG, JPEG or WebP pictures and preferences to Parquet that `datasets.load_dataset` reads.
+
+    Rows of a JSONL or CSV file: prompt with image_a, image_b, label (a, b or tie); or chosen, rejected; or (JSONL)
+    images and ranking, lower is better, equal ranks are ties. `import.json` counts rows and lists broken ones.
+
+    Example: rewarddance data import votes.csv --format csv --media-root images --out data/mine
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The preferences."""
+    format: Literal["jsonl", "csv", "imagereward"]
+    media_root: Path
+    """Folder that picture paths are relative to; nothing outside it is read."""
+    out: Path
+    """Folder to write."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do about broken rows: list them and stop, or leave them out."""
+
+    def run(self) -> None:
+        from rewarddance.data.importers import import_preferences
+
+        found = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error)
+        show({k: v for k, v in found.as_dict().items() if k != "rejected"})
+        for number, why in found.rejected[:20]:
+            console.print(f"row {number}: {why}", highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Score(Flags):
+    """Judge one picture (pointwise), two (candidate against reference), or every comparison of a data folder.
+
+    Examples:
+      rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
+      rewarddance score data/mine --judge runs/judge --out scores.jsonl
+    """
+
+    data: Annotated[Path | None, tyro.conf.Positional] = None
+    """A folder written by `data build` or `data import`, or a Parquet file of it."""
+    judge: str = "tiny"
+    """`tiny`, a run folder of `rewarddance train`, or a local checkpoint."""
+    prompt: str | None = None
+    candidate: Path | None = None
+    reference: Path | None = None
+    criterion: str = "overall"
+    out: Path | None = None
+    """Where to write one line a comparison when a data folder is scored."""
+
+    def run(self) -> None:
+        from rewarddance.jobs.score import score_data, score_one
+
+        if self.data is not None:
+            show(score_data(self.data, self.judge, self.out))
+            return
+        need(self.prompt is not None and self.candidate is not None, "score: give a data folder, or --prompt and --candidate")
+        assert self.prompt is not None
+        assert self.candidate is not None
+        show(score_one(self.judge, self.prompt, self.candidate, self.reference, self.criterion))
+
+
+@dataclass(frozen=True)
+class Rank(Flags):
+    """Order pictures of one prompt by round robin, best first.
+
+    Example: rewarddance rank a.png b.png c.png --prompt "a red circle"
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    prompt: str
+    judge: str = "tiny"
+    criterion: str = "overall"
+
+    def run(self) -> None:
+        from rewarddance.core.media import Media
+        from rewarddance.jobs.load import load_judge
+
+        media = [Media.open(p) for p in self.images]
+        found = load_judge(self.judge).rank(self.prompt, media, self.criterion)
+        order = [{"path": str(self.images[i]), "margin": round(float(found.margin[i]), 4)} for i in found.order]
+        show({"order": order, "wins": [[round(x, 4) for x in row] for row in found.wins.tolist()]})
+
+
+@dataclass(frozen=True)
+class Sample(Flags):
+    """Draw pictures of a prompt; with --best-of N the judge keeps the best of N for each.
+
+    Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
+    """
+
+    prompt: str
+    out: Path
+    num: int = 4
+    generator: str = "tiny"
+    adapter: Path | None = None
+    """A run folder of `rewarddance align`."""
+    best_of: int = 1
+    judge: str = "tiny"
+    criterion: str = "fidelity"
+    num_steps: int = 20
+    guidance: float = 1.0
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.jobs.sample import sample_to_folder
+
+        paths = sample_to_folder(
+            self.prompt,
+            self.out,
+            num=self.num,
+            generator=self.generator,
+            adapter=self.adapter,
+            best_of=self.best_of,
+            judge=self.judge,
+            criterion=self.criterion,
+            num_steps=self.num_steps,
+            guidance=self.guidance,
+            seed=self.seed,
+        )
+        show({"written": [str(p) for p in paths]})
+
+
+@dataclass(frozen=True)
+class Evaluate(Flags):
+    """Measure what a run trained: oracle gain by category with intervals, or a judge's accuracy. Writes evaluation.json.
+
+    Example: rewarddance evaluate runs/refl
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    num_noises: int = 4
+    """Fixed noises for each of the 240 prompts."""
+    every: int = 1
+    """Take every n-th benchmark prompt."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.core.runs import RunFolder
+
+        if RunFolder(self.run_folder).read()["kind"] == "judge":
+            from rewarddance.jobs.score import evaluate_judge
+
+            show(evaluate_judge(self.run_folder))
+            return
+        from rewarddance.jobs.evaluate import evaluate_alignment
+
+        show(evaluate_alignment(self.run_folder, num_noises=self.num_noises, every=self.every, seed=self.seed))
+
+
+@dataclass(frozen=True)
+class Report(Flags):
+    """Write RUN/report.html, one self-contained page.
+
+    Example: rewarddance report runs/refl
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        from rewarddance.apps.report import write_report
+
+        print(write_report(self.run_folder))

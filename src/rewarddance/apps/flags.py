@@ -1,0 +1,49 @@
+"""Commands as frozen dataclasses: fields are flags (tyro), `run` does the work and imports what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self
+
+import tyro
+
+from rewarddance.core.config import Config, load_recipe, merge, parse_config
+from rewarddance.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Base of commands."""
+
+    @classmethod
+    def read(cls, program: str, args: list[str]) -> Self:
+        """Parse flags; wrong usage prints help and exits with 2."""
+        return tyro.cli(cls, prog=program, args=args)
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+def read_with_recipe(cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None) -> Any:
+    """Parse `[RECIPE.yaml] --flags`: the recipe gives the defaults, flags override single leaves.
+
+    Raises:
+        ConfigError: the recipe cannot be read or has a wrong key.
+    """
+    recipe = base or {}
+    if args and not args[0].startswith("-"):
+        recipe = merge(recipe, load_recipe(args[0]))
+        source, args = args[0], args[1:]
+    else:
+        source = "configuration"
+    values: dict[str, Any] = {"config": parse_config(model, recipe, source)}
+    for f in fields(cls):
+        if f.name != "config":
+            values[f.name] = f.default if f.default is not MISSING else tyro.MISSING
+    return tyro.cli(cls, prog=program, args=args, default=cls(**values))
+
+
+def need(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

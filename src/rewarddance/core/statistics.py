@@ -1,0 +1,52 @@
+"""Intervals: paired and clustered bootstrap. One random stream a call, so figures repeat."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rewarddance.core.streams import stream
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with a 95% bootstrap interval (percentile)."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `inconclusive` where the interval holds 0."""
+        if self.ci_low > 0:
+            return "better"
+        return "worse" if self.ci_high < 0 else "inconclusive"
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.ci_low:+.3f}, {self.ci_high:+.3f}]"
+
+
+def bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `values` (first axis: independent units, such as prompts; other axes are averaged within a unit).
+
+    Raises:
+        ValueError: no values, or NaN among them.
+    """
+    x: NDArray[np.float64] = np.asarray(values, np.float64)
+    if x.size == 0 or np.isnan(x).any():
+        raise ValueError("bootstrap needs values and no NaN")
+    units = x.reshape(len(x), -1).mean(1)
+    rows = stream(seed, "bootstrap").integers(len(units), size=(num, len(units)))
+    low, high = np.percentile(units[rows].mean(1), [2.5, 97.5])
+    return Interval(float(units.mean()), float(low), float(high))
+
+
+def paired_bootstrap(after: ArrayLike, before: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `after - before`, with units resampled together (same prompts and noises on both sides)."""
+    return bootstrap(np.asarray(after, np.float64) - np.asarray(before, np.float64), num=num, seed=seed)

@@ -1,0 +1,175 @@
+"""A user's own preferences to Parquet: every broken row is named, counted, and stops the import or is skipped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
+from rewarddance.core.runs import write_json
+from rewarddance.data.parquet import row_of, write_rows
+
+Format = Literal["jsonl", "csv", "imagereward"]
+LABELS: dict[str, float] = {
+    "a": 1.0, "b": 0.0, "tie": 0.5, "same": 0.5, "1": 1.0, "2": 0.0, "left": 1.0, "right": 0.0,
+}  # fmt: skip
+"""What a `label` may say, as the probability that the first picture is better."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row understood but not yet loaded: paths are as the file gives them."""
+
+    record_id: str
+    prompt: str
+    paths: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of the rows; `rejected` holds (row number from 1, reason)."""
+
+    rows: int
+    accepted: int
+    rejected: tuple[tuple[int, str], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        listed = [{"row": n, "reason": why} for n, why in self.rejected]
+        return {"rows": self.rows, "accepted": self.accepted, "num_rejected": len(listed), "rejected": listed}
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"empty or missing {key!r}")
+    return value.strip()
+
+
+def understand(row: dict[str, Any], number: int) -> Draft:
+    """One row of any supported shape.
+
+    Shapes: prompt with `image_a`, `image_b`, `label`; with `chosen`, `rejected`; with `images` (or `generations`)
+    and `ranking` (lower is better, equal is a tie).
+
+    Raises:
+        InputError: what is wrong with the row.
+    """
+    prompt, name = _text(row, "prompt"), str(row.get("id") or f"row-{number}")
+    if "image_a" in row or "image_b" in row:
+        label = _text({"label": str(row.get("label") or "")}, "label").lower()
+        if label not in LABELS:
+            raise InputError(f"unknown label {label!r}; use a, b or tie")
+        return Draft(name, prompt, (_text(row, "image_a"), _text(row, "image_b")), (Choice(0, 1, LABELS[label]),))
+    if "chosen" in row or "rejected" in row:
+        return Draft(name, prompt, (_text(row, "chosen"), _text(row, "rejected")), (Choice(0, 1, 1.0),))
+    images, ranking = row.get("images", row.get("generations")), row.get("ranking")
+    if not isinstance(images, list) or not isinstance(ranking, list):
+        raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking")
+    if len(images) != len(ranking) or len(images) < 2:
+        raise InputError(f"{len(images)} images and {len(ranking)} ranks; needs two or more of each, as many of both")
+    if not all(isinstance(p, str) for p in images) or not all(isinstance(r, int | float) for r in ranking):
+        raise InputError("images must be paths and ranks numbers")
+    return Draft(name, prompt, tuple(images), from_ranking(ranking))
+
+
+def _inside(root: Path, path: str) -> Path:
+    """The file under the media root; refuses paths that leave it, through `..`, links or an absolute path."""
+    base = root.resolve()
+    found = (base / path).resolve()
+    if not found.is_relative_to(base):
+        raise InputError(f"{path}: outside the media root")
+    return found
+
+
+def load(draft: Draft, root: Path) -> dict[str, Any]:
+    """Open every picture of a draft; a Parquet row with the original files."""
+    files = [_inside(root, p) for p in draft.paths]
+    media = tuple(Media.open(f) for f in files)
+    record = PreferenceRecord(draft.record_id, draft.prompt, media, draft.choices, "overall", "import")
+    return row_of(record, [f.read_bytes() for f in files])
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield number, row if isinstance(row, dict) else "not a JSON object"
+        except ValueError as error:
+            yield number, f"not JSON ({error})"
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.DictReader(file), 1):
+            yield number, "more fields than columns" if None in row else row
+
+
+def _imagereward(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: ImageReward's format is a JSON list of objects")
+    for number, row in enumerate(rows, 1):
+        yield number, row if isinstance(row, dict) else "not a JSON object"
+
+
+_READERS: dict[Format, Callable[[Path], Iterator[tuple[int, dict[str, Any] | str]]]] = {
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "imagereward": _imagereward,
+}
+
+
+def import_preferences(
+    source: Path, format: Format, media_root: Path, out: Path, on_error: Literal["stop", "skip"] = "stop"
+) -> ImportReport:
+    """Read `source` and write `out/train.parquet` and `out/import.json`.
+
+    With `on_error="stop"` (the default) broken rows are still all found and listed, and nothing but the list is
+    written.
+
+    Raises:
+        InputError: the file cannot be read, no row is left, or rows are broken and `on_error` is "stop".
+    """
+    if not source.is_file():
+        raise InputError(f"{source}: no such file")
+    if not media_root.is_dir():
+        raise InputError(f"{media_root}: the media root is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    rejected: list[tuple[int, str]] = []
+    total = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal total
+        for number, row in _READERS[format](source):
+            total += 1
+            try:
+                if isinstance(row, str):
+                    raise InputError(row)
+                yield load(understand(row, number), media_root)
+            except InputError as error:
+                rejected.append((number, str(error)))
+
+    target = out / "train.parquet"
+    held = out / "unfinished.parquet"
+    accepted = write_rows(rows(), held)
+    report = ImportReport(total, accepted, tuple(rejected))
+    write_json(out / "import.json", report.as_dict())
+    if accepted == 0 or (rejected and on_error == "stop"):
+        held.unlink()
+        first = f"; first: row {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
+        hint = " (--on-error skip leaves them out)" if accepted else ""
+        raise InputError(f"{source}: {len(rejected)} of {total} rows are broken{hint}, see {out / 'import.json'}{first}")
+    held.replace(target)
+    return report

@@ -1,0 +1,159 @@
+"""Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
+
+Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label),
+truth (list of exact values, or null).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import MAX_PIXELS, Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_CHOICE = pa.struct([("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32())])
+_HF_FEATURES = (
+    b'{"info": {"features": {"id": {"dtype": "string", "_type": "Value"}, "prompt": {"dtype": "string", "_type": '
+    b'"Value"}, "criterion": {"dtype": "string", "_type": "Value"}, "source": {"dtype": "string", "_type": "Value"}, '
+    b'"images": {"feature": {"_type": "Image"}, "_type": "List"}, "choices": {"feature": {"first": {"dtype": "int32", '
+    b'"_type": "Value"}, "second": {"dtype": "int32", "_type": "Value"}, "label": {"dtype": "float32", "_type": '
+    b'"Value"}}, "_type": "List"}, "truth": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}}}}'
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("criterion", pa.string()),
+        ("source", pa.string()),
+        ("images", pa.list_(_IMAGE)),
+        ("choices", pa.list_(_CHOICE)),
+        ("truth", pa.list_(pa.float32())),
+    ],
+    metadata={"huggingface": _HF_FEATURES},
+)
+
+
+def png_bytes(media: Media) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    media.to_pil().save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> dict[str, Any]:
+    """A Parquet row; `encoded` keeps original files instead of encoding anew."""
+    files = encoded if encoded is not None else [png_bytes(m) for m in record.media]
+    return {
+        "id": record.record_id,
+        "prompt": record.prompt,
+        "criterion": record.criterion,
+        "source": record.source,
+        "images": [{"bytes": b, "path": None} for b in files],
+        "choices": [{"first": c.first, "second": c.second, "label": c.label} for c in record.choices],
+        "truth": None if record.truth is None else list(record.truth),
+    }
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path, chunk: int = 256) -> int:
+    """Write rows to one Parquet file, beside its place and renamed. Returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, count, waiting = path.with_name(f".{path.name}.partial"), 0, []
+    with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+        for row in rows:
+            waiting.append(row)
+            count += 1
+            if len(waiting) == chunk:
+                writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+    beside.replace(path)
+    return count
+
+
+class RecordTable(Sequence[PreferenceRecord]):
+    """Records of a Parquet file; pictures are decoded when a record is asked for, the last few thousand are kept."""
+
+    def __init__(self, table: pa.Table, name: str, keep: int = 4096) -> None:
+        self.table, self.name = table, name
+        self._get = lru_cache(keep)(self._read)
+
+    @classmethod
+    def open(cls, path: Path) -> RecordTable:
+        """Open one file.
+
+        Raises:
+            InputError: missing, not Parquet, or without the columns of a preference record.
+        """
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: not a Parquet file ({error})") from None
+        missing = [n for n in ("id", "prompt", "images", "choices") if n not in table.column_names]
+        if missing:
+            raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+        return cls(table, str(path))
+
+    def _read(self, index: int) -> PreferenceRecord:
+        row = self.table.slice(index, 1).to_pylist()[0]
+        media = tuple(_decode(x["bytes"], f"{self.name} row {index + 1}") for x in row["images"])
+        made = tuple(Choice(c["first"], c["second"], c["label"]) for c in row["choices"])
+        truth = row.get("truth")
+        return PreferenceRecord(
+            row["id"],
+            row["prompt"],
+            media,
+            made,
+            row.get("criterion") or "overall",
+            row.get("source") or "",
+            tuple(truth) if truth else None,
+        )
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of all records, without decoding a picture."""
+        return list(self.table.column("prompt").to_pylist())
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[PreferenceRecord]: ...
+    def __getitem__(self, index: int | slice) -> PreferenceRecord | Sequence[PreferenceRecord]:
+        if isinstance(index, slice):
+            return [self._get(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._get(index % len(self))
+
+    def take(self, rows: Sequence[int]) -> RecordTable:
+        """A table of some rows."""
+        return RecordTable(self.table.take(list(rows)), self.name)
+
+    def __iter__(self) -> Iterator[PreferenceRecord]:
+        return (self[i] for i in range(len(self)))
+
+
+def _decode(content: bytes, origin: str) -> Media:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{origin}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS:,}")
+            return Media.from_pil(image, origin=origin)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{origin}: unreadable picture ({error})") from None

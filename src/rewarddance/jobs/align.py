@@ -1,0 +1,230 @@
+"""Align a generator with a judge: ReFL, or the supervised control, with probes, references, KL and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.align.references import ReferenceBank
+from rewarddance.align.refl import refl_step
+from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.media import Media
+from rewarddance.core.monitors import HackingMonitor, Probe
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.streams import stream
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.generator import flow
+from rewarddance.generator.rollout import sample
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.world.batches import captioned_batch
+from rewarddance.world.grammar import WORDINGS, phrase
+from rewarddance.world.oracle import fidelity
+from rewarddance.world.sampling import sample_pair
+
+Gold = Callable[[Sequence[str], Sequence[Media]], list[float]]
+"""An exact measure of pictures, where one exists."""
+
+
+def training_prompts(num: int, seed: int) -> tuple[str, ...]:
+    """Distinct training prompts of the embedded world."""
+    rng, found = stream(seed, "align-prompts"), dict[str, None]()
+    while len(found) < num:
+        found[phrase(sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))])] = None
+    return tuple(found)
+
+
+def oracle_gold(prompts: Sequence[str], media: Sequence[Media]) -> list[float]:
+    """Oracle fidelity of pictures of the embedded world."""
+    return [fidelity(m.to_numpy(), p) for p, m in zip(prompts, media, strict=True)]
+
+
+@dataclass
+class Prober:
+    """Looks at fixed prompts and noises: proxy reward against the references of the start, and the gold standard."""
+
+    generator: Sd3Generator
+    judge: RewardModel
+    prompts: Sequence[str]
+    num_noises: int
+    num_steps: int
+    criterion: str
+    seed: int
+    gold: Gold | None
+
+    def __post_init__(self) -> None:
+        self.monitor = HackingMonitor()
+        self.references: list[Media] | None = None
+
+    @torch.no_grad()
+    def look(self, step: int) -> Metrics:
+        flat = [p for p in self.prompts for _ in range(self.num_noises)]
+        rng = torch.Generator().manual_seed(self.seed + 17)
+        z = sample(self.generator, self.generator.condition(flat), self.generator.noise(len(flat), rng), self.num_steps)
+        pictures = self.generator.decode(z)
+        if self.references is None:
+            self.references = pictures
+        # each sample meets the start's sample of the next noise, so that the start itself scores about one half
+        shifted = [self.references[self._other(i)] for i in range(len(flat))]
+        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(flat, pictures, shifted, strict=True)]
+        proxy = self.judge.judge(asked).reward.cpu().double().numpy().reshape(-1, self.num_noises)
+        if self.gold is None:
+            return {"probe/proxy": float(proxy.mean()), "probe/proxy_std": float(proxy.std())}
+        gold = np.array(self.gold(flat, pictures)).reshape(-1, self.num_noises)
+        return self.monitor.add(step, proxy, gold)
+
+    def _other(self, i: int) -> int:
+        row, column = divmod(i, self.num_noises)
+        return row * self.num_noises + (column + 1) % self.num_noises
+
+
+def align_generator(
+    config: AlignConfig,
+    generator: Sd3Generator,
+    judge: RewardModel,
+    out: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    gold: Gold | None = oracle_gold,
+    resume: bool = False,
+    title: str = "align",
+    report: Callable[[int, int, Metrics], None] | None = None,
+) -> Path:
+    """Train a LoRA adapter and save it to `out/adapter`.
+
+    Args:
+        prompts: what to train on; drawn from the embedded world when None.
+        gold: exact measure for the probes, None where there is none (then hacking cannot be called).
+    """
+    folder = RunFolder(out)
+    folder.start("align", config.model_dump(mode="json"), resume=resume)
+    torch.manual_seed(config.seed)
+    chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
+    generator.add_lora(config.lora_rank, config.lora_alpha)
+    autocast = partial(torch.autocast, generator.device.type, torch.bfloat16)
+    loop = Loop(generator.trainable(), config.optim, config.loop, folder)
+    bank = ReferenceBank(config.references, chosen, config.refl.num_steps, config.criterion, config.seed)
+    probe_prompts = training_prompts(config.probe_prompts, config.seed + 1) if prompts is None else chosen[: config.probe_prompts]
+    prober = Prober(
+        generator, judge, probe_prompts, config.probe_noises, config.refl.num_steps, config.criterion, config.seed, gold
+    )
+    if resume and loop.resume():
+        _restore(loop, bank, prober)
+    elif config.algorithm == "refl":
+        with autocast():
+            folder.log(0, prober.look(0))
+
+    def step(index: int) -> Metrics:
+        if config.algorithm == "sft":
+            return _sft_step(config, generator, index)
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        with autocast():
+            if bank.is_due(index):
+                bank.draw(generator, judge, index)
+            rows = stream(config.seed, "align-batch", index).choice(len(chosen), config.batch_size)
+            batch = [chosen[int(r)] for r in rows]
+            found = refl_step(generator, judge, batch, bank.of(batch), config.refl, config.criterion, rng)
+        found["loss"].backward()  # type: ignore[no-untyped-call]
+        metrics: Metrics = {k: float(v.detach()) for k, v in found.items()}
+        bank.note(metrics["reward"])
+        loop.extra["kl"] = 0.95 * loop.extra.get("kl", 0.0) + 0.05 * metrics["kl"]
+        _remember(loop, bank, prober)
+        return metrics | {"win_rate": bank.win_rate, "references_from": bank.drawn_at}
+
+    def validate(index: int) -> Metrics:
+        if config.algorithm == "sft":
+            return {}
+        if loop.ema is not None:
+            loop.ema.swap(loop.parameters)
+        with autocast():
+            found = prober.look(index)
+        if loop.ema is not None:
+            loop.ema.swap(loop.parameters)
+        _remember(loop, bank, prober)
+        return found
+
+    def stop(metrics: Metrics) -> str | None:
+        over = config.max_kl > 0 and loop.extra.get("kl", 0.0) > config.max_kl
+        return f"mean KL passed {config.max_kl}" if over else None
+
+    with progress(title, "reward", "kl", "loss") as bar:
+
+        def both(done: int, total: int, metrics: Metrics) -> None:
+            bar(done, total, metrics)
+            if report is not None:
+                report(done, total, metrics)
+
+        loop.run(step, validate, both, stop)
+    if loop.ema is not None:
+        loop.ema.swap(loop.parameters)
+    generator.save_adapter(out / "adapter")
+    return out / "adapter"
+
+
+def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> Metrics:
+    """Supervised flow matching on captioned renders, as in pretraining: the control."""
+    prompts, images = captioned_batch(config.seed, "sft-control", index, config.batch_size)
+    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.autocast(generator.device.type, torch.bfloat16):
+        with torch.no_grad():
+            x = generator.encode(pixels.to(generator.device)).float()
+        t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(x.device)
+        noise = torch.randn(x.shape, generator=rng).to(x.device)
+        v = generator.velocity(flow.add_noise(x, noise, t), t, generator.condition(prompts))
+    loss = F.mse_loss(v.float(), noise - x)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {"loss": loss.item()}
+
+
+def _remember(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
+    """Put what is not weights into the checkpoint: references, running means, probes."""
+    loop.extra |= {"drawn_at": bank.drawn_at, "win_rate": bank.win_rate}
+    loop.extra["probe_steps"] = [p.step for p in prober.monitor.probes]
+    tensors = {}
+    if bank.pictures:
+        tensors["bank"] = torch.cat([bank.pictures[p].frames for p in bank.prompts])
+    if prober.references is not None:
+        tensors["probe_references"] = torch.cat([m.frames for m in prober.references])
+    if prober.monitor.probes:
+        tensors["probe_proxy"] = torch.from_numpy(np.stack([p.proxy for p in prober.monitor.probes]))
+        tensors["probe_gold"] = torch.from_numpy(np.stack([p.gold for p in prober.monitor.probes]))
+    loop.extra_tensors = tensors
+
+
+def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
+    found = loop.extra_tensors
+    bank.drawn_at, bank.win_rate = loop.extra.get("drawn_at", -1), loop.extra.get("win_rate", 0.5)
+    if "bank" in found:
+        bank.pictures = {p: Media(x[None], origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)}
+    if "probe_references" in found:
+        prober.references = [Media(x[None], origin="generator") for x in found["probe_references"]]
+    for i, s in enumerate(loop.extra.get("probe_steps", [])):
+        prober.monitor.probes.append(Probe(s, found["probe_proxy"][i].numpy(), found["probe_gold"][i].numpy()))
+
+
+def align_from_names(config: AlignConfig, out: Path, prompts: Path | None = None, resume: bool = False) -> Path:
+    """`rewarddance align`: names in the configuration to models, then `align_generator`.
+
+    With a file of prompts there is no oracle, so the probes log the proxy alone.
+    """
+    from rewarddance.core.errors import InputError
+    from rewarddance.jobs.load import load_generator, load_judge
+
+    lines = None
+    if prompts is not None:
+        if not prompts.is_file():
+            raise InputError(f"{prompts}: no such file of prompts")
+        lines = list(dict.fromkeys(line.strip() for line in prompts.read_text().splitlines() if line.strip()))
+        if not lines:
+            raise InputError(f"{prompts}: holds no prompts")
+    judge = load_judge(config.judge, precision="bf16")
+    generator = load_generator(config.generator, guidance=config.guidance)
+    return align_generator(config, generator, judge, out, prompts=lines, gold=None if lines else oracle_gold, resume=resume)

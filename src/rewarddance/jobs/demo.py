@@ -1,0 +1,116 @@
+"""`rewarddance demo`: the main job on the embedded world, in minutes on two cores."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.progress import console, progress
+from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.build.preferences import PreferencesConfig, generator_draw
+from rewarddance.jobs.data_build import records_in_memory
+from rewarddance.jobs.evaluate import evaluate_alignment, gold
+from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.measure import measure_judge
+from rewarddance.search.best_of_n import best_of_n
+from rewarddance.world.benchmark import benchmark_prompts
+
+
+def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Build preferences, train a judge, align the generator with it, evaluate, and write the figures.
+
+    Args:
+        fast: a few steps of everything, for tests; its figures mean nothing.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    began = time.monotonic()
+    if out.exists():
+        if not (out / "demo.json").is_file() and any(out.iterdir()):
+            from rewarddance.core.errors import RunError
+
+            raise RunError(f"{out}: exists and is not a demo; choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    write_json(out / "demo.json", {"fast": fast, "seed": seed})
+    small = 1 if fast else 8
+    console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
+    draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
+    sets = {}
+    for split, num in (("train", 90 * small), ("held_out", 8 * small), ("ood", 8 * small)):
+        config = PreferencesConfig(seed=seed, split=split, num_prompts=num)  # type: ignore[arg-type]
+        sets[split] = records_in_memory(config, draw, f"preferences {split}")
+    console.print("2/4 judge: a pretrained VLM learns to answer whether a picture is better than a reference")
+    loop = LoopConfig(num_steps=6 if fast else 110, validate_every=3 if fast else 55, save_every=1000)
+    reward = RewardConfig(seed=seed, prompts_per_step=4 if fast else 16, loop=loop)
+    validation = {"id": sets["held_out"], "ood": sets["ood"]}
+    train_judge(reward, load_backbone("tiny"), sets["train"], validation, out / "judge")
+    judge = load_judge(out / "judge", precision="bf16")
+    accuracy = {name: measure_judge(judge, records) for name, records in validation.items()}
+    console.print("3/4 alignment: reward feedback through the judge against best-of-N references")
+    align = AlignConfig(
+        seed=seed,
+        judge=str(out / "judge"),
+        num_prompts=8 if fast else 96,
+        batch_size=4 if fast else 16,
+        probe_prompts=4 if fast else 30,
+        loop=LoopConfig(num_steps=3 if fast else 90, validate_every=2 if fast else 30, save_every=1000),
+    )
+    align_generator(align, load_generator("tiny"), judge, out / "align")
+    console.print("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")
+    found = evaluate_alignment(
+        out / "align",
+        num_noises=1 if fast else 2,
+        every=24 if fast else 1,
+        diversity_prompts=4 if fast else 24,
+        diversity_noises=3 if fast else 6,
+    )
+    best = _best_of_n(out, judge, fast, seed)
+    summary = {
+        "gain": {k: found["gain"][k] for k in ("mean", "ci_low", "ci_high", "verdict")},
+        "judge": {"accuracy_id": accuracy["id"]["accuracy"], "accuracy_ood": accuracy["ood"]["accuracy"]},
+        "best_of_n": best,
+        "hacking": _hacking(out / "align"),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write_json(out / "judge" / "evaluation.json", accuracy)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _hacking(run: Path) -> str:
+    """The monitor's last word."""
+    words = [m["probe/hacking"] for m in RunFolder(run).metrics() if "probe/hacking" in m]
+    return str(words[-1]) if words else "none"
+
+
+@torch.no_grad()
+def _best_of_n(out: Path, judge: Any, fast: bool, seed: int) -> dict[str, float]:
+    """Best-of-8 by the trained judge on the unaligned generator: oracle of the winner against the mean candidate."""
+    prompts = [p for _, p in benchmark_prompts()][:: 80 if fast else 8]
+    generator = load_generator("tiny")
+    rng = torch.Generator().manual_seed(seed)
+    with progress("best of 8"), torch.autocast(generator.device.type, torch.bfloat16):
+        found = best_of_n(generator, judge, prompts, 8, rng, 10, "fidelity")
+    folder = out / "best_of_n"
+    folder.mkdir()
+    listed = []
+    for k, s in enumerate(found):
+        values = [gold(s.prompt, m) for m in s.candidates]
+        if k < 4:
+            for i, m in enumerate(s.candidates):
+                m.to_pil().save(folder / f"{k}_{i}.png")
+        listed.append({"prompt": s.prompt, "best": s.best, "oracle": values, "margin": s.margin.tolist()})
+    write_json(folder / "best_of_n.json", listed)
+    winners = sum(x["oracle"][x["best"]] for x in listed) / len(listed)
+    return {"winner": winners, "mean": sum(sum(x["oracle"]) / 8 for x in listed) / len(listed)}

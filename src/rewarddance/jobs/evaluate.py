@@ -1,0 +1,117 @@
+"""`rewarddance evaluate`: reads a run folder, measures what it trained, writes `evaluation.json` and samples beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.media import Media
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, measure
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+from rewarddance.world.benchmark import benchmark_prompts
+from rewarddance.world.oracle import fidelity
+
+
+def gold(prompt: str, media: Media) -> float:
+    """Oracle fidelity of one picture."""
+    return fidelity(media.to_numpy(), prompt)
+
+
+def evaluate_alignment(
+    run: Path,
+    *,
+    num_noises: int = 4,
+    num_steps: int | None = None,
+    every: int = 1,
+    diversity_prompts: int = 60,
+    diversity_noises: int = 8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Before and after on the benchmark: oracle by category with intervals, proxy reward, diversity, samples.
+
+    Args:
+        every: take each `every`-th benchmark prompt (1 takes all 240).
+        num_steps: sampling steps; the run's own when None.
+    """
+    content = RunFolder(run).read()
+    if content["kind"] != "align":
+        raise RunError(f"{run}: holds a {content['kind']} run; evaluate alignment runs or judges")
+    config = content["config"]
+    steps = num_steps or config["refl"]["num_steps"]
+    chosen = benchmark_prompts()[::every]
+    categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
+    generator = load_generator(config["generator"], adapter=run)
+    judge = load_judge(config["judge"], precision="bf16")
+    with generator.reference():
+        before = _draw("before", generator, prompts, num_noises, steps, seed)
+    after = _draw("after", generator, prompts, num_noises, steps, seed)
+    gold_before, gold_after = measure(before, gold), measure(after, gold)
+    proxy = proxy_reward(judge, after, before, config["criterion"])
+    few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
+    features = vision_features()
+    spread = {}
+    with generator.reference():
+        spread["before"] = diversity(_draw("spread", generator, few, diversity_noises, steps, seed + 1), features)
+    spread["after"] = diversity(_draw("spread", generator, few, diversity_noises, steps, seed + 1), features)
+    found = {
+        "prompts": len(prompts),
+        "noises": num_noises,
+        "num_steps": steps,
+        **compare(gold_after, gold_before, categories),
+        "proxy": {"mean": float(proxy.mean()), "std": float(proxy.std())},
+        "diversity": {**spread, "feature_ratio": spread["after"]["feature"] / max(1e-9, spread["before"]["feature"])},
+    }
+    write_json(run / "evaluation.json", found)
+    save_pairs(run / "samples", before, after, gold_before, gold_after)
+    return found
+
+
+def _draw(title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int) -> Samples:
+    with progress(f"samples {title}") as report:
+        return fixed_samples(generator, prompts, noises, steps, seed, report)
+
+
+@torch.no_grad()
+def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion: str) -> np.ndarray:
+    """P(after is better than before) by the judge, same prompt and noise, (prompts, noises)."""
+    rows = []
+    for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
+        rows += [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
+    parts = [judge.judge(rows[i : i + 256]).reward.cpu().numpy() for i in range(0, len(rows), 256)]
+    return np.concatenate(parts).reshape(len(after.prompts), -1)
+
+
+def vision_features() -> Any:
+    """Mean-pooled states of the embedded VLM's vision tower: features for diversity."""
+    backbone = load_backbone("tiny")
+
+    def features(media: Sequence[Media]) -> torch.Tensor:
+        pixels = backbone.prepare(list(media)).to(backbone.device)
+        out: torch.Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
+        return out
+
+    return features
+
+
+def save_pairs(
+    folder: Path, before: Samples, after: Samples, gold_before: np.ndarray, gold_after: np.ndarray, num: int = 24
+) -> None:
+    """First noise of some prompts, before and after, as PNG files with a list of prompts and oracle values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
+        for name, samples in (("before", before), ("after", after)):
+            Image.fromarray(samples.media[k][0].to_numpy()).save(folder / f"{k:03d}_{name}.png")
+        entry = {"index": k, "prompt": before.prompts[k]}
+        listed.append(entry | {"before": float(gold_before[k, 0]), "after": float(gold_after[k, 0])})
+    write_json(folder / "samples.json", listed)

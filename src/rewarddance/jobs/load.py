@@ -1,0 +1,76 @@
+"""Names and folders to ready models: `load_judge`, `load_generator`, `load_backbone`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from rewarddance.core.device import resolve_device
+from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.reward.checkpoint import Judge, load_judge_folder
+from rewarddance.vlm.internvl import InternVLBackbone
+
+ASSETS = Path(__file__).parents[1] / "assets"
+_EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
+
+
+def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
+    """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if str(name) == "tiny":
+        folder = ASSETS / _EMBEDDED[kind]
+        if not folder.is_dir():
+            raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
+        return folder
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        if not (folder / "model").is_dir():
+            raise RunError(f"{folder}: the run has no model yet; resume it, or name its last checkpoint")
+        return folder / "model"
+    if not folder.is_dir():
+        raise ConfigError(f"{kind} {str(name)!r}: not 'tiny', not a run folder, not a local checkpoint")
+    return folder
+
+
+def load_backbone(name: str | Path = "tiny", device: str = "auto") -> InternVLBackbone:
+    """A VLM that has not been trained to judge."""
+    backbone = InternVLBackbone.load(find(name, "vlm"))
+    backbone.module.to(resolve_device(device))
+    return backbone
+
+
+def load_judge(
+    name: str | Path = "tiny", *, precision: Literal["fp32", "bf16"] | None = None, device: str = "auto"
+) -> Judge:
+    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or a local InternVL checkpoint.
+
+    Args:
+        precision: `bf16` computes under autocast; what the judge was saved with when None.
+    """
+    judge = load_judge_folder(find(name, "judge"), precision=precision)
+    for module in judge.trainable().values():
+        module.to(resolve_device(device))
+    return judge
+
+
+def load_generator(
+    name: str | Path = "tiny", *, adapter: str | Path | None = None, guidance: float = 1.0, device: str = "auto"
+) -> Sd3Generator:
+    """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
+
+    Args:
+        adapter: a run folder of `rewarddance align`, or its `adapter/`.
+        guidance: classifier-free guidance scale; 1 is off.
+    """
+    generator = Sd3Generator.load(find(name, "generator"), guidance)
+    if adapter is not None:
+        folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
+        if not (folder / "adapter.json").is_file():
+            raise RunError(f"{adapter}: no adapter there; name a finished run of `rewarddance align`")
+        generator.load_adapter(folder)
+    generator.pipeline.to(resolve_device(device))
+    return generator

@@ -1,0 +1,56 @@
+"""`rewarddance score`, and the evaluation of judge runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.media import Media
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.types import Comparison
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.load import load_judge
+from rewarddance.jobs.train import load_sets
+from rewarddance.reward.measure import measure_judge
+
+
+@torch.no_grad()
+def score_one(judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str) -> dict[str, float]:
+    """Reward and margin of one picture, against a reference where there is one."""
+    other = None if reference is None else Media.open(reference)
+    found = load_judge(judge).judge([Comparison(prompt, Media.open(candidate), other, criterion)])
+    out = {"reward": float(found.reward[0]), "margin": float(found.margin[0]), "answer_mass": float(found.answer_mass[0])}
+    return out if found.disagreement is None else {**out, "disagreement": float(found.disagreement[0])}
+
+
+@torch.no_grad()
+def score_data(data: Path, judge: str, out: Path | None) -> dict[str, Any]:
+    """Judge every choice of a data folder (or Parquet file); figures, and with `out` one JSON line a choice."""
+    table = RecordTable.open(data if data.is_file() else data / "train.parquet")
+    ready = load_judge(judge)
+    if out is not None:
+        beside = out.with_name(f".{out.name}.partial")
+        with open(beside, "w") as file, progress("scoring") as report:
+            for i, record in enumerate(table, 1):
+                verdict = ready.judge(record.comparisons())
+                for c, reward, margin in zip(record.choices, verdict.reward.tolist(), verdict.margin.tolist(), strict=True):
+                    line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
+                    file.write(json.dumps({**line, "reward": reward, "margin": margin}) + "\n")
+                report(i, len(table))
+        beside.replace(out)
+    return measure_judge(ready, table)
+
+
+def evaluate_judge(run: Path) -> dict[str, Any]:
+    """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
+    config = RunFolder(run).read()["config"]
+    folder = run / "data" if config["data"] == "embedded" else Path(config["data"])
+    _, validation = load_sets(folder, config["seed"])
+    judge = load_judge(run)
+    found = {name: measure_judge(judge, records) for name, records in validation.items()}
+    write_json(run / "evaluation.json", found)
+    return found

@@ -1,0 +1,63 @@
+"""`rewarddance train`: names in the configuration to records and a backbone, then `train_reward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.streams import stream
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.data_build import build_data
+from rewarddance.jobs.build.preferences import PreferencesConfig
+from rewarddance.jobs.load import load_backbone
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+
+VALIDATION_SHARE = 0.1
+MAX_VALIDATION = 128
+"""Records scored at every validation."""
+
+
+def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) -> Path:
+    """Train on `config.data`. Returns the judge's folder.
+
+    Data folders without held-out files give a tenth of their prompts to validation.
+    """
+    if config.data == "embedded":
+        folder = out / "data"
+        if not (folder / "ood.parquet").is_file():
+            build_data(PreferencesConfig(seed=config.seed), MAX_VALIDATION, "tiny", folder)
+    else:
+        folder = Path(config.data)
+    train, validation = load_sets(folder, config.seed)
+    return train_judge(config, load_backbone(config.backbone), train, validation, out, resume=resume)
+
+
+def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:
+    """Training records and named validation sets of a data folder.
+
+    Raises:
+        InputError: no training file, or too few prompts to hold any out.
+    """
+    train = RecordTable.open(folder / "train.parquet")
+    named = {n: RecordTable.open(folder / f"{n}.parquet") for n in ("id", "ood") if (folder / f"{n}.parquet").is_file()}
+    if not named:
+        train, held = split_table(train, VALIDATION_SHARE, seed)
+        named = {"id": held}
+    if len(train) == 0:
+        raise InputError(f"{folder}: no training records")
+    return train, {n: t if len(t) <= MAX_VALIDATION else t.take(range(MAX_VALIDATION)) for n, t in named.items()}
+
+
+def split_table(table: RecordTable, share: float, seed: int) -> tuple[RecordTable, RecordTable]:
+    """(train, validation) by prompt: all records of one prompt fall on the same side."""
+    prompts = table.prompts
+    distinct = sorted(set(prompts))
+    if len(distinct) < 2:
+        raise InputError(f"{table.name}: one prompt only; a judge is validated on prompts that it was not trained on")
+    num = max(1, int(len(distinct) * share))
+    held = {distinct[int(i)] for i in stream(seed, "split").permutation(len(distinct))[:num]}
+    rows = [i for i, p in enumerate(prompts) if p in held]
+    return table.take([i for i, p in enumerate(prompts) if p not in held]), table.take(rows)
