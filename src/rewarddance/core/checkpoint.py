@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def load_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
     try:
         state = json.loads((folder / _STATE).read_text())
         return Checkpoint(step, load_file(folder / _TENSORS), state)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one") from error
 
 

@@ -105,15 +105,17 @@ class Engine:
         frames, index = _distinct_frames(encoded)
         self.work = Work(images=len(frames))
         seen = self._see(frames)
-        keys = [_key(e, self.backbone.image_token_id, index) for e in encoded]
+        asked = [_key(e, self.backbone.image_token_id, index) for e in encoded]
+        distinct = {key: i for i, key in enumerate(dict.fromkeys(asked))}
+        keys = list(distinct)
         lengths = [len(k) for k in keys]
         hidden: list[Tensor] = []
         order: list[int] = []
         for batch in pack(group_by_prefix(keys), lengths, self.budget):
             hidden.append(self._branch(batch, keys, seen))
             order += [m for g in batch for m in g.members]
-        back = torch.tensor(order, device=self.backbone.device).argsort()
-        return torch.cat(hidden)[back]
+        back = torch.tensor(order).argsort()[[distinct[key] for key in asked]]
+        return torch.cat(hidden)[back.to(self.backbone.device)]
 
     def _see(self, frames: list[Frame]) -> Tensor | None:
         """All image tokens in one table, (images * T, D)."""

@@ -36,7 +36,8 @@ def common_prefix(a: Key, b: Key) -> int:
 def group_by_prefix(keys: Sequence[Key]) -> list[Group]:
     """Partition sequences so that the sum of `shared + sum(len - shared)` over groups is least.
 
-    At least one token of every sequence stays in its own suffix, because the answer is read there.
+    At least one token of every sequence stays in its own suffix, because the answer is read there. Least, that is,
+    when sequences differ and none is the beginning of another, as holds for dialogs: all end with the end of a turn.
 
     >>> group_by_prefix([(1, 2, 3, 4), (9, 9), (1, 2, 3, 5)])
     [Group(shared=3, members=(0, 2)), Group(shared=0, members=(1,))]
@@ -47,32 +48,34 @@ def group_by_prefix(keys: Sequence[Key]) -> list[Group]:
         min(common_prefix(keys[a], keys[b]), len(keys[a]) - 1, len(keys[b]) - 1)
         for a, b in zip(order, order[1:], strict=False)
     ]
-    _, ranges = _best(sharing, 0, len(order))
-    groups = []
-    for low, high in ranges:
-        shared = min(sharing[low : high - 1]) if high - low > 1 else 0
-        groups.append(Group(shared, tuple(order[low:high])))
-    return groups
+    _, found = _best(sharing, 0, len(order))
+    return [Group(shared, tuple(order[i] for i in places)) for shared, places in found]
 
 
-def _best(sharing: Sequence[int], start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
-    """Most tokens saved on order[start:stop], and the ranges that save them.
+Places = list[int]
 
-    Either the whole range shares its least common prefix, or it is cut where that least occurs.
+
+def _best(sharing: Sequence[int], start: int, stop: int) -> tuple[int, list[tuple[int, Places]]]:
+    """Most tokens saved on order[start:stop], and the groups (shared, places) that save them.
+
+    The range is cut where its least common prefix occurs; each part either keeps its own groups or joins one pool
+    that shares that least prefix, whichever saves more.
     """
     if stop - start <= 1:
-        return 0, [(start, stop)] if stop > start else []
+        return 0, [(0, [start])] if stop > start else []
     least = min(sharing[start : stop - 1])
-    whole = least * (stop - start - 1)
     cuts = [i + 1 for i in range(start, stop - 1) if sharing[i] == least]
-    if len(cuts) == stop - start - 1:
-        return (whole, [(start, stop)]) if least > 0 else (0, [(i, i + 1) for i in range(start, stop)])
-    saved, parts = 0, []
+    saved, groups, pool = 0, [], Places()
     for low, high in zip([start, *cuts], [*cuts, stop], strict=True):
-        more, found = _best(sharing, low, high)
-        saved += more
-        parts += found
-    return (whole, [(start, stop)]) if whole > saved else (saved, parts)
+        own, found = _best(sharing, low, high)
+        if own < least * (high - low):
+            pool += range(low, high)
+        else:
+            saved += own
+            groups += found
+    if pool:
+        groups.append((least if len(pool) > 1 else 0, pool))
+    return saved + least * max(0, len(pool) - 1), groups
 
 
 def pack(groups: Sequence[Group], lengths: Sequence[int], budget: int) -> list[list[Group]]:

@@ -1,0 +1,188 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import Field
+
+from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rewarddance.core.config import Config, merge, parse_config
+from rewarddance.core.errors import ConfigError, InputError, RunError
+from rewarddance.core.media import Media
+from rewarddance.core.monitors import HackingMonitor
+from rewarddance.core.preferences import from_ranking
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.statistics import bootstrap, paired_bootstrap
+from rewarddance.core.types import Comparison, Verdict
+
+
+class Inner(Config):
+    learning_rate: float = Field(1.0, gt=0)
+
+
+class Outer(Config):
+    optim: Inner = Inner()
+    seed: int = 0
+
+
+def test_a_typing_error_names_the_nearest_field():
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: unknown key 'optim\.learning_rat'; did you mean 'learning_rate'"):
+        parse_config(Outer, {"optim": {"learning_rat": 2}}, "recipe.yaml")
+
+
+def test_a_wrong_value_is_named():
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate: .*greater than 0 \(got -1\)"):
+        parse_config(Outer, {"optim": {"learning_rate": -1}})
+
+
+def test_merge_puts_leaves_on_top():
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
+
+
+def test_checkpoint_round_trip_keeps_the_newest(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"model/w": torch.full((2,), float(step))}, {"note": step}, keep=2)
+    assert list_checkpoints(tmp_path) == [2, 3]
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.part("model")["w"].tolist() == [3, 3]
+    assert found.state["note"] == 3
+
+
+def test_half_a_checkpoint_is_not_one(tmp_path):
+    save_checkpoint(tmp_path, 1, {"model/w": torch.zeros(1)}, {})
+    (tmp_path / ".step_2.partial").mkdir()
+    (tmp_path / "step_9").mkdir()
+    assert list_checkpoints(tmp_path) == [1]
+
+
+def test_a_broken_checkpoint_says_which(tmp_path):
+    folder = save_checkpoint(tmp_path, 1, {"model/w": torch.zeros(1)}, {})
+    (folder / "tensors.safetensors").write_bytes(b"short")
+    with pytest.raises(RunError, match="step_1: unreadable"):
+        load_checkpoint(tmp_path)
+
+
+def test_run_folder_refuses_another_configuration(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.start("judge", {"lr": 1})
+    with pytest.raises(RunError, match="--resume"):
+        run.start("judge", {"lr": 1})
+    run.start("judge", {"lr": 1}, resume=True)
+    with pytest.raises(RunError, match="another configuration \\(lr\\)"):
+        run.start("judge", {"lr": 2}, resume=True)
+
+
+def test_metrics_after_a_kill_are_cut_back(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        run.log(step, {"loss": 1 / step, "bad": float("nan")})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    run.forget_after(2)
+    assert [m["step"] for m in run.metrics()] == [1, 2]
+    assert run.metrics()[0]["bad"] is None
+
+
+def test_bootstrap_covers_the_mean_and_pairs_help():
+    rng = np.random.default_rng(0)
+    before = rng.normal(0, 1, (200, 4))
+    after = before + 0.1 + rng.normal(0, 0.05, before.shape)
+    found = paired_bootstrap(after, before)
+    assert found.ci_low < 0.1 < found.ci_high
+    assert found.verdict == "better"
+    assert bootstrap(before).verdict == "inconclusive"
+    with pytest.raises(ValueError, match="NaN"):
+        bootstrap([1.0, float("nan")])
+
+
+def test_bootstrap_interval_has_the_textbook_width():
+    x = np.random.default_rng(1).normal(0, 1, 400)
+    found = bootstrap(x, num=4000)
+    assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+
+
+def test_hacking_is_called_when_proxy_rises_and_gold_falls():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.05, (40, 2))
+    honest, hacked = HackingMonitor(), HackingMonitor()
+    for step, (gold, fallen) in enumerate([(0.4, 0.4), (0.5, 0.5), (0.6, 0.3)]):
+        honest.add(step, 0.5 + 0.1 * step + noise, gold + noise)
+        hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
+    assert honest.verdict() == "none"
+    assert hacked.verdict() == "hacking"
+
+
+def test_verdict_keeps_reward_and_margin_together():
+    margin = torch.linspace(-40, 40, 9)
+    found = Verdict.from_margin(margin)
+    assert torch.allclose(found.margin, margin, atol=1e-5)
+    assert torch.allclose(found.reward, torch.sigmoid(margin))
+
+
+def test_swapping_turns_the_label_round():
+    a, b = Media(torch.zeros(1, 3, 4, 4)), Media(torch.ones(1, 3, 4, 4))
+    c = Comparison("p", a, b, label=0.9).swapped()
+    assert c.candidate is b
+    assert c.label == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="pointwise"):
+        Comparison("p", a).swapped()
+
+
+def test_rankings_allow_ties():
+    assert [(c.first, c.second, c.label) for c in from_ranking([1, 2, 1])] == [(0, 1, 1.0), (0, 2, 0.5), (1, 2, 0.0)]
+
+
+def test_media_layouts_agree(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(x).save(tmp_path / "a.png")
+    opened = Media.open(tmp_path / "a.png")
+    assert opened.size == (5, 7)
+    assert np.array_equal(opened.to_numpy(), x)
+    assert opened.key == Media.from_numpy(x).key == Media.from_pil(Image.fromarray(x)).key
+
+
+def test_media_keeps_gradients_and_identity():
+    x = torch.rand(3, 4, 4, requires_grad=True)
+    media = Media.from_tensor(x)
+    media.frames.sum().backward()
+    assert x.grad is not None
+    assert media.key != Media.from_tensor(x).key
+
+
+def test_transparency_is_laid_on_white():
+    assert Media.from_pil(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).frames.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [(torch.zeros(4, 4), "shape"), (torch.full((3, 4, 4), 2.0), r"\[0, 1\]"), (torch.full((3, 4, 4), float("nan")), "nan"),
+     (torch.zeros(3, 4, 4, dtype=torch.uint8), "float")],
+)  # fmt: skip
+def test_bad_tensors_are_refused(bad, match):
+    with pytest.raises(InputError, match=match):
+        Media.from_tensor(bad)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    for name, match in (("a.png", "not a PNG"), ("cut.png", "truncated|not a PNG|unreadable"), ("none.png", "no such file")):
+        with pytest.raises(InputError, match=match):
+            Media.open(tmp_path / name)
+
+
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 100)).save(tmp_path / "big.png")
+    monkeypatch.setattr("rewarddance.core.media.MAX_PIXELS", 9_999)
+    with pytest.raises(InputError, match="over the limit"):
+        Media.open(tmp_path / "big.png")
+
+
+def test_run_json_names_versions(tmp_path):
+    RunFolder(tmp_path).start("judge", {})
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["packages"]["torch"]
+    assert found["hardware"]["cores"] >= 1

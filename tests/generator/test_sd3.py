@@ -1,0 +1,79 @@
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.protocols import Generator
+from rewarddance.generator import flow
+from rewarddance.generator.rollout import rollout, sample
+from rewarddance.generator.sd3 import Sd3Generator
+
+PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
+
+
+def test_it_is_a_generator(generator):
+    assert isinstance(generator, Generator)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_equals_the_pipelines_own_call(pipeline_folder, guidance):
+    generator = Sd3Generator.load(pipeline_folder, guidance)
+    noise = generator.noise(2, torch.Generator().manual_seed(3))
+    ours = generator.decode_tensor(sample(generator, generator.condition(PROMPTS), noise, 5))
+    pipeline: StableDiffusion3Pipeline = generator.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=5, guidance_scale=guidance, latents=noise, max_sequence_length=0, output_type="pt",
+        sigmas=flow.times(5)[:-1].tolist(),
+    ).images  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=2e-4)
+
+
+def test_replayed_log_probabilities_equal_recorded_ones(generator):
+    condition = generator.condition(PROMPTS)
+    rng = torch.Generator().manual_seed(0)
+    path = rollout(generator, condition, generator.noise(2, rng), 6, noise=0.7, rng=rng)
+    assert path.log_probs is not None
+    assert path.log_probs.shape == (5, 2)
+    for i in range(5):
+        now, after = path.times[i].item(), path.times[i + 1].item()
+        policy = flow.step(path.states[i], generator.velocity(path.states[i], now, condition), now, after, 0.7)
+        assert torch.allclose(policy.log_prob(path.states[i + 1]), path.log_probs[i], atol=1e-6)
+
+
+def test_reference_is_the_model_without_its_adapter(generator):
+    z, condition = generator.noise(2, torch.Generator().manual_seed(0)), generator.condition(PROMPTS)
+    before = generator.velocity(z, 0.5, condition)
+    generator.add_lora(4, 8.0)
+    for name, p in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    with generator.reference():
+        frozen = generator.velocity(z, 0.5, condition)
+    assert torch.equal(frozen, before)
+    assert not torch.allclose(generator.velocity(z, 0.5, condition), before, atol=1e-3)
+
+
+def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
+    generator.add_lora(4, 16.0)
+    for name, p in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    generator.save_adapter(tmp_path)
+    again = Sd3Generator.load(pipeline_folder)
+    again.load_adapter(tmp_path)
+    z = generator.noise(1, torch.Generator().manual_seed(0))
+    condition = generator.condition(PROMPTS[:1])
+    assert torch.allclose(generator.velocity(z, 0.4, condition), again.velocity(z, 0.4, condition), atol=1e-6)
+
+
+def test_no_reference_without_adapter_is_one_clear_line(generator):
+    with pytest.raises(ConfigError, match="add_lora"), generator.reference():
+        pass
+
+
+def test_decode_passes_gradients(generator):
+    z = generator.noise(1, torch.Generator().manual_seed(0)).requires_grad_()
+    generator.decode(z)[0].frames.sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0

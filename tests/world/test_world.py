@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+
+from rewarddance.core.streams import stream
+from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
+from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
+from rewarddance.world.describe import fulfils, listing
+from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, PromptError, parse, phrase
+from rewarddance.world.questions import lesson
+from rewarddance.world.raters import Rater, crowd
+from rewarddance.world.render import render
+from rewarddance.world.sampling import place, sample_pair, sample_spec
+from rewarddance.world.scene import CATEGORIES, Spec, Term
+from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, OOD_STYLE, meaning, scene_is_trainable, split_of
+
+
+def test_grammar_round_trip():
+    rng = stream(0, "grammar")
+    for split in ("train", "held_out", "ood"):
+        for _ in range(200):
+            spec = sample_spec(rng, split=split)
+            for wording in (*WORDINGS, *HELD_OUT_WORDINGS):
+                assert parse(phrase(spec, wording)) == spec
+
+
+@pytest.mark.parametrize("prompt", ["", "a red circle", "flat drawing of a red circles on white", "flat drawing of two red circle on white"])
+def test_what_is_not_a_prompt_is_refused(prompt):
+    with pytest.raises(PromptError):
+        parse(prompt)
+
+
+def test_placed_scenes_fulfil_their_specification():
+    rng = stream(1, "place")
+    for _ in range(400):
+        spec, scene = sample_pair(rng)
+        assert fulfils(scene, spec)
+
+
+def test_same_seed_same_bytes():
+    first, second = ([render(sample_pair(stream(7, "bytes", i))[1]).tobytes() for i in range(20)] for _ in range(2))
+    assert first == second
+
+
+def test_rendering_is_pinned():
+    """A change of a single pixel would change what shipped weights were trained on."""
+    import hashlib
+
+    rng = stream(0, "pinned")
+    digest = hashlib.sha256(b"".join(render(sample_pair(rng)[1]).tobytes() for _ in range(50))).hexdigest()
+    assert digest == "ba56f055a0ece2ed81660470216129647b2478fe8e1c371fca5f93bc788ac2de"
+
+
+def is_held_out(spec: Spec) -> bool:
+    return split_of(spec) != "train"
+
+
+def test_benchmark_is_240_distinct_held_out_prompts():
+    specs = benchmark_specs()
+    assert len({meaning(s) for s in specs}) == len(specs) == 240
+    assert {c: sum(s.category == c for s in specs) for c in CATEGORIES} == dict.fromkeys(CATEGORIES, 48)
+    assert all(split_of(s) == "held_out" for s in specs)
+    assert all(parse(p) == s for (_, p), s in zip(benchmark_prompts(), specs, strict=True))
+
+
+def test_training_streams_hold_nothing_held_out():
+    """Scans VLM lessons (pictures through their descriptions, prompts), generator batches and corruptions."""
+    rng = stream(2, "scan")
+    banned = [f"{c} {s}" for c, s in OOD_KINDS] + [OOD_STYLE]
+    for _ in range(1500):
+        found = lesson(rng)
+        texts = [found.prompt or "", *(t for turn in found.turns for t in turn)]
+        for text in texts:
+            assert not any(f"{b} " in f"{text} ".replace("?", " ").replace(",", " ") for b in banned), text
+            if text.startswith(("flat", "striped", "outline")) or (text == found.prompt and text):
+                assert not is_held_out(parse(text)), text
+        for _, answer in found.turns:
+            assert "four" not in answer.split() or "drawing" not in answer
+    for _ in range(800):
+        spec, scene = sample_pair(rng)
+        assert not is_held_out(spec)
+        changed = edit_scene(scene, rng)
+        for s in (scene, changed):
+            assert scene_is_trainable(s)
+            plain = listing(s)
+            assert plain is None or not is_held_out(plain)
+            assert all((o.colour, o.shape) not in OOD_KINDS for o in s.objects)
+            assert s.style != OOD_STYLE
+
+
+def test_ood_holds_every_kind_of_novelty():
+    rng = stream(3, "ood")
+    specs = [sample_spec(rng, split="ood") for _ in range(300)]
+    assert any(s.style == OOD_STYLE for s in specs)
+    assert any(t.count == OOD_COUNT for s in specs for t in s.terms)
+    assert any((t.colour, t.shape) in OOD_KINDS for s in specs for t in s.terms)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_changes_the_picture(edit):
+    rng = stream(4, "edit", edit)
+    changed = 0
+    for _ in range(30):
+        _, scene = sample_pair(rng)
+        try:
+            changed += not np.array_equal(render(edit_scene(scene, rng, edit)), render(scene))
+        except RuntimeError:
+            continue
+    assert changed >= 10
+
+
+def test_damage_keeps_type_and_shape():
+    rng = stream(5, "damage")
+    image = render(sample_pair(rng)[1])
+    for _ in range(20):
+        out = damage_randomly(image, rng)
+        assert out.dtype == np.uint8
+        assert out.shape == image.shape
+
+
+def test_raters_follow_utility_with_noise():
+    rng = stream(6, "raters")
+    rater = Rater("r", temperature=0.1, inattention=0.0)
+    clear = np.mean([rater.choose(0.9, 0.3, rng) for _ in range(400)])
+    close = np.mean([rater.choose(0.55, 0.5, rng) for _ in range(2000)])
+    assert clear > 0.98
+    assert close == pytest.approx(1 / (1 + np.exp(-0.5)), abs=0.04)
+    assert 0.5 in {rater.choose(0.5, 0.5, rng) for _ in range(50)}
+    assert len({r.temperature for r in crowd(5)}) == 5
+
+
+def test_ratings_are_five_points():
+    rng = stream(7, "likert")
+    found = [Rater("r").rate(u, rng) for u in np.linspace(0, 1, 50)]
+    assert set(found) <= {1, 2, 3, 4, 5}
+    assert np.corrcoef(found, np.linspace(0, 1, 50))[0, 1] > 0.9
+
+
+def test_a_relation_joins_two_single_objects():
+    with pytest.raises(ValueError, match="two single objects"):
+        Spec((Term("red", "circle", 2), Term("blue", "square")), relation="above")
+
+
+def test_place_gives_up_on_what_does_not_fit():
+    with pytest.raises(RuntimeError, match="no room"):
+        place(Spec((Term("red", "circle", 9, large=True),)), stream(0, "big"))
