@@ -48,34 +48,45 @@ def group_by_prefix(keys: Sequence[Key]) -> list[Group]:
         min(common_prefix(keys[a], keys[b]), len(keys[a]) - 1, len(keys[b]) - 1)
         for a, b in zip(order, order[1:], strict=False)
     ]
-    _, found = _best(sharing, 0, len(order))
+    saved: dict[tuple[int, int, int], int] = {}
+    groups, loose = _groups(sharing, 0, len(order), 0, saved)
+    found = [*groups, *((0, [i]) for i in loose)]
     return [Group(shared, tuple(order[i] for i in places)) for shared, places in found]
 
 
-Places = list[int]
-
-
-def _best(sharing: Sequence[int], start: int, stop: int) -> tuple[int, list[tuple[int, Places]]]:
-    """Most tokens saved on order[start:stop], and the groups (shared, places) that save them.
-
-    The range is cut where its least common prefix occurs; each part either keeps its own groups or joins one pool
-    that shares that least prefix, whichever saves more.
-    """
-    if stop - start <= 1:
-        return 0, [(0, [start])] if stop > start else []
+def _parts(sharing: Sequence[int], start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
+    """The prefix that all of order[start:stop] share, and the ranges that share more."""
     least = min(sharing[start : stop - 1])
     cuts = [i + 1 for i in range(start, stop - 1) if sharing[i] == least]
-    saved, groups, pool = 0, [], Places()
-    for low, high in zip([start, *cuts], [*cuts, stop], strict=True):
-        own, found = _best(sharing, low, high)
-        if own < least * (high - low):
-            pool += range(low, high)
-        else:
-            saved += own
-            groups += found
-    if pool:
-        groups.append((least if len(pool) > 1 else 0, pool))
-    return saved + least * max(0, len(pool) - 1), groups
+    return least, list(zip([start, *cuts], [*cuts, stop], strict=True))
+
+
+def _saving(sharing: Sequence[int], start: int, stop: int, above: int, known: dict[tuple[int, int, int], int]) -> int:
+    """Most tokens that order[start:stop] can save when each of them may join an open group sharing `above` tokens."""
+    if stop - start == 1:
+        return above
+    key = (start, stop, above)
+    if key not in known:
+        least, parts = _parts(sharing, start, stop)
+        own = sum(_saving(sharing, low, high, least, known) for low, high in parts) - least
+        known[key] = max(own, sum(_saving(sharing, low, high, above, known) for low, high in parts))
+    return known[key]
+
+
+def _groups(
+    sharing: Sequence[int], start: int, stop: int, above: int, known: dict[tuple[int, int, int], int]
+) -> tuple[list[tuple[int, list[int]]], list[int]]:
+    """The groups behind `_saving`, as (shared, places), and the places left to the group above."""
+    if stop - start <= 1:
+        return [], list(range(start, stop))
+    least, parts = _parts(sharing, start, stop)
+    passed = sum(_saving(sharing, low, high, above, known) for low, high in parts)
+    opens = sum(_saving(sharing, low, high, least, known) for low, high in parts) - least > passed
+    found = [_groups(sharing, low, high, least if opens else above, known) for low, high in parts]
+    groups, loose = [g for part, _ in found for g in part], [i for _, part in found for i in part]
+    if opens:
+        return [*groups, (least, loose)], []
+    return groups, loose
 
 
 def pack(groups: Sequence[Group], lengths: Sequence[int], budget: int) -> list[list[Group]]:
