@@ -27,7 +27,9 @@ class Outer(Config):
 
 
 def test_a_typing_error_names_the_nearest_field():
-    with pytest.raises(ConfigError, match=r"recipe\.yaml: unknown key 'optim\.learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: unknown key 'optim\.learning_rat'; did you mean 'learning_rate'"
+    ):
         parse_config(Outer, {"optim": {"learning_rat": 2}}, "recipe.yaml")
 
 
@@ -169,7 +171,11 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not a picture")
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    for name, match in (("a.png", "not a PNG"), ("cut.png", "truncated|not a PNG|unreadable"), ("none.png", "no such file")):
+    for name, match in (
+        ("a.png", "not a PNG"),
+        ("cut.png", "truncated|not a PNG|unreadable"),
+        ("none.png", "no such file"),
+    ):
         with pytest.raises(InputError, match=match):
             Media.open(tmp_path / name)
 

@@ -1,5 +1,6 @@
 """The step kernel against closed forms, float64, finite differences and simulation."""
 
+import itertools
 import math
 
 import pytest
@@ -17,7 +18,7 @@ def test_clean_inverts_add_noise():
 def test_euler_on_the_true_velocity_lands_on_the_picture():
     x, noise = torch.randn(2, 7), torch.randn(2, 7)
     z, ts = noise, flow.times(13).tolist()
-    for now, after in zip(ts, ts[1:], strict=False):
+    for now, after in itertools.pairwise(ts):
         z = flow.step(z, noise - x, now, after).mean
     assert torch.allclose(z, x, atol=1e-5)
 
@@ -66,7 +67,7 @@ def test_sde_and_ode_have_the_same_marginals():
     ends = {}
     for level in (0.0, 0.7):
         z = noise
-        for i, (now, after) in enumerate(zip(ts, ts[1:], strict=False)):
+        for i, (now, after) in enumerate(itertools.pairwise(ts)):
             policy = flow.step(z, velocity(z, now), now, after, level if i < 199 else 0.0)
             z = policy.sample(torch.randn(z.shape, generator=rng))
         ends[level] = (z.mean().item(), z.std().item())

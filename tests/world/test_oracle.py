@@ -1,5 +1,6 @@
 """The oracle against renders whose truth is known, against noise and blur, and against any picture at all."""
 
+import itertools
 import time
 
 import numpy as np
@@ -50,18 +51,24 @@ def test_monotone_under_growing_damage(clean, kind):
 
     def spoil(image, strength):
         x = image.astype(np.float32)
-        x = x + rng.normal(0, strength, x.shape) if kind == "noise" else ndimage.gaussian_filter(x, (strength, strength, 0))
+        x = (
+            x + rng.normal(0, strength, x.shape)
+            if kind == "noise"
+            else ndimage.gaussian_filter(x, (strength, strength, 0))
+        )
         return np.clip(x, 0, 255).astype(np.uint8)
 
     steps = (0, 12, 24, 40, 70) if kind == "noise" else (0, 0.8, 1.4, 2.2, 3.5)
     means = [np.mean([fidelity(spoil(image, s), spec) for spec, _, image in clean[:200]]) for s in steps]
-    assert all(a >= b - 0.005 for a, b in zip(means, means[1:], strict=False)), means
+    assert all(a >= b - 0.005 for a, b in itertools.pairwise(means)), means
     assert means[0] - means[-1] > 0.5
 
 
 def test_style_is_seen(clean):
     right = np.mean([judge(image, spec).style for spec, _, image in clean])
-    others = [judge(image, Spec(spec.terms, "flat" if spec.style != "flat" else "outline")).style for spec, _, image in clean]
+    others = [
+        judge(image, Spec(spec.terms, "flat" if spec.style != "flat" else "outline")).style for spec, _, image in clean
+    ]
     assert right > 0.95
     assert np.mean(others) < 0.15
 

@@ -23,7 +23,9 @@ def test_grammar_round_trip():
                 assert parse(phrase(spec, wording)) == spec
 
 
-@pytest.mark.parametrize("prompt", ["", "a red circle", "flat drawing of a red circles on white", "flat drawing of two red circle on white"])
+@pytest.mark.parametrize(
+    "prompt", ["", "a red circle", "flat drawing of a red circles on white", "flat drawing of two red circle on white"]
+)
 def test_what_is_not_a_prompt_is_refused(prompt):
     with pytest.raises(PromptError):
         parse(prompt)

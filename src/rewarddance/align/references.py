@@ -32,7 +32,7 @@ class ReferenceBank:
     win_rate: float = 0.5
 
     def draw(self, generator: Generator, judge: RewardModel, step: int) -> None:
-        """Draw all references anew from the generator as it is; a pure function of the seed, the step and the weights."""
+        """Draw all references anew from the generator as it is; a function of seed, step and weights alone."""
         if self.config.kind == "none":
             self.drawn_at = step
             return
@@ -43,7 +43,9 @@ class ReferenceBank:
             found = [s.winner for s in select(judge, self.prompts, drawn, self.criterion)]
         else:
             found = [d[0] for d in drawn]
-        self.pictures = {p: Media(m.frames.detach().clone(), origin=m.origin) for p, m in zip(self.prompts, found, strict=True)}
+        self.pictures = {
+            p: Media(m.frames.detach().clone(), origin=m.origin) for p, m in zip(self.prompts, found, strict=True)
+        }
         self.drawn_at, self.win_rate = step, 0.5
 
     def of(self, prompts: Sequence[str]) -> list[Media | None]:

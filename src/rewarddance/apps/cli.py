@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found is None:
         import difflib
 
-        near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, 1) or difflib.get_close_matches(args[0], COMMANDS, 1)
+        near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, 1) or difflib.get_close_matches(
+            args[0], COMMANDS, 1
+        )
         hint = f"; did you mean {near[0]!r}?" if near else "; see rewarddance --help"
         print(f"rewarddance: no command {args[0]!r}{hint}", file=sys.stderr)
         return 2

@@ -139,7 +139,10 @@ class Score(Flags):
         if self.data is not None:
             show(score_data(self.data, self.judge, self.out))
             return
-        need(self.prompt is not None and self.candidate is not None, "score: give a data folder, or --prompt and --candidate")
+        need(
+            self.prompt is not None and self.candidate is not None,
+            "score: give a data folder, or --prompt and --candidate",
+        )
         assert self.prompt is not None
         assert self.candidate is not None
         show(score_one(self.judge, self.prompt, self.candidate, self.reference, self.criterion))
@@ -208,7 +211,7 @@ class Sample(Flags):
 
 @dataclass(frozen=True)
 class Evaluate(Flags):
-    """Measure what a run trained: oracle gain by category with intervals, or a judge's accuracy. Writes evaluation.json.
+    """Measure what a run trained: oracle gain by category, or a judge's accuracy. Writes evaluation.json.
 
     Example: rewarddance evaluate runs/refl
     """

@@ -24,7 +24,9 @@ class Flags:
         raise NotImplementedError
 
 
-def read_with_recipe(cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None) -> Any:
+def read_with_recipe(
+    cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
+) -> Any:
     """Parse `[RECIPE.yaml] --flags`: the recipe gives the defaults, flags override single leaves.
 
     Raises:

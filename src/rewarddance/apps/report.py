@@ -52,7 +52,9 @@ def _layout(figure: go.Figure, y: str, x: str = "step") -> str:
         xaxis_title=x,
         yaxis_title=y,
     )
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    )
     return html
 
 
@@ -81,7 +83,9 @@ def categories_figure(evaluation: dict[str, Any]) -> str:
     up = [r["ci_high"] - r["mean"] for r in rows.values()]
     down = [r["mean"] - r["ci_low"] for r in rows.values()]
     bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": _COLOURS["ink"]}
-    figure = go.Figure(go.Scatter(x=gain, y=names, error_x=bars, mode="markers", marker={"size": 10, "color": _COLOURS["gold"]}))
+    figure = go.Figure(
+        go.Scatter(x=gain, y=names, error_x=bars, mode="markers", marker={"size": 10, "color": _COLOURS["gold"]})
+    )
     figure.add_vline(x=0, line={"color": _COLOURS["soft"], "dash": "dot"})
     figure.update_yaxes(autorange="reversed")
     return _layout(figure, "", "gain in oracle fidelity")
@@ -100,7 +104,12 @@ def _winners(folder: Path) -> list[dict[str, Any]]:
     found = []
     for k, entry in enumerate((_read(folder / "best_of_n.json") or [])[:4]):
         pictures = [
-            {"image": _image(folder / f"{k}_{i}.png"), "oracle": v, "margin": entry["margin"][i], "best": i == entry["best"]}
+            {
+                "image": _image(folder / f"{k}_{i}.png"),
+                "oracle": v,
+                "margin": entry["margin"][i],
+                "best": i == entry["best"],
+            }
             for i, v in enumerate(entry["oracle"])
         ]
         found.append({"prompt": entry["prompt"], "pictures": pictures})

@@ -35,7 +35,9 @@ class Checkpoint:
         return {k[len(name) + 1 :]: v for k, v in self.tensors.items() if k.startswith(name + "/")}
 
 
-def save_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
+) -> Path:
     """Write `root/step_N` and remove all but the newest `keep` checkpoints.
 
     Returns:
@@ -82,7 +84,9 @@ def load_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
         state = json.loads((folder / _STATE).read_text())
         return Checkpoint(step, load_file(folder / _TENSORS), state)
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one") from error
+        raise RunError(
+            f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -97,7 +101,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, [{k: v for k, v in g.items() if k != "params"} for g in saved["param_groups"]]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
     """Put back what `optimizer_tensors` took."""
     fresh = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rewarddance.core.errors import RunError
 from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 
@@ -153,7 +153,9 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm)
         if not torch.isfinite(norm):
             kept = f"{self.folder.path} keeps its last checkpoint"
-            raise RunError(f"step {self.step}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume")
+            raise RunError(
+                f"step {self.step}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume"
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -36,7 +36,7 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
         def line(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < _QUIET_SECONDS and done < total or now - began < 2:
+            if (now - last < _QUIET_SECONDS and done < total) or now - began < 2:
                 return
             last, rate = now, done / (now - began)
             left = (total - done) / rate if rate else 0

@@ -39,5 +39,3 @@ class Generator(Protocol):
     def reference(self) -> AbstractContextManager[None]:
         """Inside, the model is the frozen policy that training started from."""
         ...
-
-

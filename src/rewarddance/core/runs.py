@@ -21,7 +21,7 @@ PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy"
 
 def environment() -> dict[str, Any]:
     """What a figure depends on besides the configuration: versions, git revision, hardware."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -69,7 +69,9 @@ class Verdict:
         return len(self.logp_yes)
 
     @classmethod
-    def from_margin(cls, margin: Tensor, answer_mass: Tensor | None = None, disagreement: Tensor | None = None) -> Verdict:
+    def from_margin(
+        cls, margin: Tensor, answer_mass: Tensor | None = None, disagreement: Tensor | None = None
+    ) -> Verdict:
         """The verdict of a model that has a margin and no words."""
         mass = torch.ones_like(margin) if answer_mass is None else answer_mass
         return cls(F.logsigmoid(margin), F.logsigmoid(-margin), mass, disagreement)

@@ -170,6 +170,8 @@ def import_preferences(
         held.unlink()
         first = f"; first: row {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         hint = " (--on-error skip leaves them out)" if accepted else ""
-        raise InputError(f"{source}: {len(rejected)} of {total} rows are broken{hint}, see {out / 'import.json'}{first}")
+        raise InputError(
+            f"{source}: {len(rejected)} of {total} rows are broken{hint}, see {out / 'import.json'}{first}"
+        )
     held.replace(target)
     return report

@@ -68,14 +68,20 @@ class Sd3Generator:
         missing = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, **none)
-        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+        for part in (
+            pipeline.transformer,
+            pipeline.vae,
+            pipeline.text_encoder,
+            pipeline.text_encoder_2,
+            pipeline.text_encoder_3,
+        ):
             if part is not None:
                 part.eval().requires_grad_(False)
         return cls(pipeline, guidance, 0 if missing else 256)
 
     @property
     def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        return torch.device(next(self.transformer.parameters()).device)
 
     def _embed(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

@@ -111,7 +111,9 @@ def align_generator(
     autocast = partial(torch.autocast, generator.device.type, torch.bfloat16)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     bank = ReferenceBank(config.references, chosen, config.refl.num_steps, config.criterion, config.seed)
-    probe_prompts = training_prompts(config.probe_prompts, config.seed + 1) if prompts is None else chosen[: config.probe_prompts]
+    probe_prompts = (
+        training_prompts(config.probe_prompts, config.seed + 1) if prompts is None else chosen[: config.probe_prompts]
+    )
     prober = Prober(
         generator, judge, probe_prompts, config.probe_noises, config.refl.num_steps, config.criterion, config.seed, gold
     )
@@ -203,7 +205,9 @@ def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
     found = loop.extra_tensors
     bank.drawn_at, bank.win_rate = loop.extra.get("drawn_at", -1), loop.extra.get("win_rate", 0.5)
     if "bank" in found:
-        bank.pictures = {p: Media(x[None], origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)}
+        bank.pictures = {
+            p: Media(x[None], origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)
+        }
     if "probe_references" in found:
         prober.references = [Media(x[None], origin="generator") for x in found["probe_references"]]
     for i, s in enumerate(loop.extra.get("probe_steps", [])):
@@ -227,4 +231,6 @@ def align_from_names(config: AlignConfig, out: Path, prompts: Path | None = None
             raise InputError(f"{prompts}: holds no prompts")
     judge = load_judge(config.judge, precision="bf16")
     generator = load_generator(config.generator, guidance=config.guidance)
-    return align_generator(config, generator, judge, out, prompts=lines, gold=None if lines else oracle_gold, resume=resume)
+    return align_generator(
+        config, generator, judge, out, prompts=lines, gold=None if lines else oracle_gold, resume=resume
+    )

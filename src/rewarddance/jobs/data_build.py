@@ -16,7 +16,9 @@ from rewarddance.world.splits import Split
 SPLIT_FILES: dict[Split, str] = {"train": "train.parquet", "held_out": "id.parquet", "ood": "ood.parquet"}
 
 
-def build_data(config: PreferencesConfig, num_held_out: int, generator: str | None, out: Path, num_steps: int = 10) -> Path:
+def build_data(
+    config: PreferencesConfig, num_held_out: int, generator: str | None, out: Path, num_steps: int = 10
+) -> Path:
     """Write `train.parquet`, `id.parquet` and `ood.parquet`.
 
     Args:
@@ -34,7 +36,9 @@ def build_data(config: PreferencesConfig, num_held_out: int, generator: str | No
         if split != "train":
             part = part.model_copy(update={"shuffle_labels": False})
         write_rows(_counted(part, draw, name), out / name)
-    write_json(out / "data.json", {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator})
+    write_json(
+        out / "data.json", {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator}
+    )
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.jobs.align import align_generator
@@ -46,7 +48,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     small = 1 if fast else 8
     console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
     draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
-    sets = {}
+    sets: dict[str, Sequence[PreferenceRecord]] = {}
     for split, num in (("train", 90 * small), ("held_out", 8 * small), ("ood", 8 * small)):
         config = PreferencesConfig(seed=seed, split=split, num_prompts=num)  # type: ignore[arg-type]
         sets[split] = records_in_memory(config, draw, f"preferences {split}")
@@ -104,7 +106,7 @@ def _best_of_n(out: Path, judge: Any, fast: bool, seed: int) -> dict[str, float]
         found = best_of_n(generator, judge, prompts, 8, rng, 10, "fidelity")
     folder = out / "best_of_n"
     folder.mkdir()
-    listed = []
+    listed: list[dict[str, Any]] = []
     for k, s in enumerate(found):
         values = [gold(s.prompt, m) for m in s.candidates]
         if k < 4:

@@ -1,4 +1,4 @@
-"""`rewarddance evaluate`: reads a run folder, measures what it trained, writes `evaluation.json` and samples beside it."""
+"""`rewarddance evaluate`: reads a run folder, measures what it trained, writes `evaluation.json` and samples."""
 
 from __future__ import annotations
 

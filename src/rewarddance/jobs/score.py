@@ -23,7 +23,11 @@ def score_one(judge: str, prompt: str, candidate: Path, reference: Path | None, 
     """Reward and margin of one picture, against a reference where there is one."""
     other = None if reference is None else Media.open(reference)
     found = load_judge(judge).judge([Comparison(prompt, Media.open(candidate), other, criterion)])
-    out = {"reward": float(found.reward[0]), "margin": float(found.margin[0]), "answer_mass": float(found.answer_mass[0])}
+    out = {
+        "reward": float(found.reward[0]),
+        "margin": float(found.margin[0]),
+        "answer_mass": float(found.answer_mass[0]),
+    }
     return out if found.disagreement is None else {**out, "disagreement": float(found.disagreement[0])}
 
 
@@ -37,7 +41,9 @@ def score_data(data: Path, judge: str, out: Path | None) -> dict[str, Any]:
         with open(beside, "w") as file, progress("scoring") as report:
             for i, record in enumerate(table, 1):
                 verdict = ready.judge(record.comparisons())
-                for c, reward, margin in zip(record.choices, verdict.reward.tolist(), verdict.margin.tolist(), strict=True):
+                for c, reward, margin in zip(
+                    record.choices, verdict.reward.tolist(), verdict.margin.tolist(), strict=True
+                ):
                     line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
                     file.write(json.dumps({**line, "reward": reward, "margin": margin}) + "\n")
                 report(i, len(table))

@@ -9,8 +9,8 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.data_build import build_data
 from rewarddance.jobs.build.preferences import PreferencesConfig
+from rewarddance.jobs.data_build import build_data
 from rewarddance.jobs.load import load_backbone
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig

@@ -88,7 +88,11 @@ def train_judge(
         best, since = loop.extra.get("best", -1.0), loop.extra.get("since", 0)
         improved = metrics[watched] > best
         loop.extra |= {"best": max(best, metrics[watched]), "since": 0 if improved else since + 1}
-        return f"{watched} has not risen for {config.patience} validations" if loop.extra["since"] >= config.patience else None
+        return (
+            f"{watched} has not risen for {config.patience} validations"
+            if loop.extra["since"] >= config.patience
+            else None
+        )
 
     with progress(title, "loss", "accuracy", "answer_mass") as bar:
 

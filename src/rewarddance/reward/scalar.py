@@ -18,7 +18,7 @@ from rewarddance.vlm.engine import Engine
 
 @dataclass
 class ScalarJudge:
-    """Scores pictures one at a time; a comparison's margin is the difference, or the score where there is no reference."""
+    """Scores pictures one at a time; a margin is the difference, or the score where there is no reference."""
 
     engine: Engine
     context: Context

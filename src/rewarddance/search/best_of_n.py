@@ -34,7 +34,9 @@ class Selection:
 
 
 @torch.no_grad()
-def draw(generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int) -> list[list[Media]]:
+def draw(
+    generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int
+) -> list[list[Media]]:
     """`num` samples of every prompt, in order; the noise depends on `rng` alone."""
     out: list[Media] = []
     flat = [p for p in prompts for _ in range(num)]
@@ -46,7 +48,9 @@ def draw(generator: Generator, prompts: Sequence[str], num: int, rng: torch.Gene
 
 
 @torch.no_grad()
-def select(judge: RewardModel, prompts: Sequence[str], drawn: Sequence[Sequence[Media]], criterion: str) -> list[Selection]:
+def select(
+    judge: RewardModel, prompts: Sequence[str], drawn: Sequence[Sequence[Media]], criterion: str
+) -> list[Selection]:
     """The judge's winner of every prompt by round robin, all prompts in one call to the judge."""
     pairs = all_pairs(len(drawn[0])) if drawn else []
     asked = [Comparison(p, d[i], d[j], criterion) for p, d in zip(prompts, drawn, strict=True) for i, j in pairs]

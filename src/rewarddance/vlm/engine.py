@@ -22,7 +22,6 @@ from rewarddance.vlm.encoding import Encoded
 from rewarddance.vlm.internvl import Frame, InternVLBackbone
 from rewarddance.vlm.plan import Group, Key, group_by_prefix, pack
 
-
 WIDTH_STEP = 8
 """Rows are padded to a multiple of this, so that kernels meet few shapes (building one costs more than padding)."""
 

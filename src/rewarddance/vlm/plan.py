@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,7 @@ def group_by_prefix(keys: Sequence[Key]) -> list[Group]:
     order = sorted(range(len(keys)), key=lambda i: keys[i])
     # sharing[i]: tokens that neighbours order[i] and order[i + 1] may share
     sharing = [
-        min(common_prefix(keys[a], keys[b]), len(keys[a]) - 1, len(keys[b]) - 1)
-        for a, b in zip(order, order[1:], strict=False)
+        min(common_prefix(keys[a], keys[b]), len(keys[a]) - 1, len(keys[b]) - 1) for a, b in itertools.pairwise(order)
     ]
     saved: dict[tuple[int, int, int], int] = {}
     groups, loose = _groups(sharing, 0, len(order), 0, saved)

@@ -8,10 +8,11 @@ from rewarddance.core.streams import stream
 from rewarddance.world.questions import lesson
 
 JUDGE_WORDS = (
-    "instruction: prompt: prefer reference: candidate: question: answer: yes no tie better worse than the one image picture "
-    "which is does more first second compare judge overall fidelity style composition novelty colour harmony because "
-    "missing found extra wrong right matches good bad of and it has objects in order clean blurred noisy layout follows "
-    "drawing dotted four to on a an same as should show shows what where how"
+    "instruction: prompt: prefer reference: candidate: question: answer: yes no tie better worse than the one "
+    "image picture which is does more first second compare judge overall fidelity style composition novelty "
+    "colour harmony because missing found extra wrong right matches good bad of and it has objects in order "
+    "clean blurred noisy layout follows drawing dotted four to on a an same as should show shows what where "
+    "how"
 )
 """Words that questions use beside the world's own; written into the corpus so that each is one token."""
 

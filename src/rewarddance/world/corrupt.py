@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -22,6 +22,8 @@ from rewarddance.world.scene import (
 )
 from rewarddance.world.splits import scene_is_trainable
 
+T = TypeVar("T")
+
 Edit = Literal["colour", "shape", "size", "move", "swap", "drop", "add", "style", "background"]
 EDITS: tuple[Edit, ...] = get_args(Edit)
 _EDIT_WEIGHTS = (0.2, 0.2, 0.06, 0.1, 0.1, 0.12, 0.12, 0.05, 0.05)
@@ -30,7 +32,7 @@ Damage = Literal["noise", "blur", "fade", "smear", "patch"]
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
 
 
-def _other(rng: np.random.Generator, options: tuple[str, ...], current: str) -> str:
+def _other(rng: np.random.Generator, options: tuple[T, ...], current: T) -> T:
     rest = [o for o in options if o != current]
     return rest[int(rng.integers(len(rest)))]
 
@@ -109,7 +111,7 @@ def damage(image: Image, kind: Damage, strength: float, rng: np.random.Generator
             warp as early generators show, `patch` the background's colour over a random square.
         strength: 0 (unchanged) to 1 (hardly recognisable).
     """
-    x = image.astype(np.float32)
+    x: Any = image.astype(np.float32)
     if kind == "noise":
         x = x + rng.normal(0, 90 * strength, x.shape)
     elif kind == "blur":
@@ -125,7 +127,7 @@ def damage(image: Image, kind: Damage, strength: float, rng: np.random.Generator
         side = int(6 + 14 * strength)
         top, left = rng.integers(0, x.shape[0] - side, 2)
         x[top : top + side, left : left + side] = x[0, 0]
-    return np.clip(x + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(x + 0.5, 0, 255), np.uint8)
 
 
 def damage_randomly(image: Image, rng: np.random.Generator, most: float = 1.0) -> Image:

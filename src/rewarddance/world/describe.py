@@ -48,7 +48,9 @@ def fulfils(scene: Scene, spec: Spec) -> bool:
         return False
     if spec.relation is not None:
         first = spec.terms[0]
-        a, b = sorted(scene.objects, key=lambda o: (o.colour, o.shape, o.large) != (first.colour, first.shape, first.large))
+        a, b = sorted(
+            scene.objects, key=lambda o: (o.colour, o.shape, o.large) != (first.colour, first.shape, first.large)
+        )
         return holds(a, spec.relation, b)
     xs, ys = (np.array([getattr(o, axis) for o in scene.objects]) for axis in "xy")
     if spec.arrangement == "row":

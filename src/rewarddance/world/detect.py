@@ -89,7 +89,9 @@ def _templates(size: int) -> tuple[Array, Array]:
 
 
 def _border_colour(image: Array) -> Array:
-    edge = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)])
+    edge = np.concatenate(
+        [image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]
+    )
     return np.asarray(np.median(edge, 0), np.float32)
 
 

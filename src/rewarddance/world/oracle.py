@@ -198,5 +198,3 @@ def fidelity(image: Image, prompt: str | Spec) -> float:
     """Criterion P alone, which is what generators are measured by; cheaper than `judge`."""
     spec = _parsed(prompt) if isinstance(prompt, str) else prompt
     return _fidelity(detect(image), spec)[0]
-
-

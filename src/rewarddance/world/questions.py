@@ -130,7 +130,14 @@ def _describe(view: _View, i: int) -> Turn | None:
     return f"describe image {i + 1}.", f"{scene.style} drawing of {phrase_body(plain)} on {scene.background}"
 
 
-_ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (_is_there, _is_there, _how_many, _style, _relation, _size)
+_ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (
+    _is_there,
+    _is_there,
+    _how_many,
+    _style,
+    _relation,
+    _size,
+)
 _ABOUT_TWO: tuple[Callable[[_View, int], Turn | None], ...] = (_more, _same)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ FAINT = 0.35
 """Coverage of what lies between stripes and dots: faint, not bare, so that an object stays in one piece."""
 
 
-def _distance(shape: Shape, u: NDArray[np.float64], v: NDArray[np.float64], half: float) -> NDArray[np.float64]:
+def _distance(shape: Shape, u: NDArray[np.float64], v: NDArray[np.float64], half: float) -> Any:
     """Signed distance-like field in pixels, negative inside; (u, v) relative to the centre, v downward."""
     if shape == "circle":
         return np.hypot(u, v) - half
@@ -54,7 +55,7 @@ def sprite(shape: Shape, size: int, style: Style) -> Coverage:
     elif style == "dotted":
         dots = np.hypot((u + size / 2) % 4 - 2, (v + size / 2) % 4 - 2) < 1.5
         inside *= np.where(dots, 1.0, FAINT)
-    return inside.reshape(side, _SUB, side, _SUB).mean((1, 3)).astype(np.float32)
+    return np.asarray(inside.reshape(side, _SUB, side, _SUB).mean((1, 3)), np.float32)
 
 
 def _window(centre: int, side: int) -> tuple[slice, slice]:

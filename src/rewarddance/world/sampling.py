@@ -142,9 +142,9 @@ def place(spec: Spec, rng: np.random.Generator) -> Scene:
         centres = _centres(rng, spec)
         if centres is None:
             continue
-        if spec.arrangement is None and spec.category == "count" and len(spec.terms) == 1:
-            if _is_arranged(centres, spec.num_objects):
-                continue  # "three circles" in a line would be called a row
+        plain_count = spec.arrangement is None and spec.category == "count" and len(spec.terms) == 1
+        if plain_count and _is_arranged(centres, spec.num_objects):
+            continue  # "three circles" in a line would be called a row
         shared = tuple(int(v) for v in rng.integers(-1, 2, 2))  # an arrangement moves as one
         objects = []
         for term, (x, y) in zip(spec.instances(), centres, strict=True):

@@ -1,4 +1,4 @@
-"""Preferences of the embedded world: pictures of one prompt, from renders and from a generator, and simulated choices."""
+"""Preferences of the embedded world: pictures of one prompt, rendered or generated, and simulated choices."""
 
 from __future__ import annotations
 

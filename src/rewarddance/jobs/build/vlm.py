@@ -20,7 +20,6 @@ from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import new_tokenizer, new_vlm
 from rewarddance.world.questions import Lesson, lesson
 
-
 CHUNK = 16
 
 

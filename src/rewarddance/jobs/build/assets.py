@@ -1,0 +1,71 @@
+"""`make assets`: train the embedded models from scratch and put them into the package, in bf16 with a card each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rewarddance.core.progress import console
+from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
+from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
+from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
+from rewarddance.jobs.load import ASSETS
+
+Part = Literal["all", "autoencoder", "generator", "vlm", "judge"]
+
+
+def build_assets(out: Path, only: Part = "all") -> None:
+    """Train what is missing under `out` (resuming what was stopped) and copy the results into the package."""
+    if only in ("all", "autoencoder"):
+        _once(
+            out / "autoencoder",
+            lambda resume: train_autoencoder(AutoencoderConfig(), out / "autoencoder", resume=resume),
+        )
+    if only in ("all", "generator"):
+        vae = out / "autoencoder" / "model"
+        _once(
+            out / "generator", lambda resume: train_generator(GeneratorConfig(), vae, out / "generator", resume=resume)
+        )
+        ship(out / "generator", ASSETS / "generator-tiny")
+    if only in ("all", "vlm"):
+        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), out / "vlm", resume=resume))
+        ship(out / "vlm", ASSETS / "vlm-tiny")
+    if only in ("all", "judge"):
+        _once(out / "judge", lambda resume: _train_judge(out / "judge", resume))
+        ship(out / "judge", ASSETS / "judge-tiny")
+
+
+def _once(folder: Path, train: object) -> None:
+    if (folder / "model").is_dir():
+        console.print(f"{folder}: finished already", highlight=False)
+        return
+    train((folder / "run.json").is_file())  # type: ignore[operator]
+
+
+def _train_judge(out: Path, resume: bool) -> Path:
+    from rewarddance.core.config import load_recipe, parse_config
+    from rewarddance.jobs.train import train_from_data
+    from rewarddance.jobs.train_reward_config import RewardConfig
+
+    recipe = Path("recipes/tiny/reward.yaml")
+    return train_from_data(parse_config(RewardConfig, load_recipe(recipe), str(recipe)), out, resume=resume)
+
+
+def ship(run: Path, target: Path) -> None:
+    """Copy a trained model into the package with its weights in bf16, and the facts of its run beside it."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(run / "model", target)
+    for file in target.rglob("*.safetensors"):
+        tensors = load_file(file)
+        small = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}
+        save_file(small, file, metadata={"format": "pt"})
+    found, last = RunFolder(run).read(), RunFolder(run).metrics()[-1]
+    facts = {k: found[k] for k in ("kind", "config", "python", "packages", "git", "hardware")}
+    facts["trained"] = {"steps": last["step"], "seconds": last["seconds"]}
+    (target / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
