@@ -159,9 +159,13 @@ def test_transparency_is_laid_on_white():
 
 @pytest.mark.parametrize(
     ("bad", "match"),
-    [(torch.zeros(4, 4), "shape"), (torch.full((3, 4, 4), 2.0), r"\[0, 1\]"), (torch.full((3, 4, 4), float("nan")), "nan"),
-     (torch.zeros(3, 4, 4, dtype=torch.uint8), "float")],
-)  # fmt: skip
+    [
+        (torch.zeros(4, 4), "shape"),
+        (torch.full((3, 4, 4), 2.0), r"\[0, 1\]"),
+        (torch.full((3, 4, 4), float("nan")), "nan"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "float"),
+    ],
+)
 def test_bad_tensors_are_refused(bad, match):
     with pytest.raises(InputError, match=match):
         Media.from_tensor(bad)

@@ -116,24 +116,34 @@ def _winners(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _figure_list(wanted: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    return [{"title": title, "html": html} for title, html in wanted if html]
+
+
 def _align_figures(run: Path) -> list[dict[str, Any]]:
     metrics = RunFolder(run).metrics()
-    wanted = [
-        ("Proxy and oracle on the probe", curves(metrics, {"probe/gold": "oracle fidelity", "probe/proxy": "judge's P(yes)"}, "mean")),
-        ("Reward during training", curves(metrics, {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}, "P(yes)")),
-        ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
-        ("Gap: rise of the proxy less rise of the oracle", curves(metrics, {"probe/gap": "gap, in standard deviations of the start"}, "gap")),
-    ]  # fmt: skip
-    return [{"title": t, "html": h} for t, h in wanted if h]
+    probe = {"probe/gold": "oracle fidelity", "probe/proxy": "judge's P(yes)"}
+    reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
+    gap = {"probe/gap": "gap, in standard deviations of the start"}
+    return _figure_list(
+        [
+            ("Proxy and oracle on the probe", curves(metrics, probe, "mean")),
+            ("Reward during training", curves(metrics, reward, "P(yes)")),
+            ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
+            ("Gap: rise of the proxy less rise of the oracle", curves(metrics, gap, "gap")),
+        ]
+    )
 
 
 def _judge_figures(run: Path) -> list[dict[str, Any]]:
     metrics = RunFolder(run).metrics()
-    wanted = [
-        ("Judge: loss", curves(metrics, {"loss": "cross-entropy"}, "loss")),
-        ("Judge: pairs ordered as the oracle does", curves(metrics, {"id/accuracy": "held-out prompts", "ood/accuracy": "out of domain", "accuracy": "training labels"}, "accuracy", ("accuracy",))),
-    ]  # fmt: skip
-    return [{"title": t, "html": h} for t, h in wanted if h]
+    names = {"id/accuracy": "held-out prompts", "ood/accuracy": "out of domain", "accuracy": "training labels"}
+    return _figure_list(
+        [
+            ("Judge: loss", curves(metrics, {"loss": "cross-entropy"}, "loss")),
+            ("Judge: pairs ordered as the oracle does", curves(metrics, names, "accuracy", ("accuracy",))),
+        ]
+    )
 
 
 def _render(**content: Any) -> str:

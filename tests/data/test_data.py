@@ -1,0 +1,130 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.data.importers import import_preferences
+from rewarddance.data.parquet import RecordTable, row_of, write_rows
+
+
+@pytest.fixture
+def media_root(tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    root.mkdir()
+    for name, size in (("a.png", (30, 20)), ("b.jpg", (64, 48)), ("c.webp", (17, 90))):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(root / name)
+    (root / "cut.png").write_bytes((root / "a.png").read_bytes()[:100])
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    return root
+
+
+def pair(**changes):
+    return {"prompt": "a red circle", "image_a": "a.png", "image_b": "b.jpg", "label": "a", **changes}
+
+
+def write_jsonl(path, rows):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
+    return path
+
+
+def test_records_round_trip(tmp_path):
+    media = tuple(Media.from_numpy(np.full((6, 5, 3), v, np.uint8)) for v in (10, 200))
+    record = PreferenceRecord("r", "p", media, (Choice(0, 1, 0.5),), "fidelity", "rendered", (0.25, 0.75))
+    write_rows([row_of(record)] * 3, tmp_path / "x.parquet")
+    table = RecordTable.open(tmp_path / "x.parquet")
+    assert len(table) == 3
+    assert table[1].choices == record.choices
+    assert table[-1].truth == record.truth
+    assert np.array_equal(table[0].media[1].to_numpy(), media[1].to_numpy())
+
+
+def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
+    rows = [
+        pair(),
+        pair(label="tie", image_b="c.webp"),
+        {"prompt": "x", "chosen": "b.jpg", "rejected": "a.png"},
+        {"prompt": "y", "images": ["a.png", "b.jpg", "c.webp"], "ranking": [2, 1, 2]},
+    ]
+    found = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out")
+    assert (found.rows, found.accepted, found.rejected) == (4, 4, ())
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    assert [c.label for c in table[3].choices] == [0.0, 0.5, 1.0]
+    assert table[0].media[1].size == (48, 64)
+    from datasets import load_dataset
+
+    loaded = load_dataset("parquet", data_files=str(tmp_path / "out" / "train.parquet"), cache_dir=str(tmp_path / "hf"))
+    assert loaded["train"][1]["images"][1].size == (17, 90)
+    assert loaded["train"][1]["choices"][0]["label"] == 0.5
+
+
+def test_csv_and_imagereward(tmp_path, media_root):
+    (tmp_path / "v.csv").write_text("prompt,image_a,image_b,label\nhello,a.png,b.jpg,b\n")
+    assert import_preferences(tmp_path / "v.csv", "csv", media_root, tmp_path / "c").accepted == 1
+    rows = [{"id": "1", "prompt": "p", "generations": ["a.png", "b.jpg"], "ranking": [1, 2]}]
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    assert import_preferences(tmp_path / "v.json", "imagereward", media_root, tmp_path / "i").accepted == 1
+
+
+BROKEN = [
+    (pair(prompt=" "), "empty or missing 'prompt'"),
+    (pair(label="maybe"), "unknown label 'maybe'"),
+    (pair(image_a="none.png"), "no such file"),
+    (pair(image_a="cut.png"), "truncated"),
+    (pair(image_a="../secret.png"), "outside the media root"),
+    (pair(image_a="/etc/passwd"), "outside the media root"),
+    ({"prompt": "p"}, "no preference"),
+    ({"prompt": "p", "images": ["a.png"], "ranking": [1]}, "two or more"),
+    ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1]}, "as many"),
+    ("{not json", "not JSON"),
+    ("[1, 2]", "not a JSON object"),
+]
+
+
+def test_every_broken_row_is_listed_and_stops_the_import(tmp_path, media_root):
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(), *(row for row, _ in BROKEN)])
+    with pytest.raises(InputError, match=r"11 of 12 rows are broken .*first: row 2"):
+        import_preferences(source, "jsonl", media_root, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.parquet").exists()
+    listed = json.loads((tmp_path / "out" / "import.json").read_text())
+    assert (listed["rows"], listed["accepted"], len(listed["rejected"])) == (12, 1, 11)
+    for (_, reason), entry, number in zip(BROKEN, listed["rejected"], range(2, 13), strict=True):
+        assert entry["row"] == number
+        assert reason in entry["reason"], entry
+
+
+def test_broken_rows_can_be_skipped(tmp_path, media_root):
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(label="x"), pair(), pair()])
+    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    assert (found.rows, found.accepted, [n for n, _ in found.rejected]) == (3, 2, [1])
+    assert len(RecordTable.open(tmp_path / "out" / "train.parquet")) == 2
+
+
+def test_bombs_are_rejected_by_row(tmp_path, media_root, monkeypatch):
+    monkeypatch.setattr("rewarddance.core.media.MAX_PIXELS", 1000)
+    source = write_jsonl(tmp_path / "v.jsonl", [pair()])
+    with pytest.raises(InputError, match="over the limit"):
+        import_preferences(source, "jsonl", media_root, tmp_path / "out")
+
+
+def test_links_out_of_the_media_root_are_refused(tmp_path, media_root):
+    (media_root / "link.png").symlink_to(tmp_path / "secret.png")
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(image_a="link.png")])
+    with pytest.raises(InputError, match="outside the media root"):
+        import_preferences(source, "jsonl", media_root, tmp_path / "out")
+
+
+def test_missing_things_are_named(tmp_path, media_root):
+    with pytest.raises(InputError, match="no such file"):
+        import_preferences(tmp_path / "none", "jsonl", media_root, tmp_path / "o")
+    with pytest.raises(InputError, match="not a folder"):
+        import_preferences(write_jsonl(tmp_path / "v", [pair()]), "jsonl", tmp_path / "none", tmp_path / "o")
+    with pytest.raises(InputError, match="data import"):
+        RecordTable.open(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        RecordTable.open(tmp_path / "text.parquet")

@@ -1,0 +1,169 @@
+"""Judge training and ReFL: golden trajectories, repetition, resume after a stop and after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
+from rewarddance.core.errors import RunError
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.runs import RunFolder
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.load import load_judge
+from rewarddance.jobs.train import train_from_data
+from rewarddance.jobs.train_reward_config import RewardConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def trajectory(folder, *keys):
+    rows = RunFolder(folder).metrics()
+    return {k: [m[k] for m in rows if k in m] for k in keys}
+
+
+def same(a, b, **tolerance):
+    for key in a:
+        assert a[key] == pytest.approx(b[key], **tolerance), key
+
+
+def check_golden(name, found):
+    """Compare with the committed file; REWARDDANCE_GOLDEN=write writes it."""
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("REWARDDANCE_GOLDEN") == "write":
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    same(found, json.loads(path.read_text()), rel=5e-3, abs=2e-4)
+
+
+def reward_config(vlm_folder, data_folder, quick, paradigm="generative_pairwise", **changes):
+    return RewardConfig(
+        backbone=str(vlm_folder), data=str(data_folder), paradigm=paradigm, prompts_per_step=4, precision="fp32", **quick(**changes)
+    )
+
+
+def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n"):
+    config = AlignConfig(
+        num_prompts=6,
+        batch_size=3,
+        lora_rank=4,
+        algorithm=algorithm,
+        probe_prompts=3,
+        references=ReferenceConfig(kind=kind, num_candidates=2, refresh="steps", every=3),
+        refl=ReflConfig(num_steps=4),
+        optim=OptimConfig(lr=1e-3, ema_decay=0.9),
+        loop=LoopConfig(num_steps=num_steps, validate_every=2, save_every=2),
+    )
+    judge = load_judge(judge_folder, precision="fp32")
+    judge.single.strict = False
+    return align_generator(config, Sd3Generator.load(pipeline_folder), judge, out, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def trained(vlm_folder, data_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    config = RewardConfig(
+        backbone=str(vlm_folder),
+        data=str(data_folder),
+        prompts_per_step=4,
+        precision="fp32",
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        loop=LoopConfig(num_steps=30, validate_every=15, save_every=10),
+    )
+    train_from_data(config, out)
+    return out
+
+
+def test_reward_training_follows_the_golden_trajectory(trained):
+    check_golden("reward", trajectory(trained, "loss", "grad_norm", "answer_mass"))
+
+
+def test_training_lowers_the_loss_and_learns_to_answer(trained):
+    found = trajectory(trained, "loss", "answer_mass")
+    assert found["loss"][-1] < found["loss"][0] - 1
+    assert found["answer_mass"][-1] > 0.9
+
+
+def test_a_trained_run_is_a_judge(trained, pictures):
+    ranking = load_judge(trained).rank("a red circle", pictures[:3])
+    assert sorted(ranking.order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("paradigm", ["generative_pairwise", "generative_pointwise", "bradley_terry"])
+def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_folder, quick, tmp_path):
+    whole = reward_config(vlm_folder, data_folder, quick, paradigm, num_steps=5)
+    train_from_data(whole, tmp_path / "whole")
+    stopped = whole.model_copy(update={"loop": whole.loop.model_copy(update={"max_seconds": 1e-9})})
+    for i in range(5):
+        train_from_data(stopped, tmp_path / "parts", resume=i > 0)
+    keys = ("loss", "grad_norm", "accuracy", "id/accuracy")
+    same(trajectory(tmp_path / "parts", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
+
+
+def test_refl_follows_the_golden_trajectory(pipeline_folder, trained, tmp_path):
+    torch.manual_seed(0)
+    align(pipeline_folder, trained, tmp_path / "run", num_steps=30)
+    found = trajectory(tmp_path / "run", "reward", "kl", "probe/proxy")
+    check_golden("refl", found)
+    assert found["kl"][0] == 0
+    assert found["kl"][-1] > 0
+
+
+def test_equal_configurations_give_equal_trajectories_and_resume_is_exact(pipeline_folder, trained, tmp_path):
+    keys = ("loss", "reward", "kl", "grad_norm", "probe/proxy", "probe/gold", "references_from")
+    for name in ("a", "b"):
+        align(pipeline_folder, trained, tmp_path / name)
+    same(trajectory(tmp_path / "a", *keys), trajectory(tmp_path / "b", *keys), rel=1e-6)
+    folder = RunFolder(tmp_path / "b")
+    for step in (4,):  # forget the end of run b, as a kill after step 2 would
+        import shutil
+
+        shutil.rmtree(folder.checkpoints / f"step_{step}")
+    align(pipeline_folder, trained, tmp_path / "b", resume=True)
+    same(trajectory(tmp_path / "b", *keys), trajectory(tmp_path / "a", *keys), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("sft", "best_of_n"), ("refl", "random"), ("refl", "none")])
+def test_controls_and_reference_kinds_run(algorithm, kind, pipeline_folder, trained, tmp_path):
+    adapter = align(pipeline_folder, trained, tmp_path / "run", num_steps=2, algorithm=algorithm, kind=kind)
+    assert (adapter / "adapter.safetensors").is_file()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, quick, tmp_path):
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=1)
+    train_from_data(config, tmp_path / "run")
+    with pytest.raises(RunError, match="--resume"):
+        train_from_data(config, tmp_path / "run")
+
+
+def test_a_killed_run_resumes_to_the_same_metrics(vlm_folder, data_folder, tmp_path):
+    """SIGKILL at a random moment, as often as it takes; then the metrics equal those of a run never killed."""
+    flags = ["--backbone", str(vlm_folder), "--data", str(data_folder), "--prompts-per-step", "4", "--precision", "fp32"]
+    flags += ["--loop.num-steps", "12", "--loop.save-every", "1", "--loop.validate-every", "6"]
+    command = [sys.executable, "-m", "rewarddance.apps.cli", "train", *flags, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    kills, resume = 0, []
+    dice = random.Random(0)
+    while kills < 2:
+        process = subprocess.Popen([*command, str(tmp_path / "killed"), *resume], stderr=subprocess.DEVNULL)
+        log = tmp_path / "killed" / "metrics.jsonl"
+        lines = len(log.read_text().splitlines()) if log.exists() else 0
+        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) <= lines + 1):
+            time.sleep(0.02)
+        time.sleep(dice.random() * 0.5)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills, resume = kills + 1, ["--resume"]
+    assert kills > 0
+    subprocess.run([*command, str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    keys = ("step", "loss", "grad_norm", "accuracy", "id/accuracy")
+    same(trajectory(tmp_path / "killed", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)

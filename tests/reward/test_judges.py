@@ -1,0 +1,178 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rewarddance.core.errors import InputError, JudgementError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.reward.checkpoint import JudgeSpec, load_judge_folder, new_judge, save_judge
+from rewarddance.reward.context import INSTRUCTIONS, Context
+from rewarddance.reward.measure import measure_judge
+from rewarddance.reward.objective import agreement, preference_loss, reward_step
+from rewarddance.reward.rank import rank
+from rewarddance.reward.wrappers import Symmetrised
+
+PARADIGMS = ("generative_pairwise", "generative_pointwise", "bradley_terry")
+
+
+class Brightness:
+    """A judge whose truth is known: the brighter picture is better; with a bias towards the candidate's place."""
+
+    def __init__(self, bias=0.0):
+        self.bias = bias
+        self.calls = 0
+
+    def judge(self, comparisons):
+        self.calls += 1
+        rows = [c.candidate.frames.mean() - (c.reference.frames.mean() if c.reference else 0.5) for c in comparisons]
+        return Verdict.from_margin(10 * torch.stack(rows) + self.bias)
+
+
+def grey(level):
+    return Media(torch.full((1, 3, 48, 48), float(level)))
+
+
+def test_context_words_roles_in_sharing_order(pictures):
+    a, b = pictures[:2]
+    parts = Context().render(Comparison("a red circle", b, a, "fidelity"))
+    assert parts[1] is a
+    assert parts[3] is b
+    assert parts[0].startswith(f"instruction: {INSTRUCTIONS['fidelity']}\nprompt: a red circle")
+    assert parts[-1].endswith("is the candidate better than the reference?")
+    alone = Context(instruction=False).render(Comparison("a red circle", b))
+    assert alone[0].startswith("prompt:")
+    assert len([p for p in alone if not isinstance(p, str)]) == 1
+
+
+def test_context_refuses_what_it_cannot_ask(pictures):
+    with pytest.raises(InputError, match="empty"):
+        Context().render(Comparison("  ", pictures[0]))
+    with pytest.raises(InputError, match="criterion 'beauty'"):
+        Context().render(Comparison("x", pictures[0], criterion="beauty"))
+
+
+def test_symmetrised_margins_cancel_place_bias():
+    judge = Brightness(bias=3.0)
+    found = Symmetrised(judge).judge([Comparison("p", grey(0.6), grey(0.5)), Comparison("p", grey(0.5), grey(0.5))])
+    assert torch.allclose(found.margin, torch.tensor([1.0, 0.0]), atol=1e-5)
+    assert found.disagreement is not None
+    assert torch.allclose(found.disagreement, torch.full((2,), 3.0), atol=1e-5)
+    assert judge.calls == 1
+
+
+def test_generative_loss_is_next_token_cross_entropy(backbone, pictures):
+    judge = new_judge(JudgeSpec(), backbone)
+    asked = [Comparison("p", pictures[0], pictures[1], label=1.0), Comparison("p", pictures[2], pictures[1], label=0.0)]
+    found = preference_loss(judge.single.judge(asked), torch.tensor([1.0, 0.0]))
+    rows = []
+    for c, word in zip(asked, ("yes", "no"), strict=True):
+        e = backbone.encoder.chat([("user", Context().render(c))])
+        pixels = torch.cat([backbone.prepare.frames(m.frames) for m, _ in e.images])
+        logits = backbone.model(input_ids=torch.tensor([e.ids]), pixel_values=pixels).logits[0, -1]
+        rows.append(F.cross_entropy(logits, torch.tensor(judge.engine.word_id(word))))
+    assert torch.allclose(found, torch.stack(rows), atol=1e-5)
+
+
+def test_bradley_terry_loss_is_log_sigmoid_of_the_difference(backbone, pictures):
+    judge = new_judge(JudgeSpec(paradigm="bradley_terry"), backbone)
+    torch.nn.init.normal_(judge.single.head.weight, std=0.5)
+    win, lose = pictures[:2]
+    scores = judge.single.score([Comparison("p", win), Comparison("p", lose)])
+    found = preference_loss(judge.judge([Comparison("p", win, lose)]), torch.tensor([1.0]))
+    assert torch.allclose(found, -F.logsigmoid(scores[0] - scores[1])[None], atol=1e-5)
+
+
+def test_soft_labels_and_smoothing():
+    verdict = Verdict.from_margin(torch.tensor([2.0]))
+    half = preference_loss(verdict, torch.tensor([0.5]))
+    assert torch.allclose(half, -(F.logsigmoid(torch.tensor(2.0)) + F.logsigmoid(torch.tensor(-2.0))) / 2)
+    assert torch.allclose(preference_loss(verdict, torch.tensor([1.0]), smoothing=1.0), half)
+
+
+def test_agreement_counts_a_zero_margin_as_half():
+    assert agreement(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])).tolist() == [1, 0, 0.5]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_judges_are_antisymmetric_differentiable_and_survive_the_disk(paradigm, backbone, pictures, tmp_path):
+    judge = new_judge(JudgeSpec(paradigm=paradigm), backbone)
+    if paradigm == "bradley_terry":
+        torch.nn.init.normal_(judge.single.head.weight, std=0.5)
+    assert isinstance(judge, RewardModel)
+    x = Media(pictures[0].frames.clone().requires_grad_())
+    there, back = judge.judge([Comparison("p", x, pictures[1]), Comparison("p", pictures[1], x)]).margin
+    assert torch.allclose(there, -back, atol=1e-5)
+    there.backward()
+    assert x.frames.grad is not None
+    assert x.frames.grad.abs().sum() > 0
+    save_judge(judge, tmp_path / "judge")
+    again = load_judge_folder(tmp_path / "judge")
+    if paradigm != "bradley_terry":
+        again.single.strict = False
+    margin = again.judge([Comparison("p", pictures[0], pictures[1])]).margin
+    assert torch.allclose(margin, there.detach(), atol=1e-5)
+    assert not any(p.requires_grad for p in again.engine.backbone.module.parameters())
+
+
+def test_pixel_gradient_of_the_margin_equals_finite_differences(backbone, pictures):
+    judge = new_judge(JudgeSpec(), backbone)
+    backbone.module.double()
+    x = pictures[0].frames.clone()
+    def margin(pixels):
+        return judge.judge([Comparison("p", Media(pixels), pictures[1])]).margin
+
+    leaf = x.clone().requires_grad_()
+    margin(leaf).backward()
+    direction = leaf.grad / leaf.grad.norm()
+    with torch.no_grad():
+        change = (margin(x + 0.2 * direction) - margin(x - 0.2 * direction)) / 0.4
+    assert torch.allclose(leaf.grad.norm(), change.float().squeeze(), rtol=0.02)
+
+
+def test_unclear_answers_are_refused_at_inference(backbone, pictures):
+    judge = new_judge(JudgeSpec(), backbone, strict=True)
+    with pytest.raises(JudgementError, match="1 of 1|2 of 2"):
+        judge.judge([Comparison("p", pictures[0], pictures[1])])
+
+
+def test_no_comparisons_no_verdicts(backbone):
+    assert len(new_judge(JudgeSpec(), backbone).judge([])) == 0
+
+
+def test_ranking_orders_by_round_robin():
+    found = rank(Brightness(bias=0.0), "p", [grey(0.2), grey(0.9), grey(0.5)])
+    assert found.order == (1, 2, 0)
+    assert torch.allclose(found.wins + found.wins.T, torch.ones(3, 3))
+    assert rank(Brightness(), "p", [grey(0.1)]).order == (0,)
+    with pytest.raises(InputError, match="nothing to rank"):
+        rank(Brightness(), "p", [])
+
+
+def record(name, levels, labels=None):
+    choices = tuple(
+        Choice(i, j, float(levels[i] > levels[j]) if labels is None else labels)
+        for i in range(len(levels))
+        for j in range(i + 1, len(levels))
+    )
+    return PreferenceRecord(name, "p", tuple(grey(x) for x in levels), choices, source=name, truth=tuple(levels))
+
+
+def test_measures_of_a_perfect_and_an_inverted_judge():
+    records = [record("rendered", (0.1, 0.5, 0.9)), record("generator", (0.3, 0.2, 0.8, 0.81))]
+    right = measure_judge(Brightness(), records)
+    assert right["accuracy"] == right["accuracy_generator"] == right["spearman"] == right["label_accuracy"] == 1
+    assert right["num_pairs"] == 3 + 5  # one pair differs by less than 0.05
+
+    class Inverted(Brightness):
+        def judge(self, comparisons):
+            return Verdict.from_margin(-super().judge(comparisons).margin)
+
+    assert measure_judge(Inverted(), records)["accuracy"] == 0
+
+
+def test_reward_step_reports_ties_apart():
+    asked = [Comparison("p", grey(0.9), grey(0.1), label=1.0), Comparison("p", grey(0.5), grey(0.6), label=0.5)]
+    found = reward_step(Brightness(), asked)
+    assert found["accuracy"] == 1
+    assert found["loss"] > 0
