@@ -34,7 +34,7 @@ def pipeline_folder(tmp_path_factory):
     torch.manual_seed(0)
     vae = new_autoencoder().eval()
     vae.register_to_config(shift_factor=0.1, scaling_factor=0.7)
-    pipeline = new_pipeline(vae, seed=0)
+    pipeline = new_pipeline(vae, seed=0, num_layers=2)
     for name, p in pipeline.transformer.named_parameters():
         if name.endswith("linear.weight") or name == "proj_out.weight":
             torch.nn.init.normal_(p, std=0.05)

@@ -49,8 +49,9 @@ def reward_config(vlm_folder, data_folder, quick, paradigm="generative_pairwise"
     )
 
 
-def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n"):
+def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n", every=2):
     config = AlignConfig(
+        precision="fp32",
         num_prompts=6,
         batch_size=3,
         lora_rank=4,
@@ -59,7 +60,7 @@ def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", res
         references=ReferenceConfig(kind=kind, num_candidates=2, refresh="steps", every=3),
         refl=ReflConfig(num_steps=4),
         optim=OptimConfig(lr=1e-3, ema_decay=0.9),
-        loop=LoopConfig(num_steps=num_steps, validate_every=2, save_every=2),
+        loop=LoopConfig(num_steps=num_steps, validate_every=every, save_every=2),
     )
     judge = load_judge(judge_folder, precision="fp32")
     judge.single.strict = False
@@ -74,7 +75,7 @@ def trained(vlm_folder, data_folder, tmp_path_factory):
         data=str(data_folder),
         prompts_per_step=4,
         precision="fp32",
-        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        optim=OptimConfig(lr=4e-3, warmup_steps=2),
         loop=LoopConfig(num_steps=30, validate_every=15, save_every=10),
     )
     train_from_data(config, out)
@@ -109,7 +110,7 @@ def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_fo
 
 def test_refl_follows_the_golden_trajectory(pipeline_folder, trained, tmp_path):
     torch.manual_seed(0)
-    align(pipeline_folder, trained, tmp_path / "run", num_steps=30)
+    align(pipeline_folder, trained, tmp_path / "run", num_steps=30, every=10)
     found = trajectory(tmp_path / "run", "reward", "kl", "probe/proxy")
     check_golden("refl", found)
     assert found["kl"][0] == 0

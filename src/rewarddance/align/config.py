@@ -54,6 +54,8 @@ class AlignConfig(Config):
     lora_alpha: float = Field(32.0, gt=0)
     references: ReferenceConfig = ReferenceConfig()
     refl: ReflConfig = ReflConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` computes under autocast; the adapter's weights stay in fp32."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean KL passes this; 0 never stops."""
     probe_prompts: int = Field(40, ge=1)

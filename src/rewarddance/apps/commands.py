@@ -117,9 +117,9 @@ class DataImport(Flags):
 class Score(Flags):
     """Judge one picture (pointwise), two (candidate against reference), or every comparison of a data folder.
 
-    Examples:
-      rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
-      rewarddance score data/mine --judge runs/judge --out scores.jsonl
+    Example: rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
+
+    Example: rewarddance score data/mine --judge runs/judge --out scores.jsonl
     """
 
     data: Annotated[Path | None, tyro.conf.Positional] = None

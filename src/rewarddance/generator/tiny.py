@@ -76,7 +76,7 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast, layers: int) -> CLIPTextMo
     return CLIPTextModelWithProjection(config)
 
 
-def new_pipeline(vae: AutoencoderKL, seed: int = 0) -> StableDiffusion3Pipeline:
+def new_pipeline(vae: AutoencoderKL, seed: int = 0, num_layers: int = 6) -> StableDiffusion3Pipeline:
     """An untrained pipeline around a trained autoencoder, 48x48 pixels, all parts in evaluation mode."""
     torch.manual_seed(seed)
     tokenizer = new_prompt_tokenizer()
@@ -86,7 +86,7 @@ def new_pipeline(vae: AutoencoderKL, seed: int = 0) -> StableDiffusion3Pipeline:
         patch_size=2,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        num_layers=6,
+        num_layers=num_layers,
         attention_head_dim=48,
         num_attention_heads=4,
         joint_attention_dim=2 * 96,

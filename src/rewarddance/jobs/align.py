@@ -108,7 +108,7 @@ def align_generator(
     torch.manual_seed(config.seed)
     chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
     generator.add_lora(config.lora_rank, config.lora_alpha)
-    autocast = partial(torch.autocast, generator.device.type, torch.bfloat16)
+    autocast = partial(torch.autocast, generator.device.type, torch.bfloat16, enabled=config.precision == "bf16")
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     bank = ReferenceBank(config.references, chosen, config.refl.num_steps, config.criterion, config.seed)
     probe_prompts = (
@@ -229,7 +229,7 @@ def align_from_names(config: AlignConfig, out: Path, prompts: Path | None = None
         lines = list(dict.fromkeys(line.strip() for line in prompts.read_text().splitlines() if line.strip()))
         if not lines:
             raise InputError(f"{prompts}: holds no prompts")
-    judge = load_judge(config.judge, precision="bf16")
+    judge = load_judge(config.judge, precision=config.precision)
     generator = load_generator(config.generator, guidance=config.guidance)
     return align_generator(
         config, generator, judge, out, prompts=lines, gold=None if lines else oracle_gold, resume=resume

@@ -1,0 +1,100 @@
+"""The command line as people meet it: help, exit statuses, one-line errors, and the documents that quote it."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rewarddance.apps.cli import COMMANDS, main, overview
+from rewarddance.core.config import load_recipe, parse_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(capsys, *args):
+    try:
+        status = main(list(args))
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_overview_names_every_command(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name, capsys):
+    status, out, _ = run(capsys, *name.split(), "--help")
+    assert status == 0
+    assert "rewarddance " + name in out
+    assert "Example" in out
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from rewarddance.apps.cli import main; main(['align', '--help'])"
+    check = f"try:\n {code}\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (("trian",), 2, "did you mean 'train'"),
+        ((), 2, ""),
+        (("train", "--out", "x", "--nonsense", "1"), 2, "nonsense"),
+        (("train", "none.yaml", "--out", "x"), 1, "none.yaml: cannot read the recipe"),
+        (("rank", "missing.png", "--prompt", "x"), 1, "missing.png: no such file"),
+        (("report", "nowhere"), 1, "nowhere: neither a run nor a demo"),
+        (("evaluate", "nowhere"), 1, "nowhere: not a run folder"),
+        (("rerun", "nowhere", "--out", "x"), 1, "nowhere: not a run folder"),
+        (("score",), 1, "--prompt and --candidate"),
+        (("align", "--judge", "nowhere", "--out", "x"), 1, "judge 'nowhere': not 'tiny'"),
+        (("data", "import", "no.csv", "--format", "csv", "--media-root", ".", "--out", "x"), 1, "no.csv: no such file"),
+    ],
+)
+def test_mistakes_are_one_clear_line(args, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, _, err = run(capsys, *args)
+    assert found == status
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    if status == 1:
+        assert err.strip().count("\n") == 0
+
+
+def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
+    (tmp_path / "r.yaml").write_text("optim: {learning_rat: 1}\nparadigmm: x\n")
+    status, _, err = run(capsys, "train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run"))
+    assert status == 1
+    assert "did you mean 'paradigm'" in err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_loads(path):
+    from rewarddance.align.config import AlignConfig
+    from rewarddance.jobs.train_reward_config import RewardConfig
+
+    recipe = load_recipe(path)
+    parse_config(AlignConfig if "generator" in recipe else RewardConfig, recipe, str(path))
+
+
+def test_the_documents_quote_the_real_overview():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    quoted = re.search(r"```text\n(usage: rewarddance COMMAND.*?)```", text, re.DOTALL)
+    assert quoted is not None
+    assert quoted[1].strip() == overview().strip()
+
+
+def test_the_documents_quote_every_commands_help(capsys):
+    from rewarddance.apps.docs import render_cli_page
+
+    assert (ROOT / "docs" / "cli.md").read_text() == render_cli_page()
