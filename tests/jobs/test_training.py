@@ -45,7 +45,12 @@ def check_golden(name, found):
 
 def reward_config(vlm_folder, data_folder, quick, paradigm="generative_pairwise", **changes):
     return RewardConfig(
-        backbone=str(vlm_folder), data=str(data_folder), paradigm=paradigm, prompts_per_step=4, precision="fp32", **quick(**changes)
+        backbone=str(vlm_folder),
+        data=str(data_folder),
+        paradigm=paradigm,
+        prompts_per_step=4,
+        precision="fp32",
+        **quick(**changes),
     )
 
 
@@ -146,7 +151,16 @@ def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, qui
 
 def test_a_killed_run_resumes_to_the_same_metrics(vlm_folder, data_folder, tmp_path):
     """SIGKILL at a random moment, as often as it takes; then the metrics equal those of a run never killed."""
-    flags = ["--backbone", str(vlm_folder), "--data", str(data_folder), "--prompts-per-step", "4", "--precision", "fp32"]
+    flags = [
+        "--backbone",
+        str(vlm_folder),
+        "--data",
+        str(data_folder),
+        "--prompts-per-step",
+        "4",
+        "--precision",
+        "fp32",
+    ]
     flags += ["--loop.num-steps", "12", "--loop.save-every", "1", "--loop.validate-every", "6"]
     command = [sys.executable, "-m", "rewarddance.apps.cli", "train", *flags, "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)

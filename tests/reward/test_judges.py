@@ -119,6 +119,7 @@ def test_pixel_gradient_of_the_margin_equals_finite_differences(backbone, pictur
     judge = new_judge(JudgeSpec(), backbone)
     backbone.module.double()
     x = pictures[0].frames.clone()
+
     def margin(pixels):
         return judge.judge([Comparison("p", Media(pixels), pictures[1])]).margin
 
@@ -132,7 +133,7 @@ def test_pixel_gradient_of_the_margin_equals_finite_differences(backbone, pictur
 
 def test_unclear_answers_are_refused_at_inference(backbone, pictures):
     judge = new_judge(JudgeSpec(), backbone, strict=True)
-    with pytest.raises(JudgementError, match="1 of 1|2 of 2"):
+    with pytest.raises(JudgementError, match="2 of 2 questions"):
         judge.judge([Comparison("p", pictures[0], pictures[1])])
 
 

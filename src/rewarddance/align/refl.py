@@ -6,7 +6,6 @@ judge it against a reference, and send the reward's gradient through decoder and
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,7 @@ def gradient_index(config: ReflConfig, rng: torch.Generator) -> int:
 def approach(generator: Generator, condition: Any, z: Tensor, index: int, num_steps: int) -> LatePoint:
     """Denoise deterministically from noise `z` to the start of step `index`."""
     ts = flow.times(num_steps).tolist()
-    for now, after in itertools.pairwise(ts):
+    for now, after in zip(ts[:index], ts[1 : index + 1], strict=True):
         z = flow.step(z, generator.velocity(z, now, condition), now, after).mean
     return LatePoint(z, ts[index], ts[index + 1])
 

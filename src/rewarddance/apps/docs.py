@@ -9,7 +9,10 @@ from pathlib import Path
 
 from rewarddance.apps.cli import COMMANDS, main, overview
 
-HEAD = "# Command line\n\nThis page is written by `python -m rewarddance.apps.docs`; a test compares it with the commands.\n"
+HEAD = """# Command line
+
+This page is written by `python -m rewarddance.apps.docs`; a test compares it with the commands.
+"""
 
 
 def help_of(name: str) -> str:

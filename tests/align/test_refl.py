@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from rewarddance.align.config import ReferenceConfig, ReflConfig
+from rewarddance.align.references import ReferenceBank
+from rewarddance.align.refl import approach, gradient_index, refl_step, reward_loss
+from rewarddance.core.media import Media
+from rewarddance.core.types import Verdict
+from rewarddance.generator import flow
+from rewarddance.generator.rollout import sample
+
+PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
+
+
+class Redness:
+    """Better is redder; smooth, so that finite differences apply."""
+
+    def judge(self, comparisons):
+        def red(media):
+            return 0.0 if media is None else media.frames[:, 0].mean() - media.frames[:, 1].mean()
+
+        return Verdict.from_margin(
+            torch.stack([5 * torch.as_tensor(red(c.candidate) - red(c.reference)) for c in comparisons])
+        )
+
+
+@pytest.fixture
+def student(generator):
+    generator.add_lora(4, 8.0)
+    torch.manual_seed(0)
+    for name, p in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.02)
+    return generator
+
+
+def step(student, config, references=(None, None), seed=3):
+    rng = torch.Generator().manual_seed(seed)
+    return refl_step(student, Redness(), PROMPTS, references, config, "overall", rng)
+
+
+@pytest.mark.parametrize("kind", ["log_sigmoid", "margin", "reward"])
+def test_reward_losses_in_closed_form(kind):
+    margin = torch.tensor([-1.0, 2.0])
+    p = 1 / (1 + torch.exp(-margin))
+    expected = {"log_sigmoid": -torch.log(p), "margin": -margin, "reward": -p}[kind].mean()
+    assert torch.allclose(reward_loss(margin, kind), expected)
+
+
+def test_gradient_falls_in_the_window():
+    rng = torch.Generator().manual_seed(0)
+    drawn = {gradient_index(ReflConfig(num_steps=10, window=(0.3, 1.0)), rng) for _ in range(300)}
+    assert drawn == set(range(3, 10))
+    assert gradient_index(ReflConfig(num_steps=1), rng) == 0
+    assert gradient_index(ReflConfig(num_steps=10, window=(1.0, 1.0)), rng) == 9
+
+
+def test_approach_is_the_beginning_of_sampling(student):
+    condition = student.condition(PROMPTS)
+    z = student.noise(2, torch.Generator().manual_seed(0))
+    point = approach(student, condition, z, 4, 5)
+    last = flow.step(point.z, student.velocity(point.z, point.now, condition), point.now, point.after).mean
+    assert torch.allclose(last, sample(student, condition, z, 5), atol=1e-5)
+    assert point.after == 0
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 50.0])
+def test_gradient_of_one_step_equals_finite_differences(student, kl_weight):
+    """Along the gradient; one step in all, because the approach is not differentiated."""
+    student.pipeline.transformer.double()
+    student.pipeline.vae.double()
+    student.pipeline.text_encoder.double()
+    student.pipeline.text_encoder_2.double()
+    config = ReflConfig(num_steps=1, kl_weight=kl_weight, loss="margin")
+    parameters = [p for p in student.transformer.parameters() if p.requires_grad]
+    step(student, config)["loss"].backward()
+    gradients = [p.grad.clone() for p in parameters]
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+    scale, values = 0.02, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                p += sign * scale * g / norm
+            values.append(step(student, config)["loss"])
+            for p, g in zip(parameters, gradients, strict=True):
+                p -= sign * scale * g / norm
+    assert ((values[0] - values[1]) / (2 * scale)).item() == pytest.approx(norm.item(), rel=0.02)
+
+
+def test_only_the_adapter_gets_a_gradient(student):
+    step(student, ReflConfig(num_steps=3))["loss"].backward()
+    for name, p in student.transformer.named_parameters():
+        assert (p.grad is not None) == ("lora" in name), name
+
+
+def test_steps_raise_the_reward(student):
+    """Three plain gradient steps on one batch, judged without the sampling noise of training."""
+    config = ReflConfig(num_steps=2, window=(1.0, 1.0), kl_weight=0.0)
+    optimizer = torch.optim.Adam([p for p in student.transformer.parameters() if p.requires_grad], lr=5e-3)
+    rewards = []
+    for _ in range(6):
+        found = step(student, config)
+        rewards.append(found["reward"].item())
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+    assert rewards[-1] > rewards[0] + 0.01
+    assert step(student, config)["kl"] > 0
+
+
+def bank(**changes):
+    return ReferenceBank(ReferenceConfig(**changes), tuple(PROMPTS), 2, "overall", 0)
+
+
+def test_best_of_n_references_beat_random_ones(generator):
+    judge = Redness()
+
+    def redness(kind):
+        chosen = bank(kind=kind, num_candidates=4)
+        chosen.draw(generator, judge, 0)
+        return sum((m.frames[:, 0].mean() - m.frames[:, 1].mean()).item() for m in chosen.of(PROMPTS))
+
+    assert redness("best_of_n") > redness("random")
+    empty = bank(kind="none")
+    empty.draw(generator, judge, 0)
+    assert empty.of(PROMPTS) == [None, None]
+
+
+def test_references_move_when_their_policy_says_so(generator):
+    never, steps, rate = bank(refresh="never"), bank(refresh="steps", every=5), bank(refresh="win_rate", above=0.7)
+    for b in (never, steps, rate):
+        assert b.is_due(0)
+        b.pictures, b.drawn_at = {PROMPTS[0]: Media(torch.zeros(1, 3, 4, 4))}, 0
+        assert not b.is_due(1)
+    assert not never.is_due(500)
+    assert steps.is_due(5)
+    for _ in range(40):
+        rate.note(0.95)
+    assert rate.is_due(41)
