@@ -46,14 +46,14 @@ def _layout(figure: go.Figure, y: str, x: str = "step") -> str:
     figure.update_layout(
         template="simple_white",
         height=300,
-        margin={"l": 56, "r": 16, "t": 16, "b": 44},
+        margin={"l": 56, "r": 16, "t": 52, "b": 44},
         font={"family": "system-ui, sans-serif", "size": 13, "color": _COLOURS["ink"]},
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         xaxis_title=x,
         yaxis_title=y,
     )
     html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        full_html=False, include_plotlyjs=False, default_width="100%", config={"displaylogo": False, "responsive": True}
     )
     return html
 

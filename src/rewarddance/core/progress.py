@@ -31,14 +31,16 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
     ...     report(1, 2)
     """
     began = last = time.monotonic()
+    start: int | None = None  # a resumed run begins in the middle
     if not console.is_terminal:
 
         def line(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
-            nonlocal last
+            nonlocal last, start
             now = time.monotonic()
+            start = done - 1 if start is None else start
             if (now - last < _QUIET_SECONDS and done < total) or now - began < 2:
                 return
-            last, rate = now, done / (now - began)
+            last, rate = now, (done - start) / (now - began)
             left = (total - done) / rate if rate else 0
             text = f"{title}: {done}/{total}  {rate:.2f}/s  {left:.0f} s left  {_figures(metrics, keys)}"
             console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
@@ -51,7 +53,9 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
         task = bar.add_task(title, total=None, rate="", figures="")
 
         def move(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
-            rate = f"{done / max(1e-9, time.monotonic() - began):.1f}/s"
+            nonlocal start
+            start = done - 1 if start is None else start
+            rate = f"{(done - start) / max(1e-9, time.monotonic() - began):.1f}/s"
             bar.update(task, completed=done, total=total, rate=rate, figures=_figures(metrics, keys))
 
         yield move

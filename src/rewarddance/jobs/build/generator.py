@@ -31,7 +31,7 @@ class GeneratorConfig(Config):
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.999, weight_decay=0.01
     )
-    loop: LoopConfig = LoopConfig(num_steps=24_000, log_every=20, save_every=2000, save_seconds=300)
+    loop: LoopConfig = LoopConfig(num_steps=2600, log_every=20, save_every=2000, save_seconds=300)
 
 
 def flow_loss(generator: Sd3Generator, prompts: list[str], x: Tensor, rng: torch.Generator) -> Tensor:
