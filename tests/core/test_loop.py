@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.loop import Ema, Loop, build_optimizers, learning_rate, trainable
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.runs import RunFolder
+
+
+def fit(folder, optim, num_steps=20, stop=None, **changes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    run = RunFolder(folder)
+    run.start("test", {}, resume=True)
+    loop = Loop({"m": model}, optim, LoopConfig(num_steps=num_steps, save_every=5, **changes), run)
+    loop.resume()
+
+    def step(index):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(index))
+        loss = (model(x)[:, 0] - x.sum(1)).square().mean()
+        loss.backward()
+        return {"loss": loss.item()}
+
+    return loop, loop.run(step, stop=stop)
+
+
+@pytest.mark.parametrize(
+    "optim", [OptimConfig(lr=1e-2), OptimConfig(lr=1e-2, name="muon", ema_decay=0.9, weight_decay=0.1)]
+)
+def test_parts_equal_the_whole_for_every_optimizer(optim, tmp_path):
+    fit(tmp_path / "whole", optim)
+    for _ in range(4):
+        fit(tmp_path / "parts", optim, max_seconds=1e-9)
+    _, outcome = fit(tmp_path / "parts", optim)
+    assert outcome == "finished"
+    a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
+    assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_stop_reason_ends_and_is_logged(tmp_path):
+    _, outcome = fit(tmp_path, OptimConfig(lr=1e-2), stop=lambda m: "enough" if m["loss"] < 1e9 else None)
+    assert outcome == "stopped"
+    assert RunFolder(tmp_path).metrics()[-1]["stopped"] == "enough"
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path):
+    model = nn.Linear(2, 1)
+    run = RunFolder(tmp_path)
+    run.start("test", {})
+    loop = Loop({"m": model}, OptimConfig(), LoopConfig(num_steps=3), run)
+
+    def step(index):
+        (model(torch.ones(1, 2)).sum() * float("nan")).backward()
+        return {"loss": float("nan")}
+
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(RunError, match="step 0: the gradient is nan"):
+        loop.run(step)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_schedules():
+    cosine = OptimConfig(lr=1.0, warmup_steps=10, schedule="cosine")
+    assert learning_rate(cosine, 0, 100) == pytest.approx(0.1, rel=0.01)
+    assert learning_rate(cosine, 100, 100) == pytest.approx(0.1)
+    late = OptimConfig(lr=1.0, schedule="linear_end")
+    assert learning_rate(late, 79, 100) == 1
+    assert learning_rate(late, 90, 100) == pytest.approx(0.5)
+
+
+def test_average_swaps_in_and_out():
+    model = nn.Linear(2, 1)
+    parameters = trainable({"m": model})
+    ema = Ema(parameters, 0.5)
+    live = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(parameters, 100)
+    ema.swap(parameters)
+    assert torch.allclose(model.weight, live + 0.5)
+    ema.swap(parameters)
+    assert torch.allclose(model.weight, live + 1)
+
+
+def test_muon_takes_hidden_matrices_only():
+    model = nn.ModuleDict({"embed": nn.Embedding(4, 2), "hidden": nn.Linear(2, 2), "head": nn.Linear(2, 4)})
+    adam, muon = build_optimizers(trainable({"m": model}), OptimConfig(name="muon"))
+    assert [p.shape for g in muon.param_groups for p in g["params"]] == [(2, 2)]
+    assert sum(len(g["params"]) for g in adam.param_groups) == 4
