@@ -64,14 +64,16 @@ def test_approach_is_the_beginning_of_sampling(student):
     assert point.after == 0
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 50.0])
-def test_gradient_of_one_step_equals_finite_differences(student, kl_weight):
-    """Along the gradient; one step in all, because the approach is not differentiated."""
+@pytest.mark.parametrize(("kl_weight", "num_steps"), [(0.0, 1), (50.0, 1), (0.0, 3)])
+def test_gradient_equals_finite_differences(student, kl_weight, num_steps):
+    """Along the gradient, with every step differentiated, because the approach is not."""
     student.pipeline.transformer.double()
     student.pipeline.vae.double()
     student.pipeline.text_encoder.double()
     student.pipeline.text_encoder_2.double()
-    config = ReflConfig(num_steps=1, kl_weight=kl_weight, loss="margin")
+    config = ReflConfig(
+        num_steps=num_steps, gradient_steps=num_steps, window=(0.0, 0.01), kl_weight=kl_weight, loss="margin"
+    )
     parameters = [p for p in student.transformer.parameters() if p.requires_grad]
     step(student, config)["loss"].backward()
     gradients = [p.grad.clone() for p in parameters]

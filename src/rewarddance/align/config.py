@@ -24,11 +24,14 @@ class ReferenceConfig(Config):
 
 
 class ReflConfig(Config):
-    """Reward feedback learning: one gradient step at a random late time, the judge's verdict on its clean picture."""
+    """Reward feedback learning: a gradient step at a random late time, the judge's verdict on its clean picture."""
 
     num_steps: int = Field(10, ge=1)
     window: tuple[float, float] = (0.3, 1.0)
     """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent."""
+    gradient_steps: int = Field(1, ge=1)
+    """Steps with gradient from there on (cut at the end of the roll-out): 1 is ReFL; more is DRaFT-K from a random
+    start, where the judge meets pictures nearer to finished ones at the price of more memory."""
     loss: Literal["log_sigmoid", "margin", "reward"] = "log_sigmoid"
     """-log P(yes), -log-odds, or -P(yes)."""
     kl_weight: float = Field(1.0, ge=0)

@@ -53,6 +53,30 @@ def reward_loss(margin: Tensor, kind: str) -> Tensor:
     return -margin.mean() if kind == "margin" else -torch.sigmoid(margin).mean()
 
 
+@dataclass(frozen=True)
+class Flight:
+    """What the gradient steps made: clean pictures' latents (B, ...) with gradient, and the mean KL of the steps."""
+
+    clean: Tensor
+    kl: Tensor
+
+
+def fly(generator: Generator, condition: Any, z: Tensor, index: int, config: ReflConfig) -> Flight:
+    """Take `gradient_steps` steps with gradient from state `z` at step `index`, then jump to the clean picture."""
+    ts = flow.times(config.num_steps).tolist()
+    stop = min(index + config.gradient_steps, config.num_steps)
+    divergences = []
+    for now, after in zip(ts[index:stop], ts[index + 1 : stop + 1], strict=True):
+        v = generator.velocity(z, now, condition)
+        with torch.no_grad(), generator.reference():
+            v_frozen = generator.velocity(z.detach(), now, condition)
+        policy, frozen = (flow.step(z.detach(), u, now, after, config.kl_noise) for u in (v, v_frozen))
+        divergences.append(policy.kl(frozen).mean())
+        x = flow.clean(z, v, now)
+        z = flow.step(z, v, now, after).mean
+    return Flight(x, torch.stack(divergences).mean())
+
+
 def refl_step(
     generator: Generator,
     judge: RewardModel,
@@ -66,26 +90,22 @@ def refl_step(
 
     Returns:
         loss = reward loss + kl_weight * kl; reward: mean P(yes); reward_std: its spread over the batch; margin;
-        kl: mean KL of the step to the frozen policy, per dimension; time: where the gradient was taken.
+        kl: mean KL of the gradient steps to the frozen policy, per dimension; time: where the gradient begins.
     """
     condition = generator.condition(prompts)
     index = gradient_index(config, rng)
     point = approach(generator, condition, generator.noise(len(prompts), rng), index, config.num_steps)
-    v = generator.velocity(point.z, point.now, condition)
-    with torch.no_grad(), generator.reference():
-        v_frozen = generator.velocity(point.z, point.now, condition)
-    pictures = generator.decode(flow.clean(point.z, v, point.now))
+    flight = fly(generator, condition, point.z, index, config)
+    pictures = generator.decode(flight.clean)
     asked = [Comparison(p, x, r, criterion) for p, x, r in zip(prompts, pictures, references, strict=True)]
     verdict = judge.judge(asked)
-    policy, frozen = (flow.step(point.z, u, point.now, point.after, config.kl_noise) for u in (v, v_frozen))
-    kl = policy.kl(frozen).mean()
-    loss = reward_loss(verdict.margin, config.loss) + config.kl_weight * kl
+    loss = reward_loss(verdict.margin, config.loss) + config.kl_weight * flight.kl
     reward = verdict.reward.detach()
     return {
         "loss": loss,
         "reward": reward.mean(),
         "reward_std": reward.std(),
         "margin": verdict.margin.detach().mean(),
-        "kl": kl.detach(),
+        "kl": flight.kl.detach(),
         "time": torch.tensor(point.now),
     }
