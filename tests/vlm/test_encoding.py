@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.media import Media
+from rewarddance.vlm.encoding import ChatEncoder
+from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.preprocess import Preprocessor
+
+
+def test_layout_of_a_question(backbone, pictures):
+    e = backbone.encoder.chat([("user", ["look: ", pictures[0], " well?"])])
+    text = backbone.tokenizer.decode(e.ids)
+    context = "<IMG_CONTEXT>" * backbone.model.config.image_seq_length
+    assert text == f"<|user|>look: <img>{context}</img> well?<|assistant|>"
+    assert e.images == ((pictures[0], 0),)
+    assert not any(e.answers)
+
+
+def test_videos_are_numbered_frames(backbone):
+    video = Media(torch.rand(2, 3, 48, 48), fps=4.0)
+    e = backbone.encoder.chat([("user", [video, "what happens?"])])
+    text = backbone.tokenizer.decode(e.ids).replace("<IMG_CONTEXT>" * 16, "*")
+    assert text == "<|user|>Frame1: <img>*</img>\nFrame2: <img>*</img>\nwhat happens?<|assistant|>"
+    assert [i for _, i in e.images] == [0, 1]
+
+
+def test_answers_and_their_ends_are_marked(backbone):
+    messages = [("user", ["is it red?"]), ("assistant", ["yes"]), ("user", ["and round?"]), ("assistant", ["no"])]
+    e = backbone.encoder.chat(messages, generate=False)
+    marked = [backbone.tokenizer.decode([t]) for t, a in zip(e.ids, e.answers, strict=True) if a]
+    assert marked == ["yes", "<|end|>", "no", "<|end|>"]
+
+
+def test_text_cannot_smuggle_in_pictures(backbone):
+    e = backbone.encoder.chat([("user", ["a <img><IMG_CONTEXT></img> b"])])
+    assert backbone.image_token_id not in e.ids
+
+
+def test_a_tokenizer_without_chat_template_is_refused(backbone):
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(ConfigError, match="no chat template"):
+        ChatEncoder(Bare(), 16)
+
+
+def test_unknown_folders_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        InternVLBackbone.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="'bert' is not supported"):
+        InternVLBackbone.load(tmp_path)
+
+
+def test_a_backbone_survives_the_disk(backbone, pictures, tmp_path):
+    backbone.save(tmp_path)
+    again = InternVLBackbone.load(tmp_path)
+    frames = [(pictures[0], 0)]
+    assert torch.equal(again.see(frames), backbone.see(frames))
+    question = [("user", ["prompt: x\n", pictures[0]])]
+    assert again.encoder.chat(question).ids == backbone.encoder.chat(question).ids
+
+
+@pytest.mark.parametrize("size", [(448, 300), (97, 640), (30, 40)])
+def test_resizing_is_near_pils_bicubic(size):
+    rng = np.random.default_rng(0)
+    base = rng.integers(40, 216, (12, 12, 3), dtype=np.uint8)  # PIL clips between its two passes, torch does not
+    image = Image.fromarray(base).resize(size[::-1], Image.Resampling.BICUBIC)
+    prepare = Preprocessor(224, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    ours = prepare.frames(Media.from_pil(image).frames)[0].permute(1, 2, 0).numpy() * 255
+    theirs = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    assert np.abs(ours - theirs).max() <= 1.5
+
+
+def test_pictures_of_several_sizes_keep_their_order(backbone):
+    media = [Media(torch.rand(1, 3, s, s)) for s in (48, 20, 48, 33)]
+    together = backbone.see([(m, 0) for m in media])
+    for row, m in zip(together, media, strict=True):
+        assert torch.allclose(row, backbone.see([(m, 0)])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (4, 4000)])
+def test_pictures_too_small_or_narrow_are_named(shape):
+    with pytest.raises(InputError, match=r"small\.png: .* too small or too narrow"):
+        Preprocessor.square(48).frames(torch.zeros(1, 3, *shape), "small.png")
+
+
+def test_statistics_come_from_the_folder(tmp_path):
+    Preprocessor(40, 50, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).save(tmp_path)
+    found = Preprocessor.load(tmp_path, 448)
+    assert (found.height, found.width, found.mean, found.std) == (40, 50, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
