@@ -1,23 +1,25 @@
 """What a vision-language model knows before it becomes a judge: questions and answers about one and two pictures.
 
 A `Lesson` is a short dialog: an optional prompt, one or two pictures, then several turns of question and
-answer. None of them asks for a preference; "does image 1 match the prompt" is plain image-text matching.
+answer. None of them asks for a preference; "does image 1 match the prompt" and "what is missing in image 1" are plain
+image-text matching.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from rewarddance.world.corrupt import damage_randomly, edit_scene
-from rewarddance.world.describe import fulfils, holds, listing
+from rewarddance.world.describe import fulfils, holds, kinds, listing
 from rewarddance.world.grammar import NUMBERS, WORDINGS, phrase, phrase_body, phrase_term
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import TRAIN_STYLES, sample_pair
 from rewarddance.world.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Spec, Term
-from rewarddance.world.splits import OOD_KINDS, split_of
+from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, split_of
 
 Turn = tuple[str, str]
 """(question, answer)"""
@@ -107,6 +109,28 @@ def _matches(view: _View, i: int) -> Turn:
     return f"does image {i + 1} match the prompt?", _yes(fulfils(view.scenes[i], view.spec))
 
 
+def _listed(counts: Counter[tuple[str, str, bool]]) -> str | None:
+    """Objects in words, "nothing" for none; None where the words would be held out."""
+    terms = [Term(c, s, n, large) for (c, s, large), n in sorted(counts.items())]  # type: ignore[arg-type]
+    if any(t.count >= OOD_COUNT for t in terms):
+        return None
+    return " and ".join(phrase_term(t) for t in terms) or "nothing"
+
+
+def _wanted(view: _View) -> Counter[tuple[str, str, bool]]:
+    return Counter((t.colour, t.shape, t.large) for t in view.spec.instances())
+
+
+def _missing(view: _View, i: int) -> Turn | None:
+    answer = _listed(_wanted(view) - kinds(view.scenes[i]))
+    return None if answer is None else (f"what is missing in image {i + 1}?", answer)
+
+
+def _extra(view: _View, i: int) -> Turn | None:
+    answer = _listed(kinds(view.scenes[i]) - _wanted(view))
+    return None if answer is None else (f"what is extra in image {i + 1}?", answer)
+
+
 def _more(view: _View, i: int) -> Turn:
     first, second = view.scenes[i], view.scenes[1 - i]
     shape = view.pick((*SHAPES, "objects"))
@@ -136,6 +160,8 @@ _ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (
     _how_many,
     _style,
     _relation,
+    _relation,
+    _relation,
     _size,
 )
 _ABOUT_TWO: tuple[Callable[[_View, int], Turn | None], ...] = (_more, _same)
@@ -156,7 +182,8 @@ def _turns(view: _View, with_prompt: bool, num_questions: int) -> tuple[Turn, ..
     rng, count = view.rng, len(view.scenes)
     turns: list[Turn | None] = []
     if with_prompt:
-        turns += [_matches(view, int(i)) for i in rng.permutation(count)]
+        about_prompt = [(ask, i) for i in range(count) for ask in (_matches, _missing, _extra)]
+        turns += [about_prompt[int(k)][0](view, about_prompt[int(k)][1]) for k in rng.permutation(len(about_prompt))]
     pool = _ABOUT_ONE + _ABOUT_TWO * (count - 1)
     for _ in range(num_questions):
         ask = pool[int(rng.integers(len(pool)))]
@@ -166,20 +193,20 @@ def _turns(view: _View, with_prompt: bool, num_questions: int) -> tuple[Turn, ..
     return tuple(unique)
 
 
-def lesson(rng: np.random.Generator, num_questions: int = 5) -> Lesson:
-    """One random lesson about one (a quarter of the time) or two trainable scenes.
+def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
+    """One random lesson about one (a third of the time) or two trainable scenes.
 
-    With a chance of one half a prompt comes first, which the first picture fulfils, or was edited away from;
-    three pictures in ten are damaged a little, so that knowledge does not hang on clean renders.
+    In seven of ten a prompt comes first, which the first picture fulfils, or was edited away from; three pictures in
+    ten are damaged a little, so that knowledge does not hang on clean renders.
     """
     spec, scene = sample_pair(rng)
     scenes: tuple[Scene, ...] = (edit_scene(scene, rng) if rng.random() < 0.4 else scene,)
-    if rng.random() < 0.75:
+    if rng.random() < 0.67:
         scenes = (scenes[0], _second_scene(scene, rng))
         scenes = scenes[::-1] if rng.random() < 0.5 else scenes
     images = [render(s) for s in scenes]
     images = [damage_randomly(x, rng, most=0.5) if rng.random() < 0.3 else x for x in images]
-    with_prompt = bool(rng.random() < 0.6)
+    with_prompt = bool(rng.random() < 0.7)
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
     view = _View(scenes, spec, rng)
     return Lesson(

@@ -29,13 +29,13 @@ class VlmConfig(Config):
     seed: int = 0
     size: str = "tiny-2m"
     batch_size: int = 48
-    num_questions: int = 6
+    num_questions: int = 4
     verdict_weight: float = 3.0
     """Weight of one-word answers against the words of captions."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
-    loop: LoopConfig = LoopConfig(num_steps=8000, log_every=10, validate_every=500, save_every=1000, save_seconds=300)
+    loop: LoopConfig = LoopConfig(num_steps=6000, log_every=10, validate_every=500, save_every=1000, save_seconds=300)
 
 
 def lesson_messages(found: Lesson) -> list[Message]:
