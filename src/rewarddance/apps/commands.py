@@ -214,9 +214,17 @@ class Evaluate(Flags):
     """Measure what a run trained: oracle gain by category, or a judge's accuracy. Writes evaluation.json.
 
     Example: rewarddance evaluate runs/refl
+
+    Example: rewarddance evaluate --generator tiny
     """
 
-    run_folder: tyro.conf.Positional[Path]
+    run_folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """A run of `rewarddance train` or `rewarddance align`."""
+    generator: str | None = None
+    """Measure a generator of the embedded world as it is, instead of a run."""
+    num_steps: int = 10
+    """Sampling steps for --generator; a run uses its own."""
+    guidance: float = 1.0
     num_noises: int = 4
     """Fixed noises for each of the 240 prompts."""
     every: int = 1
@@ -226,6 +234,19 @@ class Evaluate(Flags):
     def run(self) -> None:
         from rewarddance.core.runs import RunFolder
 
+        if self.generator is not None:
+            from rewarddance.jobs.evaluate import evaluate_generator
+
+            setting: dict[str, Any] = {
+                "num_steps": self.num_steps,
+                "guidance": self.guidance,
+                "every": self.every,
+                "seed": self.seed,
+            }
+            show(evaluate_generator(self.generator, num_noises=self.num_noises, **setting))
+            return
+        need(self.run_folder is not None, "evaluate: name a run folder, or --generator")
+        assert self.run_folder is not None
         if RunFolder(self.run_folder).read()["kind"] == "judge":
             from rewarddance.jobs.score import evaluate_judge
 

@@ -15,7 +15,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison, RewardModel
-from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, measure
+from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.load import load_backbone, load_generator, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
@@ -74,6 +74,17 @@ def evaluate_alignment(
     write_json(run / "evaluation.json", found)
     save_pairs(run / "samples", before, after, gold_before, gold_after)
     return found
+
+
+def evaluate_generator(
+    name: str, *, num_noises: int = 4, num_steps: int = 10, guidance: float = 1.0, every: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Oracle fidelity of a generator of the embedded world on the benchmark, by category with intervals."""
+    chosen = benchmark_prompts()[::every]
+    samples = _draw(name, load_generator(name, guidance=guidance), [p for _, p in chosen], num_noises, num_steps, seed)
+    found = levels(measure(samples, gold), [c for c, _ in chosen])
+    setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
+    return {**setting, "fidelity": {c: i.as_dict() for c, i in found.items()}}
 
 
 def _draw(title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int) -> Samples:
