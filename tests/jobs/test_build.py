@@ -6,16 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
+from rewarddance.data.parquet import RecordTable
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.build.assets import ship
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
 from rewarddance.jobs.build.vlm import VlmConfig, collate, lesson_messages, train_vlm
+from rewarddance.jobs.data_build import build_data
 from rewarddance.vlm.encoding import Encoded
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.tiny import SIZES, Size
@@ -91,3 +94,27 @@ def test_labels_agree_with_the_truth_unless_shuffled():
 
     assert agreement() > 0.85
     assert 0.35 < agreement(shuffle_labels=True) < 0.65
+
+
+def test_a_stopped_data_build_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.data_build.SHARD", 4)
+    config = PreferencesConfig(num_prompts=10, pictures=2)
+    build_data(config, 3, None, tmp_path / "whole")
+    calls = []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        yield from embedded_records(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rewarddance.jobs.data_build.embedded_records", failing)
+        with pytest.raises(KeyboardInterrupt):
+            build_data(config, 3, None, tmp_path / "parts")
+    build_data(config, 3, None, tmp_path / "parts")
+    for name in ("train", "id", "ood"):
+        a, b = (RecordTable.open(tmp_path / x / f"{name}.parquet") for x in ("whole", "parts"))
+        assert a.table.equals(b.table)
+    with pytest.raises(RunError, match="another configuration"):
+        build_data(config, 5, None, tmp_path / "parts")

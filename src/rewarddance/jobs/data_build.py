@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from rewarddance.core.errors import RunError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import write_json
@@ -16,37 +21,59 @@ from rewarddance.world.splits import Split
 SPLIT_FILES: dict[Split, str] = {"train": "train.parquet", "held_out": "id.parquet", "ood": "ood.parquet"}
 
 
+SHARD = 1024
+"""Prompts in a part; a stopped build goes on with the part that it was at."""
+
+
 def build_data(
     config: PreferencesConfig, num_held_out: int, generator: str | None, out: Path, num_steps: int = 10
 ) -> Path:
-    """Write `train.parquet`, `id.parquet` and `ood.parquet`.
+    """Write `train.parquet`, `id.parquet` and `ood.parquet`. Called again after a stop, it goes on.
 
     Args:
         num_held_out: prompts in each of the two held-out splits.
         generator: whose samples are judged beside renders; None for renders alone.
-    """
-    draw: Draw | None = None
-    if generator is not None:
-        from rewarddance.jobs.load import load_generator
 
-        draw = generator_draw(load_generator(generator), num_steps)
+    Raises:
+        RunError: the folder holds data of another configuration.
+    """
+    facts = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator}
+    described = out / "data.json"
+    if described.is_file() and json.loads(described.read_text()) != facts:
+        raise RunError(f"{out}: holds data of another configuration; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(described, facts)
+    draw: Draw | None = None
     for split, name in SPLIT_FILES.items():
+        if (out / name).is_file():
+            continue
+        if generator is not None and draw is None:
+            from rewarddance.jobs.load import load_generator
+
+            draw = generator_draw(load_generator(generator), num_steps)
         num = config.num_prompts if split == "train" else num_held_out
-        part = config.model_copy(update={"split": split, "num_prompts": num})
-        if split != "train":
-            part = part.model_copy(update={"shuffle_labels": False})
-        write_rows(_counted(part, draw, name), out / name)
-    write_json(
-        out / "data.json", {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator}
-    )
+        shuffled = config.shuffle_labels and split == "train"
+        part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})
+        _build_split(part, draw, out / name)
     return out
 
 
-def _counted(config: PreferencesConfig, draw: Draw | None, title: str) -> Iterator[dict[str, Any]]:
-    with progress(title) as report:
-        for i, record in enumerate(embedded_records(config, draw), 1):
-            report(i, config.num_prompts)
-            yield row_of(record)
+def _build_split(config: PreferencesConfig, draw: Draw | None, target: Path) -> None:
+    """Write parts of `SHARD` prompts, then join them."""
+    folder = target.with_name(f".{target.stem}.parts")
+    parts = [folder / f"{first:07d}.parquet" for first in range(0, config.num_prompts, SHARD)]
+    with progress(target.name) as report:
+
+        def rows(first: int) -> Iterator[dict[str, Any]]:
+            for i, record in enumerate(embedded_records(config, draw, first, first + SHARD), first + 1):
+                report(i, config.num_prompts)
+                yield row_of(record)
+
+        for k, part in enumerate(parts):
+            if not part.is_file():
+                write_rows(rows(k * SHARD), part)
+    write_rows((row for part in parts for row in pq.read_table(part).to_pylist()), target)
+    shutil.rmtree(folder)
 
 
 def records_in_memory(config: PreferencesConfig, draw: Draw | None, title: str) -> list[PreferenceRecord]:

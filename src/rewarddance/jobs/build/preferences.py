@@ -75,15 +75,18 @@ def choices(utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.
     return tuple(found)
 
 
-def embedded_records(config: PreferencesConfig, draw: Draw | None = None) -> Iterator[PreferenceRecord]:
-    """Records one by one, generator first; without `draw` all are rendered.
+def embedded_records(
+    config: PreferencesConfig, draw: Draw | None = None, first: int = 0, last: int | None = None
+) -> Iterator[PreferenceRecord]:
+    """Records `first` to `last` one by one, the generator's first; without `draw` all are rendered.
 
     Every record is a pure function of the seed, its index and what the generator draws.
     """
     from_generator = int(config.num_prompts * config.generator_share) if draw else 0
     raters, chunk = crowd(config.num_raters, config.seed), 64
-    for start in range(0, config.num_prompts, chunk):
-        indices = range(start, min(start + chunk, config.num_prompts))
+    last = config.num_prompts if last is None else min(last, config.num_prompts)
+    for start in range(first, last, chunk):
+        indices = range(start, min(start + chunk, last))
         rngs = [stream(config.seed, "preferences", config.split, i) for i in indices]
         specs = [_spec(config, rng) for rng in rngs]
         prompts = [_phrase(config, s, rng) for s, rng in zip(specs, rngs, strict=True)]
