@@ -46,7 +46,8 @@ def test_single_runs_have_pages_too(demo):
         assert write_report(demo / name).stat().st_size > 100_000
 
 
-def test_a_folder_that_is_not_a_demo_is_not_deleted(tmp_path):
+def test_a_folder_that_is_not_a_demo_is_not_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.demo.find", lambda name, kind: tmp_path)
     (tmp_path / "precious.txt").write_text("x")
     from rewarddance.jobs.demo import run_demo
 

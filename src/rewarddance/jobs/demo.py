@@ -19,7 +19,7 @@ from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.build.preferences import PreferencesConfig, generator_draw
 from rewarddance.jobs.data_build import records_in_memory
 from rewarddance.jobs.evaluate import evaluate_alignment, gold
-from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+from rewarddance.jobs.load import find, load_backbone, load_generator, load_judge
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.measure import measure_judge
@@ -37,6 +37,8 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         What `summary.json` holds.
     """
     began = time.monotonic()
+    for kind in ("generator", "vlm"):
+        find("tiny", kind)  # type: ignore[arg-type]  # say now, not after minutes, what is not installed
     if out.exists():
         if not (out / "demo.json").is_file() and any(out.iterdir()):
             from rewarddance.core.errors import RunError

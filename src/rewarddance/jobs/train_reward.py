@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rewarddance.core.loop import Loop, Metrics
@@ -106,12 +105,3 @@ def train_judge(
         loop.ema.swap(loop.parameters)
     backbone.module.eval()
     return save_judge(judge, out / "model")
-
-
-def split_records(
-    records: Sequence[PreferenceRecord], share: float, seed: int
-) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
-    """(train, validation) by prompt: all records of one prompt fall on the same side."""
-    prompts = sorted({r.prompt for r in records})
-    held = set(np.array(prompts)[stream(seed, "split").permutation(len(prompts))[: int(len(prompts) * share)]].tolist())
-    return [r for r in records if r.prompt not in held], [r for r in records if r.prompt in held]
