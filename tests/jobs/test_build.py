@@ -16,14 +16,18 @@ from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.build.assets import ship
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
+from rewarddance.jobs.build.lessons import collate, pack
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
-from rewarddance.jobs.build.vlm import VlmConfig, collate, lesson_messages, train_vlm
+from rewarddance.jobs.build.vision import NOTHING, VisionConfig, patch_targets, train_vision
+from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
 from rewarddance.jobs.data_build import build_data
-from rewarddance.vlm.encoding import Encoded
+from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.internvl import InternVLBackbone
-from rewarddance.vlm.tiny import SIZES, Size
+from rewarddance.vlm.preprocess import Preprocessor
+from rewarddance.vlm.tiny import SIZES, Size, new_tokenizer, new_vlm
 from rewarddance.world.oracle import judge
-from rewarddance.world.questions import lesson
+from rewarddance.world.questions import Lesson, lesson
+from rewarddance.world.scene import Placed, Scene
 
 
 def quick(num_steps, **optim):
@@ -50,29 +54,73 @@ def test_autoencoder_then_generator_then_package(tmp_path):
 def test_vlm_pretraining_and_its_resume(tmp_path):
     SIZES["test"] = Size(64, 2, 64, 2, 2)
     config = VlmConfig(size="test", batch_size=8, num_questions=2, **quick(4, name="muon", ema_decay=0.9))
-    folder = train_vlm(config, tmp_path / "whole")
+    folder = train_vlm(config, None, tmp_path / "whole")
     assert InternVLBackbone.load(folder).model.config.image_seq_length == 16
     stopped = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
     for i in range(4):
-        train_vlm(stopped, tmp_path / "parts", resume=i > 0)
+        train_vlm(stopped, None, tmp_path / "parts", resume=i > 0)
     a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
     assert a == pytest.approx(b, rel=1e-4)
     assert a[-1] < a[0]
 
 
-def test_lessons_become_chats():
-    found = lesson(stream(0, "chat"), 3)
-    messages = lesson_messages(found)
-    assert [role for role, _ in messages] == ["user", "assistant"] * len(found.turns)
-    assert sum(isinstance(p, Media) for p in messages[0][1]) == len(found.images)
+def test_a_vision_tower_learns_what_covers_its_patches_and_the_vlm_begins_from_it(tmp_path):
+    SIZES["test"] = Size(64, 2, 64, 2, 2)
+    config = VisionConfig(size="test", batch_size=8, **quick(4, name="muon", ema_decay=0.9))
+    weights = train_vision(config, tmp_path / "vision")
+    losses = [m["loss"] for m in RunFolder(tmp_path / "vision").metrics()]
+    assert losses[-1] < losses[0]
+    train_vlm(VlmConfig(size="test", batch_size=4, loop=LoopConfig(num_steps=0)), weights, tmp_path / "vlm")
+    found = InternVLBackbone.load(tmp_path / "vlm" / "model").model.model.vision_tower.state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in torch.load(weights).items())
+
+
+def test_patches_name_the_object_that_covers_them_most():
+    scene = Scene((Placed("red", "square", 12, 12, 30), Placed("cyan", "cross", 18, 36, 12)), "flat", "white")
+    kinds, facts = patch_targets(scene, 6)
+    grid = kinds.reshape(8, 8)
+    assert grid[4, 1] == grid[5, 2] == 1  # red square
+    assert grid[1, 5] == 5 * 5 + 4  # cyan cross
+    assert grid[0, 0] == NOTHING
+    assert facts.reshape(8, 8, 3)[1, 5] == pytest.approx([36 / 48, 12 / 48, 1])
+
+
+def test_packed_lessons_equal_one_dialog_a_question():
+    tokenizer = new_tokenizer()
+    SIZES["test"] = Size(64, 2, 64, 2, 2)
+    model, encoder = new_vlm("test", tokenizer), ChatEncoder(tokenizer, 16)
+    rng = stream(0, "packed")
+    lessons = [lesson(rng, 3) for _ in range(3)]
+    packed = [pack(x, encoder, 3.0) for x in lessons]
+    batch = collate(packed, tokenizer.pad_token_id)
+    prepare = Preprocessor.square(48)
+
+    def read(ids, frames, **more):
+        seen = model.model.get_image_features(pixel_values=prepare([m for m, _ in frames]))
+        return model.model(input_ids=ids, mm_encoder_outputs={"image": seen}, use_cache=False, **more)[0]
+
+    with torch.no_grad():
+        together = read(batch.ids, batch.frames, attention_mask=batch.mask, position_ids=batch.positions)
+        for row, (one, p) in enumerate(zip(lessons, packed, strict=True)):
+            opening = [f"prompt: {one.prompt}\n"] if one.prompt else []
+            for i, image in enumerate(one.images):
+                opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
+            for k, (question, answer) in enumerate(one.turns, 1):
+                alone = encoder.chat([("user", [*opening, question]), ("assistant", [answer])], generate=False)
+                mine = [i for i, b in enumerate(p.branch) if b == k]
+                expected = read(torch.tensor([alone.ids]), alone.images)[0, -len(mine) :]
+                torch.testing.assert_close(together[row, mine], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_loss_weights_single_out_one_word_answers():
-    answers = (False, True, True, False, True, True, True, False)
-    ids, mask, weight = collate([Encoded(tuple(range(1, 9)), (), answers)], 0, 3.0)
-    assert ids.shape == (1, 32)
-    assert mask.sum() == 8
-    assert weight[0, :8].tolist() == [0, 3, 1, 0, 1, 1, 1, 0]
+    encoder = ChatEncoder(new_tokenizer(), 16)
+    turns = (("is it red?", "yes"), ("describe image 1.", "flat drawing of a red circle on white"))
+    found = pack(Lesson(None, (), turns), encoder, 3.0)
+    short = [w for w, b in zip(found.weights, found.branch, strict=True) if b == 1 and w]
+    long = [w for w, b in zip(found.weights, found.branch, strict=True) if b == 2 and w]
+    assert short == [3.0, 1.0]
+    assert len(long) > 5
+    assert set(long) == {1.0}
 
 
 def test_preferences_follow_the_oracle_and_repeat(generator):

@@ -55,7 +55,7 @@ class DataBuild(Flags):
 
     out: Path
     """Folder to write."""
-    num_prompts: int = 3000
+    num_prompts: int = 7200
     num_held_out: int = 128
     """Prompts in each of the two held-out splits."""
     pictures: int = 4

@@ -1,6 +1,8 @@
-"""Where to compute."""
+"""Where to compute, and in which precision."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 
@@ -18,3 +20,19 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: this torch sees no CUDA device; use --device cpu")
     return torch.device(name)
+
+
+@cache
+def native_bf16(device_type: str) -> bool:
+    """Whether the hardware multiplies in bf16. CPUs without AVX512-BF16 emulate it ten times slower than fp32."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return True
+
+
+def autocast(device: torch.device | str, precision: str = "bf16") -> torch.autocast:
+    """bf16 autocast where `precision` is "bf16" and the hardware has it; elsewhere nothing changes (fp32)."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16" and native_bf16(kind))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.muon import Muon
+from rewarddance.core.parallel import is_leader, wait_for_all, world_size
 from rewarddance.core.runs import RunFolder
 
 Metrics = dict[str, Any]
@@ -86,7 +88,7 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
     adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
     if not hidden:
         return [adam]
-    muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay)
     return [adam, muon]
 
 
@@ -112,6 +114,12 @@ class Loop:
         self.seconds = 0.0
 
     def save(self) -> None:
+        """Write a checkpoint; with several data-parallel processes the leader does."""
+        if is_leader():
+            self._save()
+        wait_for_all()
+
+    def _save(self) -> None:
         tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
         tensors["rng/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -190,13 +198,13 @@ class Loop:
             if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
                 metrics |= validate(self.step)
             reason = stop(metrics) if stop is not None else None
-            if self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps:
+            if is_leader() and (self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps):
                 line = {**metrics, "seconds": round(self.seconds, 2)}
                 self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
-            if progress is not None:
+            if progress is not None and is_leader():
                 progress(self.step, cfg.num_steps, metrics)
             late = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
-            due = time.monotonic() - last_save > cfg.save_seconds
+            due = world_size() == 1 and time.monotonic() - last_save > cfg.save_seconds
             if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
                 self.save()
                 last_save = time.monotonic()

@@ -16,6 +16,11 @@ from rewarddance.core.media import Media
 class Generator(Protocol):
     """A text-to-image (later: video) rectified-flow model. Latents z: (B, ...), time 1 = noise, 0 = picture."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
     def condition(self, prompts: Sequence[str]) -> Any:
         """What the model hears, one entry a prompt; indexable by `select`."""
         ...

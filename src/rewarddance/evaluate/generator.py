@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rewarddance.core.device import autocast
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.statistics import Interval, bootstrap, paired_bootstrap
@@ -40,7 +41,7 @@ def fixed_samples(
     rng = torch.Generator().manual_seed(seed)
     noise = generator.noise(len(flat), rng)
     pictures: list[Media] = []
-    with torch.autocast(noise.device.type, torch.bfloat16):
+    with autocast(noise.device):
         for start in range(0, len(flat), 120):
             part = flat[start : start + 120]
             z = sample(generator, generator.condition(part), noise[start : start + 120], num_steps)

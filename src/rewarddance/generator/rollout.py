@@ -34,10 +34,20 @@ class Trajectory:
 @torch.no_grad()
 def sample(generator: Generator, condition: Any, z: Tensor, num_steps: int = 20, shift: float = 1.0) -> Tensor:
     """Euler's method on the flow, from noise `z` to a clean latent. NFE = num_steps."""
-    ts = flow.times(num_steps, shift)
-    for now, after in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
-        z = flow.step(z, generator.velocity(z, now, condition), now, after).mean
-    return z
+    return sample_with_preview(generator, condition, z, num_steps, None, shift)[0]
+
+
+@torch.no_grad()
+def sample_with_preview(
+    generator: Generator, condition: Any, z: Tensor, num_steps: int, at: int | None, shift: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """As `sample`, with the clean latent x0 = z - t v that step `at` (0 is the first) predicts; None without `at`."""
+    ts, preview = flow.times(num_steps, shift), None
+    for i, (now, after) in enumerate(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True)):
+        v = generator.velocity(z, now, condition)
+        preview = flow.clean(z, v, now) if i == at else preview
+        z = flow.step(z, v, now, after).mean
+    return z, preview
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.refl import refl_step
+from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, Probe
@@ -108,7 +109,7 @@ def align_generator(
     torch.manual_seed(config.seed)
     chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
     generator.add_lora(config.lora_rank, config.lora_alpha)
-    autocast = partial(torch.autocast, generator.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    amp = partial(autocast, generator.device, config.precision)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     bank = ReferenceBank(config.references, chosen, config.refl.num_steps, config.criterion, config.seed)
     probe_prompts = (
@@ -120,14 +121,14 @@ def align_generator(
     if resume and loop.resume():
         _restore(loop, bank, prober)
     elif config.algorithm == "refl":
-        with autocast():
+        with amp():
             folder.log(0, prober.look(0))
 
     def step(index: int) -> Metrics:
         if config.algorithm == "sft":
             return _sft_step(config, generator, index)
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        with autocast():
+        with amp():
             if bank.is_due(index):
                 bank.draw(generator, judge, index)
             rows = stream(config.seed, "align-batch", index).choice(len(chosen), config.batch_size)
@@ -145,7 +146,7 @@ def align_generator(
             return {}
         if loop.ema is not None:
             loop.ema.swap(loop.parameters)
-        with autocast():
+        with amp():
             found = prober.look(index)
         if loop.ema is not None:
             loop.ema.swap(loop.parameters)
@@ -175,7 +176,7 @@ def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> Metri
     prompts, images = captioned_batch(config.seed, "sft-control", index, config.batch_size)
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    with torch.autocast(generator.device.type, torch.bfloat16):
+    with autocast(generator.device):
         with torch.no_grad():
             x = generator.encode(pixels.to(generator.device)).float()
         t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(x.device)

@@ -43,14 +43,15 @@ def build_data(
         raise RunError(f"{out}: holds data of another configuration; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(described, facts)
-    draw: Draw | None = None
+    loaded: Any = None
     for split, name in SPLIT_FILES.items():
         if (out / name).is_file():
             continue
-        if generator is not None and draw is None:
+        if generator is not None and loaded is None:
             from rewarddance.jobs.load import load_generator
 
-            draw = generator_draw(load_generator(generator), num_steps)
+            loaded = load_generator(generator)
+        draw = generator_draw(loaded, num_steps, previews=config.previews and split == "train") if loaded else None
         num = config.num_prompts if split == "train" else num_held_out
         shuffled = config.shuffle_labels and split == "train"
         part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.device import autocast
 from rewarddance.core.loop_config import LoopConfig
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
@@ -49,10 +50,11 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     write_json(out / "demo.json", {"fast": fast, "seed": seed})
     small = 1 if fast else 8
     console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
-    draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
+    generator = load_generator("tiny")
     sets: dict[str, Sequence[PreferenceRecord]] = {}
     for split, num in (("train", 90 * small), ("held_out", 8 * small), ("ood", 8 * small)):
         config = PreferencesConfig(seed=seed, split=split, num_prompts=num)  # type: ignore[arg-type]
+        draw = generator_draw(generator, 4 if fast else 10, previews=split == "train")
         sets[split] = records_in_memory(config, draw, f"preferences {split}")
     console.print("2/4 judge: a pretrained VLM learns to answer whether a picture is better than a reference")
     loop = LoopConfig(num_steps=6 if fast else 110, validate_every=3 if fast else 55, save_every=1000)
@@ -104,7 +106,7 @@ def _best_of_n(out: Path, judge: Any, fast: bool, seed: int) -> dict[str, float]
     prompts = [p for _, p in benchmark_prompts()][:: 80 if fast else 8]
     generator = load_generator("tiny")
     rng = torch.Generator().manual_seed(seed)
-    with progress("best of 8"), torch.autocast(generator.device.type, torch.bfloat16):
+    with progress("best of 8"), autocast(generator.device):
         found = best_of_n(generator, judge, prompts, 8, rng, 10, "fidelity")
     folder = out / "best_of_n"
     folder.mkdir()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rewarddance.core.config import Config
+from rewarddance.core.device import native_bf16
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel, Verdict
@@ -85,7 +86,8 @@ def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]
 
 def new_judge(spec: JudgeSpec, backbone: InternVLBackbone, *, strict: bool = False) -> Judge:
     """A judge on a backbone that has not been trained to judge yet."""
-    engine = Engine(backbone, autocast=torch.bfloat16 if spec.precision == "bf16" else None)
+    half = spec.precision == "bf16" and native_bf16(backbone.device.type)
+    engine = Engine(backbone, autocast=torch.bfloat16 if half else None)
     if spec.paradigm == "bradley_terry":
         return Judge(spec, ScalarJudge.new(engine, spec.context))
     return Judge(spec, GenerativeJudge(engine, spec.context, strict))

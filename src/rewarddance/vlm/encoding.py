@@ -11,6 +11,8 @@ from rewarddance.core.media import Media, Part
 
 Message = tuple[str, Sequence[Part]]
 """(role, parts)"""
+Frame = tuple[Media, int]
+"""(media, frame index)"""
 _SENTINEL = "\x02content\x02"
 
 
@@ -25,7 +27,7 @@ class Encoded:
     """
 
     ids: tuple[int, ...]
-    images: tuple[tuple[Media, int], ...]
+    images: tuple[Frame, ...]
     answers: tuple[bool, ...]
 
 

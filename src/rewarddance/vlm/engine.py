@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
-from rewarddance.vlm.encoding import Encoded
-from rewarddance.vlm.internvl import Frame, InternVLBackbone
+from rewarddance.vlm.encoding import Encoded, Frame
+from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.plan import Group, Key, group_by_prefix, pack
 
 WIDTH_STEP = 8

@@ -13,11 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGenera
 from transformers.cache_utils import DynamicCache
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.media import Media
-from rewarddance.vlm.encoding import ChatEncoder
+from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.preprocess import Preprocessor
-
-Frame = tuple[Media, int]
 
 
 @dataclass

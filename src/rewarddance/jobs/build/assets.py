@@ -14,10 +14,11 @@ from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
+from rewarddance.jobs.build.vision import VisionConfig, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
 from rewarddance.jobs.load import ASSETS
 
-Part = Literal["all", "autoencoder", "generator", "vlm", "judge"]
+Part = Literal["all", "autoencoder", "generator", "vision", "vlm", "judge"]
 
 
 def build_assets(out: Path, only: Part = "all") -> None:
@@ -33,8 +34,11 @@ def build_assets(out: Path, only: Part = "all") -> None:
             out / "generator", lambda resume: train_generator(GeneratorConfig(), vae, out / "generator", resume=resume)
         )
         ship(out / "generator", ASSETS / "generator-tiny")
+    if only in ("all", "vision", "vlm"):
+        _once(out / "vision", lambda resume: train_vision(VisionConfig(), out / "vision", resume=resume))
     if only in ("all", "vlm"):
-        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), out / "vlm", resume=resume))
+        vision = out / "vision" / "model" / "vision.pt"
+        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
         _once(out / "judge", lambda resume: _train_judge(out / "judge", resume))

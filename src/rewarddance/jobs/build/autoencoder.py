@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.core.config import Config
+from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.progress import progress
@@ -49,7 +50,7 @@ def train_autoencoder(config: AutoencoderConfig, out: Path, *, resume: bool = Fa
 
     def step(index: int) -> Metrics:
         x = pixels(config.seed, index, config.batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             posterior = vae.encode(x).latent_dist
             z = posterior.sample()
             z = z + config.latent_noise * z.detach().std() * torch.randn_like(z)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.core.config import Config
+from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.progress import progress
@@ -64,7 +65,7 @@ def train_generator(config: GeneratorConfig, vae_folder: Path, out: Path, *, res
         prompts = ["" if d else p for p, d in zip(prompts, drop, strict=True)]
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             with torch.no_grad():
                 x = generator.encode(pixels).float()
             loss = flow_loss(generator, prompts, x, rng)

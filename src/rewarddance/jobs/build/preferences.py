@@ -9,9 +9,12 @@ import numpy as np
 import torch
 
 from rewarddance.core.config import Config
+from rewarddance.core.device import autocast
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord, all_pairs
+from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
+from rewarddance.generator.rollout import sample_with_preview
 from rewarddance.world.corrupt import damage_randomly, edit_scene
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
 from rewarddance.world.oracle import judge
@@ -31,10 +34,12 @@ class PreferencesConfig(Config):
 
     seed: int = 0
     split: Split = "train"
-    num_prompts: int = 3000
+    num_prompts: int = 7200
     pictures: int = 4
     generator_share: float = 0.65
     """Share of prompts whose pictures the generator draws; the rest are rendered and corrupted."""
+    previews: bool = True
+    """Half of the generator's training pictures are predicted on the way to a finished one, as reward feedback sees."""
     criterion: str = "fidelity"
     shuffle_labels: bool = False
     """Choose at random: the control judge that knows nothing."""
@@ -130,21 +135,36 @@ def _record(
     return PreferenceRecord(name, prompt, media, made, config.criterion, source, tuple(felt))
 
 
-def generator_draw(generator: object, num_steps: int = 10, batch: int = 128) -> Draw:
-    """A `Draw` from a flow generator, with the number of steps varied so that judges meet good and bad pictures."""
-    from rewarddance.generator.rollout import sample
+def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128, previews: bool = False) -> Draw:
+    """A `Draw` from a flow generator, with the number of steps varied so that judges meet good and bad pictures.
+
+    Args:
+        previews: every second picture of a prompt is what another one promised on the way (x0 predicted at a random
+            step of the window in which reward feedback asks the judge), so that the judge knows such pictures.
+    """
+
+    def sampled(prompts: list[str], rng: torch.Generator) -> list[Media]:
+        steps = max(4, int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng)))))
+        seen = int(torch.randint(int(0.3 * steps), steps - 1, (), generator=rng)) if previews else None
+        final, preview = sample_with_preview(
+            generator, generator.condition(prompts), generator.noise(len(prompts), rng), steps, seen
+        )
+        media = generator.decode(final)
+        return (
+            media
+            if preview is None
+            else [m for pair in zip(media, generator.decode(preview), strict=True) for m in pair]
+        )
 
     def draw(prompts: Sequence[str], pictures: int, seed: int) -> list[list[Image]]:
         rng = torch.Generator().manual_seed(seed)
         rows: list[Image] = []
-        flat = [p for p in prompts for _ in range(pictures)]
-        for i in range(0, len(flat), batch):
-            part = flat[i : i + batch]
-            steps = int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng))))
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                condition = generator.condition(part)  # type: ignore[attr-defined]
-                z = sample(generator, condition, generator.noise(len(part), rng), max(4, steps))  # type: ignore[arg-type,attr-defined]
-                rows += [m.to_numpy() for m in generator.decode(z)]  # type: ignore[attr-defined]
-        return [rows[i : i + pictures] for i in range(0, len(rows), pictures)]
+        each = -(-pictures // 2) if previews else pictures
+        flat = [p for p in prompts for _ in range(each)]
+        with torch.no_grad(), autocast(generator.device):
+            for i in range(0, len(flat), batch):
+                rows += [m.to_numpy() for m in sampled(flat[i : i + batch], rng)]
+        per = len(rows) // len(prompts)
+        return [rows[i * per : i * per + pictures] for i in range(len(prompts))]
 
     return draw

@@ -1,0 +1,71 @@
+"""Muon (Jordan et al. 2024): momentum whose matrix is replaced by the nearest orthogonal one.
+
+Same update as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but matrices of one shape are
+orthogonalised together, and in fp32 where the hardware has no bf16: torch's own is then slower than a whole
+forward and backward pass of a small model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewarddance.core.device import native_bf16
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the odd quintic a x + b x^3 + c x^5 that pushes singular values towards 1."""
+
+
+def orthogonalise(x: Tensor, num_steps: int = 5) -> Tensor:
+    """Singular values of every matrix in `x` (B, M, N) to about 1 (0.7 to 1.2), same shape and type."""
+    a, b, c = NEWTON_SCHULZ
+    kind = torch.bfloat16 if native_bf16(x.device.type) else torch.float32
+    y = x.to(kind)
+    tall = y.shape[1] > y.shape[2]
+    y = y.mT if tall else y
+    y = y / y.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(num_steps):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return torch.as_tensor(y.mT if tall else y).to(x.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """For matrices of hidden layers; update sizes match AdamW's, so learning rates carry over.
+
+    Args:
+        params: parameters with two dimensions.
+        lr: learning rate; the update's root mean square is 0.2 lr.
+        weight_decay: decoupled, as in AdamW.
+        momentum: Nesterov momentum.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for shape, params in by_shape.items():
+                update = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
+                for p, u in zip(params, update, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(u, alpha=group["lr"] * 0.2 * math.sqrt(max(shape)))
+
+    def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
+        assert p.grad is not None
+        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum)

@@ -1,0 +1,65 @@
+"""Data-parallel processes, as `torchrun` starts them. One process alone is the case of world size 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_leader() -> bool:
+    """True in the one process that writes files and shows progress."""
+    return rank() == 0
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the process group that `torchrun` describes in the environment, and leave it at the end."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def add_up(values: Tensor) -> Tensor:
+    """Sum over processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+@torch.no_grad()
+def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum every gradient over processes in one message. A parameter without a gradient counts as zero."""
+    if world_size() == 1:
+        return
+    chosen = list(parameters)
+    for p in chosen:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    grads = [p.grad for p in chosen if p.grad is not None]
+    flat = add_up(torch.cat([g.flatten() for g in grads]))
+    for g, summed in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+        g.copy_(summed.view_as(g))

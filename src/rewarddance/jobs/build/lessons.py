@@ -1,0 +1,96 @@
+"""Lessons as packed sequences: the opening (prompt and pictures) once, then every turn as a branch of its own.
+
+A branch sees the opening and itself, never another turn, so every answer has to come from the pictures: "nothing
+is missing" cannot betray that the picture matches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.media import Media
+from rewarddance.vlm.encoding import ChatEncoder, Frame
+from rewarddance.vlm.plan import common_prefix
+from rewarddance.world.questions import Lesson
+
+WIDTH_STEP = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One lesson of S tokens.
+
+    Attributes:
+        ids: token ids.
+        images: pictures in the order of their runs of context tokens.
+        branch: 0 in the opening, 1, 2, ... in the turns.
+        positions: where a token stands in its own dialog.
+        weights: of the loss at each token; 0 outside answers.
+    """
+
+    ids: tuple[int, ...]
+    images: tuple[Frame, ...]
+    branch: tuple[int, ...]
+    positions: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def pack(lesson: Lesson, encoder: ChatEncoder, verdict_weight: float) -> Packed:
+    """Encode every turn as a whole dialog and share what all of them begin with.
+
+    Args:
+        verdict_weight: weight of one-word answers; words of longer ones and end tokens weigh 1.
+    """
+    opening: list[str | Media] = [f"prompt: {lesson.prompt}\n"] if lesson.prompt else []
+    for i, image in enumerate(lesson.images):
+        opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
+    turns = [
+        encoder.chat([("user", [*opening, question]), ("assistant", [answer])], generate=False)
+        for question, answer in lesson.turns
+    ]
+    shared = min(min(common_prefix(turns[0].ids, t.ids), t.answers.index(True)) for t in turns)
+    ids, branch = list(turns[0].ids[:shared]), [0] * shared
+    positions, weights = list(range(shared)), [0.0] * shared
+    for k, turn in enumerate(turns, 1):
+        own, answers = turn.ids[shared:], turn.answers[shared:]
+        first = answers.index(True)
+        ids += own
+        branch += [k] * len(own)
+        positions += range(shared, shared + len(own))
+        weights += [verdict_weight if i == first and sum(answers) == 2 else float(a) for i, a in enumerate(answers)]
+    return Packed(tuple(ids), turns[0].images, tuple(branch), tuple(positions), tuple(weights))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """(B, S) tensors, right-padded; `mask` is (B, 1, S, S), True where a query may look."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    weights: Tensor
+    frames: list[Frame]
+
+
+def collate(batch: Sequence[Packed], pad: int) -> PackedBatch:
+    """Pad to a multiple of `WIDTH_STEP` and build the tree's attention mask."""
+    width = -(-max(len(p.ids) for p in batch) // WIDTH_STEP) * WIDTH_STEP
+
+    def table(rows: list[tuple[int, ...]] | list[tuple[float, ...]], fill: float) -> Tensor:
+        return torch.tensor([[*r, *[fill] * (width - len(r))] for r in rows])
+
+    branch = table([p.branch for p in batch], -1).long()
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    mask = (visible & causal) | torch.eye(width, dtype=torch.bool)
+    return PackedBatch(
+        table([p.ids for p in batch], pad).long(),
+        table([p.positions for p in batch], 0).long(),
+        mask[:, None],
+        table([p.weights for p in batch], 0.0).float(),
+        [f for p in batch for f in p.images],
+    )

@@ -1,0 +1,45 @@
+"""Two real processes compute what one computes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rewarddance.core import parallel
+
+PROGRAM = """
+import json, sys, torch
+from rewarddance.core.parallel import add_up_gradients, is_leader, processes, rank, wait_for_all, world_size
+with processes():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(3, 2), torch.arange(12.0).reshape(4, 3)
+    mine = x[rank() :: world_size()]
+    model(mine).square().sum().backward()
+    if rank() == 1:
+        model.bias.grad = None
+    add_up_gradients(model.parameters())
+    wait_for_all()
+    if is_leader():
+        open(sys.argv[1], "w").write(json.dumps([world_size(), model.weight.grad.tolist()]))
+"""
+
+
+def test_gradients_of_two_processes_add_up(tmp_path):
+    program, result = tmp_path / "program.py", tmp_path / "result.json"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, str(program), str(result)], check=True, timeout=120)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    model(torch.arange(12.0).reshape(4, 3)).square().sum().backward()
+    size, grad = json.loads(result.read_text())
+    assert size == 2
+    torch.testing.assert_close(torch.tensor(grad), model.weight.grad)
+
+
+def test_one_process_alone_is_the_leader_of_one():
+    assert (parallel.rank(), parallel.world_size(), parallel.is_leader()) == (0, 1, True)
+    values = torch.ones(2)
+    assert parallel.add_up(values).tolist() == pytest.approx([1, 1])
