@@ -49,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
     "evaluate": Command("commands:Evaluate", "measure what a run trained, with intervals"),
     "report": Command("commands:Report", "write a run's HTML page"),
+    "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
 }

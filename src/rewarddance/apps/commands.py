@@ -216,12 +216,16 @@ class Evaluate(Flags):
     Example: rewarddance evaluate runs/refl
 
     Example: rewarddance evaluate --generator tiny
+
+    Example: rewarddance evaluate --judge tiny
     """
 
     run_folder: Annotated[Path | None, tyro.conf.Positional] = None
     """A run of `rewarddance train` or `rewarddance align`."""
     generator: str | None = None
     """Measure a generator of the embedded world as it is, instead of a run."""
+    judge: str | None = None
+    """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
     num_steps: int = 10
     """Sampling steps for --generator; a run uses its own."""
     guidance: float = 1.0
@@ -245,7 +249,12 @@ class Evaluate(Flags):
             }
             show(evaluate_generator(self.generator, num_noises=self.num_noises, **setting))
             return
-        need(self.run_folder is not None, "evaluate: name a run folder, or --generator")
+        if self.judge is not None:
+            from rewarddance.jobs.judge_benchmark import benchmark_judge
+
+            show(benchmark_judge(self.judge, seed=self.seed))
+            return
+        need(self.run_folder is not None, "evaluate: name a run folder, --generator or --judge")
         assert self.run_folder is not None
         if RunFolder(self.run_folder).read()["kind"] == "judge":
             from rewarddance.jobs.score import evaluate_judge

@@ -97,7 +97,7 @@ class Build(Flags):
 
     out: Path = Path("build")
     """Run folders of the trainings."""
-    only: Literal["all", "autoencoder", "generator", "vlm", "judge"] = "all"
+    only: Literal["all", "autoencoder", "generator", "vision", "vlm", "judge"] = "all"
 
     def run(self) -> None:
         from rewarddance.jobs.build.assets import build_assets

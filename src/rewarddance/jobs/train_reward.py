@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,17 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     epoch, place = divmod(index, per_epoch)
     order = stream(config.seed, "epoch", epoch).permutation(len(records))
     chosen = order[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
-    return [c for i in chosen for c in records[int(i)].comparisons(both_orders=config.paradigm != "bradley_terry")]
+    batch = [records[int(i)] for i in chosen]
+    if config.shuffle_labels:
+        batch = [at_random(r, config.seed) for r in batch]
+    return [c for r in batch for c in r.comparisons(both_orders=config.paradigm != "bradley_terry")]
+
+
+def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
+    """The record with every choice turned round or not by a coin that depends on seed and record alone."""
+    coins = stream(seed, "shuffle", record.record_id).random(len(record.choices)) < 0.5
+    made = tuple(replace(c, label=1 - c.label) if turn else c for c, turn in zip(record.choices, coins, strict=True))
+    return replace(record, choices=made)
 
 
 def train_judge(

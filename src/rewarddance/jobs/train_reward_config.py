@@ -20,6 +20,8 @@ class RewardConfig(Config):
     """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
     paradigm: Literal["generative_pairwise", "generative_pointwise", "bradley_terry"] = "generative_pairwise"
     context: Context = Context()
+    shuffle_labels: bool = False
+    """Train on choices made at random: the control judge, which has seen the pictures and knows nothing of taste."""
     prompts_per_step: int = Field(24, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     freeze_vision: bool = False

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord, all_pairs
+from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
 
@@ -56,7 +59,7 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
                 if abs(gap) > CLEAR:
                     rights.append((r.source, _agree(table[i, j], gap)))
             if len(r.media) >= 3 and np.ptp(r.truth) > CLEAR:
-                correlations.append(float(spearmanr(table.sum(1), r.truth).statistic))
+                correlations.append(_spearman(table.sum(1), np.array(r.truth)))
     out: dict[str, Any] = {"num_pairs": len(rights) or len(labelled)}
     out["label_accuracy"] = float(np.mean(labelled)) if labelled else None
     out["accuracy"] = float(np.mean([v for _, v in rights])) if rights else out["label_accuracy"]
@@ -66,6 +69,47 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
     out["answer_mass"] = float(torch.cat(masses).mean()) if masses else None
     out["disagreement"] = float(torch.cat(swaps).mean()) if swaps else None
     return out
+
+
+@torch.no_grad()
+def measure_margins(
+    judge: RewardModel,
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[Media]],
+    references: Sequence[Sequence[Media]],
+    truth: NDArray[np.float64],
+    criterion: str = "fidelity",
+) -> dict[str, Any]:
+    """Rank correlation between the mean margin against fixed references and an exact value.
+
+    Args:
+        candidates: K pictures of each of P prompts; references: R of each, the same for all its candidates.
+        truth: (P, K).
+
+    Returns:
+        pooled: Spearman over all P K pictures, with a 95% interval over prompts; within: mean over the prompts
+        whose truth varies; num_within: how many do.
+    """
+    found = np.zeros(truth.shape)
+    for row, (prompt, mine, others) in enumerate(zip(prompts, candidates, references, strict=True)):
+        asked = [Comparison(prompt, x, r, criterion) for x in mine for r in others]
+        found[row] = judge.judge(asked).margin.float().cpu().reshape(len(mine), -1).mean(1).numpy()
+    within = [_spearman(m, t) for m, t in zip(found, truth, strict=True) if np.ptp(t) > CLEAR]
+    rows = stream(0, "measure-margins").integers(len(found), size=(500, len(found)))
+    drawn = [_spearman(found[r].ravel(), truth[r].ravel()) for r in rows]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {
+        "pooled": _spearman(found.ravel(), truth.ravel()),
+        "pooled_ci_low": float(low),
+        "pooled_ci_high": float(high),
+        "within": float(np.mean(within)) if within else None,
+        "num_within": len(within),
+    }
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """0 where one side does not vary: it orders nothing."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 
 def _agree(margin: float, truth: float) -> float:

@@ -1,0 +1,54 @@
+"""Commands that run studies: several trainings, one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tyro
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.apps.flags import Flags, read_with_recipe
+
+
+@dataclass(frozen=True)
+class StudyAlignment(Flags):
+    """Reward feedback against two controls (supervised continuation; a judge trained on shuffled labels).
+
+    Finished arms under --out are kept, stopped ones resumed; several processes may share the folder.
+
+    Example: rewarddance study alignment recipes/tiny/refl.yaml --shuffled-judge runs/shuffled --out runs/study
+    """
+
+    out: Path
+    """Folder of the study: one run folder for every arm and seed, and study.json."""
+    shuffled_judge: str
+    """A judge trained with `rewarddance train --shuffle-labels`."""
+    config: Annotated[AlignConfig, tyro.conf.arg(name="")]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[Literal["refl", "sft", "shuffled"], ...] = ("refl", "sft", "shuffled")
+    num_noises: int = 4
+    """Fixed noises for each benchmark prompt."""
+    every: int = 1
+    """Take every n-th of the 240 benchmark prompts."""
+
+    @classmethod
+    def read(cls, program: str, args: list[str]) -> Self:
+        found: Self = read_with_recipe(cls, AlignConfig, program, args)
+        return found
+
+    def run(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.jobs.study_alignment import study_alignment
+
+        found = study_alignment(
+            self.config,
+            self.shuffled_judge,
+            self.out,
+            seeds=self.seeds,
+            arms=self.arms,
+            num_noises=self.num_noises,
+            every=self.every,
+        )
+        show({k: found[k] for k in ("start", "arms", "differences")})

@@ -1,0 +1,66 @@
+"""How good a judge of the embedded world is, on prompts that nobody was trained on: `evaluate --judge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rewarddance.core.device import autocast
+from rewarddance.core.media import Media
+from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Generator
+from rewarddance.core.types import RewardModel
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
+from rewarddance.jobs.evaluate import gold
+from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.reward.measure import measure_judge, measure_margins
+from rewarddance.search.best_of_n import draw
+from rewarddance.world.benchmark import benchmark_prompts
+from rewarddance.world.splits import Split
+
+NUM_CANDIDATES, NUM_REFERENCES = 8, 4
+
+
+def benchmark_judge(
+    name: str | Path, *, generator: str = "tiny", num_prompts: int = 200, every: int = 4, seed: int = 0
+) -> dict[str, Any]:
+    """Order of rendered, corrupted and generated pairs, and rank correlation of margins with the oracle.
+
+    Args:
+        name: what `load_judge` takes.
+        num_prompts: prompts in each of the held-out and the out-of-distribution pairs, four pictures each; the
+            generator draws those of 65 in 100.
+        every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates and 4 fixed
+            references each, all drawn by the generator.
+    """
+    judge, model = load_judge(name), load_generator(generator)
+    splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
+    found: dict[str, Any] = {}
+    for title, split in splits.items():
+        config = PreferencesConfig(seed=seed + 1, split=split, num_prompts=num_prompts)
+        with progress(f"pairs {title}") as report:
+            records = []
+            for i, record in enumerate(embedded_records(config, generator_draw(model)), 1):
+                records.append(record)
+                report(i, num_prompts)
+        found[title] = measure_judge(judge, records)
+    return {**found, "margins": margins(judge, model, every, seed)}
+
+
+@torch.no_grad()
+def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num_steps: int = 10) -> dict[str, Any]:
+    """`measure_margins` on samples of the generator for every `every`-th benchmark prompt."""
+    prompts = [p for _, p in benchmark_prompts()[::every]]
+    rng = torch.Generator().manual_seed(seed)
+    with progress("margins") as report, autocast(generator.device):
+        rows: list[list[Media]] = []
+        for i in range(0, len(prompts), 10):
+            rows += draw(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, num_steps)
+            report(len(rows), len(prompts))
+    truth = np.array([[gold(p, m) for m in row[:NUM_CANDIDATES]] for p, row in zip(prompts, rows, strict=True)])
+    candidates = [row[:NUM_CANDIDATES] for row in rows]
+    references = [row[NUM_CANDIDATES:] for row in rows]
+    return measure_margins(judge, prompts, candidates, references, truth)

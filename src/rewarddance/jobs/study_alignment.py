@@ -1,0 +1,128 @@
+"""`rewarddance study alignment`: does reward feedback help, and is it the judge's taste that helps?
+
+Three arms, every seed: the recipe itself; `sft`, as many steps of supervised continuation; `shuffled`, the recipe
+with a judge trained on labels at random. All are measured by the oracle on the same prompts and noises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import RunFolder, environment, write_json
+from rewarddance.core.statistics import paired_bootstrap
+from rewarddance.evaluate.generator import diversity, fixed_samples, measure
+from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.evaluate import gold, vision_features
+from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.world.benchmark import benchmark_prompts
+
+Arm = Literal["refl", "sft", "shuffled"]
+ARMS: tuple[Arm, ...] = ("refl", "sft", "shuffled")
+Array = NDArray[np.float64]
+
+
+def study_alignment(
+    config: AlignConfig,
+    shuffled_judge: str,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    arms: Sequence[Arm] = ARMS,
+    num_noises: int = 4,
+    every: int = 1,
+) -> dict[str, Any]:
+    """Run what is missing under `out` (finished arms are kept, stopped ones resumed) and write `study.json`.
+
+    Several processes may work on different seeds or arms of one folder at the same time.
+
+    Returns:
+        Per arm the gain over the start with its interval over prompts, seed by seed and together; the differences
+        of `refl` to both controls; diversity as a share of the start's; seconds of training.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [p for _, p in benchmark_prompts()[::every]]
+    _measured(out / "start", None, config, chosen, num_noises)
+    for seed in seeds:
+        for arm in arms:
+            folder = out / f"{arm}-{seed}"
+            if not (folder / "adapter" / "adapter.json").is_file():
+                _train(config, arm, seed, shuffled_judge, folder)
+            _measured(folder, folder, config, chosen, num_noises)
+    found = {**summarise(out), **environment(), "config": config.model_dump(mode="json")}
+    write_json(out / "study.json", found)
+    return found
+
+
+def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str, folder: Path) -> None:
+    name = shuffled_judge if arm == "shuffled" else config.judge
+    mine = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
+    generator = load_generator(mine.generator, guidance=mine.guidance)
+    judge = load_judge(name, precision=mine.precision)
+    resume = (folder / "run.json").is_file()
+    align_generator(mine, generator, judge, folder, resume=resume, title=f"{arm} seed {seed}")
+
+
+def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: list[str], num_noises: int) -> None:
+    """Write oracle values (prompts, noises) and diversity of one generator, once."""
+    target = folder / "measured.json"
+    if target.is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    generator = load_generator(config.generator, adapter=adapter, guidance=config.guidance)
+    few = prompts[:: max(1, len(prompts) // 60)][:60]
+    with progress(f"samples {folder.name}") as report:
+        values = measure(fixed_samples(generator, prompts, num_noises, config.refl.num_steps, 0, report), gold)
+    spread = _spread(generator, few, config)
+    write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread})
+
+
+def _spread(generator: Sd3Generator, prompts: list[str], config: AlignConfig) -> dict[str, float]:
+    return diversity(fixed_samples(generator, prompts, 8, config.refl.num_steps, 1), vision_features())
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Figures of the arms and seeds that are finished under `out`."""
+    start, spread = _read(out / "start")
+    found: dict[str, Any] = {"start": float(start.mean()), "arms": {}, "differences": {}}
+    values: dict[str, dict[int, Array]] = {arm: {} for arm in ARMS}
+    for arm in ARMS:
+        ratios, seconds = {}, {}
+        for folder in sorted(out.glob(f"{arm}-*")):
+            if not (folder / "measured.json").is_file():
+                continue
+            seed = int(folder.name.rsplit("-", 1)[1])
+            values[arm][seed], own = _read(folder)
+            ratios[seed] = own["feature"] / spread["feature"]
+            seconds[seed] = RunFolder(folder).metrics()[-1]["seconds"]
+        if not values[arm]:
+            continue
+        together = np.concatenate([v - start for v in values[arm].values()], 1)
+        gain = paired_bootstrap(together, np.zeros_like(together))
+        by_seed = {s: paired_bootstrap(v, start).as_dict() for s, v in values[arm].items()}
+        found["arms"][arm] = {
+            "gain": gain.as_dict() | {"verdict": gain.verdict},
+            "by_seed": by_seed,
+            "feature_diversity_ratio": ratios,
+            "seconds": seconds,
+        }
+    for control in ("sft", "shuffled"):
+        both = sorted(values["refl"].keys() & values[control].keys())
+        if both:
+            mine, theirs = (np.concatenate([values[a][s] for s in both], 1) for a in ("refl", control))
+            difference = paired_bootstrap(mine, theirs)
+            found["differences"][control] = difference.as_dict() | {"verdict": difference.verdict}
+    return found
+
+
+def _read(folder: Path) -> tuple[Array, dict[str, float]]:
+    content = json.loads((folder / "measured.json").read_text())
+    return np.array(content["gold"]), content["diversity"]

@@ -1,0 +1,73 @@
+"""The study of alignment in its smallest form: three arms, what is finished is kept, figures are paired."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
+from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.study_alignment import study_alignment, summarise
+from rewarddance.jobs.train_reward import at_random
+
+
+@pytest.fixture
+def config(pipeline_folder, vlm_folder, tmp_path, monkeypatch):
+    assets = tmp_path / "assets"
+    shutil.copytree(vlm_folder, assets / "vlm-tiny")
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", assets)
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    return AlignConfig(
+        generator=str(pipeline_folder),
+        judge=str(vlm_folder),
+        num_prompts=4,
+        batch_size=2,
+        lora_rank=2,
+        probe_prompts=2,
+        references=ReferenceConfig(num_candidates=2),
+        refl=ReflConfig(num_steps=4),
+        loop=LoopConfig(num_steps=2, validate_every=2),
+    )
+
+
+def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
+    out = tmp_path / "study"
+    found = study_alignment(config, str(vlm_folder), out, seeds=(0,), num_noises=2, every=60)
+    assert set(found["arms"]) == {"refl", "sft", "shuffled"}
+    assert set(found["differences"]) == {"sft", "shuffled"}
+    assert found["arms"]["refl"]["gain"]["ci_low"] <= found["arms"]["refl"]["gain"]["mean"]
+    assert found["arms"]["refl"]["feature_diversity_ratio"][0] > 0
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
+    again = study_alignment(config, str(vlm_folder), out, seeds=(0,), num_noises=2, every=60)
+    assert again["arms"] == found["arms"]
+    assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
+
+
+def test_gains_and_differences_are_those_of_the_values(tmp_path):
+    rng = np.random.default_rng(0)
+    start = rng.random((10, 2))
+    shifts = {"start": 0.0, "refl-0": 0.3, "refl-1": 0.1, "sft-0": 0.1, "sft-1": 0.1, "shuffled-0": 0.3}
+    for name, shift in shifts.items():
+        (tmp_path / name).mkdir()
+        content = {"gold": (start + shift).tolist(), "diversity": {"feature": 2.0 - shift}}
+        (tmp_path / name / "measured.json").write_text(json.dumps(content))
+        RunFolder(tmp_path / name).log(1, {"seconds": 5.0})
+    found = summarise(tmp_path)
+    assert found["arms"]["refl"]["gain"]["mean"] == pytest.approx(0.2)
+    assert found["arms"]["refl"]["by_seed"][0]["mean"] == pytest.approx(0.3)
+    assert found["differences"]["sft"]["mean"] == pytest.approx(0.1)
+    assert found["differences"]["shuffled"]["mean"] == pytest.approx(0)
+    assert found["arms"]["refl"]["feature_diversity_ratio"][1] == pytest.approx(0.95)
+
+
+def test_shuffled_labels_depend_on_record_and_seed_alone():
+    choices = tuple(Choice(0, 1, float(i % 2)) for i in range(200))
+    record = PreferenceRecord("a", "p", (), choices)
+    once = at_random(record, 0)
+    assert once == at_random(record, 0)
+    assert once != at_random(record, 1)
+    kept = np.mean([a.label == b.label for a, b in zip(once.choices, choices, strict=True)])
+    assert 0.35 < kept < 0.65
