@@ -3,7 +3,7 @@ import torch
 
 from rewarddance.align.config import ReferenceConfig, ReflConfig
 from rewarddance.align.references import ReferenceBank
-from rewarddance.align.refl import approach, gradient_index, refl_step, reward_loss
+from rewarddance.align.refl import approach, gradient_index, refl_step, reward_loss, shifted, view_shifts
 from rewarddance.core.media import Media
 from rewarddance.core.types import Verdict
 from rewarddance.generator import flow
@@ -55,6 +55,17 @@ def test_gradient_falls_in_the_window():
     assert gradient_index(ReflConfig(num_steps=10, window=(1.0, 1.0)), rng) == 9
 
 
+def test_views_are_the_picture_and_small_shifts_of_it():
+    picture = Media(torch.rand(1, 3, 48, 48))
+    shifts = view_shifts([picture], 40, torch.Generator().manual_seed(0))
+    assert shifts[0] == (0, 0)
+    assert {d for d, _ in shifts} == {r for _, r in shifts} == {-2, -1, 0, 1, 2}
+    x, y = picture.frames, shifted(picture, 2, -1).frames
+    assert torch.equal(y[:, :, 2:, :-1], x[:, :, :-2, 1:])
+    assert torch.equal(y[:, :, 0], y[:, :, 2])  # the edge repeats
+    assert shifted(picture, 0, 0) is picture
+
+
 def test_approach_is_the_beginning_of_sampling(student):
     condition = student.condition(PROMPTS)
     z = student.noise(2, torch.Generator().manual_seed(0))
@@ -64,15 +75,20 @@ def test_approach_is_the_beginning_of_sampling(student):
     assert point.after == 0
 
 
-@pytest.mark.parametrize(("kl_weight", "num_steps"), [(0.0, 1), (50.0, 1), (0.0, 3)])
-def test_gradient_equals_finite_differences(student, kl_weight, num_steps):
+@pytest.mark.parametrize(("kl_weight", "num_steps", "views"), [(0.0, 1, 1), (50.0, 1, 1), (0.0, 3, 1), (0.0, 1, 3)])
+def test_gradient_equals_finite_differences(student, kl_weight, num_steps, views):
     """Along the gradient, with every step differentiated, because the approach is not."""
     student.pipeline.transformer.double()
     student.pipeline.vae.double()
     student.pipeline.text_encoder.double()
     student.pipeline.text_encoder_2.double()
     config = ReflConfig(
-        num_steps=num_steps, gradient_steps=num_steps, window=(0.0, 0.01), kl_weight=kl_weight, loss="margin"
+        num_steps=num_steps,
+        gradient_steps=num_steps,
+        window=(0.0, 0.01),
+        kl_weight=kl_weight,
+        views=views,
+        loss="margin",
     )
     parameters = [p for p in student.transformer.parameters() if p.requires_grad]
     step(student, config)["loss"].backward()

@@ -34,6 +34,9 @@ class ReflConfig(Config):
     start, where the judge meets pictures nearer to finished ones at the price of more memory."""
     loss: Literal["log_sigmoid", "margin", "reward"] = "log_sigmoid"
     """-log P(yes), -log-odds, or -P(yes)."""
+    views: int = Field(1, ge=1)
+    """How often the judge looks at a picture: as it is, then shifted by a few pixels; margins are averaged. What
+    makes a judge say yes only at one exact place (adversarial texture) then counts for less."""
     kl_weight: float = Field(1.0, ge=0)
     """Weight of KL(policy, frozen policy) of the step taken as an SDE step with noise `kl_noise`."""
     kl_noise: float = Field(0.7, gt=0)

@@ -7,7 +7,7 @@ judge it against a reference, and send the reward's gradient through decoder and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,27 @@ def reward_loss(margin: Tensor, kind: str) -> Tensor:
     if kind == "log_sigmoid":
         return -F.logsigmoid(margin).mean()
     return -margin.mean() if kind == "margin" else -torch.sigmoid(margin).mean()
+
+
+VIEW_SHIFT = 24
+"""A view is shifted by up to one `VIEW_SHIFT`-th of the picture's sides."""
+
+
+def view_shifts(pictures: Sequence[Media], views: int, rng: torch.Generator) -> list[tuple[int, int]]:
+    """(down, right) in pixels of every view; the first is not shifted. Draws nothing from `rng` for one view."""
+    reach = torch.tensor([max(1, side // VIEW_SHIFT) for side in pictures[0].size])
+    drawn = (torch.rand(views - 1, 2, generator=rng) * (2 * reach + 1)).floor().long() - reach if views > 1 else []
+    return [(0, 0), *((int(d), int(r)) for d, r in drawn)]
+
+
+def shifted(media: Media, down: int, right: int) -> Media:
+    """The picture moved by whole pixels, its edge repeated; gradients flow."""
+    if down == right == 0:
+        return media
+    h, w = media.size
+    rows = (torch.arange(h) - down).clamp(0, h - 1)
+    columns = (torch.arange(w) - right).clamp(0, w - 1)
+    return replace(media, frames=media.frames[:, :, rows][..., columns])
 
 
 @dataclass(frozen=True)
@@ -97,15 +118,19 @@ def refl_step(
     point = approach(generator, condition, generator.noise(len(prompts), rng), index, config.num_steps)
     flight = fly(generator, condition, point.z, index, config)
     pictures = generator.decode(flight.clean)
-    asked = [Comparison(p, x, r, criterion) for p, x, r in zip(prompts, pictures, references, strict=True)]
-    verdict = judge.judge(asked)
-    loss = reward_loss(verdict.margin, config.loss) + config.kl_weight * flight.kl
-    reward = verdict.reward.detach()
+    asked = [
+        Comparison(p, shifted(x, *shift), r, criterion)
+        for shift in view_shifts(pictures, config.views, rng)
+        for p, x, r in zip(prompts, pictures, references, strict=True)
+    ]
+    margin = judge.judge(asked).margin.reshape(config.views, -1).mean(0)
+    loss = reward_loss(margin, config.loss) + config.kl_weight * flight.kl
+    reward = torch.sigmoid(margin.detach())
     return {
         "loss": loss,
         "reward": reward.mean(),
         "reward_std": reward.std(),
-        "margin": verdict.margin.detach().mean(),
+        "margin": margin.detach().mean(),
         "kl": flight.kl.detach(),
         "time": torch.tensor(point.now),
     }
