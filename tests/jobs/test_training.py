@@ -21,6 +21,7 @@ from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import load_judge
 from rewarddance.jobs.train import train_from_data
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.config import PARADIGMS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -102,7 +103,7 @@ def test_a_trained_run_is_a_judge(trained, pictures):
     assert sorted(ranking.order) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("paradigm", ["generative_pairwise", "generative_pointwise", "bradley_terry"])
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_folder, quick, tmp_path):
     whole = reward_config(vlm_folder, data_folder, quick, paradigm, num_steps=5)
     train_from_data(whole, tmp_path / "whole")

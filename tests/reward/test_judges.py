@@ -6,14 +6,18 @@ from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, RewardModel, Verdict
-from rewarddance.reward.checkpoint import JudgeSpec, load_judge_folder, new_judge, save_judge
+from rewarddance.reward.checkpoint import load_judge_folder, new_judge, save_judge
+from rewarddance.reward.config import PARADIGMS, SCALAR, JudgeSpec
 from rewarddance.reward.context import INSTRUCTIONS, Context
 from rewarddance.reward.measure import measure_judge
-from rewarddance.reward.objective import agreement, preference_loss, reward_step
+from rewarddance.reward.objective import agreement, reward_step
+from rewarddance.reward.paradigms import Question, losses
 from rewarddance.reward.rank import rank
 from rewarddance.reward.wrappers import Symmetrised
 
-PARADIGMS = ("generative_pairwise", "generative_pointwise", "bradley_terry")
+
+def cross_entropy(verdict, targets, smoothing=0.0):
+    return losses("generative_pairwise", verdict, targets, smoothing)
 
 
 class Brightness:
@@ -64,7 +68,7 @@ def test_symmetrised_margins_cancel_place_bias():
 def test_generative_loss_is_next_token_cross_entropy(backbone, pictures):
     judge = new_judge(JudgeSpec(), backbone)
     asked = [Comparison("p", pictures[0], pictures[1], label=1.0), Comparison("p", pictures[2], pictures[1], label=0.0)]
-    found = preference_loss(judge.single.judge(asked), torch.tensor([1.0, 0.0]))
+    found = cross_entropy(judge.single.judge(asked), torch.tensor([1.0, 0.0]))
     rows = []
     for c, word in zip(asked, ("yes", "no"), strict=True):
         e = backbone.encoder.chat([("user", Context().render(c))])
@@ -79,15 +83,15 @@ def test_bradley_terry_loss_is_log_sigmoid_of_the_difference(backbone, pictures)
     torch.nn.init.normal_(judge.single.head.weight, std=0.5)
     win, lose = pictures[:2]
     scores = judge.single.score([Comparison("p", win), Comparison("p", lose)])
-    found = preference_loss(judge.judge([Comparison("p", win, lose)]), torch.tensor([1.0]))
+    found = cross_entropy(judge.judge([Comparison("p", win, lose)]), torch.tensor([1.0]))
     assert torch.allclose(found, -F.logsigmoid(scores[0] - scores[1])[None], atol=1e-5)
 
 
 def test_soft_labels_and_smoothing():
     verdict = Verdict.from_margin(torch.tensor([2.0]))
-    half = preference_loss(verdict, torch.tensor([0.5]))
+    half = cross_entropy(verdict, torch.tensor([0.5]))
     assert torch.allclose(half, -(F.logsigmoid(torch.tensor(2.0)) + F.logsigmoid(torch.tensor(-2.0))) / 2)
-    assert torch.allclose(preference_loss(verdict, torch.tensor([1.0]), smoothing=1.0), half)
+    assert torch.allclose(cross_entropy(verdict, torch.tensor([1.0]), smoothing=1.0), half)
 
 
 def test_agreement_counts_a_zero_margin_as_half():
@@ -97,7 +101,7 @@ def test_agreement_counts_a_zero_margin_as_half():
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_judges_are_antisymmetric_differentiable_and_survive_the_disk(paradigm, backbone, pictures, tmp_path):
     judge = new_judge(JudgeSpec(paradigm=paradigm), backbone)
-    if paradigm == "bradley_terry":
+    if paradigm in SCALAR:
         torch.nn.init.normal_(judge.single.head.weight, std=0.5)
     assert isinstance(judge, RewardModel)
     x = Media(pictures[0].frames.clone().requires_grad_())
@@ -108,7 +112,7 @@ def test_judges_are_antisymmetric_differentiable_and_survive_the_disk(paradigm, 
     assert x.frames.grad.abs().sum() > 0
     save_judge(judge, tmp_path / "judge")
     again = load_judge_folder(tmp_path / "judge")
-    if paradigm != "bradley_terry":
+    if paradigm not in SCALAR:
         again.single.strict = False
     margin = again.judge([Comparison("p", pictures[0], pictures[1])]).margin
     assert torch.allclose(margin, there.detach(), atol=1e-5)
@@ -173,7 +177,7 @@ def test_measures_of_a_perfect_and_an_inverted_judge():
 
 
 def test_reward_step_reports_ties_apart():
-    asked = [Comparison("p", grey(0.9), grey(0.1), label=1.0), Comparison("p", grey(0.5), grey(0.6), label=0.5)]
+    asked = [Question(Comparison("p", grey(0.9), grey(0.1)), 1.0), Question(Comparison("p", grey(0.5), grey(0.6)), 0.5)]
     found = reward_step(Brightness(), asked)
     assert found["accuracy"] == 1
     assert found["loss"] > 0

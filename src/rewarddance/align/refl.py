@@ -60,7 +60,9 @@ VIEW_SHIFT = 24
 def view_shifts(pictures: Sequence[Media], views: int, rng: torch.Generator) -> list[tuple[int, int]]:
     """(down, right) in pixels of every view; the first is not shifted. Draws nothing from `rng` for one view."""
     reach = torch.tensor([max(1, side // VIEW_SHIFT) for side in pictures[0].size])
-    drawn = (torch.rand(views - 1, 2, generator=rng) * (2 * reach + 1)).floor().long() - reach if views > 1 else []
+    if views == 1:
+        return [(0, 0)]
+    drawn = (torch.rand(views - 1, 2, generator=rng) * (2 * reach + 1)).floor().long() - reach
     return [(0, 0), *((int(d), int(r)) for d, r in drawn)]
 
 

@@ -24,6 +24,7 @@ class PreferenceRecord:
 
     Attributes:
         truth: an exact value of every picture, where one is known (the embedded world); never trained on.
+        ratings: mean rating of every picture under the criterion, 1 to 5, where people gave some.
         source: where the pictures came from, for example "rendered" or "generator".
     """
 
@@ -34,6 +35,7 @@ class PreferenceRecord:
     criterion: str = "overall"
     source: str = ""
     truth: tuple[float, ...] | None = None
+    ratings: tuple[float, ...] | None = None
 
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
         """One comparison a choice, the first picture as candidate; with `both_orders` also the other way round."""

@@ -1,7 +1,7 @@
 """Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
 
 Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label),
-truth (list of exact values, or null).
+truth (list of exact values, or null), ratings (list of 1..5, or null).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _HF_FEATURES = (
     b'"Value"}, "criterion": {"dtype": "string", "_type": "Value"}, "source": {"dtype": "string", "_type": "Value"}, '
     b'"images": {"feature": {"_type": "Image"}, "_type": "List"}, "choices": {"feature": {"first": {"dtype": "int32", '
     b'"_type": "Value"}, "second": {"dtype": "int32", "_type": "Value"}, "label": {"dtype": "float32", "_type": '
-    b'"Value"}}, "_type": "List"}, "truth": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}}}}'
+    b'"Value"}}, "_type": "List"}, "truth": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}, '
+    b'"ratings": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}}}}'
 )
 SCHEMA = pa.schema(
     [
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
         ("images", pa.list_(_IMAGE)),
         ("choices", pa.list_(_CHOICE)),
         ("truth", pa.list_(pa.float32())),
+        ("ratings", pa.list_(pa.float32())),
     ],
     metadata={"huggingface": _HF_FEATURES},
 )
@@ -60,6 +62,7 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
         "images": [{"bytes": b, "path": None} for b in files],
         "choices": [{"first": c.first, "second": c.second, "label": c.label} for c in record.choices],
         "truth": None if record.truth is None else list(record.truth),
+        "ratings": None if record.ratings is None else list(record.ratings),
     }
 
 
@@ -109,7 +112,7 @@ class RecordTable(Sequence[PreferenceRecord]):
         row = self.table.slice(index, 1).to_pylist()[0]
         media = tuple(_decode(x["bytes"], f"{self.name} row {index + 1}") for x in row["images"])
         made = tuple(Choice(c["first"], c["second"], c["label"]) for c in row["choices"])
-        truth = row.get("truth")
+        truth, ratings = row.get("truth"), row.get("ratings")
         return PreferenceRecord(
             row["id"],
             row["prompt"],
@@ -118,6 +121,7 @@ class RecordTable(Sequence[PreferenceRecord]):
             row.get("criterion") or "overall",
             row.get("source") or "",
             tuple(truth) if truth else None,
+            tuple(ratings) if ratings else None,
         )
 
     @property

@@ -13,16 +13,17 @@ from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
-from rewarddance.core.types import Comparison
 from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.reward.checkpoint import JudgeSpec, new_judge, save_judge
+from rewarddance.reward.checkpoint import new_judge, save_judge
+from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import measure_judge
 from rewarddance.reward.objective import reward_step
+from rewarddance.reward.paradigms import Question, questions
 from rewarddance.vlm.internvl import InternVLBackbone
 
 
-def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[Comparison]:
-    """The comparisons of one step: `prompts_per_step` records, every choice in both orders.
+def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[Question]:
+    """What one step asks: all questions of the paradigm about `prompts_per_step` records.
 
     A pure function of the seed and the step, so that a resumed run sees the same batches.
     """
@@ -33,7 +34,7 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     batch = [records[int(i)] for i in chosen]
     if config.shuffle_labels:
         batch = [at_random(r, config.seed) for r in batch]
-    return [c for r in batch for c in r.comparisons(both_orders=config.paradigm != "bradley_terry")]
+    return [q for r in batch for q in questions(r, config.paradigm)]
 
 
 def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
@@ -76,7 +77,7 @@ def train_judge(
         loop.resume()
 
     def step(index: int) -> Metrics:
-        found = reward_step(judge.single, training_batch(train, config, index), config.label_smoothing)
+        found = reward_step(judge.single, training_batch(train, config, index), config.paradigm, config.label_smoothing)
         found["loss"].backward()  # type: ignore[no-untyped-call]
         return {k: float(v.detach()) for k, v in found.items()}
 

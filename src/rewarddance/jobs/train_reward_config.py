@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rewarddance.core.config import Config
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.reward.config import Paradigm
 from rewarddance.reward.context import Context
 
 
@@ -18,7 +19,8 @@ class RewardConfig(Config):
     """`tiny`, or a local folder of InternVL in Hugging Face layout."""
     data: str = "embedded"
     """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
-    paradigm: Literal["generative_pairwise", "generative_pointwise", "bradley_terry"] = "generative_pairwise"
+    paradigm: Paradigm = "generative_pairwise"
+    """Generative judges answer yes or no; the others put a scalar head on the same backbone (`reward/paradigms.py`)."""
     context: Context = Context()
     shuffle_labels: bool = False
     """Train on choices made at random: the control judge, which has seen the pictures and knows nothing of taste."""

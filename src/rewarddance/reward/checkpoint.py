@@ -13,28 +13,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rewarddance.core.config import Config
 from rewarddance.core.device import native_bf16
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel, Verdict
-from rewarddance.reward.context import Context
+from rewarddance.reward.config import SCALAR, JudgeSpec
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.scalar import ScalarJudge
 from rewarddance.reward.wrappers import Symmetrised
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.internvl import InternVLBackbone
-
-Paradigm = Literal["generative_pairwise", "generative_pointwise", "bradley_terry"]
-
-
-class JudgeSpec(Config):
-    """What, beside the weights, makes a judge: kept in `judge.json`."""
-
-    paradigm: Paradigm = "generative_pairwise"
-    context: Context = Context()
-    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass
@@ -88,8 +77,8 @@ def new_judge(spec: JudgeSpec, backbone: InternVLBackbone, *, strict: bool = Fal
     """A judge on a backbone that has not been trained to judge yet."""
     half = spec.precision == "bf16" and native_bf16(backbone.device.type)
     engine = Engine(backbone, autocast=torch.bfloat16 if half else None)
-    if spec.paradigm == "bradley_terry":
-        return Judge(spec, ScalarJudge.new(engine, spec.context))
+    if spec.paradigm in SCALAR:
+        return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm))
     return Judge(spec, GenerativeJudge(engine, spec.context, strict))
 
 

@@ -1,6 +1,8 @@
-"""A Bradley-Terry judge: one score per picture from a linear head on the same backbone. The baseline.
+"""Scalar judges: a linear head on the backbone's last state, one score a picture. The baselines.
 
-P(a better than b) = sigmoid(s(a) - s(b)), trained with -log sigmoid(s(w) - s(l)) (METHOD, section 1).
+`bradley_terry`, `bradley_terry_ties` and `ranking` have one output, `uncertainty` a mean and a log standard
+deviation (HPSv3, arXiv 2508.03789), `regression` one output for every criterion. P(a better than b) is
+sigmoid(s(a) - s(b)); with uncertainty its mean over both scores' distributions.
 """
 
 from __future__ import annotations
@@ -12,8 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.core.types import Comparison, Verdict
-from rewarddance.reward.context import Context
+from rewarddance.reward.config import Paradigm
+from rewarddance.reward.context import INSTRUCTIONS, Context
+from rewarddance.reward.paradigms import gaussian_margin
 from rewarddance.vlm.engine import Engine
+
+MIDDLE_RATING = 3.0
+"""Where a regression head starts."""
+MIN_LOG_SIGMA, MAX_LOG_SIGMA = -5.0, 2.0
 
 
 @dataclass
@@ -23,21 +31,30 @@ class ScalarJudge:
     engine: Engine
     context: Context
     head: nn.Linear
+    paradigm: Paradigm = "bradley_terry"
 
     @classmethod
-    def new(cls, engine: Engine, context: Context) -> ScalarJudge:
-        """With a head that starts at zero, so that training starts from indifference."""
+    def new(cls, engine: Engine, context: Context, paradigm: Paradigm = "bradley_terry") -> ScalarJudge:
+        """With a head that starts at zero (regression: in the middle), so that training starts from indifference."""
         width = engine.backbone.model.config.text_config.hidden_size
-        head = nn.Linear(width, 1).to(engine.backbone.device)
+        outputs = {"uncertainty": 2, "regression": len(INSTRUCTIONS)}.get(paradigm, 1)
+        head = nn.Linear(width, outputs).to(engine.backbone.device)
         nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        return cls(engine, context, head)
+        nn.init.constant_(head.bias, MIDDLE_RATING if paradigm == "regression" else 0.0)
+        return cls(engine, context, head, paradigm)
+
+    def outputs(self, comparisons: Sequence[Comparison]) -> Tensor:
+        """What the head says of every candidate, (N, outputs) fp32; references are not looked at."""
+        dialogs = [self.context.render(replace(c, reference=None)) for c in comparisons]
+        out: Tensor = self.head(self.engine.answer_hidden(dialogs)).float()
+        if self.paradigm == "regression":
+            columns = torch.tensor([list(INSTRUCTIONS).index(c.criterion) for c in comparisons], device=out.device)
+            return out.gather(1, columns[:, None])
+        return out
 
     def score(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """Score of every candidate, (N,); references are not looked at."""
-        dialogs = [self.context.render(replace(c, reference=None)) for c in comparisons]
-        out: Tensor = self.head(self.engine.answer_hidden(dialogs))
-        return out.squeeze(-1).float()
+        """Score of every candidate (the mean where there is doubt), (N,)."""
+        return self.outputs(comparisons)[:, 0]
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Every distinct (prompt, criterion, picture) is scored once."""
@@ -55,8 +72,14 @@ class ScalarJudge:
                     questions[key] = len(asked)
                     asked.append(replace(c, candidate=media, reference=None))
                 rows.append(questions[key])
-        scores = torch.cat([self.score(asked), torch.zeros(1, device=self.head.weight.device)])
-        return Verdict.from_margin(scores[first] - scores[second])
+        found = self.outputs(asked)
+        mean = torch.cat([found[:, 0], found.new_zeros(1)])
+        difference = mean[first] - mean[second]
+        if self.paradigm != "uncertainty":
+            return Verdict.from_margin(difference)
+        sigma = found[:, 1].clamp(MIN_LOG_SIGMA, MAX_LOG_SIGMA).exp()
+        variance = torch.cat([sigma**2, found.new_zeros(1)])
+        return Verdict.from_margin(gaussian_margin(difference, variance[first] + variance[second]))
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"vlm": self.engine.backbone.module, "head": self.head}

@@ -132,7 +132,8 @@ def _record(
     shown = list(rng.random(len(felt))) if config.shuffle_labels else felt
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
     made = choices(shown, raters, rng)
-    return PreferenceRecord(name, prompt, media, made, config.criterion, source, tuple(felt))
+    ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in felt)
+    return PreferenceRecord(name, prompt, media, made, config.criterion, source, tuple(felt), ratings)
 
 
 def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128, previews: bool = False) -> Draw:

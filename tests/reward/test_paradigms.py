@@ -1,0 +1,110 @@
+"""Every paradigm's loss against closed forms, and what it asks about a record."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.types import Verdict
+from rewarddance.reward.checkpoint import new_judge
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.objective import reward_step
+from rewarddance.reward.paradigms import gaussian_margin, losses, questions, rao_kupper_loss
+
+
+@pytest.fixture
+def record(pictures):
+    choices = (Choice(0, 1, 1.0), Choice(1, 2, 1.0), Choice(2, 0, 0.0), Choice(0, 1, 0.5))
+    return PreferenceRecord("r", "a red circle", tuple(pictures[:3]), choices, "fidelity", ratings=(4.5, 3.0, 1.5))
+
+
+def test_rao_kupper_probabilities_sum_to_one_and_match_the_formula():
+    margin, k = torch.linspace(-3, 3, 7), 5.0
+    win, loss, tie = (torch.exp(-rao_kupper_loss(margin, torch.full((7,), t))) for t in (1.0, 0.0, 0.5))
+    torch.testing.assert_close(win + loss + tie, torch.ones(7))
+    torch.testing.assert_close(win, torch.sigmoid(margin - math.log(k)))
+    torch.testing.assert_close(win[3], loss[3])
+    assert tie[3].item() == pytest.approx((k - 1) / (k + 1))
+
+
+def test_gaussian_margins_are_means_of_sigmoids():
+    mean, deviation = torch.tensor([0.0, 1.0, -2.0, 3.0]), torch.tensor([1.0, 0.5, 3.0, 0.0])
+    found = torch.sigmoid(gaussian_margin(mean, deviation**2))
+    x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    for m, s, p in zip(mean.double(), deviation.double(), found, strict=True):
+        density = torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) if s else None
+        truth = torch.trapezoid(density * torch.sigmoid(x), x) if s else torch.sigmoid(m)
+        assert p.item() == pytest.approx(truth.item(), abs=1e-4)
+
+
+def test_doubt_draws_margins_to_zero_and_keeps_their_sign():
+    found = gaussian_margin(torch.tensor([2.0, 2.0, -2.0]), torch.tensor([0.01, 9.0, 9.0]))
+    assert found[0] > found[1] > 0
+    torch.testing.assert_close(found[1], -found[2])
+
+
+def test_regression_is_squared_error_of_the_score(record):
+    asked = questions(record, "regression")
+    assert [q.target for q in asked] == [4.5, 3.0, 1.5]
+    assert all(q.comparison.reference is None for q in asked)
+    verdict = Verdict.from_margin(torch.tensor([4.0, 3.0, 2.5]))
+    torch.testing.assert_close(losses("regression", verdict, torch.tensor([4.5, 3, 1.5])), torch.tensor([0.25, 0, 1]))
+
+
+def test_regression_needs_ratings(pictures):
+    record = PreferenceRecord("r9", "p", tuple(pictures[:2]), (Choice(0, 1, 1.0),))
+    with pytest.raises(InputError, match="r9: regression needs ratings"):
+        questions(record, "regression")
+
+
+def test_pointwise_asks_about_each_side_alone(record):
+    asked = questions(record, "generative_pointwise")
+    assert len(asked) == 8
+    assert all(q.comparison.reference is None for q in asked)
+    assert [q.target for q in asked[:2]] == [1.0, 0.0]
+    assert asked[0].comparison.candidate is record.media[0]
+    assert asked[1].comparison.candidate is record.media[1]
+    assert [q.target for q in asked[-2:]] == [0.5, 0.5]
+
+
+def test_pairwise_asks_both_orders_and_scalars_one(record):
+    assert [q.target for q in questions(record, "generative_pairwise")] == [1, 1, 0, 0.5, 0, 0, 1, 0.5]
+    for paradigm in ("bradley_terry", "bradley_terry_ties", "uncertainty"):
+        assert [q.target for q in questions(record, paradigm)] == [1, 1, 0, 0.5]
+
+
+def test_ranking_weighs_choices_by_how_far_apart_they_stand(record):
+    weights = [q.weight for q in questions(record, "ranking")]
+    assert sum(weights) / 4 == pytest.approx(1)
+    assert weights[2] == pytest.approx(2 * weights[0])  # first against last; first against second
+    assert weights[0] == weights[1] == weights[3]
+
+
+def test_every_paradigm_learns_a_toy_preference(backbone):
+    """Thirty steps of the head alone order bright over dark."""
+    levels = (0.1, 0.5, 0.9)
+    media = tuple(Media(torch.full((1, 3, 48, 48), v)) for v in levels)
+    choices = (Choice(1, 0, 1.0), Choice(2, 1, 1.0), Choice(2, 0, 1.0))
+    record = PreferenceRecord("r", "p", media, choices, "overall", ratings=(1.0, 3.0, 5.0))
+    for paradigm in ("bradley_terry", "bradley_terry_ties", "uncertainty", "regression", "ranking"):
+        judge = new_judge(JudgeSpec(paradigm=paradigm), backbone)
+        optimizer = torch.optim.Adam(judge.single.head.parameters(), lr=0.05)
+        first = last = None
+        for _ in range(30):
+            found = reward_step(judge.single, questions(record, paradigm), paradigm)
+            optimizer.zero_grad()
+            found["loss"].backward()
+            optimizer.step()
+            first, last = first or found["loss"].item(), found["loss"].item()
+        assert last < first
+        assert judge.rank("p", media).order == (2, 1, 0), paradigm
+
+
+def test_log_sigmoid_losses_are_those_of_the_margin():
+    verdict, target = Verdict.from_margin(torch.tensor([0.7])), torch.tensor([1.0])
+    for paradigm in ("bradley_terry", "uncertainty", "ranking"):
+        torch.testing.assert_close(losses(paradigm, verdict, target), -F.logsigmoid(torch.tensor([0.7])))
