@@ -218,6 +218,8 @@ class Evaluate(Flags):
     Example: rewarddance evaluate --generator tiny
 
     Example: rewarddance evaluate --judge tiny
+
+    Example: rewarddance evaluate --vlm tiny
     """
 
     run_folder: Annotated[Path | None, tyro.conf.Positional] = None
@@ -226,6 +228,8 @@ class Evaluate(Flags):
     """Measure a generator of the embedded world as it is, instead of a run."""
     judge: str | None = None
     """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
+    vlm: str | None = None
+    """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
     num_steps: int = 10
     """Sampling steps for --generator; a run uses its own."""
     guidance: float = 1.0
@@ -254,7 +258,12 @@ class Evaluate(Flags):
 
             show(benchmark_judge(self.judge, seed=self.seed))
             return
-        need(self.run_folder is not None, "evaluate: name a run folder, --generator or --judge")
+        if self.vlm is not None:
+            from rewarddance.jobs.vlm_benchmark import benchmark_vlm
+
+            show(benchmark_vlm(self.vlm, seed=self.seed))
+            return
+        need(self.run_folder is not None, "evaluate: name a run folder, --generator, --judge or --vlm")
         assert self.run_folder is not None
         if RunFolder(self.run_folder).read()["kind"] == "judge":
             from rewarddance.jobs.score import evaluate_judge

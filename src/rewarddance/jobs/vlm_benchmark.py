@@ -1,0 +1,85 @@
+"""What the embedded VLM knows before it becomes a judge: share of exact answers by kind of question."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.progress import progress
+from rewarddance.core.streams import stream
+from rewarddance.jobs.build.lessons import Packed, collate, pack
+from rewarddance.jobs.load import load_backbone
+from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.world.questions import Lesson, lesson
+
+KINDS: tuple[tuple[str, str], ...] = (
+    ("presence", "is there"),
+    ("count", "how many"),
+    ("match", "does image {} match"),
+    ("missing", "what is missing"),
+    ("extra", "what is extra"),
+    ("more", "does image {} have more"),
+    ("same", "is image {} the same"),
+    ("caption", "describe"),
+    ("style or background", "is image"),
+    ("relation or size", "is the"),
+)
+"""Names of question kinds and how their questions begin, the first that fits."""
+CHUNK = 16
+
+
+def kind_of(question: str) -> str:
+    """The kind of a question."""
+    plain = question.replace("image 1", "image {}", 1).replace("image 2", "image {}", 1)
+    return next(name for name, start in KINDS if plain.startswith(start))
+
+
+@torch.no_grad()
+def benchmark_vlm(name: str | Path = "tiny", *, num_lessons: int = 400, seed: int = 0) -> dict[str, Any]:
+    """Share of answers that greedy decoding gives exactly, by number of pictures and kind of question.
+
+    Lessons are fresh draws from the training distribution (scenes and prompts that are held out stay so).
+    """
+    backbone = load_backbone(name)
+    rng = stream(seed, "vlm-benchmark")
+    lessons = [lesson(rng, 6) for _ in range(num_lessons)]
+    packed = [pack(x, backbone.encoder, 1.0) for x in lessons]
+    found: dict[str, list[bool]] = defaultdict(list)
+    with progress("vlm") as report:
+        for i in range(0, num_lessons, CHUNK):
+            exact = _exact(backbone, packed[i : i + CHUNK])
+            for one, rights in zip(lessons[i : i + CHUNK], exact, strict=True):
+                _sort_in(found, one, rights)
+            report(min(i + CHUNK, num_lessons), num_lessons)
+    return {k: {"exact": sum(v) / len(v), "num": len(v)} for k, v in sorted(found.items())}
+
+
+def _sort_in(found: dict[str, list[bool]], one: Lesson, rights: Sequence[bool]) -> None:
+    for (question, _), right in zip(one.turns, rights, strict=True):
+        found[f"{len(one.images)} picture{'s' * (len(one.images) > 1)}: {kind_of(question)}"].append(right)
+
+
+def _exact(backbone: InternVLBackbone, packed: Sequence[Packed]) -> list[list[bool]]:
+    """Whether every answer token of every turn is the likeliest one, which is what greedy decoding would write."""
+    batch = collate(packed, 0)
+    seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare([m for m, _ in batch.frames]))
+    states = backbone.model.model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+        mm_encoder_outputs={"image": seen},
+    )[0]
+    best = backbone.model.lm_head(states).argmax(-1)
+    out = []
+    for row, p in enumerate(packed):
+        rights = [True] * max(p.branch)
+        for i in range(1, len(p.ids)):
+            if p.weights[i] > 0 and int(best[row, i - 1]) != p.ids[i]:
+                rights[p.branch[i] - 1] = False
+        out.append(rights)
+    return out

@@ -1,0 +1,47 @@
+import torch
+
+from rewarddance.core.streams import stream
+from rewarddance.jobs.build.lessons import pack
+from rewarddance.jobs.load import load_backbone
+from rewarddance.jobs.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
+from rewarddance.world.questions import lesson
+
+
+def test_every_question_has_a_kind():
+    rng = stream(0, "kinds")
+    seen = {kind_of(q) for _ in range(60) for q, _ in lesson(rng, 6).turns}
+    assert seen == {name for name, _ in KINDS}
+    assert kind_of("is image 2 the same as image 1?") == "same"
+    assert kind_of("is image 1 striped?") == "style or background"
+
+
+def test_figures_are_shares(vlm_folder):
+    found = benchmark_vlm(vlm_folder, num_lessons=20)
+    assert all(0 <= v["exact"] <= 1 and v["num"] > 0 for v in found.values())
+
+
+def test_exact_means_what_greedy_decoding_writes(vlm_folder):
+    """Answers that the model itself writes greedily count as exact."""
+    backbone = load_backbone(vlm_folder)
+    packed = pack(lesson(stream(1, "greedy"), 2), backbone.encoder, 1.0)
+    ids = list(packed.ids)
+    for _ in range(len(ids)):  # write the model's own answers until they stand still
+        before = list(ids)
+        changed = type(packed)(tuple(ids), packed.images, packed.branch, packed.positions, packed.weights)
+        best = _best(backbone, changed)
+        ids = [int(best[i - 1]) if packed.weights[i] > 0 else t for i, t in enumerate(ids)]
+        if ids == before:
+            break
+    final = type(packed)(tuple(ids), packed.images, packed.branch, packed.positions, packed.weights)
+    assert all(_exact(backbone, [final])[0])
+
+
+@torch.no_grad()
+def _best(backbone, packed):
+    from rewarddance.jobs.build.lessons import collate
+
+    batch = collate([packed], 0)
+    seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare([m for m, _ in batch.frames]))
+    more = {"attention_mask": batch.mask, "position_ids": batch.positions, "mm_encoder_outputs": {"image": seen}}
+    states = backbone.model.model(input_ids=batch.ids, use_cache=False, **more)[0]
+    return backbone.model.lm_head(states)[0].argmax(-1)
