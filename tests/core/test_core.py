@@ -10,7 +10,7 @@ from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_
 from rewarddance.core.config import Config, merge, parse_config
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
-from rewarddance.core.monitors import HackingMonitor
+from rewarddance.core.monitors import HackingMonitor, StuckLoss
 from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
@@ -196,3 +196,11 @@ def test_run_json_names_versions(tmp_path):
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["packages"]["torch"]
     assert found["hardware"]["cores"] >= 1
+
+
+def test_a_loss_stuck_at_a_coins_is_said_once():
+    stuck, learning = StuckLoss(), StuckLoss()
+    said = [w for i in range(1, 301) if (w := stuck.note(i, 0.693 + 0.02 * (i % 2) - 0.01))]
+    assert len(said) == 1
+    assert "coin" in said[0]
+    assert not any(learning.note(i, 0.69 - 0.001 * i) for i in range(1, 301))

@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
+from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import load_judge
-from rewarddance.jobs.train import train_from_data
+from rewarddance.jobs.train import check_labels, train_from_data
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.config import PARADIGMS
 
@@ -183,3 +185,17 @@ def test_a_killed_run_resumes_to_the_same_metrics(vlm_folder, data_folder, tmp_p
     subprocess.run([*command, str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
     keys = ("step", "loss", "grad_norm", "accuracy", "id/accuracy")
     same(trajectory(tmp_path / "killed", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
+
+
+def test_labels_that_teach_nothing_stop_and_one_sided_ones_warn(data_folder, tmp_path):
+    def table(label):
+        records = [replace(r, choices=tuple(replace(c, label=label) for c in r.choices)) for r in opened[:3]]
+        write_rows((row_of(r) for r in records), tmp_path / f"{label}.parquet")
+        return RecordTable.open(tmp_path / f"{label}.parquet")
+
+    opened = RecordTable.open(data_folder / "train.parquet")
+    assert check_labels(opened) is None
+    with pytest.raises(InputError, match="all of them ties"):
+        check_labels(table(0.5))
+    assert "every choice names the first picture" in check_labels(table(1.0))
+    assert "second" in check_labels(table(0.0))

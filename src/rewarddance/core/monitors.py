@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,3 +62,28 @@ class HackingMonitor:
         if proxy.ci_low > 0 and gold.ci_high < 0:
             return "hacking"
         return "suspected" if proxy.mean > 0 and gold.mean < 0 else "none"
+
+
+@dataclass
+class StuckLoss:
+    """Notices a binary cross-entropy that stays at ln 2 = 0.693: the model answers every question by a coin.
+
+    Attributes:
+        after: steps after which it speaks; window: steps that it averages; near: how close to ln 2 is stuck.
+    """
+
+    after: int = 200
+    window: int = 100
+    near: float = 0.01
+    recent: list[float] = field(default_factory=list)
+
+    def note(self, step: int, loss: float) -> str | None:
+        """A warning at step `after`, once, where the mean of the last `window` losses is ln 2."""
+        self.recent = [*self.recent[-(self.window - 1) :], loss]
+        mean = sum(self.recent) / len(self.recent)
+        if step != self.after or len(self.recent) < self.window or abs(mean - math.log(2)) > self.near:
+            return None
+        return (
+            f"after {step} steps the loss is still {mean:.3f}, that of a coin: labels at random, a learning rate too "
+            "small or too large, frozen weights, or pictures that look alike after preprocessing"
+        )

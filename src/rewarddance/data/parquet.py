@@ -129,6 +129,11 @@ class RecordTable(Sequence[PreferenceRecord]):
         """Prompts of all records, without decoding a picture."""
         return list(self.table.column("prompt").to_pylist())
 
+    @property
+    def labels(self) -> list[float]:
+        """Labels of all choices of all records, without decoding a picture."""
+        return [c["label"] for row in self.table.column("choices").to_pylist() for c in row]
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 

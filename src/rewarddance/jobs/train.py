@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.progress import console
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.preferences import PreferencesConfig
@@ -32,6 +33,9 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     else:
         folder = Path(config.data)
     train, validation = load_sets(folder, config.seed)
+    warning = check_labels(train)
+    if warning:
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
     return train_judge(config, load_backbone(config.backbone), train, validation, out, resume=resume)
 
 
@@ -49,6 +53,25 @@ def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
     return train, {n: t if len(t) <= MAX_VALIDATION else t.take(range(MAX_VALIDATION)) for n, t in named.items()}
+
+
+def check_labels(table: RecordTable) -> str | None:
+    """A warning where every choice names the same side.
+
+    Raises:
+        InputError: no choice prefers anything.
+    """
+    labels = table.labels
+    if all(v == 0.5 for v in labels):
+        raise InputError(f"{table.name}: {len(labels)} choices, all of them ties; there is nothing to learn")
+    sides = {v > 0.5 for v in labels if v != 0.5}
+    if len(sides) > 1:
+        return None
+    side = "first" if sides == {True} else "second"
+    return (
+        f"{table.name}: every choice names the {side} picture; right where the file puts the winner there on purpose "
+        "(chosen and rejected), a broken label column otherwise"
+    )
 
 
 def split_table(table: RecordTable, share: float, seed: int) -> tuple[RecordTable, RecordTable]:

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import torch
 
+from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.monitors import StuckLoss
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import measure_judge
-from rewarddance.reward.objective import reward_step
-from rewarddance.reward.paradigms import Question, questions
 from rewarddance.vlm.internvl import InternVLBackbone
 
 
-def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[Question]:
-    """What one step asks: all questions of the paradigm about `prompts_per_step` records.
+def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
+    """The `prompts_per_step` records of one step.
 
     A pure function of the seed and the step, so that a resumed run sees the same batches.
     """
@@ -32,9 +33,7 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     order = stream(config.seed, "epoch", epoch).permutation(len(records))
     chosen = order[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
     batch = [records[int(i)] for i in chosen]
-    if config.shuffle_labels:
-        batch = [at_random(r, config.seed) for r in batch]
-    return [q for r in batch for q in questions(r, config.paradigm)]
+    return [at_random(r, config.seed) for r in batch] if config.shuffle_labels else batch
 
 
 def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
@@ -76,10 +75,29 @@ def train_judge(
     if resume:
         loop.resume()
 
+    def say(text: str) -> None:
+        console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    accumulate = Accumulator(
+        judge.single,
+        list(loop.parameters.values()),
+        config.paradigm,
+        config.label_smoothing,
+        config.micro_batch or config.prompts_per_step,
+        say,
+    )
+    stuck = StuckLoss()
+
     def step(index: int) -> Metrics:
-        found = reward_step(judge.single, training_batch(train, config, index), config.paradigm, config.label_smoothing)
-        found["loss"].backward()  # type: ignore[no-untyped-call]
-        return {k: float(v.detach()) for k, v in found.items()}
+        try:
+            metrics: Metrics = dict(accumulate(training_batch(train, config, index)))
+        except RunError as error:
+            raise RunError(f"step {index}: {error}; {out} keeps its last checkpoint") from None
+        warning = None if config.paradigm == "regression" else stuck.note(index + 1, metrics["loss"])
+        if warning:
+            say(warning)
+            metrics["warning"] = warning
+        return metrics
 
     @torch.no_grad()
     def validate(index: int) -> Metrics:

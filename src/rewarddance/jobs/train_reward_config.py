@@ -25,6 +25,8 @@ class RewardConfig(Config):
     shuffle_labels: bool = False
     """Train on choices made at random: the control judge, which has seen the pictures and knows nothing of taste."""
     prompts_per_step: int = Field(24, ge=1)
+    micro_batch: int = Field(0, ge=0)
+    """Prompts in one pass; gradients accumulate. 0 takes all at once, and halves when memory runs out."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     freeze_vision: bool = False
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -1,0 +1,77 @@
+"""A training step in passes that fit the memory: gradients accumulate, and a pass that does not fit is halved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import nn
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.types import RewardModel
+from rewarddance.reward.config import Paradigm
+from rewarddance.reward.objective import reward_step
+from rewarddance.reward.paradigms import Question, questions
+
+
+@dataclass
+class Accumulator:
+    """Gradients of one step over many records.
+
+    Attributes:
+        size: records in one pass; halved, once and for all, when a pass runs out of memory.
+        say: told once, in words, when that happens.
+    """
+
+    judge: RewardModel
+    parameters: Sequence[nn.Parameter]
+    paradigm: Paradigm
+    smoothing: float
+    size: int
+    say: Callable[[str], None]
+
+    def __call__(self, records: Sequence[PreferenceRecord]) -> dict[str, float]:
+        """Add the gradient of the mean loss over all questions; figures of `reward_step`, averaged likewise.
+
+        Raises:
+            RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
+        """
+        asked = [questions(r, self.paradigm) for r in records]
+        while True:
+            try:
+                return self._passes(records, asked)
+            except torch.OutOfMemoryError as error:
+                for p in self.parameters:
+                    p.grad = None
+                if self.size == 1:
+                    name = max(records, key=lambda r: len(r.media)).record_id
+                    raise RunError(f"out of memory with a single record in a pass (largest: {name}): {error}") from None
+                self.size = min(self.size, len(records)) // 2 or 1
+                self.say(f"out of memory: going on with {self.size} records in a pass")
+
+    def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]]) -> dict[str, float]:
+        total, figures = sum(map(len, asked)), dict[str, float]()
+        for i in range(0, len(asked), self.size):
+            part = list(chain.from_iterable(asked[i : i + self.size]))
+            found = reward_step(self.judge, part, self.paradigm, self.smoothing)
+            if not torch.isfinite(found["loss"]):
+                raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
+            share = len(part) / total
+            (found["loss"] * share).backward()  # type: ignore[no-untyped-call]
+            for k, v in found.items():
+                figures[k] = figures.get(k, 0.0) + share * float(v.detach())
+        return figures
+
+    @torch.no_grad()
+    def _blame(self, records: Sequence[PreferenceRecord], asked: list[list[Question]]) -> str:
+        """Which records of a pass have no finite loss."""
+        bad = [
+            r.record_id
+            for r, own in zip(records, asked, strict=True)
+            if not torch.isfinite(reward_step(self.judge, own, self.paradigm, self.smoothing)["loss"])
+        ]
+        named = ", ".join(bad[:5]) or "none alone, only together"
+        return f"the loss is not a number for {len(bad)} of {len(records)} records ({named}); look at their pictures"
