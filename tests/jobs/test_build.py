@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import SIZES, Size, new_tokenizer, new_vlm
 from rewarddance.world.oracle import judge
 from rewarddance.world.questions import Lesson, lesson
+from rewarddance.world.raters import utility
 from rewarddance.world.scene import Placed, Scene
 
 
@@ -130,7 +132,25 @@ def test_preferences_follow_the_oracle_and_repeat(generator):
     for a, b in zip(first, second, strict=True):
         assert a.choices == b.choices
         assert [m.key for m in a.media] == [m.key for m in b.media]
-        assert a.truth == pytest.approx([judge(m.to_numpy(), a.prompt).fidelity for m in a.media])
+        assert a.truth == pytest.approx([utility(judge(m.to_numpy(), a.prompt), a.criterion) for m in a.media])
+        assert all(1 <= r <= 5 for r in a.ratings)
+
+
+def test_a_share_of_training_records_is_judged_overall():
+    def criteria(split):
+        return [r.criterion for r in embedded_records(PreferencesConfig(num_prompts=60, split=split))]
+
+    assert 4 <= criteria("train").count("overall") <= 22
+    assert set(criteria("held_out")) == {"fidelity"}
+
+
+def test_half_of_the_generators_training_pictures_are_previews(generator):
+    with_previews = generator_draw(generator, 4, previews=True)(["a red circle"] * 2, 4, 0)
+    without = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0)
+    assert [len(rows) for rows in with_previews] == [4, 4]
+    finished, preview = with_previews[0][:2]
+    assert not np.array_equal(finished, preview)
+    assert len(without[0]) == 4
 
 
 def test_labels_agree_with_the_truth_unless_shuffled():

@@ -41,6 +41,9 @@ class PreferencesConfig(Config):
     previews: bool = True
     """Half of the generator's training pictures are predicted on the way to a finished one, as reward feedback sees."""
     criterion: str = "fidelity"
+    overall_share: float = 0.2
+    """Share of training records that raters judge overall (the weighted sum of all criteria) instead of by `criterion`,
+    so that a judge answers both questions."""
     shuffle_labels: bool = False
     """Choose at random: the control judge that knows nothing."""
     num_raters: int = 8
@@ -103,7 +106,7 @@ def embedded_records(
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
-            yield _record(config, f"{config.split}-{i}", prompt, spec, images, source, raters, rng)
+            yield _record(config, i, prompt, spec, images, source, raters, rng)
 
 
 def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
@@ -120,7 +123,7 @@ def _phrase(config: PreferencesConfig, spec: Spec, rng: np.random.Generator) -> 
 
 def _record(
     config: PreferencesConfig,
-    name: str,
+    index: int,
     prompt: str,
     spec: Spec,
     images: list[Image],
@@ -128,12 +131,15 @@ def _record(
     raters: Sequence[Rater],
     rng: np.random.Generator,
 ) -> PreferenceRecord:
-    felt = [utility(judge(x, spec), config.criterion) for x in images]
+    name = f"{config.split}-{index}"
+    asks_overall = stream(config.seed, "criterion", name).random() < config.overall_share
+    criterion = "overall" if config.split == "train" and asks_overall else config.criterion
+    felt = [utility(judge(x, spec), criterion) for x in images]
     shown = list(rng.random(len(felt))) if config.shuffle_labels else felt
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
     made = choices(shown, raters, rng)
     ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in felt)
-    return PreferenceRecord(name, prompt, media, made, config.criterion, source, tuple(felt), ratings)
+    return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings)
 
 
 def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128, previews: bool = False) -> Draw:
