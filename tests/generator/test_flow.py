@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rewarddance.generator import flow
+from rewarddance.generator.rollout import sample, sample_with_preview
 
 
 def test_clean_inverts_add_noise():
