@@ -52,3 +52,23 @@ class StudyAlignment(Flags):
             every=self.every,
         )
         show({k: found[k] for k in ("start", "arms", "differences")})
+
+
+@dataclass(frozen=True)
+class StudyOracle(Flags):
+    """Does another algorithm (the embedded VLM's descriptions) order the generator's pictures as the oracle does?
+
+    Example: rewarddance study oracle
+    """
+
+    every: int = 2
+    """Take every n-th benchmark prompt."""
+    num: int = 8
+    """Pictures of each prompt."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.jobs.study_oracle import study_oracle
+
+        show(study_oracle(every=self.every, num=self.num, seed=self.seed))

@@ -37,7 +37,7 @@ class VlmConfig(Config):
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
-    loop: LoopConfig = LoopConfig(num_steps=2000, log_every=10, validate_every=400, save_every=200, save_seconds=300)
+    loop: LoopConfig = LoopConfig(num_steps=1600, log_every=10, validate_every=400, save_every=200, save_seconds=300)
 
 
 def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool = False) -> Path:
