@@ -43,7 +43,7 @@ def test_context_words_roles_in_sharing_order(pictures):
     assert parts[1] is a
     assert parts[3] is b
     assert parts[0].startswith(f"instruction: {INSTRUCTIONS['fidelity']}\nprompt: a red circle")
-    assert parts[-1].endswith("is the candidate better than the reference?")
+    assert parts[-1].endswith("is the candidate better than the reference? answer yes or no.")
     alone = Context(instruction=False).render(Comparison("a red circle", b))
     assert alone[0].startswith("prompt:")
     assert len([p for p in alone if not isinstance(p, str)]) == 1
@@ -181,3 +181,11 @@ def test_reward_step_reports_ties_apart():
     found = reward_step(Brightness(), asked)
     assert found["accuracy"] == 1
     assert found["loss"] > 0
+
+
+def test_a_pointwise_judge_answers_mixed_questions_one_by_one(backbone, pictures):
+    judge = new_judge(JudgeSpec(paradigm="generative_pointwise"), backbone)
+    a, b = pictures[:2]
+    mixed = judge.judge([Comparison("p", a), Comparison("p", a, b), Comparison("p", b)]).margin
+    torch.testing.assert_close(mixed[1], mixed[0] - mixed[2], atol=1e-5, rtol=1e-4)
+    assert mixed[0] != 0

@@ -54,6 +54,10 @@ class AlignConfig(Config):
     criterion: str = "fidelity"
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
+    prompts: str | None = None
+    """A text file, one prompt a line; the embedded world's own training prompts when not given."""
+    prompts_sha256: str | None = None
+    """Of the file of prompts; filled in by the run, and compared when it is resumed or repeated."""
     num_prompts: int = Field(256, ge=1)
     batch_size: int = Field(24, ge=1)
     lora_rank: int = Field(16, ge=1)

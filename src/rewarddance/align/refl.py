@@ -40,7 +40,7 @@ def gradient_index(config: ReflConfig, rng: torch.Generator) -> int:
 @torch.no_grad()
 def approach(generator: Generator, condition: Any, z: Tensor, index: int, num_steps: int) -> LatePoint:
     """Denoise deterministically from noise `z` to the start of step `index`."""
-    ts = flow.times(num_steps).tolist()
+    ts = generator.times(num_steps).tolist()
     for now, after in zip(ts[:index], ts[1 : index + 1], strict=True):
         z = flow.step(z, generator.velocity(z, now, condition), now, after).mean
     return LatePoint(z, ts[index], ts[index + 1])
@@ -86,7 +86,7 @@ class Flight:
 
 def fly(generator: Generator, condition: Any, z: Tensor, index: int, config: ReflConfig) -> Flight:
     """Take `gradient_steps` steps with gradient from state `z` at step `index`, then jump to the clean picture."""
-    ts = flow.times(config.num_steps).tolist()
+    ts = generator.times(config.num_steps).tolist()
     stop = min(index + config.gradient_steps, config.num_steps)
     divergences = []
     for now, after in zip(ts[index:stop], ts[index + 1 : stop + 1], strict=True):

@@ -33,12 +33,13 @@ def read_with_recipe(
         ConfigError: the recipe cannot be read or has a wrong key.
     """
     recipe = base or {}
+    defaults = model().model_dump()
     if args and not args[0].startswith("-"):
         recipe = merge(recipe, load_recipe(args[0]))
         source, args = args[0], args[1:]
     else:
         source = "configuration"
-    values: dict[str, Any] = {"config": parse_config(model, recipe, source)}
+    values: dict[str, Any] = {"config": parse_config(model, merge(defaults, recipe), source)}
     for f in fields(cls):
         if f.name != "config":
             values[f.name] = f.default if f.default is not MISSING else tyro.MISSING

@@ -35,9 +35,13 @@ class Train(Flags):
         return found
 
     def run(self) -> None:
+        from rewarddance.core.parallel import is_leader, processes
         from rewarddance.jobs.train import train_from_data
 
-        console.print(f"judge: {train_from_data(self.config, self.out, resume=self.resume)}", highlight=False)
+        with processes():
+            folder = train_from_data(self.config, self.out, resume=self.resume)
+            if is_leader():
+                console.print(f"judge: {folder}", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,6 @@ class Align(Flags):
     out: Path
     """Run folder."""
     config: Annotated[AlignConfig, tyro.conf.arg(name="")]
-    prompts: Path | None = None
-    """A text file, one prompt a line; the embedded world's own prompts when not given."""
     resume: bool = False
     """Go on from the run's newest checkpoint."""
 
@@ -63,7 +65,7 @@ class Align(Flags):
     def run(self) -> None:
         from rewarddance.jobs.align import align_from_names
 
-        console.print(f"adapter: {align_from_names(self.config, self.out, self.prompts, self.resume)}", highlight=False)
+        console.print(f"adapter: {align_from_names(self.config, self.out, self.resume)}", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Build(Flags):
     """Train the embedded models from scratch and put them into the package (hours; resumes where it stopped).
 
     Example: rewarddance build --only vlm
+
+    Example: torchrun --nproc-per-node 2 -m rewarddance build --only vlm
     """
 
     out: Path = Path("build")
@@ -100,6 +104,8 @@ class Build(Flags):
     only: Literal["all", "autoencoder", "generator", "vision", "vlm", "judge"] = "all"
 
     def run(self) -> None:
+        from rewarddance.core.parallel import processes
         from rewarddance.jobs.build.assets import build_assets
 
-        build_assets(self.out, self.only)
+        with processes():
+            build_assets(self.out, self.only)

@@ -18,7 +18,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r}: this torch sees no CUDA device; use --device cpu")
+        raise ConfigError(f"device {name!r}: this torch sees no CUDA device")
     return torch.device(name)
 
 
@@ -35,4 +35,6 @@ def native_bf16(device_type: str) -> bool:
 def autocast(device: torch.device | str, precision: str = "bf16") -> torch.autocast:
     """bf16 autocast where `precision` is "bf16" and the hardware has it; elsewhere nothing changes (fp32)."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16" and native_bf16(kind))
+    enabled = precision == "bf16" and native_bf16(kind)
+    # no cache: older torch hands casts made under no_grad to the gradient step, which then has no graph
+    return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=False)

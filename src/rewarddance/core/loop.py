@@ -18,7 +18,7 @@ from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimiz
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
-from rewarddance.core.parallel import is_leader, wait_for_all, world_size
+from rewarddance.core.parallel import any_of, is_leader, wait_for_all, world_size
 from rewarddance.core.runs import RunFolder
 
 Metrics = dict[str, Any]
@@ -139,6 +139,7 @@ class Loop:
         """Load the newest checkpoint; False when there is none."""
         found = load_checkpoint(self.folder.checkpoints)
         if found is None:
+            self._forget_after(-1)  # a kill before the first checkpoint: all of it is done again
             return False
         weights = found.part("model")
         with torch.no_grad():
@@ -153,8 +154,13 @@ class Loop:
             torch.cuda.set_rng_state(found.tensors["rng/cuda"])
         self.step, self.extra, self.seconds = found.step, found.state["extra"], found.state["seconds"]
         self.extra_tensors = found.part("extra")
-        self.folder.forget_after(self.step)
+        self._forget_after(self.step)
         return True
+
+    def _forget_after(self, step: int) -> None:
+        if is_leader():
+            self.folder.forget_after(step)
+        wait_for_all()
 
     def _update(self) -> float:
         rate = learning_rate(self.optim, self.step, self.config.num_steps)
@@ -177,16 +183,19 @@ class Loop:
         validate: Validate | None = None,
         progress: Progress | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
-    ) -> Literal["finished", "stopped", "out of time"]:
-        """Train until `num_steps`, a stop reason, or the time limit (which leaves a checkpoint to resume from).
+    ) -> Literal["finished", "stopped"]:
+        """Train until `num_steps` or a stop reason.
 
         Args:
             step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
             validate: called every `validate_every` steps and at the end; its metrics join the line.
             progress: called with (step, num_steps, metrics) after every step.
             stop: given the metrics of a step; a string ends the run and is logged as `stopped`.
+
+        Raises:
+            RunError: the time limit came first; a checkpoint to resume from is written, and nothing is finished.
         """
-        cfg, began, outcome = self.config, time.monotonic(), "finished"
+        cfg, began = self.config, time.monotonic()
         before, last_save = self.seconds, time.monotonic()
         while self.step < cfg.num_steps:
             metrics = step(self.step)
@@ -203,12 +212,16 @@ class Loop:
                 self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
             if progress is not None and is_leader():
                 progress(self.step, cfg.num_steps, metrics)
-            late = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
+            over = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
+            late = any_of(over) and self.step < cfg.num_steps
             due = world_size() == 1 and time.monotonic() - last_save > cfg.save_seconds
             if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
                 self.save()
                 last_save = time.monotonic()
-            if reason or late:
-                outcome = "stopped" if reason else "out of time"
-                break
-        return outcome  # type: ignore[return-value]
+            if reason:
+                return "stopped"
+            if late:
+                raise RunError(
+                    f"{self.folder.path}: out of time at step {self.step} of {cfg.num_steps}; resume goes on"
+                )
+        return "finished"

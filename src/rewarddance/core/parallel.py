@@ -30,7 +30,7 @@ def processes() -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -48,6 +48,11 @@ def add_up(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is true in any process; all of them get the same answer."""
+    return bool(add_up(torch.tensor(float(flag)))) if world_size() > 1 else flag
 
 
 @torch.no_grad()

@@ -29,6 +29,10 @@ class Generator(Protocol):
         """Standard normal latents, (n, ...)."""
         ...
 
+    def times(self, num_steps: int) -> Tensor:
+        """The (num_steps + 1) times from 1 to 0 that the model is sampled at (`flow.times` with its shift)."""
+        ...
+
     def velocity(self, z: Tensor, t: float | Tensor, condition: Any) -> Tensor:
         """Velocity noise - x at time t, guidance included, same shape as z."""
         ...

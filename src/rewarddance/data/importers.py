@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,10 @@ def understand(row: dict[str, Any], number: int) -> Draft:
         raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking")
     if len(images) != len(ranking) or len(images) < 2:
         raise InputError(f"{len(images)} images and {len(ranking)} ranks; needs two or more of each, as many of both")
-    if not all(isinstance(p, str) for p in images) or not all(isinstance(r, int | float) for r in ranking):
-        raise InputError("images must be paths and ranks numbers")
+    if not all(isinstance(p, str) for p in images):
+        raise InputError("images must be paths")
+    if not all(isinstance(r, int | float) and math.isfinite(r) for r in ranking):
+        raise InputError("ranks must be finite numbers")
     return Draft(name, prompt, tuple(images), from_ranking(ranking))
 
 
@@ -158,7 +161,7 @@ def import_preferences(
                 if isinstance(row, str):
                     raise InputError(row)
                 yield load(understand(row, number), media_root)
-            except InputError as error:
+            except (InputError, ValueError, OSError) as error:
                 rejected.append((number, str(error)))
 
     target = out / "train.parquet"

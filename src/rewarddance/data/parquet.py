@@ -7,8 +7,8 @@ truth (list of exact values, or null), ratings (list of 1..5, or null).
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -83,12 +83,27 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, chunk: int = 256) -> 
     return count
 
 
-class RecordTable(Sequence[PreferenceRecord]):
-    """Records of a Parquet file; pictures are decoded when a record is asked for, the last few thousand are kept."""
+KEEP_BYTES = 1 << 30
+"""Decoded pictures that a table keeps: all of the embedded world's, some dozens of large photographs."""
 
-    def __init__(self, table: pa.Table, name: str, keep: int = 4096) -> None:
-        self.table, self.name = table, name
-        self._get = lru_cache(keep)(self._read)
+
+class RecordTable(Sequence[PreferenceRecord]):
+    """Records of a Parquet file; pictures are decoded when a record is asked for, the latest ones are kept."""
+
+    def __init__(self, table: pa.Table, name: str, keep_bytes: int = KEEP_BYTES) -> None:
+        self.table, self.name, self.keep_bytes = table, name, keep_bytes
+        self._kept: OrderedDict[int, PreferenceRecord] = OrderedDict()
+        self._held = 0
+
+    def _get(self, index: int) -> PreferenceRecord:
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        record = self._kept[index] = self._read(index)
+        self._held += _size(record)
+        while self._held > self.keep_bytes:
+            self._held -= _size(self._kept.popitem(last=False)[1])
+        return record
 
     @classmethod
     def open(cls, path: Path) -> RecordTable:
@@ -154,6 +169,11 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def __iter__(self) -> Iterator[PreferenceRecord]:
         return (self[i] for i in range(len(self)))
+
+
+def _size(record: PreferenceRecord) -> int:
+    """Bytes of a record's decoded pictures."""
+    return sum(m.frames.nbytes for m in record.media)
 
 
 def _decode(content: bytes, origin: str) -> Media:

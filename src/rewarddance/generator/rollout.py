@@ -32,17 +32,17 @@ class Trajectory:
 
 
 @torch.no_grad()
-def sample(generator: Generator, condition: Any, z: Tensor, num_steps: int = 20, shift: float = 1.0) -> Tensor:
+def sample(generator: Generator, condition: Any, z: Tensor, num_steps: int = 20) -> Tensor:
     """Euler's method on the flow, from noise `z` to a clean latent. NFE = num_steps."""
-    return sample_with_preview(generator, condition, z, num_steps, None, shift)[0]
+    return sample_with_preview(generator, condition, z, num_steps, None)[0]
 
 
 @torch.no_grad()
 def sample_with_preview(
-    generator: Generator, condition: Any, z: Tensor, num_steps: int, at: int | None, shift: float = 1.0
+    generator: Generator, condition: Any, z: Tensor, num_steps: int, at: int | None
 ) -> tuple[Tensor, Tensor | None]:
     """As `sample`, with the clean latent x0 = z - t v that step `at` (0 is the first) predicts; None without `at`."""
-    ts, preview = flow.times(num_steps, shift), None
+    ts, preview = generator.times(num_steps), None
     for i, (now, after) in enumerate(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True)):
         v = generator.velocity(z, now, condition)
         preview = flow.clean(z, v, now) if i == at else preview
@@ -58,13 +58,12 @@ def rollout(
     num_steps: int,
     noise: float = 0.0,
     rng: torch.Generator | None = None,
-    shift: float = 1.0,
 ) -> Trajectory:
     """Sample and record every state, with log-probabilities where `noise` > 0 (Flow-GRPO's SDE).
 
     The last step is taken without noise: its density would be that of the picture itself.
     """
-    ts = flow.times(num_steps, shift)
+    ts = generator.times(num_steps)
     states, log_probs = [z], []
     for i, (now, after) in enumerate(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True)):
         level = noise if i < num_steps - 1 else 0.0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
+from rewarddance.generator import flow
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
@@ -105,6 +106,10 @@ class Sd3Generator:
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
+
+    def times(self, num_steps: int) -> Tensor:
+        """Spaced evenly, then shifted as the pipeline's scheduler says (3.0 in the public models)."""
+        return flow.times(num_steps, float(self.pipeline.scheduler.config.shift))
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: Sd3Condition) -> Tensor:
         time = torch.as_tensor(t, dtype=torch.float32, device=z.device).expand(len(z)) * 1000

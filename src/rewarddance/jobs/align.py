@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.refl import refl_step
 from rewarddance.core.device import autocast
+from rewarddance.core.errors import InputError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, Probe
@@ -203,7 +205,8 @@ def _remember(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
 
 
 def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
-    found = loop.extra_tensors
+    device = prober.generator.device
+    found = {k: v if k in ("probe_proxy", "probe_gold") else v.to(device) for k, v in loop.extra_tensors.items()}
     bank.drawn_at, bank.win_rate = loop.extra.get("drawn_at", -1), loop.extra.get("win_rate", 0.5)
     if "bank" in found:
         bank.pictures = {
@@ -215,23 +218,34 @@ def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
         prober.monitor.probes.append(Probe(s, found["probe_proxy"][i].numpy(), found["probe_gold"][i].numpy()))
 
 
-def align_from_names(config: AlignConfig, out: Path, prompts: Path | None = None, resume: bool = False) -> Path:
+def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
     """`rewarddance align`: names in the configuration to models, then `align_generator`.
 
     With a file of prompts there is no oracle, so the probes log the proxy alone.
+
+    Raises:
+        InputError: the file of prompts is missing, empty, or not the one that the configuration was made with.
     """
-    from rewarddance.core.errors import InputError
     from rewarddance.jobs.load import load_generator, load_judge
 
     lines = None
-    if prompts is not None:
-        if not prompts.is_file():
-            raise InputError(f"{prompts}: no such file of prompts")
-        lines = list(dict.fromkeys(line.strip() for line in prompts.read_text().splitlines() if line.strip()))
-        if not lines:
-            raise InputError(f"{prompts}: holds no prompts")
+    if config.prompts is not None:
+        lines, found = read_prompts(Path(config.prompts))
+        if config.prompts_sha256 not in (None, found):
+            raise InputError(f"{config.prompts}: has changed since the run was made")
+        config = config.model_copy(update={"prompts_sha256": found})
     judge = load_judge(config.judge, precision=config.precision)
     generator = load_generator(config.generator, guidance=config.guidance)
-    return align_generator(
-        config, generator, judge, out, prompts=lines, gold=None if lines else oracle_gold, resume=resume
-    )
+    gold = None if lines else oracle_gold
+    return align_generator(config, generator, judge, out, prompts=lines, gold=gold, resume=resume)
+
+
+def read_prompts(path: Path) -> tuple[list[str], str]:
+    """Distinct prompts of a text file, one a line, and the file's SHA-256."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of prompts")
+    content = path.read_bytes()
+    lines = list(dict.fromkeys(line.strip() for line in content.decode().splitlines() if line.strip()))
+    if not lines:
+        raise InputError(f"{path}: holds no prompts")
+    return lines, hashlib.sha256(content).hexdigest()

@@ -50,7 +50,7 @@ def evaluate_alignment(
     steps = num_steps or config["refl"]["num_steps"]
     chosen = benchmark_prompts()[::every]
     categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
-    generator = load_generator(config["generator"], adapter=run)
+    generator = load_generator(config["generator"], adapter=run, guidance=config["guidance"])
     judge = load_judge(config["judge"], precision="bf16")
     with generator.reference():
         before = _draw("before", generator, prompts, num_noises, steps, seed)

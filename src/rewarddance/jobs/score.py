@@ -33,22 +33,28 @@ def score_one(judge: str, prompt: str, candidate: Path, reference: Path | None, 
 
 @torch.no_grad()
 def score_data(data: Path, judge: str, out: Path | None) -> dict[str, Any]:
-    """Judge every choice of a data folder (or Parquet file); figures, and with `out` one JSON line a choice."""
-    table = RecordTable.open(data if data.is_file() else data / "train.parquet")
+    """Judge every choice of a Parquet file; figures, and with `out` one JSON line a choice.
+
+    Of a folder the held-out prompts (`id.parquet`) are taken where there are some, otherwise `train.parquet`, part of
+    which a judge may have been trained on; `file` in the result says which.
+    """
+    held_out = data / "id.parquet"
+    file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
+    table = RecordTable.open(file)
     ready = load_judge(judge)
     if out is not None:
         beside = out.with_name(f".{out.name}.partial")
-        with open(beside, "w") as file, progress("scoring") as report:
+        with open(beside, "w") as lines, progress("scoring") as report:
             for i, record in enumerate(table, 1):
                 verdict = ready.judge(record.comparisons())
                 for c, reward, margin in zip(
                     record.choices, verdict.reward.tolist(), verdict.margin.tolist(), strict=True
                 ):
                     line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
-                    file.write(json.dumps({**line, "reward": reward, "margin": margin}) + "\n")
+                    lines.write(json.dumps({**line, "reward": reward, "margin": margin}) + "\n")
                 report(i, len(table))
         beside.replace(out)
-    return measure_judge(ready, table)
+    return {"file": str(file), **measure_judge(ready, table)}
 
 
 def evaluate_judge(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.errors import RunError
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import paired_bootstrap
@@ -49,6 +50,7 @@ def study_alignment(
         of `refl` to both controls; diversity as a share of the start's; seconds of training.
     """
     out.mkdir(parents=True, exist_ok=True)
+    _same_study(out / "setting.json", config, shuffled_judge, num_noises, every)
     chosen = [p for _, p in benchmark_prompts()[::every]]
     _measured(out / "start", None, config, chosen, num_noises)
     for seed in seeds:
@@ -60,6 +62,23 @@ def study_alignment(
     found = {**summarise(out), **environment(), "config": config.model_dump(mode="json")}
     write_json(out / "study.json", found)
     return found
+
+
+def _same_study(target: Path, config: AlignConfig, shuffled_judge: str, num_noises: int, every: int) -> None:
+    """Refuse to mix arms of different settings in one folder.
+
+    Raises:
+        RunError: the folder holds a study of another setting.
+    """
+    settings = {
+        "config": config.model_dump(mode="json", exclude={"seed"}),
+        "shuffled_judge": shuffled_judge,
+        "num_noises": num_noises,
+        "every": every,
+    }
+    if target.is_file() and json.loads(target.read_text()) != settings:
+        raise RunError(f"{target.parent}: holds a study of another setting; choose another --out")
+    write_json(target, settings)
 
 
 def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
+from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder
@@ -63,9 +64,11 @@ def train_judge(
         The judge's folder, for `load_judge`.
     """
     folder = RunFolder(out)
-    folder.start("judge", config.model_dump(mode="json"), resume=resume)
+    if is_leader():
+        folder.start("judge", config.model_dump(mode="json"), resume=resume)
+    wait_for_all()
     torch.manual_seed(config.seed)
-    spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision)
+    spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision, trained=True)
     judge = new_judge(spec, backbone)
     backbone.module.train()
     backbone.module.requires_grad_(True)
@@ -102,10 +105,14 @@ def train_judge(
     @torch.no_grad()
     def validate(index: int) -> Metrics:
         backbone.module.eval()
+        if loop.ema is not None:
+            loop.ema.swap(loop.parameters)
         metrics: Metrics = {}
         for name, records in validation.items():
             figures = measure_judge(judge, records)
             metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+        if loop.ema is not None:
+            loop.ema.swap(loop.parameters)
         backbone.module.train()
         return metrics
 
@@ -134,4 +141,7 @@ def train_judge(
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
     backbone.module.eval()
-    return save_judge(judge, out / "model")
+    if is_leader():
+        save_judge(judge, out / "model")
+    wait_for_all()
+    return out / "model"

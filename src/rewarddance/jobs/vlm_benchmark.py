@@ -65,16 +65,18 @@ def _sort_in(found: dict[str, list[bool]], one: Lesson, rights: Sequence[bool]) 
 
 def _exact(backbone: InternVLBackbone, packed: Sequence[Packed]) -> list[list[bool]]:
     """Whether every answer token of every turn is the likeliest one, which is what greedy decoding would write."""
-    batch = collate(packed, 0)
-    seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare([m for m, _ in batch.frames]))
+    batch, device = collate(packed, 0), backbone.device
+    seen = backbone.model.model.get_image_features(
+        pixel_values=backbone.prepare([m for m, _ in batch.frames]).to(device)
+    )
     states = backbone.model.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
+        input_ids=batch.ids.to(device),
+        attention_mask=batch.mask.to(device),
+        position_ids=batch.positions.to(device),
         use_cache=False,
         mm_encoder_outputs={"image": seen},
     )[0]
-    best = backbone.model.lm_head(states).argmax(-1)
+    best = backbone.model.lm_head(states).argmax(-1).cpu()
     out = []
     for row, p in enumerate(packed):
         rights = [True] * max(p.branch)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
+from rewarddance.core.parallel import add_up_gradients, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
@@ -36,13 +37,20 @@ class Accumulator:
     def __call__(self, records: Sequence[PreferenceRecord]) -> dict[str, float]:
         """Add the gradient of the mean loss over all questions; figures of `reward_step`, averaged likewise.
 
+        Data-parallel processes share the records out; each ends with the gradient of all of them, and with the
+        figures of its own.
+
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
         asked = [questions(r, self.paradigm) for r in records]
+        total = sum(map(len, asked))
+        records, asked = records[rank() :: world_size()], asked[rank() :: world_size()]
         while True:
             try:
-                return self._passes(records, asked)
+                figures = self._passes(records, asked, total)
+                add_up_gradients(self.parameters)
+                return figures
             except torch.OutOfMemoryError as error:
                 for p in self.parameters:
                     p.grad = None
@@ -52,17 +60,16 @@ class Accumulator:
                 self.size = min(self.size, len(records)) // 2 or 1
                 self.say(f"out of memory: going on with {self.size} records in a pass")
 
-    def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]]) -> dict[str, float]:
-        total, figures = sum(map(len, asked)), dict[str, float]()
+    def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> dict[str, float]:
+        mine, figures = sum(map(len, asked)), dict[str, float]()
         for i in range(0, len(asked), self.size):
             part = list(chain.from_iterable(asked[i : i + self.size]))
             found = reward_step(self.judge, part, self.paradigm, self.smoothing)
             if not torch.isfinite(found["loss"]):
                 raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
-            share = len(part) / total
-            (found["loss"] * share).backward()  # type: ignore[no-untyped-call]
+            (found["loss"] * (len(part) / total)).backward()  # type: ignore[no-untyped-call]
             for k, v in found.items():
-                figures[k] = figures.get(k, 0.0) + share * float(v.detach())
+                figures[k] = figures.get(k, 0.0) + len(part) / mine * float(v.detach())
         return figures
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rewarddance.core.device import native_bf16
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import JudgementError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.reward.config import SCALAR, JudgeSpec
@@ -50,6 +50,11 @@ class Judge:
             empty = torch.zeros(0)
             return Verdict(empty, empty, empty)
         if self.spec.paradigm == "generative_pairwise":
+            if self.spec.trained and any(c.reference is None for c in comparisons):
+                raise JudgementError(
+                    "this judge was trained to compare (generative_pairwise) and cannot judge a picture alone; give a "
+                    "reference, or train with paradigm generative_pointwise"
+                )
             return Symmetrised(self.single).judge(comparisons)
         if self.spec.paradigm == "generative_pointwise":
             return _pointwise_difference(self.single, comparisons)
@@ -68,9 +73,14 @@ def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]
         return single.judge(comparisons)
     n = len(comparisons)
     alone = [replace(c, reference=None) for c in comparisons]
-    others = [replace(c, candidate=c.reference or c.candidate, reference=None) for c in comparisons]
+    others = [replace(c, candidate=c.reference, reference=None) for c in comparisons if c.reference is not None]
     both = single.judge([*alone, *others])
-    return Verdict.from_margin(both.margin[:n] - both.margin[n:], (both.answer_mass[:n] + both.answer_mass[n:]) / 2)
+    rows = torch.tensor([i for i, c in enumerate(comparisons) if c.reference is not None])
+    rows = rows.to(both.margin.device)
+    margin = both.margin[:n].index_add(0, rows, both.margin[n:], alpha=-1)
+    mass = both.answer_mass[:n].clone()
+    mass[rows] = (mass[rows] + both.answer_mass[n:]) / 2
+    return Verdict.from_margin(margin, mass)
 
 
 def new_judge(spec: JudgeSpec, backbone: InternVLBackbone, *, strict: bool = False) -> Judge:

@@ -27,3 +27,5 @@ class JudgeSpec(Config):
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
     precision: Literal["fp32", "bf16"] = "fp32"
+    trained: bool = False
+    """False for a plain VLM that is asked as it is."""

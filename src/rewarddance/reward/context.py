@@ -46,9 +46,9 @@ class Context(Config):
             raise InputError("a comparison needs a prompt; it is empty")
         opening = f"{self._instruction(comparison.criterion)}prompt: {comparison.prompt}\n"
         if comparison.reference is None:
-            question = "\nquestion: is the candidate good for the prompt?"
+            question = f"\nquestion: is the candidate good for the prompt? answer {self.yes} or {self.no}."
             return (f"{opening}candidate: ", comparison.candidate, question)
-        question = "\nquestion: is the candidate better than the reference?"
+        question = f"\nquestion: is the candidate better than the reference? answer {self.yes} or {self.no}."
         return (f"{opening}reference: ", comparison.reference, "\ncandidate: ", comparison.candidate, question)
 
     def _instruction(self, criterion: str) -> str:

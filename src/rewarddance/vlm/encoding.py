@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,9 @@ class ChatEncoder:
         self.start, self.end = tokenizer.start_image_token, tokenizer.end_image_token
         self.context = tokenizer.context_image_token
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
+        added = (t.content for t in tokenizer.added_tokens_decoder.values())
+        special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)))
         self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
 
     def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
@@ -57,13 +61,20 @@ class ChatEncoder:
 
     def _text(self, part: Part, images: list[tuple[Media, int]]) -> str:
         if isinstance(part, str):
-            # Text cannot smuggle in a picture's tokens.
-            return part.replace(self.context, "").replace(self.start, "").replace(self.end, "")
+            return self._plain(part)
         images.extend((part, i) for i in range(part.num_frames))
         one = f"{self.start}{self.context}{self.end}"
         if part.fps is None and part.num_frames == 1:
             return one
         return "".join(f"Frame{i + 1}: {one}\n" for i in range(part.num_frames))
+
+    def _plain(self, text: str) -> str:
+        """Text without anything that the tokenizer reads as a special token: no pictures, no turns smuggled in."""
+        while True:
+            clean = self._special.sub("", text)
+            if clean == text:
+                return text
+            text = clean
 
     def chat(self, messages: Sequence[Message], *, generate: bool = True) -> Encoded:
         """Encode messages; with `generate`, up to where the assistant's answer begins."""

@@ -75,8 +75,8 @@ class InternVLBackbone:
             by_size.setdefault(media.size, []).append(i)
         parts, order = [], []
         for rows in by_size.values():
-            stacked = torch.cat([frames[i][0].frames[frames[i][1]][None] for i in rows])
-            parts.append(self.prepare.frames(stacked.to(self.device), frames[rows[0]][0].origin))
+            stacked = torch.stack([frames[i][0].frames[frames[i][1]].to(self.device) for i in rows])
+            parts.append(self.prepare.frames(stacked, frames[rows[0]][0].origin))
             order += rows
         pixels = torch.cat(parts)
         if order != list(range(len(frames))):

@@ -91,6 +91,14 @@ def _relation(view: _View, i: int) -> Turn | None:
     relation = RELATIONS[int(view.rng.integers(4))]
     if len(same) != 2 or (a.colour, a.shape) == (b.colour, b.shape):
         return None
+    asked = Spec(
+        (Term(a.colour, a.shape, 1, a.large), Term(b.colour, b.shape, 1, b.large)),
+        view.scenes[i].style,
+        view.scenes[i].background,
+        relation,
+    )
+    if split_of(asked) != "train":
+        return None
     text = f"{a.colour} {a.shape} {relation} the {b.colour} {b.shape}"
     return f"is the {text} in image {i + 1}?", _yes(holds(a, relation, b))
 

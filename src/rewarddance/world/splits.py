@@ -1,7 +1,9 @@
 """What is held out, of every stream: VLM and generator pretraining, corruptions, preferences.
 
 `ood` is decided by rule (kinds, counts, styles); `held_out` is a fixed tenth of everything else, by a
-hash of the meaning, so that no wording and no placement of a held-out specification is ever trained on.
+hash of the meaning, so that no wording of a held-out specification is ever trained on. Pictures are held out by what
+they hold (kinds, style, counts and their plain listing), not by every relation or arrangement that may be read into
+them: a training picture of a circle and a square may show a relation that is held out as a prompt, unspoken.
 """
 
 from __future__ import annotations

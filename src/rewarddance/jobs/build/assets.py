@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
+from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
@@ -37,7 +38,7 @@ def build_assets(out: Path, only: Part = "all") -> None:
     if only in ("all", "vision", "vlm"):
         _once(out / "vision", lambda resume: train_vision(VisionConfig(), out / "vision", resume=resume))
     if only in ("all", "vlm"):
-        vision = out / "vision" / "model" / "vision.pt"
+        vision = out / "vision" / "model" / "vision.safetensors"
         _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
@@ -49,22 +50,31 @@ def _once(folder: Path, train: object) -> None:
     if (folder / "model").is_dir():
         console.print(f"{folder}: finished already", highlight=False)
         return
-    train((folder / "run.json").is_file())  # type: ignore[operator]
+    resume = (folder / "run.json").is_file()
+    wait_for_all()  # every process has looked before the first one writes
+    train(resume)  # type: ignore[operator]
 
 
 def _train_judge(out: Path, resume: bool) -> Path:
-    from rewarddance.core.config import load_recipe, parse_config
+    from rewarddance.core.config import load_recipe, merge, parse_config
     from rewarddance.jobs.train import train_from_data
     from rewarddance.jobs.train_reward_config import RewardConfig
 
     recipe = Path("recipes/tiny/reward.yaml")
-    return train_from_data(parse_config(RewardConfig, load_recipe(recipe), str(recipe)), out, resume=resume)
+    config = merge(RewardConfig().model_dump(), load_recipe(recipe))
+    return train_from_data(parse_config(RewardConfig, config, str(recipe)), out, resume=resume)
 
 
 def ship(run: Path, target: Path) -> None:
     """Copy a trained model into the package with its weights in bf16, and the facts of its run beside it."""
+    if not is_leader():
+        return
+    card = target / "README.md"
+    kept = card.read_text() if card.is_file() else None
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run / "model", target)
+    if kept is not None:
+        card.write_text(kept)
     for file in target.rglob("*.safetensors"):
         tensors = load_file(file)
         small = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}

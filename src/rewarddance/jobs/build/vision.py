@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,7 +79,7 @@ class Heads(nn.Module):
 
 
 def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Path:
-    """Train and save the vision tower's weights to `out/model/vision.pt`."""
+    """Train and save the vision tower's weights to `out/model/vision.safetensors`."""
     folder = RunFolder(out)
     if is_leader():
         folder.start("vision", config.model_dump(mode="json"), resume=resume)
@@ -122,10 +123,10 @@ def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Pa
         loop.run(step, validate, report)
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
-    target = out / "model" / "vision.pt"
+    target = out / "model" / "vision.safetensors"
     if is_leader():
         target.parent.mkdir(exist_ok=True)
-        torch.save(tower.state_dict(), target)
+        save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, target)
     wait_for_all()
     return target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +54,7 @@ def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool
     tokenizer = new_tokenizer()
     model = new_vlm(config.size, tokenizer, config.seed)
     if vision is not None:
-        model.model.vision_tower.load_state_dict(torch.load(vision, weights_only=True))
+        model.model.vision_tower.load_state_dict(load_file(vision))
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
