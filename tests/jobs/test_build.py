@@ -146,9 +146,9 @@ def test_a_share_of_training_records_is_judged_overall():
     assert set(criteria("held_out")) == {"fidelity"}
 
 
-def test_half_of_the_generators_training_pictures_are_previews(generator):
-    with_previews = generator_draw(generator, 4, previews=True)(["a red circle"] * 2, 4, 0)
-    without = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0)
+def test_previews_take_every_second_place(generator):
+    with_previews = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0, True)
+    without = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0, False)
     assert [len(rows) for rows in with_previews] == [4, 4]
     finished, preview = with_previews[0][:2]
     assert not np.array_equal(finished, preview)

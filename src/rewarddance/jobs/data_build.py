@@ -51,7 +51,7 @@ def build_data(
             from rewarddance.jobs.load import load_generator
 
             loaded = load_generator(generator)
-        draw = generator_draw(loaded, num_steps, previews=config.previews and split == "train") if loaded else None
+        draw = generator_draw(loaded, num_steps) if loaded else None
         num = config.num_prompts if split == "train" else num_held_out
         shuffled = config.shuffle_labels and split == "train"
         part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})

@@ -50,11 +50,10 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     write_json(out / "demo.json", {"fast": fast, "seed": seed})
     small = 1 if fast else 8
     console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
-    generator = load_generator("tiny")
+    draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
     sets: dict[str, Sequence[PreferenceRecord]] = {}
     for split, num in (("train", 90 * small), ("held_out", 8 * small), ("ood", 8 * small)):
         config = PreferencesConfig(seed=seed, split=split, num_prompts=num)  # type: ignore[arg-type]
-        draw = generator_draw(generator, 4 if fast else 10, previews=split == "train")
         sets[split] = records_in_memory(config, draw, f"preferences {split}")
     console.print("2/4 judge: a pretrained VLM learns to answer whether a picture is better than a reference")
     loop = LoopConfig(num_steps=6 if fast else 110, validate_every=3 if fast else 55, save_every=1000)

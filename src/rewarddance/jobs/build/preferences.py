@@ -25,8 +25,8 @@ from rewarddance.world.scene import Scene, Spec
 from rewarddance.world.splits import Split, scene_is_trainable
 
 Source = Literal["rendered", "generator"]
-Draw = Callable[[Sequence[str], int, int], list[list[Image]]]
-"""(prompts, pictures a prompt, seed) -> pictures; how a generator is handed in."""
+Draw = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
+"""(prompts, pictures a prompt, seed, previews) -> pictures; how a generator is handed in."""
 
 
 class PreferencesConfig(Config):
@@ -38,8 +38,9 @@ class PreferencesConfig(Config):
     pictures: int = 4
     generator_share: float = 0.65
     """Share of prompts whose pictures the generator draws; the rest are rendered and corrupted."""
-    previews: bool = True
-    """Half of the generator's training pictures are predicted on the way to a finished one, as reward feedback sees."""
+    preview_share: float = 0.25
+    """Share of the generator's training records, by batches of 64, half of whose pictures are predicted on the way to
+    a finished one, as reward feedback sees them."""
     criterion: str = "fidelity"
     overall_share: float = 0.2
     """Share of training records that raters judge overall (the weighted sum of all criteria) instead of by `criterion`,
@@ -102,7 +103,8 @@ def embedded_records(
         pictures: dict[int, list[Image]] = {}
         if draw and drawn:
             seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
-            pictures = dict(zip(drawn, draw(prompts[: len(drawn)], config.pictures, seed), strict=True))
+            previews = config.split == "train" and stream(seed, "previews").random() < config.preview_share
+            pictures = dict(zip(drawn, draw(prompts[: len(drawn)], config.pictures, seed, previews), strict=True))
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
@@ -142,15 +144,14 @@ def _record(
     return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings)
 
 
-def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128, previews: bool = False) -> Draw:
+def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128) -> Draw:
     """A `Draw` from a flow generator, with the number of steps varied so that judges meet good and bad pictures.
 
-    Args:
-        previews: every second picture of a prompt is what another one promised on the way (x0 predicted at a random
-            step of the window in which reward feedback asks the judge), so that the judge knows such pictures.
+    With previews, every second picture of a prompt is what another one promised on the way (x0 predicted at a random
+    step of the window in which reward feedback asks the judge), so that the judge knows such pictures.
     """
 
-    def sampled(prompts: list[str], rng: torch.Generator) -> list[Media]:
+    def sampled(prompts: list[str], rng: torch.Generator, previews: bool) -> list[Media]:
         steps = max(4, int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng)))))
         seen = int(torch.randint(int(0.3 * steps), steps - 1, (), generator=rng)) if previews else None
         final, preview = sample_with_preview(
@@ -163,14 +164,14 @@ def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128, 
             else [m for pair in zip(media, generator.decode(preview), strict=True) for m in pair]
         )
 
-    def draw(prompts: Sequence[str], pictures: int, seed: int) -> list[list[Image]]:
+    def draw(prompts: Sequence[str], pictures: int, seed: int, previews: bool) -> list[list[Image]]:
         rng = torch.Generator().manual_seed(seed)
         rows: list[Image] = []
         each = -(-pictures // 2) if previews else pictures
         flat = [p for p in prompts for _ in range(each)]
         with torch.no_grad(), autocast(generator.device):
             for i in range(0, len(flat), batch):
-                rows += [m.to_numpy() for m in sampled(flat[i : i + batch], rng)]
+                rows += [m.to_numpy() for m in sampled(flat[i : i + batch], rng, previews)]
         per = len(rows) // len(prompts)
         return [rows[i * per : i * per + pictures] for i in range(len(prompts))]
 
