@@ -23,6 +23,7 @@ SIZE_LINE = 15.5
 """Side in pixels between regular and large objects."""
 _WINDOW = 30  # pixels; templates and cut-outs are compared on a square of this side
 _PALETTE = np.array([RGB[c] for c in COLOURS], np.float32)
+_CROSS = ndimage.generate_binary_structure(2, 1)  # neighbours share a side
 _GROUNDS = np.array([RGB[b] for b in BACKGROUNDS], np.float32)
 
 
@@ -100,38 +101,48 @@ def _unmix(image: Array, ground: Array) -> tuple[NDArray[np.intp], Array]:
     rise = image.reshape(-1, 3) - ground
     paint = _PALETTE - ground
     length = np.maximum((paint**2).sum(1), 1.0)
-    cover = np.clip(rise @ paint.T / length, 0, 1)  # (pixels, colours)
-    error = (rise**2).sum(1)[:, None] - 2 * cover * (rise @ paint.T) + cover**2 * length
+    along, square = rise @ paint.T, np.einsum("pc,pc->p", rise, rise)  # (pixels, colours), (pixels,)
+    cover = np.clip(along / length, 0, 1)
+    error = square[:, None] - 2 * cover * along + cover**2 * length
     best = error.argmin(1)
     chosen = cover[np.arange(len(best)), best]
-    weak = (rise**2).sum(1) < 18.0**2  # too near the background to tell
+    weak = square < 18.0**2  # too near the background to tell
     chosen[weak] = 0
     return best.reshape(CANVAS, CANVAS), chosen.reshape(CANVAS, CANVAS).astype(np.float32)
 
 
 def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tuple[list[NDArray[np.bool_]], int]:
     """Connected foreground pieces, split where two colours each fill a good part of one."""
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask, _CROSS)
     pieces: list[NDArray[np.bool_]] = []
     specks = 0
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
     for n in range(1, count + 1):
-        piece = labels == n
-        area = int(piece.sum())
-        if area < 6:
-            specks += area
+        if areas[n] < 6:
+            specks += int(areas[n])
             continue
+        piece = labels == n
         share = np.bincount(best[piece], cover[piece], len(COLOURS))
         parts = np.flatnonzero(share > max(20.0, 0.2 * share.sum()))
         candidates = [piece] if len(parts) < 2 else [piece & (best == c) for c in parts]
         for part in candidates:
             if len(parts) >= 2:
-                inner, many = ndimage.label(part)
+                inner, many = ndimage.label(part, _CROSS)
                 part = inner == 1 + np.bincount(inner.ravel())[1:].argmax() if many else part
-            if ndimage.binary_fill_holes(part).sum() < MIN_AREA:
-                specks += int(part.sum())
-            else:
+            area = int(part.sum())
+            if area >= MIN_AREA or int(_filled(part)[1:-1, 1:-1].sum()) >= MIN_AREA:
                 pieces.append(part)
+            else:
+                specks += area
     return pieces, specks
+
+
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with its holes filled, inside a frame of one empty pixel."""
+    framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.bool_)
+    framed[1:-1, 1:-1] = mask
+    outside, _ = ndimage.label(~framed, _CROSS)
+    return np.asarray(outside != outside[0, 0])
 
 
 def _overlap(cuts: Array, templates: Array) -> Array:
@@ -151,7 +162,8 @@ def _overlap(cuts: Array, templates: Array) -> Array:
 def _cuts(source: Array, top: int, left: int) -> Array:
     """Windows of `source` at the corner (top, left) and its eight neighbours, (9, W*W); zeros beyond the canvas."""
     pad = _WINDOW
-    wide = np.pad(source, pad)
+    wide = np.zeros((CANVAS + 2 * pad, CANVAS + 2 * pad), np.float32)
+    wide[pad:-pad, pad:-pad] = source
     near = wide[top - 1 + pad : top + 1 + _WINDOW + pad, left - 1 + pad : left + 1 + _WINDOW + pad]
     return np.lib.stride_tricks.sliding_window_view(near, (_WINDOW, _WINDOW)).reshape(9, -1)
 
@@ -159,14 +171,15 @@ def _cuts(source: Array, top: int, left: int) -> Array:
 def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> Detection:
     rows, columns = np.flatnonzero(piece.any(1)), np.flatnonzero(piece.any(0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    filled = ndimage.binary_fill_holes(piece[top:bottom, left:right])
+    framed = _filled(piece[top:bottom, left:right])
+    filled = framed[1:-1, 1:-1]
     size = max(bottom - top, right - left)
     soft = np.zeros((CANVAS, CANVAS), np.float32)
-    soft[top:bottom, left:right] = np.where(filled, 1.0, 0.0)
+    soft[top:bottom, left:right] = filled
     # Edge pixels keep their partial coverage; the inside counts as full whatever the style.
-    eroded = ndimage.binary_erosion(filled)
+    edge = filled & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
     inside = soft[top:bottom, left:right]
-    inside[filled & ~eroded] = np.maximum(cover[top:bottom, left:right], 0.35)[filled & ~eroded]
+    inside[edge] = np.maximum(cover[top:bottom, left:right], 0.35)[edge]
     corner = ((top + bottom - _WINDOW) // 2, (left + right - _WINDOW) // 2)
     sides = [int(np.clip(trial, 5, _WINDOW - 3)) for trial in (size - 1, size, size + 1)]
     fits = _overlap(_cuts(soft, *corner), np.concatenate([_templates(n)[0] for n in sides])).reshape(3, -1)
