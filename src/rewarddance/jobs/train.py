@@ -52,7 +52,12 @@ def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[
         named = {"id": held}
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
-    return train, {n: t if len(t) <= MAX_VALIDATION else t.take(range(MAX_VALIDATION)) for n, t in named.items()}
+    return train, {n: _spread(t, MAX_VALIDATION) for n, t in named.items()}
+
+
+def _spread(table: RecordTable, most: int) -> RecordTable:
+    """At most `most` rows, evenly over the table, so that every source is among them."""
+    return table if len(table) <= most else table.take([i * len(table) // most for i in range(most)])
 
 
 def check_labels(table: RecordTable) -> str | None:

@@ -28,11 +28,11 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
     recorded choices are, ties left out.
 
     Returns:
-        accuracy, accuracy_<source> where there are several sources, num_pairs, label_accuracy, answer_mass,
+        accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy, answer_mass,
         disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank correlation
         between round-robin margin and truth, K >= 3).
     """
-    rights: list[tuple[str, float]] = []
+    rights: list[tuple[str, int, float]] = []  # source, record, right or not
     labelled: list[float] = []
     correlations: list[float] = []
     masses, swaps = [], []
@@ -46,7 +46,7 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
         if verdict.disagreement is not None:
             swaps.append(verdict.disagreement.cpu())
         margins = iter(verdict.margin.float().cpu().tolist())
-        for r in part:
+        for number, r in enumerate(part, start):
             table = np.zeros((len(r.media), len(r.media)))
             for i, j in all_pairs(len(r.media)):
                 table[i, j] = next(margins)
@@ -57,18 +57,29 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
             for i, j in all_pairs(len(r.media)):
                 gap = r.truth[i] - r.truth[j]
                 if abs(gap) > CLEAR:
-                    rights.append((r.source, _agree(table[i, j], gap)))
+                    rights.append((r.source, number, _agree(table[i, j], gap)))
             if len(r.media) >= 3 and np.ptp(r.truth) > CLEAR:
                 correlations.append(_spearman(table.sum(1), np.array(r.truth)))
     out: dict[str, Any] = {"num_pairs": len(rights) or len(labelled)}
     out["label_accuracy"] = float(np.mean(labelled)) if labelled else None
-    out["accuracy"] = float(np.mean([v for _, v in rights])) if rights else out["label_accuracy"]
-    for source in sorted({s for s, _ in rights}):
-        out[f"accuracy_{source}"] = float(np.mean([v for s, v in rights if s == source]))
+    out["accuracy"] = float(np.mean([v for *_, v in rights])) if rights else out["label_accuracy"]
+    for source in sorted({s for s, *_ in rights}):
+        own = [(n, v) for s, n, v in rights if s == source]
+        out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
+        out[f"accuracy_{source}_ci"] = _interval(own)
     out["spearman"] = float(np.nanmean(correlations)) if correlations else None
     out["answer_mass"] = float(torch.cat(masses).mean()) if masses else None
     out["disagreement"] = float(torch.cat(swaps).mean()) if swaps else None
     return out
+
+
+def _interval(rights: Sequence[tuple[int, float]]) -> list[float]:
+    """95% bootstrap interval of the share of pairs that are right; records are drawn, with all their pairs."""
+    numbers = sorted({n for n, _ in rights})
+    sums = np.array([[sum(v for m, v in rights if m == n), sum(m == n for m, _ in rights)] for n in numbers])
+    rows = stream(0, "measure-judge").integers(len(numbers), size=(1000, len(numbers)))
+    drawn = sums[rows].sum(1)
+    return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]
 
 
 @torch.no_grad()
