@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.protocols import Generator
@@ -15,9 +15,11 @@ def test_it_is_a_generator(generator):
     assert isinstance(generator, Generator)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_equals_the_pipelines_own_call(pipeline_folder, guidance):
+@pytest.mark.parametrize(("guidance", "shift"), [(1.0, 1.0), (3.0, 1.0), (1.0, 3.0)])
+def test_sampling_equals_the_pipelines_own_call(pipeline_folder, guidance, shift):
+    """Evenly spaced times, which the pipeline's own scheduler shifts."""
     generator = Sd3Generator.load(pipeline_folder, guidance)
+    generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     noise = generator.noise(2, torch.Generator().manual_seed(3))
     ours = generator.decode_tensor(sample(generator, generator.condition(PROMPTS), noise, 5))
     pipeline: StableDiffusion3Pipeline = generator.pipeline

@@ -64,6 +64,8 @@ class DataBuild(Flags):
     """Whose samples are judged beside renders; `none` for renders alone."""
     generator_share: float = 0.65
     criterion: str = "fidelity"
+    votes: int = 5
+    """Simulated raters who see each pair; its label is their mean choice."""
     shuffle_labels: bool = False
     """Labels that know nothing, for the control."""
     seed: int = 0
@@ -78,6 +80,7 @@ class DataBuild(Flags):
             pictures=self.pictures,
             generator_share=self.generator_share,
             criterion=self.criterion,
+            votes=self.votes,
             shuffle_labels=self.shuffle_labels,
         )
         generator = None if self.generator == "none" else self.generator

@@ -48,6 +48,8 @@ class PreferencesConfig(Config):
     shuffle_labels: bool = False
     """Choose at random: the control judge that knows nothing."""
     num_raters: int = 8
+    votes: int = 5
+    """Raters who see each pair; its label is the mean of their choices (1, 0 or 0.5 each)."""
 
 
 def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
@@ -73,14 +75,17 @@ def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
         return scene
 
 
-def choices(utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator) -> tuple[Choice, ...]:
-    """One simulated choice for every pair, each by a random rater, sides shown at random."""
+def choices(
+    utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator, votes: int = 1
+) -> tuple[Choice, ...]:
+    """One label for every pair: the mean choice of `votes` different raters, sides shown at random."""
     found = []
     for i, j in all_pairs(len(utilities)):
         if rng.random() < 0.5:
             i, j = j, i
-        rater = raters[int(rng.integers(len(raters)))]
-        found.append(Choice(i, j, rater.choose(utilities[i], utilities[j], rng)))
+        asked = (raters[int(k)] for k in rng.permutation(len(raters))[:votes])
+        label = float(np.mean([r.choose(utilities[i], utilities[j], rng) for r in asked]))
+        found.append(Choice(i, j, label))
     return tuple(found)
 
 
@@ -139,7 +144,7 @@ def _record(
     felt = [utility(judge(x, spec), criterion) for x in images]
     shown = list(rng.random(len(felt))) if config.shuffle_labels else felt
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
-    made = choices(shown, raters, rng)
+    made = choices(shown, raters, rng, config.votes)
     ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in felt)
     return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings)
 
