@@ -16,6 +16,7 @@ CHROMIUM = shutil.which("chromium")
 def demo(vlm_folder, pipeline_folder, tmp_path_factory):
     assets = tmp_path_factory.mktemp("assets")
     shutil.copytree(vlm_folder, assets / "vlm-tiny")
+    shutil.copytree(vlm_folder, assets / "judge-tiny")
     shutil.copytree(pipeline_folder, assets / "generator-tiny")
     out = tmp_path_factory.mktemp("runs") / "demo"
     with pytest.MonkeyPatch.context() as patch:

@@ -66,6 +66,12 @@ class AlignConfig(Config):
     refl: ReflConfig = ReflConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; the adapter's weights stay in fp32."""
+    sample_batch: int = Field(128, ge=1)
+    """Pictures sampled and decoded at once outside gradient steps (references, probes)."""
+    generator_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the frozen weights; the adapter's stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute the transformer's activations again in the backward pass instead of keeping them."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean KL passes this; 0 never stops."""
     probe_prompts: int = Field(40, ge=1)

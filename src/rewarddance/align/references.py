@@ -27,6 +27,7 @@ class ReferenceBank:
     num_steps: int
     criterion: str
     seed: int
+    batch: int = 128
     pictures: dict[str, Media] = field(default_factory=dict)
     drawn_at: int = -1
     win_rate: float = 0.5
@@ -38,7 +39,7 @@ class ReferenceBank:
             return
         rng = torch.Generator().manual_seed(self.seed * 7_919 + step)
         num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
-        drawn = draw(generator, self.prompts, num, rng, self.num_steps)
+        drawn = draw(generator, self.prompts, num, rng, self.num_steps, self.batch)
         if num > 1:
             found = [s.winner for s in select(judge, self.prompts, drawn, self.criterion)]
         else:

@@ -61,6 +61,7 @@ class Prober:
     criterion: str
     seed: int
     gold: Gold | None
+    batch: int = 128
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
@@ -69,9 +70,12 @@ class Prober:
     @torch.no_grad()
     def look(self, step: int) -> Metrics:
         flat = [p for p in self.prompts for _ in range(self.num_noises)]
-        rng = torch.Generator().manual_seed(self.seed + 17)
-        z = sample(self.generator, self.generator.condition(flat), self.generator.noise(len(flat), rng), self.num_steps)
-        pictures = self.generator.decode(z)
+        noise = self.generator.noise(len(flat), torch.Generator().manual_seed(self.seed + 17))
+        pictures: list[Media] = []
+        for i in range(0, len(flat), self.batch):
+            condition = self.generator.condition(flat[i : i + self.batch])
+            z = sample(self.generator, condition, noise[i : i + self.batch], self.num_steps)
+            pictures += self.generator.decode(z)
         if self.references is None:
             self.references = pictures
         # each sample meets the start's sample of the next noise, so that the start itself scores about one half
@@ -111,14 +115,26 @@ def align_generator(
     torch.manual_seed(config.seed)
     chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
     generator.add_lora(config.lora_rank, config.lora_alpha)
+    if config.gradient_checkpointing:
+        generator.transformer.enable_gradient_checkpointing()
     amp = partial(autocast, generator.device, config.precision)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
-    bank = ReferenceBank(config.references, chosen, config.refl.num_steps, config.criterion, config.seed)
+    bank = ReferenceBank(
+        config.references, chosen, config.refl.num_steps, config.criterion, config.seed, config.sample_batch
+    )
     probe_prompts = (
         training_prompts(config.probe_prompts, config.seed + 1) if prompts is None else chosen[: config.probe_prompts]
     )
     prober = Prober(
-        generator, judge, probe_prompts, config.probe_noises, config.refl.num_steps, config.criterion, config.seed, gold
+        generator,
+        judge,
+        probe_prompts,
+        config.probe_noises,
+        config.refl.num_steps,
+        config.criterion,
+        config.seed,
+        gold,
+        config.sample_batch,
     )
     if resume and loop.resume():
         _restore(loop, bank, prober)
@@ -235,7 +251,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
             raise InputError(f"{config.prompts}: has changed since the run was made")
         config = config.model_copy(update={"prompts_sha256": found})
     judge = load_judge(config.judge, precision=config.precision)
-    generator = load_generator(config.generator, guidance=config.guidance)
+    generator = load_generator(config.generator, guidance=config.guidance, dtype=config.generator_dtype)
     gold = None if lines else oracle_gold
     return align_generator(config, generator, judge, out, prompts=lines, gold=gold, resume=resume)
 

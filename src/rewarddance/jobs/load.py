@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.generator.sd3 import Sd3Generator
@@ -58,15 +60,23 @@ def load_judge(
 
 
 def load_generator(
-    name: str | Path = "tiny", *, adapter: str | Path | None = None, guidance: float = 1.0, device: str = "auto"
+    name: str | Path = "tiny",
+    *,
+    adapter: str | Path | None = None,
+    guidance: float = 1.0,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16"] = "fp32",
 ) -> Sd3Generator:
     """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
 
     Args:
         adapter: a run folder of `rewarddance align`, or its `adapter/`.
         guidance: classifier-free guidance scale; 1 is off.
+        dtype: of the frozen weights.
     """
-    generator = Sd3Generator.load(find(name, "generator"), guidance)
+    generator = Sd3Generator.load(
+        find(name, "generator"), guidance, torch.bfloat16 if dtype == "bf16" else torch.float32
+    )
     if adapter is not None:
         folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
         if not (folder / "adapter.json").is_file():

@@ -35,13 +35,13 @@ class Selection:
 
 @torch.no_grad()
 def draw(
-    generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int
+    generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int, batch: int = 128
 ) -> list[list[Media]]:
-    """`num` samples of every prompt, in order; the noise depends on `rng` alone."""
+    """`num` samples of every prompt, in order, `batch` pictures at a time; the noise depends on `rng` alone."""
     out: list[Media] = []
     flat = [p for p in prompts for _ in range(num)]
-    for start in range(0, len(flat), 128):
-        part = flat[start : start + 128]
+    for start in range(0, len(flat), batch):
+        part = flat[start : start + batch]
         z = sample(generator, generator.condition(part), generator.noise(len(part), rng), num_steps)
         out += generator.decode(z)
     return [out[i : i + num] for i in range(0, len(out), num)]

@@ -22,6 +22,7 @@ from rewarddance.vlm.encoding import Encoded, Frame
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.plan import Group, Key, group_by_prefix, pack
 
+HEAD_ROWS = 512
 WIDTH_STEP = 8
 """Rows are padded to a multiple of this, so that kernels meet few shapes (building one costs more than padding)."""
 
@@ -77,9 +78,16 @@ class Engine:
             ConfigError: an answer word is more than one token.
         """
         ids = torch.tensor([self.word_id(w) for w in words], device=self.backbone.device)
+        chosen, total = [], []
         with self._precision():
-            logits = self.backbone.head(self._hidden(dialogs)).float()
-        return Answers(logits[:, ids], logits.log_softmax(-1)[:, ids])
+            for rows in torch.split(
+                self._hidden(dialogs), HEAD_ROWS
+            ):  # a whole vocabulary's logits for some rows at a time
+                logits = self.backbone.head(rows).float()
+                chosen.append(logits[:, ids])
+                total.append(logits.logsumexp(-1, keepdim=True))
+        found = torch.cat(chosen)
+        return Answers(found, found - torch.cat(total))
 
     def answer_hidden(self, dialogs: Sequence[Dialog]) -> Tensor:
         """The last layer's state at the answer position, (N, D) fp32: what scalar heads read."""
