@@ -78,11 +78,9 @@ class Engine:
             ConfigError: an answer word is more than one token.
         """
         ids = torch.tensor([self.word_id(w) for w in words], device=self.backbone.device)
-        chosen, total = [], []
+        chosen, total = [], []  # a whole vocabulary of logits is held for HEAD_ROWS questions at a time
         with self._precision():
-            for rows in torch.split(
-                self._hidden(dialogs), HEAD_ROWS
-            ):  # a whole vocabulary's logits for some rows at a time
+            for rows in torch.split(self._hidden(dialogs), HEAD_ROWS):
                 logits = self.backbone.head(rows).float()
                 chosen.append(logits[:, ids])
                 total.append(logits.logsumexp(-1, keepdim=True))
