@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rewarddance.align.config import AlignConfig
+from rewarddance.align.config import AlignConfig, ReflConfig
 from rewarddance.core.device import autocast
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.preferences import PreferenceRecord
@@ -73,7 +73,9 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         num_prompts=8 if fast else 96,
         batch_size=4 if fast else 16,
         probe_prompts=4 if fast else 30,
-        loop=LoopConfig(num_steps=3 if fast else 90, validate_every=2 if fast else 30, save_every=1000),
+        refl=ReflConfig(gradient_steps=2, views=2),
+        optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
+        loop=LoopConfig(num_steps=3 if fast else 45, validate_every=2 if fast else 15, save_every=1000),
     )
     align_generator(align, load_generator("tiny"), judge, out / "align")
     console.print("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")

@@ -16,7 +16,7 @@ from rewarddance.core.types import RewardModel
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import load_generator, load_judge
-from rewarddance.reward.measure import measure_judge, measure_margins
+from rewarddance.reward.measure import measure_judge, measure_margins, spearman
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.splits import Split
@@ -63,4 +63,7 @@ def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num
     truth = np.array([[gold(p, m) for m in row[:NUM_CANDIDATES]] for p, row in zip(prompts, rows, strict=True)])
     candidates = [row[:NUM_CANDIDATES] for row in rows]
     references = [row[NUM_CANDIDATES:] for row in rows]
-    return measure_margins(judge, prompts, candidates, references, truth)
+    found = measure_margins(judge, prompts, candidates, references, truth)
+    level = np.array([np.mean([gold(p, m) for m in row]) for p, row in zip(prompts, references, strict=True)])
+    # what a judge would reach whose margin is exactly the difference to the references' mean fidelity
+    return {**found, "pooled_ceiling": spearman((truth - level[:, None]).ravel(), truth.ravel())}

@@ -59,7 +59,7 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
                 if abs(gap) > CLEAR:
                     rights.append((r.source, number, _agree(table[i, j], gap)))
             if len(r.media) >= 3 and np.ptp(r.truth) > CLEAR:
-                correlations.append(_spearman(table.sum(1), np.array(r.truth)))
+                correlations.append(spearman(table.sum(1), np.array(r.truth)))
     out: dict[str, Any] = {"num_pairs": len(rights) or len(labelled)}
     out["label_accuracy"] = float(np.mean(labelled)) if labelled else None
     out["accuracy"] = float(np.mean([v for *_, v in rights])) if rights else out["label_accuracy"]
@@ -105,12 +105,12 @@ def measure_margins(
     for row, (prompt, mine, others) in enumerate(zip(prompts, candidates, references, strict=True)):
         asked = [Comparison(prompt, x, r, criterion) for x in mine for r in others]
         found[row] = judge.judge(asked).margin.float().cpu().reshape(len(mine), -1).mean(1).numpy()
-    within = [_spearman(m, t) for m, t in zip(found, truth, strict=True) if np.ptp(t) > CLEAR]
+    within = [spearman(m, t) for m, t in zip(found, truth, strict=True) if np.ptp(t) > CLEAR]
     rows = stream(0, "measure-margins").integers(len(found), size=(500, len(found)))
-    drawn = [_spearman(found[r].ravel(), truth[r].ravel()) for r in rows]
+    drawn = [spearman(found[r].ravel(), truth[r].ravel()) for r in rows]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return {
-        "pooled": _spearman(found.ravel(), truth.ravel()),
+        "pooled": spearman(found.ravel(), truth.ravel()),
         "pooled_ci_low": float(low),
         "pooled_ci_high": float(high),
         "within": float(np.mean(within)) if within else None,
@@ -118,8 +118,8 @@ def measure_margins(
     }
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """0 where one side does not vary: it orders nothing."""
+def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Rank correlation; 0 where one side does not vary, because it orders nothing."""
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 
