@@ -60,7 +60,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         sets[split] = records_in_memory(config, draw, f"preferences {split}")
     console.print("2/4 judge: the shipped judge, a small VLM, goes on learning from these preferences")
     loop = LoopConfig(num_steps=6 if fast else 45, validate_every=3 if fast else 15, save_every=1000)
-    optim = OptimConfig(lr=2e-4, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01)
+    optim = OptimConfig(lr=5e-5, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01)
     reward = RewardConfig(seed=seed, prompts_per_step=4 if fast else 10, loop=loop, optim=optim)
     validation = {"id": sets["held_out"], "ood": sets["ood"]}
     train_judge(reward, load_backbone(find("tiny", "judge")), sets["train"], validation, out / "judge")
