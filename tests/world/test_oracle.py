@@ -12,11 +12,12 @@ from scipy import ndimage
 
 from rewarddance.core.streams import stream
 from rewarddance.world.corrupt import edit_scene
+from rewarddance.world.detect import detect
 from rewarddance.world.grammar import PromptError
 from rewarddance.world.oracle import fidelity, judge
 from rewarddance.world.render import render
 from rewarddance.world.sampling import place, sample_pair, sample_spec
-from rewarddance.world.scene import Placed, Scene, Spec, Term
+from rewarddance.world.scene import LARGE_SIZES, SHAPES, Placed, Scene, Spec, Term
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,23 @@ def test_it_takes_less_than_a_millisecond(clean):
             judge(image, spec)
         rounds.append((time.process_time() - began) / 100)
     assert min(rounds) < 0.003
+
+
+@pytest.mark.parametrize(("style", "gap"), [("flat", 12), ("flat", 13), ("outline", 13), ("striped", 13)])
+def test_twins_that_touch_are_two_objects(style, gap):
+    """Side by side, one above the other, and three in a corner."""
+    twins = [Placed("red", "square", 12, 14, 20), Placed("red", "square", 12, 14 + gap, 20)]
+    stacked = [Placed("blue", "circle", 12, 20, 14), Placed("blue", "circle", 12, 20, 14 + gap)]
+    corner = [*twins, Placed("red", "square", 12, 14, 20 + gap)]
+    for objects in (twins, stacked, corner):
+        scene = Scene(tuple(objects), style, "white")
+        seen = detect(render(scene)).objects
+        assert len(seen) == len(objects)
+        assert {(o.colour, o.shape) for o in seen} == {(objects[0].colour, objects[0].shape)}
+
+
+def test_a_large_object_is_not_cut():
+    for shape in SHAPES:
+        for size in LARGE_SIZES:
+            scene = Scene((Placed("green", shape, size, 24, 24),), "flat", "grey")
+            assert len(detect(render(scene)).objects) == 1

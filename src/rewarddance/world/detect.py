@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rewarddance.world.render import Image, sprite
-from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, RGB, SHAPES, STYLES
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, REGULAR_SIZES, RGB, SHAPES, STYLES
 
 Array = NDArray[np.float32]
 MIN_AREA = 24
 """Pixels; smaller pieces are specks, not objects."""
 SIZE_LINE = 15.5
 """Side in pixels between regular and large objects."""
+_TWINS = 22
+"""Side in pixels beyond which a piece may be several objects of one colour that touch."""
 _WINDOW = 30  # pixels; templates and cut-outs are compared on a square of this side
 _PALETTE = np.array([RGB[c] for c in COLOURS], np.float32)
 _CROSS = ndimage.generate_binary_structure(2, 1)  # neighbours share a side
@@ -205,6 +207,35 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
     )
 
 
+def _separate(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> list[Detection]:
+    """The objects of a connected piece: itself, or what it falls into when touching twins are cut apart.
+
+    A piece longer than any object is cut across its longer side where it is thinnest; the cut stands if both sides look
+    more like shapes than the whole did.
+    """
+    whole = _measure(piece, best, cover)
+    top, left, bottom, right = whole.box
+    tall = bottom - top >= right - left
+    length = max(bottom - top, right - left)
+    if length <= _TWINS:
+        return [whole]
+    profile = np.where(piece, cover, 0).sum(1 if tall else 0)[top if tall else left :][:length]
+    least = REGULAR_SIZES[0] - 4
+    places = np.arange(least, length - least + 1)
+    edge = profile[places - 1] + profile[places]  # what stands on both sides of a cut before each row
+    cut = int(places[np.lexsort((np.abs(places - length / 2), edge.round(1)))[0]]) + (top if tall else left)
+    first, second = piece.copy(), piece.copy()
+    if tall:
+        first[cut:], second[:cut] = False, False
+    else:
+        first[:, cut:], second[:, :cut] = False, False
+    if min(first.sum(), second.sum()) < MIN_AREA:
+        return [whole]
+    found = [d for part in (first, second) for d in _separate(part, best, cover)]
+    better = min(float(d.shape_fit.max()) for d in found) > float(whole.shape_fit.max())
+    return found if better else [whole]
+
+
 def detect(image: Image) -> Seen:
     """Find the objects in a picture.
 
@@ -218,6 +249,6 @@ def detect(image: Image) -> Seen:
     distance = np.sqrt(((_GROUNDS - ground) ** 2).sum(1))
     best, cover = _unmix(x, ground)
     pieces, specks = _pieces(cover > 0.2, best, cover)
-    objects = tuple(_measure(p, best, cover) for p in pieces[:12])
+    objects = tuple(d for p in pieces[:12] for d in _separate(p, best, cover))
     nearest = int(distance.argmin())
     return Seen(objects, BACKGROUNDS[nearest], float(distance[nearest]), specks, cover)
