@@ -92,7 +92,7 @@ def trained(vlm_folder, data_folder, tmp_path_factory):
 
 
 def test_reward_training_follows_the_golden_trajectory(trained):
-    check_golden("reward", trajectory(trained, "loss", "grad_norm", "answer_mass"), rel=5e-3, abs=2e-4)
+    check_golden("reward", trajectory(trained, "loss", "grad_norm", "answer_mass"), rel=2e-2, abs=2e-4)
 
 
 def test_training_lowers_the_loss_and_learns_to_answer(trained):
