@@ -80,6 +80,7 @@ BROKEN = [
     ({"prompt": "p"}, "no preference"),
     ({"prompt": "p", "images": ["a.png"], "ranking": [1]}, "two or more"),
     ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1]}, "as many"),
+    ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1, float("nan")]}, "finite"),
     ("{not json", "not JSON"),
     ("[1, 2]", "not a JSON object"),
 ]
@@ -87,12 +88,12 @@ BROKEN = [
 
 def test_every_broken_row_is_listed_and_stops_the_import(tmp_path, media_root):
     source = write_jsonl(tmp_path / "v.jsonl", [pair(), *(row for row, _ in BROKEN)])
-    with pytest.raises(InputError, match=r"11 of 12 rows are broken .*first: row 2"):
+    with pytest.raises(InputError, match=r"12 of 13 rows are broken .*first: row 2"):
         import_preferences(source, "jsonl", media_root, tmp_path / "out")
     assert not (tmp_path / "out" / "train.parquet").exists()
     listed = json.loads((tmp_path / "out" / "import.json").read_text())
-    assert (listed["rows"], listed["accepted"], len(listed["rejected"])) == (12, 1, 11)
-    for (_, reason), entry, number in zip(BROKEN, listed["rejected"], range(2, 13), strict=True):
+    assert (listed["rows"], listed["accepted"], len(listed["rejected"])) == (13, 1, 12)
+    for (_, reason), entry, number in zip(BROKEN, listed["rejected"], range(2, 14), strict=True):
         assert entry["row"] == number
         assert reason in entry["reason"], entry
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -134,6 +135,17 @@ class Loop:
         tensors |= {f"extra/{k}": v for k, v in self.extra_tensors.items()}
         state = {"groups": groups, "extra": self.extra, "seconds": self.seconds}
         save_checkpoint(self.folder.checkpoints, self.step, tensors, state, self.config.keep_checkpoints)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the modules hold the averaged weights, where an average is kept; that is what gets measured."""
+        if self.ema is not None:
+            self.ema.swap(self.parameters)
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.swap(self.parameters)
 
     def resume(self) -> bool:
         """Load the newest checkpoint; False when there is none."""

@@ -37,7 +37,7 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
         def line(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
             nonlocal last, start
             now = time.monotonic()
-            start = done - 1 if start is None else start
+            start = max(0, done - 1) if start is None else start
             if (now - last < _QUIET_SECONDS and done < total) or now - began < 2:
                 return
             last, rate = now, (done - start) / (now - began)
@@ -48,13 +48,14 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
         yield line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+    passed, left = (TimeElapsedColumn(), TextColumn("passed,")), (TimeRemainingColumn(), TextColumn("left"))
+    times = (*passed, *left, TextColumn("{task.fields[figures]}"))
     with Progress(*columns, *times, console=console, transient=False) as bar:
         task = bar.add_task(title, total=None, rate="", figures="")
 
         def move(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
             nonlocal start
-            start = done - 1 if start is None else start
+            start = max(0, done - 1) if start is None else start
             rate = f"{(done - start) / max(1e-9, time.monotonic() - began):.1f}/s"
             bar.update(task, completed=done, total=total, rate=rate, figures=_figures(metrics, keys))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +22,18 @@ from rewarddance.generator import flow
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without diffusers' own progress bar, which says nothing of local folders that load in a second."""
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,8 @@ class Sd3Generator:
         folder = Path(folder)
         missing = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, **none)
+        with _no_bar():
+            pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, **none)
         for part in (
             pipeline.transformer,
             pipeline.vae,

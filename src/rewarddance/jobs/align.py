@@ -162,12 +162,8 @@ def align_generator(
     def validate(index: int) -> Metrics:
         if config.algorithm == "sft":
             return {}
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
-        with amp():
+        with loop.averaged(), amp():
             found = prober.look(index)
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
         _remember(loop, bank, prober)
         return found
 

@@ -66,6 +66,7 @@ def _build_split(config: PreferencesConfig, draw: Draw | None, target: Path) -> 
     with progress(target.name) as report:
 
         def rows(first: int) -> Iterator[dict[str, Any]]:
+            report(first, config.num_prompts)  # the first pictures take a while
             for i, record in enumerate(embedded_records(config, draw, first, first + SHARD), first + 1):
                 report(i, config.num_prompts)
                 yield row_of(record)
@@ -81,6 +82,7 @@ def records_in_memory(config: PreferencesConfig, draw: Draw | None, title: str) 
     """As `build_data`, without the files: for the demo and for tests."""
     found = []
     with progress(title) as report:
+        report(0, config.num_prompts)
         for i, record in enumerate(embedded_records(config, draw), 1):
             report(i, config.num_prompts)
             found.append(record)

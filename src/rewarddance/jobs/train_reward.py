@@ -105,14 +105,11 @@ def train_judge(
     @torch.no_grad()
     def validate(index: int) -> Metrics:
         backbone.module.eval()
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
         metrics: Metrics = {}
-        for name, records in validation.items():
-            figures = measure_judge(judge, records)
-            metrics |= {f"{name}/{k}": v for k, v in figures.items()}
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
+        with loop.averaged():
+            for name, records in validation.items():
+                figures = measure_judge(judge, records)
+                metrics |= {f"{name}/{k}": v for k, v in figures.items()}
         backbone.module.train()
         return metrics
 

@@ -117,7 +117,9 @@ def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Pa
 
     @torch.no_grad()
     def validate(index: int) -> Metrics:
-        return {f"val_{k}": v for k, v in losses("vision-validation", 0)[1].items()}
+        with loop.averaged():
+            found = losses("vision-validation", 0)[1]
+        return {f"val_{k}": v for k, v in found.items()}
 
     with progress("vision", "loss", "kinds", "centre_pixels") as report:
         loop.run(step, validate, report)

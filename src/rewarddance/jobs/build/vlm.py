@@ -103,11 +103,8 @@ def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool
 
     @torch.no_grad()
     def validate(index: int) -> Metrics:
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
-        found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i)]
-        if loop.ema is not None:
-            loop.ema.swap(loop.parameters)
+        with loop.averaged():
+            found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i)]
         parts = (torch.cat(p) for p in zip(*found, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
 
