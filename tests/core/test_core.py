@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
 from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.statistics import bootstrap, paired_bootstrap
+from rewarddance.core.statistics import bootstrap, paired_bootstrap, two_way_bootstrap
 from rewarddance.core.types import Comparison, Verdict
 
 
@@ -103,6 +103,19 @@ def test_bootstrap_interval_has_the_textbook_width():
     x = np.random.default_rng(1).normal(0, 1, 400)
     found = bootstrap(x, num=4000)
     assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+
+
+def test_two_way_bootstrap_knows_that_seeds_differ():
+    rng = np.random.default_rng(2)
+    prompts, seeds = rng.normal(0, 0.1, (200, 1)), np.array([-0.5, 0.0, 0.5])
+    alike = two_way_bootstrap(prompts + np.zeros(3))
+    differ = two_way_bootstrap(prompts + seeds)
+    assert alike.mean == pytest.approx(differ.mean)
+    assert alike.ci_high - alike.ci_low == pytest.approx(2 * 1.96 * 0.1 / 200**0.5, rel=0.2)
+    # the mean of three draws from three seeds has standard deviation sqrt(2 / 3) / 2 / sqrt(3)
+    assert differ.ci_high - differ.ci_low > 0.8
+    with pytest.raises(ValueError, match="NaN"):
+        two_way_bootstrap(np.full((2, 2), np.nan))
 
 
 def test_hacking_is_called_when_proxy_rises_and_gold_falls():

@@ -7,7 +7,7 @@ import torch
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.core.streams import stream
 from rewarddance.jobs.load import load_backbone
-from rewarddance.jobs.study_oracle import describe
+from rewarddance.jobs.vlm_benchmark import describe
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.corrupt import edit_scene

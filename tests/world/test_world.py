@@ -4,13 +4,14 @@ import pytest
 from rewarddance.core.streams import stream
 from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
-from rewarddance.world.describe import fulfils, listing
+from rewarddance.world.describe import fulfils, kinds, listing
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, PromptError, parse, phrase
-from rewarddance.world.questions import lesson
+from rewarddance.world.questions import lesson, lesson_on
 from rewarddance.world.raters import Rater, crowd
+from rewarddance.world.reading import read_scene
 from rewarddance.world.render import render
 from rewarddance.world.sampling import place, sample_pair, sample_spec
-from rewarddance.world.scene import CATEGORIES, Spec, Term
+from rewarddance.world.scene import CANVAS, CATEGORIES, Spec, Term
 from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, OOD_STYLE, meaning, scene_is_trainable, split_of
 
 
@@ -64,12 +65,35 @@ def test_benchmark_is_240_distinct_held_out_prompts():
     assert all(parse(p) == s for (_, p), s in zip(benchmark_prompts(), specs, strict=True))
 
 
+def _as_if_drawn(rng):
+    """A training prompt with pictures that a generator may draw by mistake: held-out scenes among trainable ones."""
+    spec, scene = sample_pair(rng)
+    other = render(place(sample_spec(rng, split="ood" if rng.random() < 0.5 else "held_out"), rng))
+    return phrase(spec, WORDINGS[0]), [render(scene), render(edit_scene(scene, rng)), other]
+
+
+def test_what_is_clear_is_read_back_and_doubt_is_said():
+    rng = stream(5, "reading")
+    right = 0
+    for _ in range(100):
+        _, scene = sample_pair(rng)
+        found = read_scene(render(scene))
+        if found is None:
+            continue
+        assert (found.style, found.background) == (scene.style, scene.background)
+        right += kinds(found) == kinds(scene)
+    assert right >= 95
+    assert read_scene(np.full((CANVAS, CANVAS, 3), 245, np.uint8)) is None
+    assert read_scene(rng.integers(0, 256, (CANVAS, CANVAS, 3)).astype(np.uint8)) is None
+
+
 def test_training_streams_hold_nothing_held_out():
     """Scans VLM lessons (pictures through their descriptions, prompts), generator batches and corruptions."""
     rng = stream(2, "scan")
     banned = [f"{c} {s}" for c, s in OOD_KINDS] + [OOD_STYLE]
-    for _ in range(1500):
-        found = lesson(rng)
+    drawn = [lesson_on(p, x, rng) for p, x in (_as_if_drawn(rng) for _ in range(400))]
+    assert sum(d is not None for d in drawn) > 100
+    for found in [lesson(rng) for _ in range(1500)] + [d for d in drawn if d is not None]:
         texts = [found.prompt or "", *(t for turn in found.turns for t in turn)]
         for text in texts:
             assert not any(f"{b} " in f"{text} ".replace("?", " ").replace(",", " ") for b in banned), text

@@ -55,14 +55,14 @@ class DataBuild(Flags):
 
     out: Path
     """Folder to write."""
-    num_prompts: int = 7200
+    num_prompts: int = 9600
     num_held_out: int = 128
     """Prompts in each of the two held-out splits."""
     pictures: int = 4
     """Pictures of each prompt."""
     generator: str = "tiny"
     """Whose samples are judged beside renders; `none` for renders alone."""
-    generator_share: float = 0.65
+    generator_share: float = 0.7
     criterion: str = "fidelity"
     votes: int = 5
     """Simulated raters who see each pair; its label is their mean choice."""

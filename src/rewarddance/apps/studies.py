@@ -56,7 +56,7 @@ class StudyAlignment(Flags):
 
 @dataclass(frozen=True)
 class StudyOracle(Flags):
-    """Does another algorithm (the embedded VLM's descriptions) order the generator's pictures as the oracle does?
+    """Does another algorithm (a network that was trained on renders) order the generator's pictures as the oracle does?
 
     Example: rewarddance study oracle
     """

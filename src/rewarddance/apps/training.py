@@ -101,7 +101,7 @@ class Build(Flags):
 
     out: Path = Path("build")
     """Run folders of the trainings."""
-    only: Literal["all", "autoencoder", "generator", "vision", "vlm", "judge"] = "all"
+    only: Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"] = "all"
 
     def run(self) -> None:
         from rewarddance.core.parallel import processes

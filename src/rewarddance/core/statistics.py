@@ -50,3 +50,24 @@ def bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
 def paired_bootstrap(after: ArrayLike, before: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
     """Mean of `after - before`, with units resampled together (same prompts and noises on both sides)."""
     return bootstrap(np.asarray(after, np.float64) - np.asarray(before, np.float64), num=num, seed=seed)
+
+
+def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `values` (units, repeats, ...), with units and repeats resampled, each as a whole and by itself.
+
+    For a study of several training seeds: says what another draw of prompts *and* of seeds would give, so it is wider
+    than `bootstrap`, and with few seeds it is rough.
+
+    Raises:
+        ValueError: no values, or NaN among them.
+    """
+    x: NDArray[np.float64] = np.asarray(values, np.float64)
+    if x.size == 0 or np.isnan(x).any():
+        raise ValueError("bootstrap needs values and no NaN")
+    x = x.reshape(*x.shape[:2], -1).mean(2)
+    rng = stream(seed, "two-way-bootstrap")
+    rows = rng.integers(x.shape[0], size=(num, x.shape[0]))
+    columns = rng.integers(x.shape[1], size=(num, x.shape[1]))
+    means = [x[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(x.mean()), float(low), float(high))

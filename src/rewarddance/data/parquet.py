@@ -145,6 +145,13 @@ class RecordTable(Sequence[PreferenceRecord]):
         return list(self.table.column("prompt").to_pylist())
 
     @property
+    def sources(self) -> list[str]:
+        """Where the pictures of each record come from, without decoding one; "" where the file does not say."""
+        if "source" not in self.table.column_names:
+            return [""] * len(self)
+        return [s or "" for s in self.table.column("source").to_pylist()]
+
+    @property
     def labels(self) -> list[float]:
         """Labels of all choices of all records, without decoding a picture."""
         return [c["label"] for row in self.table.column("choices").to_pylist() for c in row]

@@ -18,7 +18,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import RunError
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, environment, write_json
-from rewarddance.core.statistics import paired_bootstrap
+from rewarddance.core.statistics import bootstrap, paired_bootstrap, two_way_bootstrap
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
@@ -124,11 +124,12 @@ def summarise(out: Path) -> dict[str, Any]:
             seconds[seed] = RunFolder(folder).metrics()[-1]["seconds"]
         if not values[arm]:
             continue
-        together = np.concatenate([v - start for v in values[arm].values()], 1)
-        gain = paired_bootstrap(together, np.zeros_like(together))
+        gains = [v - start for v in values[arm].values()]
+        gain = bootstrap(np.concatenate(gains, 1))
         by_seed = {s: paired_bootstrap(v, start).as_dict() for s, v in values[arm].items()}
         found["arms"][arm] = {
             "gain": gain.as_dict() | {"verdict": gain.verdict},
+            "gain_over_seeds": two_way_bootstrap(np.stack(gains, 1)).as_dict(),
             "by_seed": by_seed,
             "feature_diversity_ratio": ratios,
             "seconds": seconds,
@@ -136,9 +137,13 @@ def summarise(out: Path) -> dict[str, Any]:
     for control in ("sft", "shuffled"):
         both = sorted(values["refl"].keys() & values[control].keys())
         if both:
-            mine, theirs = (np.concatenate([values[a][s] for s in both], 1) for a in ("refl", control))
-            difference = paired_bootstrap(mine, theirs)
-            found["differences"][control] = difference.as_dict() | {"verdict": difference.verdict}
+            gaps = [values["refl"][s] - values[control][s] for s in both]
+            difference, over_seeds = bootstrap(np.concatenate(gaps, 1)), two_way_bootstrap(np.stack(gaps, 1))
+            found["differences"][control] = {
+                **difference.as_dict(),
+                "verdict": difference.verdict,
+                "over_seeds": over_seeds.as_dict(),
+            }
     return found
 
 

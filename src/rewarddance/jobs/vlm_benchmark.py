@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.streams import stream
 from rewarddance.jobs.build.lessons import Packed, collate, pack
@@ -30,6 +31,7 @@ KINDS: tuple[tuple[str, str], ...] = (
 )
 """Names of question kinds and how their questions begin, the first that fits."""
 CHUNK = 16
+MAX_WORDS = 40
 
 
 def kind_of(question: str) -> str:
@@ -85,3 +87,20 @@ def _exact(backbone: InternVLBackbone, packed: Sequence[Packed]) -> list[list[bo
                 rights[p.branch[i] - 1] = False
         out.append(rights)
     return out
+
+
+@torch.no_grad()
+def describe(backbone: InternVLBackbone, media: Sequence[Media]) -> list[str]:
+    """The VLM's greedy captions."""
+    asked = [backbone.encoder.chat([("user", ["image 1: ", m, "\n", "describe image 1."])]) for m in media]
+    ids = torch.tensor([e.ids for e in asked], device=backbone.device)
+    written = backbone.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=backbone.prepare(list(media)).to(backbone.device),
+        max_new_tokens=MAX_WORDS,
+        do_sample=False,
+    )
+    return [
+        str(t).strip() for t in backbone.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+    ]

@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-VOCABULARY = 640
+VOCABULARY = 1024
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import re
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rewarddance.core.streams import stream
 from rewarddance.world.questions import lesson
 
 JUDGE_WORDS = (
-    "instruction: prompt: prefer reference: candidate: question: answer: yes no tie better worse than the one "
-    "image picture which is does more first second compare judge overall fidelity style composition novelty "
-    "colour harmony because missing found extra wrong right matches good bad of and it has objects in order "
-    "clean blurred noisy layout follows drawing dotted four to on a an same as should show shows what where "
-    "how"
+    "instruction prompt prefer reference candidate question answer yes or no tie better worse than the one image "
+    "picture pictures which is does more most first second third compare judge overall fidelity style composition "
+    "novelty colour harmony because missing found extra wrong right matches match good bad best worst of and it has "
+    "objects in order clean blurred noisy layout follows asks that for novel drawing dotted four to on a an same as "
+    "should show shows what where how both neither but with without not holds hold background margins overlap balance "
+    "spacing reason reasons verdict"
 )
-"""Words that questions use beside the world's own; written into the corpus so that each is one token."""
+"""Words of questions and reasons beside the world's own."""
 
 
-def corpus(seed: int = 0, num_lessons: int = 3000) -> list[str]:
-    """Lines that hold every word of the world's prompts, questions and answers, with the judge's words."""
+def words(seed: int = 0, num_lessons: int = 3000) -> list[str]:
+    """Every word of the world's prompts, questions and answers, and the judge's, in alphabetical order.
+
+    A set, not a text: other questions in the same words leave the tokenizer as it is.
+    """
     rng = stream(seed, "bpe")
-    lines = []
+    found = set(JUDGE_WORDS.split())
     for _ in range(num_lessons):
-        found = lesson(rng)
-        lines += [found.prompt or "", *(text for turn in found.turns for text in turn)]
-    words = JUDGE_WORDS.split()
-    return lines + [JUDGE_WORDS, " ".join(reversed(words)), *words] * (num_lessons // 10)
+        one = lesson(rng)
+        for text in (one.prompt or "", *(text for turn in one.turns for text in turn)):
+            found.update(re.findall("[a-z]+", text))
+    return sorted(found)
 
 
 def train_bpe(vocabulary_size: int, special_tokens: list[str]) -> Tokenizer:
-    """Train on `corpus()`; a word and the space before it are one token."""
+    """Train on `words()`: each of them is one token, with and without a space before it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,5 +46,5 @@ def train_bpe(vocabulary_size: int, special_tokens: list[str]) -> Tokenizer:
         show_progress=False,
         min_frequency=5,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator([text for w in words() for text in (w, f" {w}")] * 5, trainer)
     return tokenizer

@@ -78,8 +78,8 @@ class Seen:
 
 
 @cache
-def _templates(size: int) -> tuple[Array, Array]:
-    """Silhouettes (shapes, W*W) and style coverages (shapes, styles, W*W) of one size, centred."""
+def _templates(size: int) -> tuple[Array, Array, Array, Array]:
+    """Silhouettes (shapes, W*W) and style coverages (shapes, styles, W*W) of one size, centred, and their |b|^2."""
     silhouettes = np.zeros((len(SHAPES), _WINDOW, _WINDOW), np.float32)
     styles = np.zeros((len(SHAPES), len(STYLES), _WINDOW, _WINDOW), np.float32)
     start = (_WINDOW - (size + 2)) // 2
@@ -88,28 +88,41 @@ def _templates(size: int) -> tuple[Array, Array]:
         silhouettes[i, where, where] = sprite(shape, size, "flat")
         for j, style in enumerate(STYLES):
             styles[i, j, where, where] = sprite(shape, size, style)
-    return silhouettes.reshape(len(SHAPES), -1), styles.reshape(len(SHAPES), len(STYLES), -1)
+    flat, drawn = silhouettes.reshape(len(SHAPES), -1), styles.reshape(len(SHAPES), len(STYLES), -1)
+    return flat, drawn, (flat**2).sum(-1), (drawn**2).sum(-1)
+
+
+@cache
+def _silhouettes(size: int) -> tuple[Array, Array]:
+    """Silhouettes of three neighbouring sizes, (3 * shapes, W*W), and their |b|^2."""
+    found = [_templates(_template_size(n)) for n in (size - 1, size, size + 1)]
+    return np.concatenate([t[0] for t in found]), np.concatenate([t[2] for t in found])
+
+
+def _template_size(size: int) -> int:
+    return min(max(size, 5), _WINDOW - 3)
 
 
 def _border_colour(image: Array) -> Array:
     edge = np.concatenate(
         [image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]
     )
-    return np.asarray(np.median(edge, 0), np.float32)
+    half = len(edge) // 2
+    middle = np.partition(edge, (half - 1, half), 0)[half - 1 : half + 1]  # the median, without np.median's overhead
+    return np.asarray(middle.mean(0), np.float32)
 
 
 def _unmix(image: Array, ground: Array) -> tuple[NDArray[np.intp], Array]:
     """Best colour index and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`."""
-    rise = image.reshape(-1, 3) - ground
+    rise = (image.reshape(-1, 3) - ground).T  # (3, pixels): colours first keeps every operation along memory
     paint = _PALETTE - ground
-    length = np.maximum((paint**2).sum(1), 1.0)
-    along, square = rise @ paint.T, np.einsum("pc,pc->p", rise, rise)  # (pixels, colours), (pixels,)
-    cover = np.clip(along / length, 0, 1)
-    error = square[:, None] - 2 * cover * along + cover**2 * length
-    best = error.argmin(1)
-    chosen = cover[np.arange(len(best)), best]
-    weak = square < 18.0**2  # too near the background to tell
-    chosen[weak] = 0
+    length = np.maximum((paint**2).sum(1), 1.0)[:, None]
+    along, square = paint @ rise, np.einsum("cp,cp->p", rise, rise)  # (colours, pixels), (pixels,)
+    cover = np.minimum(np.maximum(along / length, 0), 1)
+    error = cover * (cover * length - 2 * along)  # the squared error less `square`, which is the same for all
+    best = error.argmin(0)
+    chosen = np.take_along_axis(cover, best[None], 0)[0]
+    chosen[square < 18.0**2] = 0  # too near the background to tell
     return best.reshape(CANVAS, CANVAS), chosen.reshape(CANVAS, CANVAS).astype(np.float32)
 
 
@@ -147,27 +160,34 @@ def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(outside != outside[0, 0])
 
 
-def _overlap(cuts: Array, templates: Array) -> Array:
+def _overlap(cuts: Array, templates: Array, squares: Array) -> Array:
     """Tanimoto similarity a.b / (|a|^2 + |b|^2 - a.b), intersection over union where both are binary.
 
     Args:
-        cuts: (shifts, W*W); templates: (n, W*W).
+        cuts: (shifts, W*W); templates: (n, W*W); squares: |b|^2 of each template, (n,).
 
     Returns:
         (n,), the best over the shifts.
     """
     dot = cuts @ templates.T
-    union = (cuts**2).sum(1)[:, None] + (templates**2).sum(1) - dot
+    union = np.einsum("sw,sw->s", cuts, cuts)[:, None] + squares - dot
     return np.asarray((dot / np.maximum(union, 1e-6)).max(0), np.float32)
+
+
+_NEAR = _WINDOW + 2
+_SHIFTS = np.array([(y * _NEAR + x) for y in range(3) for x in range(3)])[:, None] + (
+    np.arange(_WINDOW)[:, None] * _NEAR + np.arange(_WINDOW)
+).reshape(1, -1)
+"""Indices of the nine windows in a flat square of side `_NEAR`, (9, W*W)."""
 
 
 def _cuts(source: Array, top: int, left: int) -> Array:
     """Windows of `source` at the corner (top, left) and its eight neighbours, (9, W*W); zeros beyond the canvas."""
-    pad = _WINDOW
-    wide = np.zeros((CANVAS + 2 * pad, CANVAS + 2 * pad), np.float32)
-    wide[pad:-pad, pad:-pad] = source
-    near = wide[top - 1 + pad : top + 1 + _WINDOW + pad, left - 1 + pad : left + 1 + _WINDOW + pad]
-    return np.lib.stride_tricks.sliding_window_view(near, (_WINDOW, _WINDOW)).reshape(9, -1)
+    near = np.zeros((_NEAR, _NEAR), np.float32)
+    y, x = top - 1, left - 1
+    inside = source[max(y, 0) : y + _NEAR, max(x, 0) : x + _NEAR]
+    near[max(-y, 0) : max(-y, 0) + inside.shape[0], max(-x, 0) : max(-x, 0) + inside.shape[1]] = inside
+    return np.asarray(near.ravel()[_SHIFTS])
 
 
 def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> Detection:
@@ -183,13 +203,13 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
     inside = soft[top:bottom, left:right]
     inside[edge] = np.maximum(cover[top:bottom, left:right], 0.35)[edge]
     corner = ((top + bottom - _WINDOW) // 2, (left + right - _WINDOW) // 2)
-    sides = [int(np.clip(trial, 5, _WINDOW - 3)) for trial in (size - 1, size, size + 1)]
-    fits = _overlap(_cuts(soft, *corner), np.concatenate([_templates(n)[0] for n in sides])).reshape(3, -1)
+    fits = _overlap(_cuts(soft, *corner), *_silhouettes(size)).reshape(3, -1)
     shape_fit = fits.max(0)
     best_shape = int(shape_fit.argmax())
-    fitted = sides[int(fits[:, best_shape].argmax())]
+    fitted = _template_size(size - 1 + int(fits[:, best_shape].argmax()))
     texture = np.where(piece, cover, 0).astype(np.float32)
-    style_fit = _overlap(_cuts(texture, *corner), _templates(fitted)[1][best_shape])
+    _, drawn, _, squares = _templates(fitted)
+    style_fit = _overlap(_cuts(texture, *corner), drawn[best_shape], squares[best_shape])
     share = np.bincount(best[piece], cover[piece] ** 2, len(COLOURS)).astype(np.float32)
     share /= max(float(share.sum()), 1e-6)
     return Detection(

@@ -6,8 +6,10 @@ C composition: margins, overlap, balance, spacing. N novelty: distance of the la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,26 +49,30 @@ def _ramp(x: float, low: float, high: float) -> float:
 
 def _named(fits: NDArray[np.float32], wanted: int) -> float:
     """How well the wanted template fits, and whether another fits better: 1 when it leads with a good fit."""
-    others = float(np.delete(fits, wanted).max())
-    good = _ramp(float(fits[wanted]), 0.55, 0.82)
-    return good * _ramp(float(fits[wanted]) - others, -0.12, 0.0)
+    values = fits.tolist()
+    fit = values.pop(wanted)
+    return _ramp(fit, 0.55, 0.82) * _ramp(fit - max(values), -0.12, 0.0)
 
 
 def agreement(found: Detection, term: Term) -> float:
     """How far one found object is what the term asks for, in [0, 1]."""
     colour = _ramp(float(found.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
     shape = _named(found.shape_fit, SHAPES.index(term.shape))
-    size = 1.0 if found.large == term.large else 0.6
-    return (0.15 * colour + 0.15 * shape + 0.7 * colour * shape) * size
+    return both_right(colour, shape, 1.0 if found.large == term.large else 0.0)
 
 
-def _relation_holds(a: Detection, relation: Relation, b: Detection) -> float:
+def both_right(colour: float, shape: float, size: float) -> float:
+    """Agreement of an object from that of its colour, shape and size, each in [0, 1]; little for one alone."""
+    return (0.15 * colour + 0.15 * shape + 0.7 * colour * shape) * (0.6 + 0.4 * size)
+
+
+def _relation_holds(a: Standing, relation: Relation, b: Standing) -> float:
     dx, dy = b.x - a.x, b.y - a.y
     along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
     return _ramp(along, 0.0, 5.0)
 
 
-def _arrangement_holds(spec: Spec, objects: list[Detection]) -> float:
+def _arrangement_holds(spec: Spec, objects: list[Standing]) -> float:
     if spec.arrangement == "crowd":
         return 1.0
     if len(objects) < spec.num_objects:
@@ -81,25 +87,44 @@ def _arrangement_holds(spec: Spec, objects: list[Detection]) -> float:
     return level * (1 - _ramp(float(np.ptp(gaps)), 6.0, 12.0))
 
 
-def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
+class Standing(Protocol):
+    """A centre in pixels: all that relations and arrangements ask of an object."""
+
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+
+
+def fulfilment(
+    objects: Sequence[Standing], table: NDArray[np.float64], spec: Spec, specks: float, ground: float
+) -> tuple[float, list[str]]:
+    """What fidelity means, whoever looked at the picture.
+
+    Args:
+        objects: what was seen; table: how far each agrees with each asked object, (objects, asked), in [0, 1].
+        specks: pixels of paint that belong to no object; ground: how far the background is the asked one, in [0, 1].
+
+    Returns:
+        The score in [0, 1] and its reasons.
+    """
     wanted = spec.instances()
-    if not seen.objects:
+    if not objects:
         return 0.0, ["nothing found"]
-    table = np.array([[agreement(o, t) for t in wanted] for o in seen.objects])
     rows, columns = linear_sum_assignment(-table)
     value = table[rows, columns]
     reasons = []
-    placed: dict[int, Detection] = {}
+    placed: dict[int, Standing] = {}
     for r, c, v in zip(rows, columns, value, strict=True):
         if v >= MATCHED:
-            placed[int(c)] = seen.objects[int(r)]
+            placed[int(c)] = objects[int(r)]
     for i, term in enumerate(wanted):
         reasons.append(f"{phrase_term(term)[2:]}: {'found' if i in placed else 'missing'}")
-    extra = len(seen.objects) - len(placed)
+    extra = len(objects) - len(placed)
     if extra > 0:
         reasons.append(f"extra objects: {extra}")
-    score = float(value.sum()) / max(len(wanted), len(seen.objects))
-    score *= 1 - 0.5 * _ramp(seen.specks, 6, 60)
+    score = float(value.sum()) / max(len(wanted), len(objects))
+    score *= 1 - 0.5 * _ramp(specks, 6, 60)
     if spec.relation is not None:
         held = _relation_holds(placed[0], spec.relation, placed[1]) if len(placed) == 2 else 0.0
         score *= 0.35 + 0.65 * held
@@ -108,10 +133,15 @@ def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
         held = _arrangement_holds(spec, list(placed.values()))
         score *= 0.35 + 0.65 * held
         reasons.append(f"{spec.arrangement}: {'holds' if held > 0.5 else 'does not hold'}")
-    ground = 1 - _ramp(seen.background_distance, 30, 110) if seen.background == spec.background else 0.0
     score *= 0.4 + 0.6 * ground
     reasons.append(f"{spec.background} background: {'found' if ground > 0.5 else 'missing'}")
     return score, reasons
+
+
+def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
+    table = np.array([[agreement(o, t) for t in spec.instances()] for o in seen.objects])
+    ground = 1 - _ramp(seen.background_distance, 30, 110) if seen.background == spec.background else 0.0
+    return fulfilment(seen.objects, table, spec, seen.specks, ground)
 
 
 def _style(seen: Seen, spec: Spec) -> float:

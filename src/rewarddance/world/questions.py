@@ -8,18 +8,19 @@ image-text matching.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rewarddance.world.corrupt import damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, holds, kinds, listing
-from rewarddance.world.grammar import NUMBERS, WORDINGS, phrase, phrase_body, phrase_term
+from rewarddance.world.grammar import NUMBERS, WORDINGS, parse, phrase, phrase_body, phrase_term
+from rewarddance.world.reading import read_scene
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import TRAIN_STYLES, sample_pair
 from rewarddance.world.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Spec, Term
-from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, split_of
+from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, scene_is_trainable, split_of
 
 Turn = tuple[str, str]
 """(question, answer)"""
@@ -220,3 +221,20 @@ def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     return Lesson(
         phrase(spec, wording) if with_prompt else None, tuple(images), _turns(view, with_prompt, num_questions)
     )
+
+
+def lesson_on(prompt: str, images: Sequence[Image], rng: np.random.Generator, num_questions: int = 4) -> Lesson | None:
+    """A lesson about pictures that a generator drew for a prompt, captioned by reading their pixels.
+
+    Takes two of the pictures, or one of them a third of the time, as `lesson` does.
+
+    Returns:
+        None where a picture is in doubt (`read_scene`), or shows what is held out.
+    """
+    chosen = [images[int(i)] for i in rng.permutation(len(images))[: 1 if rng.random() < 0.33 else 2]]
+    scenes = [scene for scene in map(read_scene, chosen) if scene is not None and scene_is_trainable(scene)]
+    if len(scenes) < len(chosen):
+        return None
+    with_prompt = bool(rng.random() < 0.7)
+    turns = _turns(_View(tuple(scenes), parse(prompt), rng), with_prompt, num_questions)
+    return Lesson(prompt if with_prompt else None, tuple(chosen), turns) if turns else None

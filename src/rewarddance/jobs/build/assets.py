@@ -15,11 +15,14 @@ from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
+from rewarddance.jobs.build.preferences import PreferencesConfig
 from rewarddance.jobs.build.vision import VisionConfig, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
+from rewarddance.jobs.data_build import build_data
 from rewarddance.jobs.load import ASSETS
+from rewarddance.jobs.train import MAX_VALIDATION
 
-Part = Literal["all", "autoencoder", "generator", "vision", "vlm", "judge"]
+Part = Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"]
 
 
 def build_assets(out: Path, only: Part = "all") -> None:
@@ -37,17 +40,22 @@ def build_assets(out: Path, only: Part = "all") -> None:
         ship(out / "generator", ASSETS / "generator-tiny")
     if only in ("all", "vision", "vlm"):
         _once(out / "vision", lambda resume: train_vision(VisionConfig(), out / "vision", resume=resume))
+        ship(out / "vision", ASSETS / "reader-tiny")
+    preferences = out / "preferences"
+    if only in ("all", "preferences") and is_leader():
+        build_data(PreferencesConfig(), MAX_VALIDATION, "tiny", preferences)
     if only in ("all", "vlm"):
-        vision = out / "vision" / "model" / "vision.safetensors"
-        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", resume=resume))
+        wait_for_all()
+        vision, drawn = out / "vision" / "model" / "vision.safetensors", preferences / "train.parquet"
+        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
-        _once(out / "judge", lambda resume: _train_judge(out / "judge", resume))
+        _once(out / "judge", lambda resume: _train_judge(preferences, out / "judge", resume))
         ship(out / "judge", ASSETS / "judge-tiny")
 
 
 def _once(folder: Path, train: object) -> None:
-    if (folder / "model").is_dir():
+    if any((folder / "model").rglob("*.safetensors")):
         console.print(f"{folder}: finished already", highlight=False)
         return
     resume = (folder / "run.json").is_file()
@@ -55,13 +63,13 @@ def _once(folder: Path, train: object) -> None:
     train(resume)  # type: ignore[operator]
 
 
-def _train_judge(out: Path, resume: bool) -> Path:
+def _train_judge(preferences: Path, out: Path, resume: bool) -> Path:
     from rewarddance.core.config import load_recipe, merge, parse_config
     from rewarddance.jobs.train import train_from_data
     from rewarddance.jobs.train_reward_config import RewardConfig
 
     recipe = Path("recipes/tiny/reward.yaml")
-    config = merge(RewardConfig().model_dump(), load_recipe(recipe))
+    config = merge(RewardConfig().model_dump(), load_recipe(recipe)) | {"data": str(preferences)}
     return train_from_data(parse_config(RewardConfig, config, str(recipe)), out, resume=resume)
 
 

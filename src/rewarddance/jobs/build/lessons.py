@@ -8,16 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
+from rewarddance.data.parquet import RecordTable
 from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.plan import common_prefix
-from rewarddance.world.questions import Lesson
+from rewarddance.world.questions import Lesson, lesson, lesson_on
 
 WIDTH_STEP = 8
+
+
+class LessonSource:
+    """Lessons on renders, mixed with lessons on what a generator drew for the prompts of a preference file.
+
+    Args:
+        drawn: training preferences with the generator's pictures, or None for renders alone. Opened when first
+            needed, so that it may still be in the making while training begins.
+        share: of lessons on such pictures; fewer come out, since doubtful pictures are passed over.
+    """
+
+    def __init__(self, drawn: Path | None, share: float) -> None:
+        self.drawn, self.share = drawn, share
+        self._table: RecordTable | None = None
+
+    def draw(self, rng: np.random.Generator, num_questions: int, with_drawn: bool = True) -> Lesson:
+        """One lesson; equal generators give equal lessons."""
+        if self.drawn is not None and with_drawn and rng.random() < self.share:
+            record = self._records[int(rng.integers(len(self._records)))]
+            found = lesson_on(record.prompt, [m.to_numpy() for m in record.media], rng, num_questions)
+            if found is not None:
+                return found
+        return lesson(rng, num_questions)
+
+    @property
+    def _records(self) -> RecordTable:
+        if self._table is None:
+            assert self.drawn is not None
+            table = RecordTable.open(self.drawn)
+            self._table = table.take([i for i, s in enumerate(table.sources) if s == "generator"])
+            if len(self._table) == 0:
+                raise InputError(f"{self.drawn}: no pictures by a generator; build it with one, or train without it")
+        return self._table
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ class PreferencesConfig(Config):
 
     seed: int = 0
     split: Split = "train"
-    num_prompts: int = 7200
+    num_prompts: int = 9600
     pictures: int = 4
-    generator_share: float = 0.65
+    generator_share: float = 0.7
     """Share of prompts whose pictures the generator draws; the rest are rendered and corrupted."""
     preview_share: float = 0.25
     """Share of the generator's training records, by batches of 64, half of whose pictures are predicted on the way to

@@ -1,6 +1,7 @@
 """Pretrain the embedded VLM's vision tower: every patch tells which object covers it, and where its centre is.
 
-Real VLMs too begin from a vision tower that sees (InternViT). The heads are thrown away.
+Real VLMs too begin from a vision tower that sees (InternViT). The tower with its heads is also the reader, the oracle's
+second opinion (`jobs/reader.py`).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Heads(nn.Module):
 
 
 def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Path:
-    """Train and save the vision tower's weights to `out/model/vision.safetensors`."""
+    """Train and save `out/model/vision.safetensors`, the tower's weights, and `heads.safetensors` beside it."""
     folder = RunFolder(out)
     if is_leader():
         folder.start("vision", config.model_dump(mode="json"), resume=resume)
@@ -128,7 +129,10 @@ def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Pa
     target = out / "model" / "vision.safetensors"
     if is_leader():
         target.parent.mkdir(exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, target)
+        for name, part in (("vision", tower), ("heads", heads)):
+            save_file(
+                {k: v.contiguous() for k, v in part.state_dict().items()}, target.with_name(f"{name}.safetensors")
+            )
     wait_for_all()
     return target
 

@@ -1,4 +1,8 @@
-"""Pretrain the embedded VLM on captions and questions about one and two pictures (`world/questions.py`)."""
+"""Pretrain the embedded VLM on captions and questions about one and two pictures (`world/questions.py`).
+
+Renders come first; then a part of the lessons is on pictures that the embedded generator drew, since a judge will have
+to see those too.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,10 @@ from rewarddance.core.parallel import add_up, add_up_gradients, is_leader, rank,
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
-from rewarddance.jobs.build.lessons import PackedBatch, collate, pack
+from rewarddance.jobs.build.lessons import LessonSource, PackedBatch, collate, pack
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import new_tokenizer, new_vlm
-from rewarddance.world.questions import lesson
 
 CHUNK = 16
 
@@ -33,19 +36,25 @@ class VlmConfig(Config):
     size: str = "tiny-2m"
     batch_size: int = 32
     num_questions: int = 4
+    drawn_share: float = 0.4
+    """Share of lessons on the generator's pictures, from step `drawn_from` on."""
+    drawn_from: int = 1000
     verdict_weight: float = 3.0
     """Weight of one-word answers against the words of longer ones."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
-    loop: LoopConfig = LoopConfig(num_steps=1600, log_every=10, validate_every=400, save_every=200, save_seconds=300)
+    loop: LoopConfig = LoopConfig(num_steps=2400, log_every=10, validate_every=400, save_every=200, save_seconds=300)
 
 
-def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool = False) -> Path:
+def train_vlm(
+    config: VlmConfig, vision: Path | None, out: Path, *, drawn: Path | None = None, resume: bool = False
+) -> Path:
     """Train and save to `out/model` (Hugging Face layout, with tokenizer and preprocessor).
 
     Args:
         vision: weights of a pretrained vision tower (`train_vision`), or None to begin from nothing.
+        drawn: preferences whose generated pictures are asked about too (`LessonSource`), or None for renders alone.
     """
     folder = RunFolder(out)
     if is_leader():
@@ -58,14 +67,15 @@ def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
+    source = LessonSource(drawn, config.drawn_share)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
 
-    def batch(name: str, index: int) -> list[PackedBatch]:
+    def batch(name: str, index: int, with_drawn: bool) -> list[PackedBatch]:
         """Lessons of one step (this process's share) in chunks of like length."""
         rng, share = stream(config.seed, name, index), config.batch_size // world_size()
-        lessons = (lesson(rng, config.num_questions) for _ in range(share))
+        lessons = [source.draw(rng, config.num_questions, with_drawn) for _ in range(share)]
         packed = sorted((pack(x, encoder, config.verdict_weight) for x in lessons), key=lambda p: len(p.ids))
         return [collate(packed[i : i + CHUNK], tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
 
@@ -87,7 +97,7 @@ def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool
 
     def step(index: int) -> Metrics:
         total, weights, found = 0.0, torch.zeros(()), []
-        for chunk in batch("vlm", index * world_size() + rank()):
+        for chunk in batch("vlm", index * world_size() + rank(), index >= config.drawn_from):
             loss, *rest = losses(chunk)
             (loss * rest[-1]).sum().backward()  # type: ignore[no-untyped-call]
             total, weights = total + float((loss.detach() * rest[-1]).sum()), weights + rest[-1].sum()
@@ -104,7 +114,7 @@ def train_vlm(config: VlmConfig, vision: Path | None, out: Path, *, resume: bool
     @torch.no_grad()
     def validate(index: int) -> Metrics:
         with loop.averaged():
-            found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i)]
+            found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i, False)]
         parts = (torch.cat(p) for p in zip(*found, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
 

@@ -1,0 +1,31 @@
+"""Pixels back to a scene, where what a picture shows is beyond doubt: captions for pictures that a generator drew."""
+
+from __future__ import annotations
+
+from rewarddance.world.detect import Detection, detect
+from rewarddance.world.render import Image
+from rewarddance.world.scene import Placed, Scene
+
+CLEAR = 0.6
+"""Least colour share and least overlap with the best shape for an object to be named."""
+MAX_SPECKS = 30
+MAX_BACKGROUND_DISTANCE = 60.0
+
+
+def _is_clear(found: Detection) -> bool:
+    return float(found.colour_share.max()) >= CLEAR and float(found.shape_fit.max()) >= CLEAR
+
+
+def read_scene(image: Image) -> Scene | None:
+    """The scene that a picture shows, or None where an object, the style or the background is in doubt.
+
+    Args:
+        image: uint8 (CANVAS, CANVAS, 3).
+    """
+    seen = detect(image)
+    styles = {o.style for o in seen.objects}
+    doubtful = seen.specks > MAX_SPECKS or seen.background_distance > MAX_BACKGROUND_DISTANCE
+    if len(styles) != 1 or doubtful or not all(map(_is_clear, seen.objects)):
+        return None
+    objects = (Placed(o.colour, o.shape, round(o.size), round(o.x), round(o.y)) for o in seen.objects)  # type: ignore[arg-type]
+    return Scene(tuple(objects), styles.pop(), seen.background)  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""Runs of the command line that are killed (SIGKILL) and resumed, or repeated, give the metrics of an unbroken run."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rewarddance.core.runs import RunFolder
+
+CLI = [sys.executable, "-m", "rewarddance"]
+
+
+def trajectory(folder, keys):
+    rows = RunFolder(folder).metrics()
+    return {k: [m[k] for m in rows if k in m] for k in keys}
+
+
+def run(*command):
+    found = subprocess.run([*CLI, *map(str, command)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def run_with_kills(out, *command, kills=2):
+    """Kill a command some moments after each step that it logs, `kills` times; then let it end."""
+    log, dice = out / "metrics.jsonl", random.Random(0)
+
+    def steps():
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    done, resume = 0, []
+    while done < kills:
+        process = subprocess.Popen([*CLI, *map(str, command), *resume], stderr=subprocess.DEVNULL)
+        before = steps()
+        while process.poll() is None and steps() <= before + 1:
+            time.sleep(0.02)
+        time.sleep(dice.random() * 0.5)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done, resume = done + 1, ["--resume"]
+    assert done > 0
+    run(*command, "--resume")
+
+
+@pytest.fixture(scope="module")
+def judge_flags(vlm_folder, data_folder):
+    flags = ["train", "--backbone", vlm_folder, "--data", data_folder, "--prompts-per-step", 4, "--precision", "fp32"]
+    flags += [
+        "--optim.lr",
+        2e-2,
+        "--optim.warmup-steps",
+        2,
+        "--optim.ema-decay",
+        0.5,
+    ]  # fast, so that it answers yes or no
+    return [*flags, "--loop.num-steps", 12, "--loop.save-every", 1, "--loop.validate-every", 6]
+
+
+@pytest.fixture(scope="module")
+def whole_judge(judge_flags, tmp_path_factory):
+    out = tmp_path_factory.mktemp("judges") / "whole"
+    run(*judge_flags, "--out", out)
+    return out
+
+
+JUDGE_KEYS = ("step", "loss", "grad_norm", "accuracy", "id/accuracy")
+
+
+def same(a, b, keys):
+    found, wanted = trajectory(a, keys), trajectory(b, keys)
+    for key in keys:
+        assert wanted[key], key
+        assert found[key] == pytest.approx(wanted[key], rel=1e-5, abs=1e-7), key
+
+
+def test_a_killed_judge_training_resumes_to_the_same_metrics(judge_flags, whole_judge, tmp_path):
+    run_with_kills(tmp_path / "killed", *judge_flags, "--out", tmp_path / "killed")
+    same(tmp_path / "killed", whole_judge, JUDGE_KEYS)
+
+
+def test_rerun_repeats_a_run(whole_judge, tmp_path):
+    run("rerun", whole_judge, "--out", tmp_path / "again")
+    same(tmp_path / "again", whole_judge, JUDGE_KEYS)
+
+
+def test_a_killed_refl_run_resumes_to_the_same_metrics(pipeline_folder, whole_judge, tmp_path):
+    flags = ["align", "--generator", pipeline_folder, "--judge", whole_judge, "--precision", "fp32"]
+    flags += ["--num-prompts", 4, "--batch-size", 2, "--lora-rank", 2, "--probe-prompts", 2]
+    flags += ["--references.num-candidates", 2, "--references.refresh", "steps", "--references.every", 3]
+    flags += ["--refl.num-steps", 4, "--loop.num-steps", 8, "--loop.save-every", 1, "--loop.validate-every", 4]
+    run(*flags, "--out", tmp_path / "whole")
+    run_with_kills(tmp_path / "killed", *flags, "--out", tmp_path / "killed")
+    keys = ("step", "loss", "reward", "kl", "grad_norm", "probe/proxy", "references_from")
+    same(tmp_path / "killed", tmp_path / "whole", keys)
