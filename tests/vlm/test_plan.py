@@ -1,52 +1,63 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewarddance.vlm.plan import Group, common_prefix, group_by_prefix, pack
+from rewarddance.vlm import plan
+from rewarddance.vlm.plan import batches, bucketed, common_prefix, grow
 
-KEYS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=12)
-
-
-def cost(groups, keys):
-    return sum(g.shared + sum(len(keys[m]) - g.shared for m in g.members) for g in groups)
-
-
-def partitions(items):
-    if not items:
-        yield []
-        return
-    first, rest = items[0], items[1:]
-    for smaller in partitions(rest):
-        yield [[first], *smaller]
-        for i, part in enumerate(smaller):
-            yield [*smaller[:i], [first, *part], *smaller[i + 1 :]]
+KEYS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=14, unique=True)
 
 
 @given(KEYS)
-def test_groups_partition_and_share_what_they_say(keys):
-    groups = group_by_prefix(keys)
-    assert sorted(m for g in groups for m in g.members) == list(range(len(keys)))
-    for g in groups:
-        assert len({keys[m][: g.shared] for m in g.members}) == 1
-        assert all(g.shared < len(keys[m]) for m in g.members)
+def test_every_sequence_can_be_read_off_the_tree(keys):
+    keys = sorted(keys)
+    tree = grow(keys)
+    for key, end in zip(keys, tree.ends, strict=True):
+        path = [*tree.path(end), end]
+        assert (
+            tuple(t for i in path for t in keys[tree.nodes[i].member][tree.nodes[i].start : tree.nodes[i].stop]) == key
+        )
 
 
-# dialogs end in the template's end-of-turn tokens, so none is a beginning of another
-ENDED = st.lists(st.integers(0, 1), max_size=5).map(lambda x: (*x, 9))
+@given(KEYS)
+def test_the_tree_holds_every_distinct_prefix_once(keys):
+    keys = sorted(keys)
+    assert grow(keys).num_tokens == len({k[:n] for k in keys for n in range(1, len(k) + 1)})
 
 
-@given(st.lists(ENDED, min_size=1, max_size=6, unique=True))
-def test_no_other_partition_processes_fewer_tokens(keys):
-    def shared(part):
-        if len(part) == 1:
-            return 0
-        least = min(len(keys[m]) for m in part) - 1
-        return min(least, *(common_prefix(keys[part[0]], keys[m]) for m in part[1:]))
-
-    best = min(cost([Group(shared(p), tuple(p)) for p in parts], keys) for parts in partitions(list(range(len(keys)))))
-    assert cost(group_by_prefix(keys), keys) == best
+@given(KEYS)
+def test_parents_come_first_and_no_node_is_empty(keys):
+    tree = grow(sorted(keys))
+    assert all(n.parent < i and n.length > 0 for i, n in enumerate(tree.nodes))
 
 
-@given(KEYS, st.integers(8, 60))
-def test_packing_keeps_every_member_once(keys, budget):
-    batches = pack(group_by_prefix(keys), [len(k) for k in keys], budget)
-    assert sorted(m for b in batches for g in b for m in g.members) == list(range(len(keys)))
+@given(KEYS, st.integers(1, 40))
+def test_batches_partition_and_keep_to_the_budget(keys, budget):
+    keys = sorted(keys)
+    found = batches(keys, budget)
+    assert [i for b in found for i in b] == list(range(len(keys)))
+    for b in found:
+        assert len(b) == 1 or grow(keys[b.start : b.stop]).num_tokens <= budget
+
+
+@given(KEYS, st.sampled_from([1, 100]))
+def test_buckets_hold_every_node_once_with_its_parent(keys, few):
+    tree = grow(sorted(keys))
+    old, plan.FEW = plan.FEW, few
+    try:
+        found = bucketed(tree)
+    finally:
+        plan.FEW = old
+    assert sorted(i for b in found for i in b.nodes) == list(range(len(tree.nodes)))
+    for b in found:
+        assert len(b.nodes) == b.siblings * len(b.parents)
+        for k, i in enumerate(b.nodes):
+            assert tree.nodes[i].parent == b.parents[k // b.siblings]
+            assert 0 <= b.length - tree.nodes[i].length < plan.STEP
+    padded = any(b.length > tree.nodes[i].length for b in found for i in b.nodes)
+    assert not padded or few < len({n.length for n in tree.nodes})
+
+
+def test_common_prefix():
+    assert common_prefix((1, 2), (1, 2)) == 2
+    assert common_prefix((), (1,)) == 0
+    assert common_prefix(tuple(range(50)), (*range(33), 99, *range(34, 50))) == 33

@@ -1,8 +1,7 @@
 """Dialogs to answers: every distinct picture is seen once, every shared prefix is read once, long lists stream.
 
-The schedule has two levels: prefixes (with keys and values kept) and suffixes that branch from them. The same
-code serves inference and training; in training the prefix's keys and values carry gradients, so results and
-gradients equal those of plain forward passes up to floating point.
+Dialogs that begin alike form a tree (`plan.py`), and a tree is one packed forward pass (`attention.py`). No caches: the
+same code serves inference and training, and results and gradients equal those of plain passes up to floating point.
 
 Shapes: N dialogs, W answer words, D hidden width.
 """
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
+from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.encoding import Encoded, Frame
 from rewarddance.vlm.internvl import InternVLBackbone
-from rewarddance.vlm.plan import Group, Key, group_by_prefix, pack
+from rewarddance.vlm.plan import Key, batches, grow
 
 HEAD_ROWS = 512
-WIDTH_STEP = 8
-"""Rows are padded to a multiple of this, so that kernels meet few shapes (building one costs more than padding)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Engine:
     """Drives a backbone.
 
     Args:
-        budget: padded language-model tokens in one forward pass.
+        budget: language-model tokens in one packed pass; a longer list takes several.
         image_budget: pictures in one pass of the vision tower.
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
     """
@@ -111,16 +109,10 @@ class Engine:
         self.work = Work(images=len(frames))
         seen = self._see(frames)
         asked = [_key(e, self.backbone.image_token_id, index) for e in encoded]
-        distinct = {key: i for i, key in enumerate(dict.fromkeys(asked))}
-        keys = list(distinct)
-        lengths = [len(k) for k in keys]
-        hidden: list[Tensor] = []
-        order: list[int] = []
-        for batch in pack(group_by_prefix(keys), lengths, self.budget):
-            hidden.append(self._branch(batch, keys, seen))
-            order += [m for g in batch for m in g.members]
-        back = torch.tensor(order).argsort()[[distinct[key] for key in asked]]
-        return torch.cat(hidden)[back.to(self.backbone.device)]
+        keys = sorted(set(asked))
+        place = {key: i for i, key in enumerate(keys)}
+        hidden = torch.cat([self._read(keys[b.start : b.stop], seen) for b in batches(keys, self.budget)])
+        return hidden[torch.tensor([place[key] for key in asked], device=hidden.device)]
 
     def _see(self, frames: list[Frame]) -> Tensor | None:
         """All image tokens in one table, (images * T, D)."""
@@ -130,46 +122,26 @@ class Engine:
         parts = [self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)]
         return torch.cat(parts).flatten(0, 1)
 
-    def _branch(self, batch: list[Group], keys: list[Key], seen: Tensor | None) -> Tensor:
-        """Hidden states at the answer positions of a batch, in the order of its members."""
-        device = self.backbone.device
-        rows = torch.tensor([r for r, g in enumerate(batch) for _ in g.members], device=device)
-        past, prefix_mask = None, torch.zeros(len(batch), 0, dtype=torch.long, device=device)
-        if any(g.shared for g in batch):
-            # a group without prefix gets one fully masked row: its suffixes see nothing there
-            prefixes = [keys[g.members[0]][: g.shared] for g in batch]
-            embeds, prefix_mask = self._embed(prefixes, seen)
-            positions = (prefix_mask.cumsum(1) - 1).clamp(min=0)
-            _, past = self.backbone.read(embeds, prefix_mask, positions, cache=True)
-            past = self.backbone.branch(past, rows)
-            self._count(prefix_mask)
-        suffixes = [keys[m][g.shared :] for g in batch for m in g.members]
-        embeds, mask = self._embed(suffixes, seen)
-        self._count(mask)
-        before = prefix_mask[rows]
-        positions = before.sum(1, keepdim=True) + (mask.cumsum(1) - 1).clamp(min=0)
-        hidden, _ = self.backbone.read(embeds, torch.cat([before, mask], 1), positions, past)
-        last = mask.sum(1) - 1
-        return hidden[torch.arange(len(hidden), device=device), last]
-
-    def _embed(self, keys: Sequence[Key], seen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Right-padded embeddings (B, S, D) and mask (B, S); image tokens come from the table `seen`."""
-        device = self.backbone.device
-        width = -(-max(len(k) for k in keys) // WIDTH_STEP) * WIDTH_STEP
-        table = torch.tensor([[*k, *[0] * (width - len(k))] for k in keys], device=device)
-        sizes = torch.tensor([len(k) for k in keys], device=device)
-        mask = (torch.arange(width, device=device)[None] < sizes[:, None]).long()
-        is_image = table < 0
-        embeds = self.backbone.embed(table.masked_fill(is_image, 0))
-        if seen is not None and bool(is_image.any()):
-            picked = seen[(-1 - table).clamp(min=0)].to(embeds.dtype)
-            embeds = torch.where(is_image[..., None], picked, embeds)
-        return embeds, mask
-
-    def _count(self, mask: Tensor) -> None:
-        self.work.tokens += int(mask.sum())
-        self.work.padded_tokens += mask.numel()
+    def _read(self, keys: Sequence[Key], seen: Tensor | None) -> Tensor:
+        """Hidden states at the ends of sorted sequences, (len(keys), D), from one packed pass."""
+        tree, device = grow(keys), self.backbone.device
+        packed = lay_out(tree, device)
+        tokens = torch.tensor([keys[member][place] for member, place in packed.token_of], device=device)
+        positions = torch.tensor([place for _, place in packed.token_of], device=device)
+        ends = packed.last[torch.tensor(tree.ends, device=device)]
+        self.work.tokens += tree.num_tokens
+        self.work.padded_tokens += len(tokens)
         self.work.forwards += 1
+        return self.backbone.read(self._embed(tokens, seen), positions[None], packed, ends)[0]
+
+    def _embed(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        """Embeddings (1, T, D); image tokens come from the table `seen`."""
+        is_image = tokens < 0
+        embeds = self.backbone.embed(tokens.masked_fill(is_image, 0)[None])
+        if seen is None or not bool(is_image.any()):
+            return embeds
+        picked = seen[(-1 - tokens).clamp(min=0)].to(embeds.dtype)
+        return torch.where(is_image[None, :, None], picked[None], embeds)
 
 
 def _distinct_frames(encoded: Sequence[Encoded]) -> tuple[list[Frame], dict[tuple[str, int], int]]:

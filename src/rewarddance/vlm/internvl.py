@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration
-from transformers.cache_utils import DynamicCache
 
 from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.attention import Packed, attach
 from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.preprocess import Preprocessor
 
@@ -21,7 +21,7 @@ from rewarddance.vlm.preprocess import Preprocessor
 class InternVLBackbone:
     """A VLM in the three pieces that the engine drives: vision, language model, head.
 
-    Shapes: N images, T tokens an image, D width, B rows, S tokens, V vocabulary.
+    Shapes: N images, I tokens an image, D width, B rows, S tokens, T packed tokens, V vocabulary.
     """
 
     model: Any
@@ -33,6 +33,7 @@ class InternVLBackbone:
         self.image_token_id: int = self.encoder.context_id
         if self.image_token_id != self.model.config.image_token_id:
             raise ConfigError("tokenizer and model disagree about the image token; the folder mixes two models")
+        attach(self.model.model.language_model)
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> InternVLBackbone:
@@ -69,7 +70,7 @@ class InternVLBackbone:
         return next(self.module.parameters()).device
 
     def see(self, frames: Sequence[Frame]) -> Tensor:
-        """Image tokens of frames, (N, T, D); differentiable to pixels."""
+        """Image tokens of frames, (N, I, D); differentiable to pixels."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, (media, _) in enumerate(frames):
             by_size.setdefault(media.size, []).append(i)
@@ -89,27 +90,22 @@ class InternVLBackbone:
         out: Tensor = self.model.get_input_embeddings()(ids)
         return out
 
-    def read(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor, past: Any | None = None, *, cache: bool = False
-    ) -> tuple[Tensor, Any | None]:
-        """Last hidden states (B, S, D) of the language model and, with `cache`, its keys and values.
+    def read(self, embeds: Tensor, positions: Tensor, tree: Packed, answers: Tensor) -> Tensor:
+        """Hidden states (1, N, D) of the language model at the packed places `answers` (N,).
 
         Args:
-            mask: (B, past + S), 1 where a token is real; positions: (B, S).
+            embeds: (1, T, D), packed by `tree`; positions: (1, T), of every token in its own sequence.
         """
         out = self.model.model.language_model(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=dict.fromkeys(("full_attention", "sliding_attention")),
             position_ids=positions,
-            past_key_values=past,
-            use_cache=cache or past is not None,
+            use_cache=False,
+            tree=tree,
+            answers=answers,
         )
-        return out.last_hidden_state, out.past_key_values
-
-    def branch(self, past: Any, rows: Tensor) -> Any:
-        """Keys and values of the prefixes `rows`, as a new cache; gradients flow back to the prefixes."""
-        layers = [(layer.keys.index_select(0, rows), layer.values.index_select(0, rows)) for layer in past.layers]
-        return DynamicCache(layers)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (B, V) of hidden states (B, D); two-dimensional, which bf16 on CPU wants."""

@@ -1,9 +1,9 @@
-"""Which dialogs share which prefix: a two-level schedule that processes the fewest tokens. Pure functions, no torch."""
+"""Sequences to a tree of shared prefixes, so that every shared token is processed once. Pure functions, no torch."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Key = tuple[int, ...]
@@ -11,11 +11,44 @@ Key = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Dialogs `members` (indices into the input) whose first `shared` tokens are computed once."""
+class Node:
+    """A run of tokens that some sequences share: tokens start..stop-1 of the sequence `member`.
 
-    shared: int
-    members: tuple[int, ...]
+    Attributes:
+        parent: index of the node before it, -1 for a root; parents come first.
+    """
+
+    parent: int
+    start: int
+    stop: int
+    member: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All sequences of a batch.
+
+    Attributes:
+        ends: for every sequence, the node that it ends with.
+    """
+
+    nodes: tuple[Node, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(n.length for n in self.nodes)
+
+    def path(self, node: int) -> list[int]:
+        """Ancestors of a node, the root first, itself not among them."""
+        found = []
+        while (node := self.nodes[node].parent) >= 0:
+            found.append(node)
+        return found[::-1]
 
 
 def common_prefix(a: Key, b: Key) -> int:
@@ -34,87 +67,90 @@ def common_prefix(a: Key, b: Key) -> int:
     return low
 
 
-def group_by_prefix(keys: Sequence[Key]) -> list[Group]:
-    """Partition sequences so that the sum of `shared + sum(len - shared)` over groups is least.
+def grow(keys: Sequence[Key]) -> Tree:
+    """The smallest tree of distinct sequences in ascending order.
 
-    At least one token of every sequence stays in its own suffix, because the answer is read there. Least, that is,
-    when sequences differ and none is the beginning of another, as holds for dialogs: all end with the end of a turn.
-
-    >>> group_by_prefix([(1, 2, 3, 4), (9, 9), (1, 2, 3, 5)])
-    [Group(shared=3, members=(0, 2)), Group(shared=0, members=(1,))]
+    >>> grow([(1, 2, 3, 4), (1, 2, 3, 5), (9, 9)]).nodes
+    (Node(parent=-1, start=0, stop=3, member=0), Node(parent=0, start=3, stop=4, member=0), \
+Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, member=2))
     """
-    order = sorted(range(len(keys)), key=lambda i: keys[i])
-    # sharing[i]: tokens that neighbours order[i] and order[i + 1] may share
-    sharing = [
-        min(common_prefix(keys[a], keys[b]), len(keys[a]) - 1, len(keys[b]) - 1) for a, b in itertools.pairwise(order)
+    sharing = [common_prefix(a, b) for a, b in itertools.pairwise(keys)]
+    nodes: list[Node] = []
+    ends = [-1] * len(keys)
+
+    def add(parent: int, start: int, stop: int, member: int) -> int:
+        if stop == start:
+            return parent
+        nodes.append(Node(parent, start, stop, member))
+        return len(nodes) - 1
+
+    waiting = [(0, len(keys), 0, -1)]  # (first, last + 1, tokens that are placed already, node that they end with)
+    while waiting:
+        first, stop, depth, parent = waiting.pop()
+        if stop - first == 1:
+            ends[first] = add(parent, depth, len(keys[first]), first)
+            continue
+        least = min(sharing[first : stop - 1])
+        node = add(parent, depth, least, first)
+        cuts = [i + 1 for i in range(first, stop - 1) if sharing[i] == least]
+        parts = list(zip([first, *cuts], [*cuts, stop], strict=True))
+        waiting += [(low, high, least, node) for low, high in reversed(parts)]
+    return Tree(tuple(nodes), tuple(ends))
+
+
+def batches(keys: Sequence[Key], budget: int) -> list[range]:
+    """Neighbours in a sorted list whose trees hold at most `budget` tokens (one sequence at least)."""
+    found: list[range] = []
+    first = tokens = 0
+    for i, key in enumerate(keys):
+        more = len(key) - (common_prefix(keys[i - 1], key) if i > first else 0)
+        if i > first and tokens + more > budget:
+            found.append(range(first, i))
+            first, more, tokens = i, len(key), 0
+        tokens += more
+    return [*found, range(first, len(keys))]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Nodes that attention treats alike: `rows` families of `siblings` nodes of `length` tokens each.
+
+    Attributes:
+        nodes: rows * siblings of them, family by family.
+        parents: the node that each family descends from, -1 for none.
+    """
+
+    siblings: int
+    length: int
+    nodes: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.nodes) * self.length
+
+
+MAX_SIBLINGS = 32
+FEW = 12
+"""Up to this many different lengths are kept apart; more are rounded up to multiples of `STEP`."""
+STEP = 8
+
+
+def bucketed(tree: Tree) -> list[Bucket]:
+    """Nodes by family size and length, padded lengths where there are many; parents' buckets need not come first."""
+    step = 1 if len({n.length for n in tree.nodes}) <= FEW else STEP
+    families: dict[tuple[int, int], list[int]] = {}
+    for i, n in enumerate(tree.nodes):
+        families.setdefault((n.parent, -(-n.length // step) * step), []).append(i)
+    found: dict[tuple[int, int, bool], list[tuple[int, list[int]]]] = {}
+    for (parent, length), members in families.items():
+        for part in _parts(members):
+            found.setdefault((len(part), length, parent >= 0), []).append((parent, part))
+    return [
+        Bucket(m, length, tuple(itertools.chain.from_iterable(part for _, part in rows)), tuple(p for p, _ in rows))
+        for (m, length, _), rows in sorted(found.items())
     ]
-    saved: dict[tuple[int, int, int], int] = {}
-    groups, loose = _groups(sharing, 0, len(order), 0, saved)
-    found = [*groups, *((0, [i]) for i in loose)]
-    return [Group(shared, tuple(order[i] for i in places)) for shared, places in found]
 
 
-def _parts(sharing: Sequence[int], start: int, stop: int) -> tuple[int, list[tuple[int, int]]]:
-    """The prefix that all of order[start:stop] share, and the ranges that share more."""
-    least = min(sharing[start : stop - 1])
-    cuts = [i + 1 for i in range(start, stop - 1) if sharing[i] == least]
-    return least, list(zip([start, *cuts], [*cuts, stop], strict=True))
-
-
-def _saving(sharing: Sequence[int], start: int, stop: int, above: int, known: dict[tuple[int, int, int], int]) -> int:
-    """Most tokens that order[start:stop] can save when each of them may join an open group sharing `above` tokens."""
-    if stop - start == 1:
-        return above
-    key = (start, stop, above)
-    if key not in known:
-        least, parts = _parts(sharing, start, stop)
-        own = sum(_saving(sharing, low, high, least, known) for low, high in parts) - least
-        known[key] = max(own, sum(_saving(sharing, low, high, above, known) for low, high in parts))
-    return known[key]
-
-
-def _groups(
-    sharing: Sequence[int], start: int, stop: int, above: int, known: dict[tuple[int, int, int], int]
-) -> tuple[list[tuple[int, list[int]]], list[int]]:
-    """The groups behind `_saving`, as (shared, places), and the places left to the group above."""
-    if stop - start <= 1:
-        return [], list(range(start, stop))
-    least, parts = _parts(sharing, start, stop)
-    passed = sum(_saving(sharing, low, high, above, known) for low, high in parts)
-    opens = sum(_saving(sharing, low, high, least, known) for low, high in parts) - least > passed
-    found = [_groups(sharing, low, high, least if opens else above, known) for low, high in parts]
-    groups, loose = [g for part, _ in found for g in part], [i for _, part in found for i in part]
-    if opens:
-        return [*groups, (least, loose)], []
-    return groups, loose
-
-
-def pack(groups: Sequence[Group], lengths: Sequence[int], budget: int) -> list[list[Group]]:
-    """Batches of groups, long suffixes together, whose padded tokens stay within `budget` (one group at least).
-
-    A group larger than the budget is split; its prefix is then computed once a part.
-
-    Args:
-        lengths: full length of every sequence.
-        budget: tokens, prefix and suffix rows counted with their padding.
-    """
-    pieces: list[tuple[int, int, Group]] = []
-    for g in groups:
-        longest = max(lengths[m] for m in g.members) - g.shared
-        fit = max(1, (budget - g.shared) // max(1, longest + g.shared // 4))
-        for i in range(0, len(g.members), fit):
-            part = g.members[i : i + fit]
-            pieces.append((longest, g.shared, Group(g.shared, part)))
-    pieces.sort(key=lambda p: (p[0], p[1], p[2].members))
-    batches: list[list[Group]] = []
-    rows = widest = prefix = 0
-    for longest, shared, g in pieces:
-        wide, deep = max(widest, longest), max(prefix, shared)
-        cost = (rows + len(g.members)) * wide + (len(batches[-1]) + 1 if batches else 1) * deep
-        if batches and rows and cost <= budget:
-            batches[-1].append(g)
-            rows, widest, prefix = rows + len(g.members), wide, deep
-        else:
-            batches.append([g])
-            rows, widest, prefix = len(g.members), longest, shared
-    return batches
+def _parts(members: list[int]) -> Iterable[list[int]]:
+    return (members[i : i + MAX_SIBLINGS] for i in range(0, len(members), MAX_SIBLINGS))

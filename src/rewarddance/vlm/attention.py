@@ -1,0 +1,247 @@
+"""Attention over a packed tree: every node sees its ancestors and itself, no mask over the whole is ever built.
+
+All nodes of a batch lie in one row, bucket by bucket (`plan.bucketed`). Siblings share one copy of their ancestors'
+keys, so a prefix costs its own tokens once, however many sequences branch from it. Registered with transformers as an
+attention function: layers stay theirs, so every decoder with standard attention can be driven.
+
+Shapes: T packed tokens, G families of m siblings, L tokens a node, P tokens of ancestors, H key-value heads, R query
+heads for each of them, d width of a head.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rewarddance.vlm.plan import Tree, bucketed
+
+NAME = "rewarddance_tree"
+"""Key of this attention in transformers' registry."""
+DENSE_SCORES = 1 << 24
+"""Scores of a bucket that are held at once; larger buckets are cut into parts."""
+FUSED_FROM = 1024
+"""Keys a query sees from which torch's fused attention is used, which copies prefixes but holds no scores."""
+
+
+Before = tuple[Tensor, Tensor]
+"""Keys and values of ancestors, (G, H, P, d) each."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A bucket in tensors.
+
+    Attributes:
+        start: its first packed token; its tokens stand as (G, m, L) from there on.
+        prefix: packed places of the ancestors' tokens, (G, P), padded with 0; None for roots.
+        blocked: True where `prefix` is padding, (G, P); None where there is none.
+    """
+
+    start: int
+    families: int
+    siblings: int
+    length: int
+    prefix: Tensor | None
+    blocked: Tensor | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.families * self.siblings * self.length
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tree laid out in one row.
+
+    Attributes:
+        token_of: (member, place in its sequence) of every packed token; padding repeats the node's last token.
+        blocks: what attention works through.
+        last: packed place of every node's last token, in the order of `Tree.nodes`.
+    """
+
+    token_of: tuple[tuple[int, int], ...]
+    blocks: tuple[Block, ...]
+    last: Tensor
+
+
+def lay_out(tree: Tree, device: torch.device) -> Packed:
+    """Packed places of all tokens, and what each family attends to."""
+    buckets = bucketed(tree)
+    tokens: list[tuple[int, int]] = []
+    first = [0] * len(tree.nodes)
+    for b in buckets:
+        for i in b.nodes:
+            node = tree.nodes[i]
+            first[i] = len(tokens)
+            tokens += [(node.member, min(t, node.stop - 1)) for t in range(node.start, node.start + b.length)]
+    places = [list(range(first[i], first[i] + n.length)) for i, n in enumerate(tree.nodes)]
+    before: dict[int, list[int]] = {-1: []}
+    for i, n in enumerate(tree.nodes):
+        before[i] = before[n.parent] + places[i]
+    blocks, start = [], 0
+    for b in buckets:
+        prefixes = [before[p] for p in b.parents]
+        widest = max(map(len, prefixes))
+        prefix = blocked = None
+        if widest:
+            prefix = torch.tensor([[*p, *[0] * (widest - len(p))] for p in prefixes], device=device)
+            sizes = torch.tensor([len(p) for p in prefixes], device=device)
+            if int(sizes.min()) < widest:
+                blocked = torch.arange(widest, device=device) >= sizes[:, None]
+        blocks.append(Block(start, len(b.parents), b.siblings, b.length, prefix, blocked))
+        start += b.num_tokens
+    last = torch.tensor([p[-1] for p in places], device=device)
+    return Packed(tuple(tokens), tuple(blocks), last)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: Packed | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature; without `tree` it is torch's scaled dot product attention.
+
+    Args:
+        query: (1, H * R, T, d); key, value: (1, H, T, d).
+
+    Returns:
+        (1, T, H * R, d).
+    """
+    if tree is None:
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = query[0], key[0], value[0]
+    parts = [_block(q, k, v, part, scale) for block in tree.blocks for part in _cut(block, q.shape[0])]
+    return torch.cat(parts)[None], None
+
+
+def _cut(block: Block, num_heads: int) -> list[Block]:
+    """Parts of a block whose scores stay within `DENSE_SCORES`, by families."""
+    keys = block.length + (0 if block.prefix is None else block.prefix.shape[1])
+    each = num_heads * block.siblings * block.length * keys
+    fit = max(1, DENSE_SCORES // each)
+    if fit >= block.families:
+        return [block]
+    return [
+        replace(
+            block,
+            start=block.start + i * block.siblings * block.length,
+            families=min(fit, block.families - i),
+            prefix=None if block.prefix is None else block.prefix[i : i + fit],
+            blocked=None if block.blocked is None else block.blocked[i : i + fit],
+        )
+        for i in range(0, block.families, fit)
+    ]
+
+
+def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tensor:
+    """Attention of one block, (G * m * L, H * R, d).
+
+    Args:
+        q: (H * R, T, d); k, v: (H, T, d).
+    """
+    g, m, n = block.families, block.siblings, block.length
+    heads, d = k.shape[0], k.shape[-1]
+    r = q.shape[0] // heads
+    # (H, R, G, m, L, d) -> (G, H, m, R, L, d): a sibling's query heads lie together, for its own keys
+    mine = q[:, block.start : block.stop].view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
+    own_k, own_v = (x[:, block.start : block.stop].view(heads, g, m, n, d).transpose(0, 1) for x in (k, v))
+    seen = n if block.prefix is None else n + block.prefix.shape[1]
+    attend = _fused if seen >= FUSED_FROM else _dense
+    out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale)
+    return out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
+
+
+def _ancestors(k: Tensor, v: Tensor, block: Block) -> Before | None:
+    """Keys and values of the ancestors."""
+    if block.prefix is None:
+        return None
+    shape = (k.shape[0], *block.prefix.shape, k.shape[-1])
+    flat = block.prefix.flatten()
+    first, second = (x.index_select(1, flat).view(shape).transpose(0, 1) for x in (k, v))
+    return first, second
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float) -> Tensor:
+    """Plain products; siblings meet one copy of their ancestors. q: (G, H, m, R, L, d)."""
+    g, heads, m, r, n, d = q.shape
+    q = q * scale
+    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    own = (q.reshape(g, heads, m, r * n, d) @ k.transpose(-1, -2)).view(g, heads, m, r, n, n)
+    own = own.masked_fill(future, -torch.inf)
+    if before is None:
+        p = _softmax(own, v.dtype)
+        return (p.view(g, heads, m, r * n, n) @ v).view(q.shape)
+    old = (q.reshape(g, heads, m * r * n, d) @ before[0].transpose(-1, -2)).view(g, heads, m, r, n, -1)
+    if blocked is not None:
+        old = old.masked_fill(blocked[:, None, None, None, None], -torch.inf)
+    p = _softmax(torch.cat([old, own], -1), v.dtype)
+    p_old, p_own = p[..., :-n], p[..., -n:]
+    out = p_old.reshape(g, heads, m * r * n, -1) @ before[1]
+    return out.view(q.shape) + (p_own.reshape(g, heads, m, r * n, n) @ v).view(q.shape)
+
+
+def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """In fp32 at least."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float) -> Tensor:
+    """torch's fused attention on keys that are laid side by side for every sibling."""
+    g, heads, m, r, n, d = q.shape
+    rows = q.permute(0, 2, 1, 3, 4, 5).reshape(g * m, heads * r, n, d)
+    keys, values = (x.transpose(1, 2).reshape(g * m, heads, n, d) for x in (k, v))
+    if before is None:
+        out = F.scaled_dot_product_attention(rows, keys, values, is_causal=True, scale=scale, enable_gqa=r > 1)
+    else:
+        wide = (g, m, heads, before[0].shape[2], d)
+        old_k, old_v = (x[:, None].expand(wide).reshape(g * m, *wide[2:]) for x in before)
+        visible = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+        past = torch.ones(g * m, 1, n, wide[3], dtype=torch.bool, device=q.device)
+        if blocked is not None:
+            past = past & ~blocked.repeat_interleave(m, 0)[:, None, None]
+        mask = torch.cat([past, visible.expand(g * m, 1, n, n)], -1)
+        keys, values = torch.cat([old_k, keys], 2), torch.cat([old_v, values], 2)
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale, enable_gqa=r > 1)
+    return out.view(g, m, heads, r, n, d).permute(0, 2, 1, 3, 4, 5)
+
+
+def attach(language_model: Any) -> None:
+    """Make a transformers decoder take `tree=` (a `Packed`) and `answers=` (packed places) in its forward pass.
+
+    With `answers`, the last layer computes its feed-forward part, and the final norm, at those places alone: the hidden
+    states come out as (1, N, D).
+    """
+    language_model.config._attn_implementation = NAME
+    last = language_model.layers[-1]
+    if all(hasattr(last, n) for n in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")):
+        last.forward = types.MethodType(_trimmed, last)
+
+
+def _trimmed(layer: Any, hidden_states: Tensor, *args: Any, answers: Tensor | None = None, **kwargs: Any) -> Any:
+    if answers is None:
+        return type(layer).forward(layer, hidden_states, *args, **kwargs)
+    out, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+    kept = hidden_states[:, answers] + out[:, answers]
+    return kept + layer.mlp(layer.post_attention_layernorm(kept))
+
+
+AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
