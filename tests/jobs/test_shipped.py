@@ -6,7 +6,7 @@ import torch
 
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.core.streams import stream
-from rewarddance.jobs.load import load_backbone
+from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.vlm_benchmark import describe
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
@@ -58,7 +58,7 @@ def test_the_judge_prefers_what_the_prompt_asks_for(scenes):
 def test_the_vlm_describes_what_it_sees(scenes):
     media = [Media.from_numpy(render(s)) for _, s in scenes]
     right = 0
-    for text, (spec, _) in zip(describe(load_backbone("tiny"), media), scenes, strict=True):
+    for text, (spec, _) in zip(describe(load_internvl("tiny"), media), scenes, strict=True):
         try:
             found = parse(text)
         except PromptError:

@@ -77,9 +77,9 @@ def test_resizing_is_near_pils_bicubic(size):
 
 def test_pictures_of_several_sizes_keep_their_order(backbone):
     media = [Media(torch.rand(1, 3, s, s)) for s in (48, 20, 48, 33)]
-    together = backbone.see([(m, 0) for m in media])
-    for row, m in zip(together, media, strict=True):
-        assert torch.allclose(row, backbone.see([(m, 0)])[0], atol=1e-5)
+    together = backbone.see([(m, 0) for m in media]).chunk(len(media))
+    for rows, m in zip(together, media, strict=True):
+        assert torch.allclose(rows, backbone.see([(m, 0)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (4, 4000)])

@@ -17,7 +17,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
 from rewarddance.generator.sd3 import Sd3Generator
-from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+from rewarddance.jobs.load import load_generator, load_internvl, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.oracle import fidelity
 
@@ -104,7 +104,7 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
 
 def vision_features() -> Any:
     """Mean-pooled states of the embedded VLM's vision tower: features for diversity."""
-    backbone = load_backbone("tiny")
+    backbone = load_internvl("tiny")
 
     def features(media: Sequence[Media]) -> torch.Tensor:
         pixels = backbone.prepare(list(media)).to(backbone.device)

@@ -11,6 +11,7 @@ from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
+from rewarddance.vlm.backbone import Backbone, load_backbone_folder
 from rewarddance.vlm.internvl import InternVLBackbone
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,11 +39,20 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     return folder
 
 
-def load_backbone(name: str | Path = "tiny", device: str = "auto") -> InternVLBackbone:
+def load_backbone(name: str | Path = "tiny", device: str = "auto") -> Backbone:
     """A VLM that has not been trained to judge."""
-    backbone = InternVLBackbone.load(find(name, "vlm"))
+    backbone = load_backbone_folder(find(name, "vlm"))
     backbone.module.to(resolve_device(device))
     return backbone
+
+
+def load_internvl(name: str | Path = "tiny") -> InternVLBackbone:
+    """A VLM of the embedded one's class, whose vision tower takes squares.
+
+    Raises:
+        ConfigError: another architecture.
+    """
+    return InternVLBackbone.load(find(name, "vlm"))
 
 
 def load_judge(

@@ -21,7 +21,7 @@ from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import measure_judge
-from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.backbone import Backbone
 
 
 def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
@@ -46,7 +46,7 @@ def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
 
 def train_judge(
     config: RewardConfig,
-    backbone: InternVLBackbone,
+    backbone: Backbone,
     train: Sequence[PreferenceRecord],
     validation: dict[str, Sequence[PreferenceRecord]],
     out: Path,

@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.streams import stream
 from rewarddance.jobs.build.lessons import Packed, collate, pack
-from rewarddance.jobs.load import load_backbone
+from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.world.questions import Lesson, lesson
 
@@ -46,7 +46,7 @@ def benchmark_vlm(name: str | Path = "tiny", *, num_lessons: int = 400, seed: in
 
     Lessons are fresh draws from the training distribution (scenes and prompts that are held out stay so).
     """
-    backbone = load_backbone(name)
+    backbone = load_internvl(name)
     rng = stream(seed, "vlm-benchmark")
     lessons = [lesson(rng, 6) for _ in range(num_lessons)]
     packed = [pack(x, backbone.encoder, 1.0) for x in lessons]

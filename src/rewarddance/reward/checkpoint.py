@@ -22,8 +22,8 @@ from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.scalar import ScalarJudge
 from rewarddance.reward.wrappers import Symmetrised
+from rewarddance.vlm.backbone import Backbone, load_backbone_folder
 from rewarddance.vlm.engine import Engine
-from rewarddance.vlm.internvl import InternVLBackbone
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]
     return Verdict.from_margin(margin, mass)
 
 
-def new_judge(spec: JudgeSpec, backbone: InternVLBackbone, *, strict: bool = False) -> Judge:
+def new_judge(spec: JudgeSpec, backbone: Backbone, *, strict: bool = False) -> Judge:
     """A judge on a backbone that has not been trained to judge yet."""
     half = spec.precision == "bf16" and native_bf16(backbone.device.type)
     engine = Engine(backbone, autocast=torch.bfloat16 if half else None)
@@ -117,7 +117,7 @@ def load_judge_folder(folder: Path, *, precision: Literal["fp32", "bf16"] | None
         raise RunError(f"{path}: not a judge's description ({error})") from None
     if precision is not None:
         spec = spec.model_copy(update={"precision": precision})
-    backbone = InternVLBackbone.load(folder)
+    backbone = load_backbone_folder(folder)
     backbone.module.requires_grad_(False)
     judge = new_judge(spec, backbone, strict=True)
     if isinstance(judge.single, ScalarJudge):

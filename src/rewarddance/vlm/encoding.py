@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,37 @@ class Encoded:
     """One sequence.
 
     Attributes:
-        ids: token ids; every picture is a run of `image_seq_length` context tokens.
+        ids: token ids; every picture is a run of context tokens.
         images: pictures in the order of their runs, (media, frame index).
+        counts: context tokens of every picture.
         answers: True where the token belongs to an assistant's answer, its end token included.
     """
 
     ids: tuple[int, ...]
     images: tuple[Frame, ...]
     answers: tuple[bool, ...]
+    counts: tuple[int, ...] = ()
 
 
 class ChatEncoder:
-    """Encodes with a tokenizer's own chat template, in InternVL's layout of pictures and videos."""
+    """Encodes with a tokenizer's own chat template; a video is a list of numbered pictures, as InternVL has it.
 
-    def __init__(self, tokenizer: Any, image_seq_length: int) -> None:
+    Args:
+        image_tokens: context tokens of a picture, or a function that knows how many.
+        marks: what stands before a picture, for each of its tokens and after it; the tokenizer's own when None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_tokens: int | Callable[[Media], int],
+        marks: tuple[str, str, str] | None = None,
+    ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError("the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json")
-        self.tokenizer, self.image_seq_length = tokenizer, image_seq_length
-        self.start, self.end = tokenizer.start_image_token, tokenizer.end_image_token
-        self.context = tokenizer.context_image_token
+        self.tokenizer, self._image_tokens = tokenizer, image_tokens
+        own = ("start_image_token", "context_image_token", "end_image_token")
+        self.start, self.context, self.end = marks or tuple(str(getattr(tokenizer, name)) for name in own)
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
         special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
@@ -89,16 +101,24 @@ class ChatEncoder:
                 spans.append((len(text), stop + 1))
             text += content + frame[i + 1]
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
-        ids, answers = self._expand(found, spans)
-        return Encoded(ids, tuple(images), answers)
+        counts = tuple(self.count(media) for media, _ in images)
+        ids, answers = self._expand(found, spans, counts)
+        return Encoded(ids, tuple(images), answers, counts)
 
-    def _expand(self, found: Any, spans: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    def count(self, media: Media) -> int:
+        """Context tokens of one frame."""
+        return self._image_tokens if isinstance(self._image_tokens, int) else self._image_tokens(media)
+
+    def _expand(
+        self, found: Any, spans: list[tuple[int, int]], counts: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """Repeat the context token of every picture; mark answer tokens."""
         ids: list[int] = []
         answers: list[bool] = []
         offsets = found["offset_mapping"] if spans else [(0, 0)] * len(found["input_ids"])
+        left = iter(counts)
         for token, (low, high) in zip(found["input_ids"], offsets, strict=True):
-            times = self.image_seq_length if token == self.context_id else 1
+            times = next(left) if token == self.context_id else 1
             ids += [token] * times
             answers += [any(a <= low and low < b and high > low for a, b in spans)] * times
         return tuple(ids), tuple(answers)

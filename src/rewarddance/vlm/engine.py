@@ -8,7 +8,8 @@ Shapes: N dialogs, W answer words, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
 from rewarddance.vlm.attention import lay_out
+from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded, Frame
-from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.plan import Key, batches, grow
 
 HEAD_ROWS = 512
@@ -63,7 +64,7 @@ class Engine:
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
     """
 
-    backbone: InternVLBackbone
+    backbone: Backbone
     budget: int = 16_384
     image_budget: int = 256
     autocast: torch.dtype | None = None
@@ -105,59 +106,57 @@ class Engine:
     def _hidden(self, dialogs: Sequence[Dialog]) -> Tensor:
         """(N, D) in the order of the dialogs."""
         encoded = [self.backbone.encoder.chat([("user", d)]) for d in dialogs]
-        frames, index = _distinct_frames(encoded)
+        frames, first_row = _distinct_frames(encoded)
         self.work = Work(images=len(frames))
         seen = self._see(frames)
-        asked = [_key(e, self.backbone.image_token_id, index) for e in encoded]
-        keys = sorted(set(asked))
+        asked = [_key(e, self.backbone.image_token_id, first_row) for e in encoded]
+        holder = dict(zip(asked, encoded, strict=True))
+        keys = sorted(holder)
         place = {key: i for i, key in enumerate(keys)}
-        hidden = torch.cat([self._read(keys[b.start : b.stop], seen) for b in batches(keys, self.budget)])
+        parts = [self._read(keys[b.start : b.stop], holder, seen) for b in batches(keys, self.budget)]
+        hidden = torch.cat(parts)
         return hidden[torch.tensor([place[key] for key in asked], device=hidden.device)]
 
     def _see(self, frames: list[Frame]) -> Tensor | None:
-        """All image tokens in one table, (images * T, D)."""
+        """All image tokens in one table, one row each."""
         if not frames:
             return None
         step = self.image_budget
-        parts = [self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)]
-        return torch.cat(parts).flatten(0, 1)
+        return torch.cat([self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)])
 
-    def _read(self, keys: Sequence[Key], seen: Tensor | None) -> Tensor:
+    def _read(self, keys: Sequence[Key], holder: Mapping[Key, Encoded], seen: Tensor | None) -> Tensor:
         """Hidden states at the ends of sorted sequences, (len(keys), D), from one packed pass."""
         tree, device = grow(keys), self.backbone.device
         packed = lay_out(tree, device)
-        tokens = torch.tensor([keys[member][place] for member, place in packed.token_of], device=device)
-        positions = torch.tensor([place for _, place in packed.token_of], device=device)
+        members = sorted({member for member, _ in packed.token_of})
+        starts = dict(zip(members, itertools.accumulate((len(keys[m]) for m in members), initial=0), strict=False))
+        at = torch.tensor([starts[member] + place for member, place in packed.token_of])
+        tokens = torch.tensor([t for m in members for t in keys[m]])[at].to(device)
+        positions = torch.cat([self.backbone.positions(holder[keys[m]]) for m in members], 1)[:, at].to(device)
         ends = packed.last[torch.tensor(tree.ends, device=device)]
         self.work.tokens += tree.num_tokens
         self.work.padded_tokens += len(tokens)
         self.work.forwards += 1
-        return self.backbone.read(self._embed(tokens, seen), positions[None], packed, ends)[0]
-
-    def _embed(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
-        """Embeddings (1, T, D); image tokens come from the table `seen`."""
-        is_image = tokens < 0
-        embeds = self.backbone.embed(tokens.masked_fill(is_image, 0)[None])
-        if seen is None or not bool(is_image.any()):
-            return embeds
-        picked = seen[(-1 - tokens).clamp(min=0)].to(embeds.dtype)
-        return torch.where(is_image[None, :, None], picked[None], embeds)
+        rows = -1 - tokens[tokens < 0]
+        pictures = None if seen is None or len(rows) == 0 else seen[rows]
+        return self.backbone.read(tokens.clamp(min=-1), pictures, positions, packed, ends)
 
 
 def _distinct_frames(encoded: Sequence[Encoded]) -> tuple[list[Frame], dict[tuple[str, int], int]]:
-    """Frames with different pixels, in order of appearance, and their numbers."""
+    """Frames with different pixels, in order of appearance, and the first row of each in the table of image tokens."""
     frames: list[Frame] = []
-    index: dict[tuple[str, int], int] = {}
+    first_row: dict[tuple[str, int], int] = {}
+    rows = 0
     for e in encoded:
-        for media, i in e.images:
-            if (media.key, i) not in index:
-                index[media.key, i] = len(frames)
+        for (media, i), count in zip(e.images, e.counts, strict=True):
+            if (media.key, i) not in first_row:
+                first_row[media.key, i] = rows
                 frames.append((media, i))
-    return frames, index
+                rows += count
+    return frames, first_row
 
 
-def _key(encoded: Encoded, image_token: int, index: dict[tuple[str, int], int]) -> Key:
+def _key(encoded: Encoded, image_token: int, first_row: dict[tuple[str, int], int]) -> Key:
     """Token ids, with every image token replaced by -1 - (its row in the table of image tokens)."""
-    per_image = encoded.ids.count(image_token) // max(1, len(encoded.images))
-    rows = (index[m.key, i] * per_image + t for m, i in encoded.images for t in range(per_image))
+    rows = (first_row[m.key, i] + t for (m, i), n in zip(encoded.images, encoded.counts, strict=True) for t in range(n))
     return tuple(-1 - next(rows) if token == image_token else token for token in encoded.ids)

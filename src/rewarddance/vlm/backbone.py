@@ -1,0 +1,139 @@
+"""What the engine needs of a vision-language model, and the door to all that we know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.attention import Packed, attach
+from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
+
+
+@dataclass
+class Backbone(ABC):
+    """A VLM in the pieces that the engine drives: encoder of dialogs, vision, language model, head.
+
+    Shapes: T packed tokens, D width, B rows, V vocabulary, C channels of an image token (D, or a multiple of it where
+    a model feeds pictures into several layers).
+    """
+
+    model: Any
+    tokenizer: Any
+    encoder: ChatEncoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder = self.new_encoder()
+        if self.image_token_id != self.model.config.image_token_id:
+            raise ConfigError("tokenizer and model disagree about the image token; the folder mixes two models")
+        attach(self.model.model.language_model)
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Load a local folder in Hugging Face layout, in evaluation mode."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> Path:
+        """Write the ordinary folder, which transformers reads too."""
+
+    @abstractmethod
+    def new_encoder(self) -> ChatEncoder:
+        """How dialogs become token ids."""
+
+    @abstractmethod
+    def see(self, frames: Sequence[Frame]) -> Tensor:
+        """Image tokens of all frames, one after another, (sum of their counts, C); differentiable to pixels."""
+
+    @abstractmethod
+    def positions(self, encoded: Encoded) -> Tensor:
+        """Places of a dialog's tokens for rotary embeddings, (axes, S); every one depends on what is before it only."""
+
+    @property
+    def image_token_id(self) -> int:
+        return self.encoder.context_id
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self.model
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def read(self, ids: Tensor, seen: Tensor | None, positions: Tensor, tree: Packed, answers: Tensor) -> Tensor:
+        """Hidden states (N, D) of the language model at the packed places `answers` (N,).
+
+        Args:
+            ids: token ids (T,), -1 at image tokens; seen: what stands there, (image tokens, C), in order.
+            positions: (axes, T).
+        """
+        is_image = ids < 0
+        embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0))
+        if seen is not None:
+            width = embeds.shape[-1]
+            embeds = embeds.index_put((is_image.nonzero()[:, 0],), seen[:, :width].to(embeds.dtype))
+        out = self.model.model.language_model(
+            inputs_embeds=embeds[None],
+            position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
+            use_cache=False,
+            tree=tree,
+            answers=answers,
+            **self.extras(is_image, seen),
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden if len(hidden) == len(answers) else hidden[answers]
+
+    def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
+        """More keywords for the language model; no mask is ever built."""
+        return {"attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))}
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits (B, V) of hidden states (B, D); two-dimensional, which bf16 on CPU wants."""
+        out: Tensor = self.model.lm_head(hidden)
+        return out
+
+
+def open_config(folder: str | Path, known: Sequence[str]) -> Any:
+    """The configuration of a folder.
+
+    Raises:
+        ConfigError: not a model's folder, or an architecture that is not among `known`.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: no config.json; needs a folder in Hugging Face layout")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"{folder}: transformers cannot read its config.json ({error})") from None
+    if config.model_type not in known:
+        raise ConfigError(
+            f"{folder}: architecture {config.model_type!r} is not supported; known: {', '.join(map(repr, known))}"
+        )
+    return config
+
+
+def load_backbone_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Any VLM that we know, by the architecture in its config.json.
+
+    Raises:
+        ConfigError: no such architecture, or a folder that cannot be used.
+    """
+    from rewarddance.vlm.internvl import InternVLBackbone
+    from rewarddance.vlm.qwen import QwenBackbone
+
+    kinds: dict[str, type[Backbone]] = {
+        "internvl": InternVLBackbone,
+        "qwen2_5_vl": QwenBackbone,
+        "qwen3_vl": QwenBackbone,
+    }
+    return kinds[open_config(folder, tuple(kinds)).model_type].load(folder, dtype)

@@ -1,0 +1,110 @@
+"""Pictures to Qwen-VL's patches in differentiable torch: sizes that fit the grid, patches in merge order."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.core.errors import InputError
+from rewarddance.vlm.preprocess import MAX_ASPECT
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PatchPreprocessor:
+    """Resize to a multiple of patch * merge pixels near the picture's own size, normalise, cut into patches.
+
+    Attributes:
+        patch: pixels a side; merge: patches a side that become one token; temporal: frames in a patch (a picture is
+            repeated).
+        min_pixels, max_pixels: bounds of height times width.
+    """
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    @classmethod
+    def load(cls, folder: Path, patch: int, merge: int, temporal: int) -> PatchPreprocessor:
+        """From `preprocessor_config.json` (both its old and its new names of the bounds), or defaults."""
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            return cls(patch, merge, temporal)
+        found: dict[str, Any] = json.loads(path.read_text())
+        size = found.get("size") or {}
+        return cls(
+            patch,
+            merge,
+            temporal,
+            int(size.get("shortest_edge") or found.get("min_pixels") or cls.min_pixels),
+            int(size.get("longest_edge") or found.get("max_pixels") or cls.max_pixels),
+            tuple(found.get("image_mean", CLIP_MEAN)),
+            tuple(found.get("image_std", CLIP_STD)),
+        )
+
+    def save(self, folder: Path) -> None:
+        content = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": self.patch,
+            "merge_size": self.merge,
+            "temporal_patch_size": self.temporal,
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_resize": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "resample": 3,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def size(self, height: int, width: int, origin: str | None = None) -> tuple[int, int]:
+        """Pixels after resizing: multiples of patch * merge within the bounds, nearly the same shape.
+
+        Raises:
+            InputError: over 200 times longer than wide.
+        """
+        if max(height, width) / min(height, width) > MAX_ASPECT:
+            raise InputError(f"{origin or 'picture'}: {width}x{height} pixels is too narrow to judge")
+        step = self.patch * self.merge
+        h, w = round(height / step) * step, round(width / step) * step
+        if h * w > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            return max(step, math.floor(height / shrink / step) * step), max(
+                step, math.floor(width / shrink / step) * step
+            )
+        if h * w < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            return math.ceil(height * grow / step) * step, math.ceil(width * grow / step) * step
+        return h, w
+
+    def grid(self, height: int, width: int, origin: str | None = None) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        h, w = self.size(height, width, origin)
+        return h // self.patch, w // self.patch
+
+    def __call__(self, pixels: Tensor, origin: str | None = None) -> Tensor:
+        """(3, H, W) in [0, 1] to (patches, 3 * temporal * patch * patch), the patches of a token side by side."""
+        height, width = self.size(pixels.shape[-2], pixels.shape[-1], origin)
+        x = pixels.float()[None]
+        if x.shape[-2:] != (height, width):
+            x = F.interpolate(x, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        x, m, p = (x - mean) / std, self.merge, self.patch
+        x = x.view(3, height // p // m, m, p, width // p // m, m, p).permute(1, 4, 2, 5, 0, 3, 6)
+        rows = x.reshape(-1, 3, 1, p, p).expand(-1, -1, self.temporal, -1, -1)
+        return rows.reshape(len(rows), -1)

@@ -1,0 +1,100 @@
+"""Adapter for Qwen2.5-VL and Qwen3-VL: pictures of any size, rotary places in three axes, DeepStack features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+
+from rewarddance.core.media import Media
+from rewarddance.vlm.backbone import Backbone, open_config
+from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
+from rewarddance.vlm.patches import PatchPreprocessor
+
+CLASSES: dict[str, Any] = {
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+}
+MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+
+
+@dataclass
+class QwenBackbone(Backbone):
+    """Qwen-VL. Frames of a video are asked as numbered pictures, as InternVL does."""
+
+    prepare: PatchPreprocessor
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Load a local folder in Hugging Face layout.
+
+        Raises:
+            ConfigError: not a Qwen2.5-VL or Qwen3-VL folder, or a tokenizer that cannot be used.
+        """
+        folder = Path(folder)
+        config = open_config(folder, tuple(CLASSES))
+        model = CLASSES[config.model_type].from_pretrained(folder, dtype=dtype).eval()
+        vision = config.vision_config
+        prepare = PatchPreprocessor.load(
+            folder, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        )
+        return cls(model, AutoTokenizer.from_pretrained(folder), prepare)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        self.prepare.save(path)
+        return path
+
+    def new_encoder(self) -> ChatEncoder:
+        return ChatEncoder(self.tokenizer, self._count, MARKS)
+
+    def _count(self, media: Media) -> int:
+        height, width = self.prepare.grid(*media.size, media.origin)
+        return height * width // self.prepare.merge**2
+
+    def see(self, frames: Sequence[Frame]) -> Tensor:
+        patches = [self.prepare(m.frames[i].to(self.device), m.origin) for m, i in frames]
+        grids = [(1, *self.prepare.grid(*m.size, m.origin)) for m, _ in frames]
+        out = self.model.model.get_image_features(
+            torch.cat(patches), torch.tensor(grids, device=self.device), return_dict=True
+        )
+        layers = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+        return torch.cat([torch.cat(list(layer)) for layer in layers], -1)
+
+    def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
+        width = self.model.config.text_config.hidden_size
+        if self.model.config.model_type == "qwen2_5_vl":
+            return super().extras(is_image, seen)
+        # Qwen3-VL takes no dictionary of masks; anything with four axes is passed on as it is, and ours is not read
+        extra: dict[str, Any] = {"attention_mask": torch.empty(1, 1, 1, 1, device=is_image.device)}
+        if seen is not None and seen.shape[1] > width:
+            extra["visual_pos_masks"] = is_image[None]
+            extra["deepstack_visual_embeds"] = list(torch.split(seen[:, width:], width, 1))
+        return extra
+
+    def positions(self, encoded: Encoded) -> Tensor:
+        """(3, S): time, row and column; text counts up on all three, a picture spans its grid from where it stands."""
+        grids = iter([self.prepare.grid(*m.size, m.origin) for m, _ in encoded.images])
+        parts, now = [], 0
+        for is_image, run in itertools.groupby(encoded.ids, lambda token: token == self.image_token_id):
+            num = len(list(run))
+            if not is_image:
+                parts.append(torch.arange(now, now + num).expand(3, -1))
+                now += num
+                continue
+            height, width = (n // self.prepare.merge for n in next(grids))
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            parts.append(
+                now + torch.stack([torch.zeros(height * width, dtype=torch.long), rows.flatten(), columns.flatten()])
+            )
+            now += max(height, width)
+        return torch.cat(parts, 1)

@@ -1,0 +1,175 @@
+"""Qwen2.5-VL and Qwen3-VL, tiny and random: the engine equals transformers' own forward pass, patches the official ones."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.media import Media
+from rewarddance.vlm.backbone import load_backbone_folder
+from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.patches import PatchPreprocessor
+from rewarddance.vlm.qwen import CLASSES, MARKS, QwenBackbone
+from rewarddance.vlm.tiny import new_tokenizer
+
+WORDS = ("yes", "no")
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def qwen_tokenizer():
+    tokenizer = new_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def new_model(kind, tokenizer):
+    torch.manual_seed(3)
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(mark) for name, mark in zip(("start", "image", "end"), MARKS, strict=True)
+    }
+    common = {"image_token_id": ids["image"], "vision_start_token_id": ids["start"], "vision_end_token_id": ids["end"]}
+    text = TEXT | {"vocab_size": len(tokenizer)}
+    if kind == "qwen2_5_vl":
+        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+        vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
+        vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
+        config = Qwen2_5_VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision, **common)
+    else:
+        rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
+        vision = {"depth": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
+        vision |= {"patch_size": 16, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+        text |= {"rope_parameters": rope, "head_dim": 16}
+        config = Qwen3VLConfig(text_config=text, vision_config=vision, **common)
+    return CLASSES[kind](config).eval()
+
+
+@pytest.fixture(params=sorted(CLASSES))
+def backbone(request):
+    tokenizer = qwen_tokenizer()
+    model = new_model(request.param, tokenizer)
+    patch = model.config.vision_config.patch_size
+    return QwenBackbone(model, tokenizer, PatchPreprocessor(patch, min_pixels=16, max_pixels=120_000))
+
+
+@pytest.fixture
+def pictures():
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(56, 56), (56, 56), (90, 60), (64, 128), (56, 56)]
+    return [Media(torch.rand(1, 3, h, w, generator=rng)) for h, w in sizes]
+
+
+def question(prompt, *images):
+    parts = [f"prompt: {prompt}\n"]
+    for i, image in enumerate(images):
+        parts += [f"image {i + 1}: ", image, "\n"]
+    return (*parts, "is image 1 better?")
+
+
+def plain(backbone, dialogs):
+    """One full forward of the transformers model a dialog."""
+    ids = [backbone.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in WORDS]
+    rows = []
+    for d in dialogs:
+        e = backbone.encoder.chat([("user", d)])
+        tokens = torch.tensor([e.ids])
+        more = {}
+        if e.images:
+            more["pixel_values"] = torch.cat([backbone.prepare(m.frames[i]) for m, i in e.images])
+            more["image_grid_thw"] = torch.tensor([(1, *backbone.prepare.grid(*m.size)) for m, _ in e.images])
+            more["mm_token_type_ids"] = (tokens == backbone.image_token_id).int()
+        rows.append(backbone.model(input_ids=tokens, **more).logits[0, -1][ids])
+    return torch.stack(rows)
+
+
+def mixed_dialogs(pictures):
+    a, b, c, d, e = pictures
+    pairs = [question("a red circle", x, y) for x in (a, b, c) for y in (a, b, c) if x is not y]
+    return [*pairs, question("two blue squares on black", d), question("hm", a, b, c, d, e), ("is it?",), pairs[0]]
+
+
+@pytest.mark.parametrize("budget", [200, 100_000])
+def test_logits_equal_plain_forwards(backbone, pictures, budget):
+    dialogs = mixed_dialogs(pictures)
+    engine = Engine(backbone, budget=budget)
+    found = engine.answer_logits(dialogs, WORDS).logits
+    assert torch.allclose(found, plain(backbone, dialogs), atol=1e-5)
+    assert engine.work.images == 5
+
+
+def test_gradients_equal_plain_forwards(backbone, pictures):
+    media = [Media(m.frames.clone().requires_grad_()) for m in pictures]
+    dialogs = mixed_dialogs(media)
+    weights = [p for n, p in backbone.module.named_parameters() if "k_proj.bias" not in n and "qkv.bias" not in n]
+    inputs = [m.frames for m in media] + weights
+
+    def gradients(logits):
+        return torch.autograd.grad((logits[:, 0] - logits[:, 1]).square().sum(), inputs, allow_unused=True)
+
+    ours = gradients(Engine(backbone).answer_logits(dialogs, WORDS).logits)
+    theirs = gradients(plain(backbone, dialogs))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b.norm() > 1e-5:
+            assert (a - b).norm() / b.norm() < 1e-4
+
+
+def test_positions_are_transformers_rope_index(backbone, pictures):
+    for d in mixed_dialogs(pictures):
+        e = backbone.encoder.chat([("user", d)])
+        if not e.images:
+            continue
+        tokens = torch.tensor([e.ids])
+        grids = torch.tensor([(1, *backbone.prepare.grid(*m.size)) for m, _ in e.images])
+        wanted, _ = backbone.model.model.get_rope_index(tokens, (tokens == backbone.image_token_id).int(), grids)
+        assert torch.equal(backbone.positions(e), wanted[:, 0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 84), (28, 140)])
+@pytest.mark.parametrize("patch", [14, 7])
+def test_patches_are_the_official_ones(height, width, patch):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    official = Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, temporal_patch_size=2)
+    wanted = official(Image.fromarray(pixels), return_tensors="pt")
+    ours = PatchPreprocessor(patch)
+    media = Media.from_numpy(pixels)
+    assert tuple(wanted["image_grid_thw"][0, 1:].tolist()) == ours.grid(height, width)
+    assert torch.allclose(ours(media.frames[0]), wanted["pixel_values"], atol=2e-2 if patch == 7 else 1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 3000), (1080, 1920), (57, 11), (20_000, 20_000)])
+def test_sizes_are_the_official_ones(height, width):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    ours = PatchPreprocessor()
+    assert ours.size(height, width) == smart_resize(height, width, 28, ours.min_pixels, ours.max_pixels)
+
+
+def test_a_hair_is_refused():
+    with pytest.raises(InputError, match="too narrow"):
+        PatchPreprocessor().size(1, 500)
+
+
+def test_a_backbone_survives_the_disk(backbone, pictures, tmp_path):
+    backbone.save(tmp_path)
+    again = load_backbone_folder(tmp_path)
+    assert isinstance(again, QwenBackbone)
+    assert again.prepare == backbone.prepare
+    dialogs = mixed_dialogs(pictures)
+    found, wanted = (Engine(b).answer_logits(dialogs, WORDS).logits for b in (again, backbone))
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_unknown_architectures_name_the_known_ones(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="'bert' is not supported; known: 'internvl', 'qwen2_5_vl', 'qwen3_vl'"):
+        load_backbone_folder(tmp_path)
