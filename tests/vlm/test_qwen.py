@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL, tiny and random: the engine equals transformers' own forward pass, patches the official ones."""
+"""Qwen2.5-VL and Qwen3-VL, tiny and random: the engine equals transformers' forward pass, patches the official ones."""
 
 import numpy as np
 import pytest

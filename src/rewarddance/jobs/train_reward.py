@@ -88,12 +88,13 @@ def train_judge(
         config.label_smoothing,
         config.micro_batch or config.prompts_per_step,
         say,
+        shuffle=config.context.layout != "strict",
     )
     stuck = StuckLoss()
 
     def step(index: int) -> Metrics:
         try:
-            metrics: Metrics = dict(accumulate(training_batch(train, config, index)))
+            metrics: Metrics = dict(accumulate(training_batch(train, config, index), index))
         except RunError as error:
             raise RunError(f"step {index}: {error}; {out} keeps its last checkpoint") from None
         warning = None if config.paradigm == "regression" else stuck.note(index + 1, metrics["loss"])

@@ -12,6 +12,7 @@ from torch import nn
 from rewarddance.core.errors import RunError
 from rewarddance.core.parallel import add_up_gradients, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.objective import reward_step
@@ -25,6 +26,7 @@ class Accumulator:
     Attributes:
         size: records in one pass; halved, once and for all, when a pass runs out of memory.
         say: told once, in words, when that happens.
+        shuffle: put each record's questions in random order, for layouts in which the order decides places.
     """
 
     judge: RewardModel
@@ -33,9 +35,12 @@ class Accumulator:
     smoothing: float
     size: int
     say: Callable[[str], None]
+    shuffle: bool = False
 
-    def __call__(self, records: Sequence[PreferenceRecord]) -> dict[str, float]:
+    def __call__(self, records: Sequence[PreferenceRecord], index: int = 0) -> dict[str, float]:
         """Add the gradient of the mean loss over all questions; figures of `reward_step`, averaged likewise.
+
+        `index` is the step, on which the order of questions depends.
 
         Data-parallel processes share the records out; each ends with the gradient of all of them, and with the
         figures of its own.
@@ -43,7 +48,7 @@ class Accumulator:
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
-        asked = [questions(r, self.paradigm) for r in records]
+        asked = [self._ordered(questions(r, self.paradigm), r.record_id, index) for r in records]
         total = sum(map(len, asked))
         records, asked = records[rank() :: world_size()], asked[rank() :: world_size()]
         while True:
@@ -59,6 +64,11 @@ class Accumulator:
                     raise RunError(f"out of memory with a single record in a pass (largest: {name}): {error}") from None
                 self.size = min(self.size, len(records)) // 2 or 1
                 self.say(f"out of memory: going on with {self.size} records in a pass")
+
+    def _ordered(self, asked: list[Question], record_id: str, index: int) -> list[Question]:
+        if not self.shuffle:
+            return asked
+        return [asked[int(i)] for i in stream(index, "question-order", record_id).permutation(len(asked))]
 
     def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> dict[str, float]:
         mine, figures = sum(map(len, asked)), dict[str, float]()

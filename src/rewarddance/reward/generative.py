@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.context import Context
+from rewarddance.reward.layouts import dialogs_of, orders
 from rewarddance.vlm.engine import Engine
 
 MIN_ANSWER_MASS = 0.5
@@ -31,12 +33,20 @@ class GenerativeJudge:
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """One question each, in the given order only.
 
+        The `listwise` layout asks in several orders of the pictures (one in training) and averages log-probabilities.
+
         Raises:
             JudgementError: the VLM puts less than half its probability on the answer words, or returns NaN.
         """
-        dialogs = [self.context.render(c) for c in comparisons]
+        n = len(comparisons)
+        several = self.context.layout == "listwise" and self.strict
+        ways = orders(n, self.context.permutations if several else 1)
+        dialogs = [d for way in ways for d in dialogs_of(self.context, [comparisons[i] for i in way])]
         found = self.engine.answer_logits(dialogs, (self.context.yes, self.context.no))
-        verdict = Verdict(found.logp[:, 0], found.logp[:, 1], found.mass)
+        back = torch.tensor(ways, device=found.logp.device).argsort(1)
+        logp = found.logp.view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
+        mass = found.mass.view(len(ways), n).gather(1, back).mean(0)
+        verdict = Verdict(logp[:, 0], logp[:, 1], mass)
         if self.strict:
             _refuse_unclear(verdict, comparisons)
         return verdict

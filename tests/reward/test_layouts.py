@@ -1,0 +1,105 @@
+"""Layouts: what is shown, what is asked, and that it is asked of the right pictures."""
+
+import pytest
+import torch
+
+from rewarddance.core.types import Comparison
+from rewarddance.reward.checkpoint import new_judge
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.context import Context
+from rewarddance.reward.generative import GenerativeJudge
+from rewarddance.reward.layouts import dialogs_of, orders
+from rewarddance.vlm.engine import Answers, Engine
+
+PROMPT = "a red circle"
+
+
+def pairs(pictures):
+    return [Comparison(PROMPT, a, b, "fidelity") for a in pictures for b in pictures if a is not b]
+
+
+def shown(dialog):
+    return [p for p in dialog if not isinstance(p, str)]
+
+
+def test_two_questions_share_everything_before_the_question(pictures):
+    a, b, c = pictures[:3]
+    first, other, second = dialogs_of(
+        Context(layout="two_questions"),
+        [Comparison(PROMPT, a, b), Comparison(PROMPT, a, c), Comparison(PROMPT, b, a)],
+    )
+    assert shown(first) == shown(second) == [b, a]
+    assert shown(other) == [c, a]
+    assert first[:-1] == second[:-1]
+    assert first[-1] == "\nquestion: is the candidate better than the reference? answer yes or no."
+    assert second[-1] == "\nquestion: is the reference better than the candidate? answer yes or no."
+
+
+def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
+    asked = pairs(pictures[:4])
+    found = dialogs_of(Context(layout="listwise"), asked)
+    assert len({tuple(map(id, shown(d))) for d in found}) == 1
+    for c, d in zip(asked, found, strict=True):
+        first, second = (int(w) for w in d[-1].replace("?", " ").split() if w.isdigit())
+        assert shown(d)[first - 1] is c.candidate
+        assert shown(d)[second - 1] is c.reference
+    assert found[0][0] == "instruction: prefer the picture that shows what the prompt asks for.\nprompt: a red circle\n"
+
+
+def test_listwise_contexts_hold_no_more_than_they_may(pictures):
+    asked = [*pairs(pictures[:5]), Comparison("a blue square", pictures[0], pictures[1])]
+    found = dialogs_of(Context(layout="listwise", max_pictures=3), asked)
+    for c, d in zip(asked, found, strict=True):
+        assert len(shown(d)) <= 3
+        assert any(m is c.candidate for m in shown(d))
+        assert c.prompt in d[0]
+
+
+def test_orders_are_permutations():
+    assert orders(3, 1) == [[0, 1, 2]]
+    assert orders(3, 2) == [[0, 1, 2], [2, 1, 0]]
+    assert all(sorted(w) == [0, 1, 2, 3] for w in orders(4, 5))
+
+
+class Oracle(Engine):
+    """Answers by what is truly shown: brighter is better, with a liking for yes and for the first place."""
+
+    def answer_logits(self, dialogs, words):
+        rows = []
+        for d in dialogs:
+            media, text = shown(d), d[-1]
+            if "image" in text:
+                x, y = (media[int(w) - 1] for w in text.replace("?", " ").split() if w.isdigit())
+            else:
+                y, x = media if "is the candidate better" in text else media[::-1]
+            place = 0.3 if x is media[0] else -0.3
+            margin = 50 * (x.frames.mean() - y.frames.mean()) + 0.7 + place
+            rows.append(torch.stack([torch.nn.functional.logsigmoid(margin), torch.nn.functional.logsigmoid(-margin)]))
+        logp = torch.stack(rows)
+        return Answers(logp, logp)
+
+
+@pytest.mark.parametrize("layout", ["strict", "two_questions", "listwise"])
+def test_verdicts_belong_to_their_comparisons_and_yes_bias_cancels(layout, backbone, pictures):
+    spec = JudgeSpec(context=Context(layout=layout), trained=True)
+    judge = new_judge(spec, backbone, strict=True)
+    judge.single = GenerativeJudge(Oracle(backbone), spec.context)
+    asked = pairs(pictures[:5])
+    found = judge.judge(asked).margin
+    wanted = torch.stack([50 * (c.candidate.frames.mean() - c.reference.frames.mean()) for c in asked])
+    place = 0.0 if layout == "strict" else 0.3  # a fixed place is not cancelled, only averaged over permutations
+    assert (found - wanted).abs().max() <= place + 1e-4
+    back = judge.judge([c.swapped() for c in asked]).margin
+    if layout == "strict":
+        assert torch.allclose(found, -back, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["two_questions", "listwise"])
+def test_layouts_process_fewer_tokens(layout, backbone, pictures):
+    work = {}
+    for name in ("strict", layout):
+        engine = Engine(backbone)
+        engine.answer_logits(dialogs_of(Context(layout=name), pairs(pictures)), ("yes", "no"))
+        work[name] = engine.work
+        assert engine.work.images == len(pictures)
+    assert work[layout].tokens < 0.85 * work["strict"].tokens
