@@ -16,10 +16,11 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_judge
+from rewarddance.jobs.load import load_backbone, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
+from rewarddance.reward.context import Context
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -113,6 +114,30 @@ def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_fo
     train_from_data(stopped, tmp_path / "parts", resume=True)
     keys = ("loss", "grad_norm", "accuracy", "id/accuracy")
     same(trajectory(tmp_path / "parts", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["two_questions", "listwise"])
+def test_adapters_layouts_and_checkpointing_train_a_judge_that_loads(layout, vlm_folder, data_folder, quick, tmp_path):
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=3).model_copy(
+        update={
+            "lora": LoraSettings(rank=2),
+            "gradient_checkpointing": True,
+            "dropout": 0.1,
+            "context": Context(layout=layout),
+        }
+    )
+    train_from_data(config, tmp_path / "whole")
+    parts = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
+    for i in range(2):
+        with pytest.raises(RunError, match="out of time"):
+            train_from_data(parts, tmp_path / "parts", resume=i > 0)
+    train_from_data(parts, tmp_path / "parts", resume=True)
+    keys = ("loss", "grad_norm", "id/accuracy")
+    same(trajectory(tmp_path / "parts", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
+    judge = load_judge(tmp_path / "whole")
+    assert judge.spec.context.layout == layout
+    before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "whole" / "model"))
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
 class Redness:

@@ -39,9 +39,9 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     return folder
 
 
-def load_backbone(name: str | Path = "tiny", device: str = "auto") -> Backbone:
+def load_backbone(name: str | Path = "tiny", device: str = "auto", dtype: Literal["fp32", "bf16"] = "fp32") -> Backbone:
     """A VLM that has not been trained to judge."""
-    backbone = load_backbone_folder(find(name, "vlm"))
+    backbone = load_backbone_folder(find(name, "vlm"), torch.bfloat16 if dtype == "bf16" else torch.float32)
     backbone.module.to(resolve_device(device))
     return backbone
 

@@ -36,7 +36,9 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     warning = check_labels(train)
     if warning:
         console.print(warning, highlight=False, markup=False, soft_wrap=True)
-    return train_judge(config, load_backbone(config.backbone), train, validation, out, resume=resume)
+    return train_judge(
+        config, load_backbone(config.backbone, dtype=config.weights), train, validation, out, resume=resume
+    )
 
 
 def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from rewarddance.reward.checkpoint import new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import measure_judge
 from rewarddance.vlm.backbone import Backbone
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, set_dropout
 
 
 def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
@@ -42,6 +44,22 @@ def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
     coins = stream(seed, "shuffle", record.record_id).random(len(record.choices)) < 0.5
     made = tuple(replace(c, label=1 - c.label) if turn else c for c, turn in zip(record.choices, coins, strict=True))
     return replace(record, choices=made)
+
+
+def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
+    """Say what is trained and how; the adapters, where there are any."""
+    backbone.module.train()
+    backbone.module.requires_grad_(True)
+    if config.freeze_vision:
+        backbone.vision.requires_grad_(False)
+    tuner = None
+    if config.lora.rank:
+        tuner = add_lora(backbone, config.lora.rank, config.lora.alpha, config.lora.targets, config.dropout)
+    if config.dropout:
+        set_dropout(backbone, config.dropout)
+    if config.gradient_checkpointing:
+        checkpoint_gradients(backbone)
+    return tuner
 
 
 def train_judge(
@@ -70,10 +88,7 @@ def train_judge(
     torch.manual_seed(config.seed)
     spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision, trained=True)
     judge = new_judge(spec, backbone)
-    backbone.module.train()
-    backbone.module.requires_grad_(True)
-    if config.freeze_vision:
-        backbone.module.model.vision_tower.requires_grad_(False)  # type: ignore[union-attr]
+    tuner = _prepare(backbone, config)
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
     if resume:
         loop.resume()
@@ -139,6 +154,8 @@ def train_judge(
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
     backbone.module.eval()
+    if tuner is not None:
+        tuner.merge_and_unload()
     if is_leader():
         save_judge(judge, out / "model")
     wait_for_all()

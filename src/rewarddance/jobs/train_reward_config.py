@@ -12,11 +12,21 @@ from rewarddance.reward.config import Paradigm
 from rewarddance.reward.context import Context
 
 
+class LoraSettings(Config):
+    """Low-rank adapters in the language model's layers, instead of training all weights."""
+
+    rank: int = Field(0, ge=0)
+    """0 trains all weights."""
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class RewardConfig(Config):
     """What a judge is trained from, on and how."""
 
     backbone: str = "tiny"
-    """`tiny`, or a local folder of InternVL in Hugging Face layout."""
+    """`tiny`, or a local folder of InternVL, Qwen2.5-VL or Qwen3-VL in Hugging Face layout."""
     data: str = "embedded"
     """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
     paradigm: Paradigm = "generative_pairwise"
@@ -29,6 +39,14 @@ class RewardConfig(Config):
     """Prompts in one pass; gradients accumulate. 0 takes all at once, and halves when memory runs out."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     freeze_vision: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of attention weights (and of adapters' inputs) that is dropped in training."""
+    lora: LoraSettings = LoraSettings()
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """How weights are held. bf16 halves their memory and suits LoRA, whose adapters stay in fp32; training bf16 weights
+    themselves loses small steps."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; weights and optimizer stay in fp32."""
     patience: int = Field(0, ge=0)

@@ -128,7 +128,7 @@ def tree_attention(
         return out
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
-    parts = [_block(q, k, v, part, scale) for block in tree.blocks for part in _cut(block, q.shape[0])]
+    parts = [_block(q, k, v, part, scale, dropout) for block in tree.blocks for part in _cut(block, q.shape[0])]
     return torch.cat(parts)[None], None
 
 
@@ -151,7 +151,7 @@ def _cut(block: Block, num_heads: int) -> list[Block]:
     ]
 
 
-def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tensor:
+def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout: float) -> Tensor:
     """Attention of one block, (G * m * L, H * R, d).
 
     Args:
@@ -165,7 +165,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tenso
     own_k, own_v = (x[:, block.start : block.stop].view(heads, g, m, n, d).transpose(0, 1) for x in (k, v))
     seen = n if block.prefix is None else n + block.prefix.shape[1]
     attend = _fused if seen >= FUSED_FROM else _dense
-    out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale)
+    out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
     return out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
 
 
@@ -179,7 +179,9 @@ def _ancestors(k: Tensor, v: Tensor, block: Block) -> Before | None:
     return first, second
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float) -> Tensor:
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float, dropout: float
+) -> Tensor:
     """Plain products; siblings meet one copy of their ancestors. q: (G, H, m, R, L, d)."""
     g, heads, m, r, n, d = q.shape
     q = q * scale
@@ -187,29 +189,34 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tens
     own = (q.reshape(g, heads, m, r * n, d) @ k.transpose(-1, -2)).view(g, heads, m, r, n, n)
     own = own.masked_fill(future, -torch.inf)
     if before is None:
-        p = _softmax(own, v.dtype)
+        p = _weights(own, v.dtype, dropout)
         return (p.view(g, heads, m, r * n, n) @ v).view(q.shape)
     old = (q.reshape(g, heads, m * r * n, d) @ before[0].transpose(-1, -2)).view(g, heads, m, r, n, -1)
     if blocked is not None:
         old = old.masked_fill(blocked[:, None, None, None, None], -torch.inf)
-    p = _softmax(torch.cat([old, own], -1), v.dtype)
+    p = _weights(torch.cat([old, own], -1), v.dtype, dropout)
     p_old, p_own = p[..., :-n], p[..., -n:]
     out = p_old.reshape(g, heads, m * r * n, -1) @ before[1]
     return out.view(q.shape) + (p_own.reshape(g, heads, m, r * n, n) @ v).view(q.shape)
 
 
-def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """In fp32 at least."""
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
+def _weights(scores: Tensor, dtype: torch.dtype, dropout: float) -> Tensor:
+    """Softmax in fp32 at least, then dropout."""
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
+    return F.dropout(weights, dropout) if dropout else weights
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float) -> Tensor:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float, dropout: float
+) -> Tensor:
     """torch's fused attention on keys that are laid side by side for every sibling."""
     g, heads, m, r, n, d = q.shape
     rows = q.permute(0, 2, 1, 3, 4, 5).reshape(g * m, heads * r, n, d)
     keys, values = (x.transpose(1, 2).reshape(g * m, heads, n, d) for x in (k, v))
     if before is None:
-        out = F.scaled_dot_product_attention(rows, keys, values, is_causal=True, scale=scale, enable_gqa=r > 1)
+        out = F.scaled_dot_product_attention(
+            rows, keys, values, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=r > 1
+        )
     else:
         wide = (g, m, heads, before[0].shape[2], d)
         old_k, old_v = (x[:, None].expand(wide).reshape(g * m, *wide[2:]) for x in before)
@@ -219,20 +226,25 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tens
             past = past & ~blocked.repeat_interleave(m, 0)[:, None, None]
         mask = torch.cat([past, visible.expand(g * m, 1, n, n)], -1)
         keys, values = torch.cat([old_k, keys], 2), torch.cat([old_v, values], 2)
-        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale, enable_gqa=r > 1)
+        out = F.scaled_dot_product_attention(
+            rows, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=r > 1
+        )
     return out.view(g, m, heads, r, n, d).permute(0, 2, 1, 3, 4, 5)
 
 
-def attach(language_model: Any) -> None:
+def attach(language_model: Any) -> bool:
     """Make a transformers decoder take `tree=` (a `Packed`) and `answers=` (packed places) in its forward pass.
 
-    With `answers`, the last layer computes its feed-forward part, and the final norm, at those places alone: the hidden
-    states come out as (1, N, D).
+    Returns:
+        True where the last layer was recognised: with `answers` it computes its feed-forward part, and the model its
+        final norm, at those places alone, and hidden states come out as (1, N, D) instead of (1, T, D).
     """
     language_model.config._attn_implementation = NAME
     last = language_model.layers[-1]
-    if all(hasattr(last, n) for n in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")):
+    known = all(hasattr(last, n) for n in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"))
+    if known:
         last.forward = types.MethodType(_trimmed, last)
+    return known
 
 
 def _trimmed(layer: Any, hidden_states: Tensor, *args: Any, answers: Tensor | None = None, **kwargs: Any) -> Any:

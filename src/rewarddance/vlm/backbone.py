@@ -33,7 +33,7 @@ class Backbone(ABC):
         self.encoder = self.new_encoder()
         if self.image_token_id != self.model.config.image_token_id:
             raise ConfigError("tokenizer and model disagree about the image token; the folder mixes two models")
-        attach(self.model.model.language_model)
+        self._trims = attach(self.model.model.language_model)
 
     @classmethod
     @abstractmethod
@@ -66,6 +66,13 @@ class Backbone(ABC):
         return module
 
     @property
+    def vision(self) -> nn.Module:
+        """What pictures go through before they are tokens, but for the projection into the language model."""
+        model = self.model.model
+        found: nn.Module = model.vision_tower if hasattr(model, "vision_tower") else model.visual
+        return found
+
+    @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
@@ -90,7 +97,7 @@ class Backbone(ABC):
             **self.extras(is_image, seen),
         )
         hidden: Tensor = out.last_hidden_state[0]
-        return hidden if len(hidden) == len(answers) else hidden[answers]
+        return hidden if self._trims else hidden[answers]
 
     def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
         """More keywords for the language model; no mask is ever built."""

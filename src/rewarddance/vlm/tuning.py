@@ -1,0 +1,57 @@
+"""How a backbone is trained: low-rank adapters, dropout, gradient checkpointing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.backbone import Backbone
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def add_lora(
+    backbone: Backbone, rank: int, alpha: float, targets: Sequence[str] = TARGETS, dropout: float = 0.0
+) -> LoraModel:
+    """Make low-rank adapters (Hu et al., arXiv 2106.09685) in the language model's layers all that is trained.
+
+    Adapters are fp32 whatever the weights are. `merge_and_unload()` of what is returned adds them to the weights and
+    takes them out of the model.
+
+    Raises:
+        ConfigError: no layer has one of the names.
+    """
+    names = "|".join(map(re.escape, targets))
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=rf".*language_model\..*\.({names})", lora_dropout=dropout
+    )
+    backbone.module.requires_grad_(False)
+    try:
+        tuner = LoraModel(backbone.module, {"default": config}, "default")
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA targets {', '.join(targets)}: no such layers in the language model ({error})"
+        ) from None
+    for p in backbone.module.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return tuner
+
+
+def set_dropout(backbone: Backbone, share: float) -> None:
+    """Drop this share of attention weights in training, in both towers."""
+    for module in backbone.module.modules():
+        found: Any = module
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            found.attention_dropout = share
+
+
+def checkpoint_gradients(backbone: Backbone) -> None:
+    """Keep no activations inside layers; they are computed again in the backward pass."""
+    model: Any = backbone.model
+    model.gradient_checkpointing_enable({"use_reentrant": False})

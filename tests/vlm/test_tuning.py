@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, set_dropout
+
+
+def margins(backbone, pictures):
+    a, b, c = pictures[:3]
+    dialogs = [(f"prompt: {p}\n", x, y, "better?") for p in ("a", "b") for x, y in ((a, b), (a, c), (b, c))]
+    logits = Engine(backbone).answer_logits(dialogs, ("yes", "no")).logits
+    return logits[:, 0] - logits[:, 1]
+
+
+def test_checkpointed_gradients_are_the_same(backbone, pictures):
+    media = [Media(m.frames.clone().requires_grad_()) for m in pictures]
+    inputs = [media[0].frames, *(p for n, p in backbone.module.named_parameters() if "k_proj.bias" not in n)]
+    backbone.module.train()
+
+    def gradients():
+        return torch.autograd.grad(margins(backbone, media).square().sum(), inputs, allow_unused=True)
+
+    wanted = gradients()
+    checkpoint_gradients(backbone)
+    found = gradients()
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-4, atol=1e-8)
+
+
+def test_adapters_start_as_nothing_learn_and_merge(backbone, pictures):
+    before = margins(backbone, pictures).detach()
+    tuner = add_lora(backbone, rank=2, alpha=4.0)
+    trained = {n: p for n, p in backbone.module.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora" in n and "language_model" in n and p.dtype == torch.float32 for n, p in trained.items())
+    assert torch.allclose(margins(backbone, pictures), before, atol=1e-6)
+    for n, p in trained.items():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, std=0.1)
+    after = margins(backbone, pictures).detach()
+    assert not torch.allclose(after, before, atol=1e-3)
+    tuner.merge_and_unload()
+    assert torch.allclose(margins(backbone, pictures), after, atol=1e-5)
+    assert not any("lora" in n for n, _ in backbone.module.named_parameters())
+
+
+def test_adapters_name_layers_that_do_not_exist(backbone):
+    with pytest.raises(ConfigError, match="no such layers"):
+        add_lora(backbone, 2, 4.0, targets=("w_pack",))
+
+
+def test_dropout_works_in_training_only(backbone, pictures):
+    set_dropout(backbone, 0.5)
+    backbone.module.train()
+    assert not torch.equal(margins(backbone, pictures), margins(backbone, pictures))
+    backbone.module.eval()
+    assert torch.equal(margins(backbone, pictures), margins(backbone, pictures))
