@@ -222,6 +222,8 @@ class Evaluate(Flags):
 
     Example: rewarddance evaluate --judge tiny
 
+    Example: rewarddance evaluate --judge runs/judge --data data/mine
+
     Example: rewarddance evaluate --vlm tiny
     """
 
@@ -231,6 +233,8 @@ class Evaluate(Flags):
     """Measure a generator of the embedded world as it is, instead of a run."""
     judge: str | None = None
     """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
+    data: Path | None = None
+    """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
     vlm: str | None = None
     """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
     num_steps: int = 10
@@ -257,15 +261,17 @@ class Evaluate(Flags):
             show(evaluate_generator(self.generator, num_noises=self.num_noises, **setting))
             return
         if self.judge is not None:
-            from rewarddance.jobs.judge_benchmark import benchmark_judge
+            from rewarddance.jobs.judge_benchmark import benchmark_judge, measure_on_data
 
-            show(benchmark_judge(self.judge, seed=self.seed))
+            judge, data = self.judge, self.data
+            show(benchmark_judge(judge, seed=self.seed) if data is None else measure_on_data(judge, data, self.seed))
             return
         if self.vlm is not None:
             from rewarddance.jobs.vlm_benchmark import benchmark_vlm
 
             show(benchmark_vlm(self.vlm, seed=self.seed))
             return
+        need(self.data is None, "evaluate: --data goes with --judge")
         need(self.run_folder is not None, "evaluate: name a run folder, --generator, --judge or --vlm")
         assert self.run_folder is not None
         if RunFolder(self.run_folder).read()["kind"] == "judge":

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rewarddance.core.device import autocast
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
+from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
-from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw, ladder
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.jobs.train import load_sets
+from rewarddance.reward.calibration import calibration
 from rewarddance.reward.measure import measure_judge, measure_margins, spearman
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
+from rewarddance.world.grammar import parse
 from rewarddance.world.splits import Split
 
 NUM_CANDIDATES, NUM_REFERENCES = 8, 4
@@ -33,8 +39,10 @@ def benchmark_judge(
         name: what `load_judge` takes.
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, four pictures each; the
             generator draws those of 65 in 100.
-        every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates and 4 fixed
-            references each, all drawn by the generator.
+        every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates drawn by the
+            generator, against 4 fixed references each. `margins` has renders for references, from right to three edits
+            away, so that margins of different prompts mean the same; `margins_generator` has the generator's own
+            pictures, whose quality differs from prompt to prompt.
     """
     judge, model = load_judge(name), load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
@@ -46,13 +54,24 @@ def benchmark_judge(
             for i, record in enumerate(embedded_records(config, generator_draw(model)), 1):
                 records.append(record)
                 report(i, num_prompts)
-        found[title] = measure_judge(judge, records)
-    return {**found, "margins": margins(judge, model, every, seed)}
+        found[title] = measure_judge(judge, records) | {"calibration": calibration(judge, records)}
+    return {**found, **margins(judge, model, every, seed)}
+
+
+def measure_on_data(name: str | Path, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """A judge on the held-out files of a data folder (a tenth of its prompts where it has none), with calibration.
+
+    Raises:
+        InputError: no such folder, or too few prompts.
+    """
+    judge = load_judge(name)
+    _, held_out = load_sets(folder, seed)
+    return {n: measure_judge(judge, r) | {"calibration": calibration(judge, r)} for n, r in held_out.items()}
 
 
 @torch.no_grad()
 def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num_steps: int = 10) -> dict[str, Any]:
-    """`measure_margins` on samples of the generator for every `every`-th benchmark prompt."""
+    """`measure_margins` on samples of the generator for every `every`-th benchmark prompt, by kind of reference."""
     prompts = [p for _, p in benchmark_prompts()[::every]]
     rng = torch.Generator().manual_seed(seed)
     with progress("margins") as report, autocast(generator.device):
@@ -60,10 +79,19 @@ def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num
         for i in range(0, len(prompts), 10):
             rows += draw(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, num_steps)
             report(len(rows), len(prompts))
-    truth = np.array([[gold(p, m) for m in row[:NUM_CANDIDATES]] for p, row in zip(prompts, rows, strict=True)])
     candidates = [row[:NUM_CANDIDATES] for row in rows]
-    references = [row[NUM_CANDIDATES:] for row in rows]
-    found = measure_margins(judge, prompts, candidates, references, truth)
+    truth = np.array([[gold(p, m) for m in row] for p, row in zip(prompts, candidates, strict=True)])
+    own = [row[NUM_CANDIDATES:] for row in rows]
+    drawn = [ladder(parse(p), stream(seed, "references", p), NUM_REFERENCES) for p in prompts]
+    rendered = [[Media.from_numpy(x, origin="reference") for x in row] for row in drawn]
+    return {
+        name: measure_margins(judge, prompts, candidates, references, truth)
+        | {"pooled_ceiling": _ceiling(prompts, references, truth)}
+        for name, references in (("margins", rendered), ("margins_generator", own))
+    }
+
+
+def _ceiling(prompts: Sequence[str], references: Sequence[Sequence[Media]], truth: NDArray[np.float64]) -> float:
+    """What a judge would reach whose margin is exactly the difference to the references' mean fidelity."""
     level = np.array([np.mean([gold(p, m) for m in row]) for p, row in zip(prompts, references, strict=True)])
-    # what a judge would reach whose margin is exactly the difference to the references' mean fidelity
-    return {**found, "pooled_ceiling": spearman((truth - level[:, None]).ravel(), truth.ravel())}
+    return spearman((truth - level[:, None]).ravel(), truth.ravel())

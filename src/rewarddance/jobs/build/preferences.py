@@ -65,6 +65,15 @@ def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bo
     return pictures
 
 
+def ladder(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
+    """Renders of falling quality: one that fulfils the specification, then one edit more each. For references."""
+    scene, pictures = place(spec, rng), []
+    for _ in range(num):
+        pictures.append(render(scene))
+        scene = _edit(scene, rng, train=False)
+    return pictures
+
+
 def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
     """In evaluation splits the scene itself may be held out, so an edit of it may fall anywhere."""
     try:
