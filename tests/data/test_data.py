@@ -45,7 +45,7 @@ def test_records_round_trip(tmp_path):
 
 def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
     rows = [
-        pair(),
+        pair(annotator=7, generator="sd3", style=None),
         pair(label="tie", image_b="c.webp"),
         {"prompt": "x", "chosen": "b.jpg", "rejected": "a.png"},
         {"prompt": "y", "images": ["a.png", "b.jpg", "c.webp"], "ranking": [2, 1, 2]},
@@ -55,11 +55,18 @@ def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
     table = RecordTable.open(tmp_path / "out" / "train.parquet")
     assert [c.label for c in table[3].choices] == [0.0, 0.5, 1.0]
     assert table[0].media[1].size == (48, 64)
+    assert table[0].groups == {"generator": "sd3", "annotator": "7"}
+    assert table.group("annotator") == ["7", None, None, None]
+    assert table.group("source") == ["import"] * 4
     from datasets import load_dataset
 
     loaded = load_dataset("parquet", data_files=str(tmp_path / "out" / "train.parquet"), cache_dir=str(tmp_path / "hf"))
     assert loaded["train"][1]["images"][1].size == (17, 90)
     assert loaded["train"][1]["choices"][0]["label"] == 0.5
+    assert loaded["train"][0]["groups"] == [
+        {"name": "generator", "value": "sd3"},
+        {"name": "annotator", "value": "7"},
+    ]
 
 
 def test_csv_and_imagereward(tmp_path, media_root):

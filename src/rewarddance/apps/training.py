@@ -21,13 +21,20 @@ class Train(Flags):
     """Train a judge on preferences: rewarddance train [RECIPE.yaml] --out RUN [flags]
 
     Example: rewarddance train recipes/tiny/reward.yaml --data data/mine --out runs/judge --loop.num-steps 300
+
+    Example: rewarddance train recipes/tiny/reward.yaml --data data/mine --out runs/folds --cross-validate 5
     """
 
     out: Path
     """Run folder."""
     config: Annotated[RewardConfig, tyro.conf.arg(name="")]
     resume: bool = False
-    """Go on from the run's newest checkpoint."""
+    """Go on from the run's newest checkpoint. Folds always do."""
+    cross_validate: int = 0
+    """Train this many judges, each measured on the prompts that it was not trained on; 0 trains one judge."""
+    leave_one_out: str | None = None
+    """Train a judge for every value of a group (style, category, generator, annotator, source), each measured on the
+    records of that value, which it has not seen."""
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
@@ -39,9 +46,30 @@ class Train(Flags):
         from rewarddance.jobs.train import train_from_data
 
         with processes():
+            if self.cross_validate or self.leave_one_out:
+                self._folds()
+                return
             folder = train_from_data(self.config, self.out, resume=self.resume)
             if is_leader():
                 console.print(f"judge: {folder}", highlight=False)
+
+    def _folds(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.core.parallel import is_leader
+        from rewarddance.data.parquet import RecordTable
+        from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
+        from rewarddance.jobs.train import data_folder
+
+        if self.cross_validate and self.leave_one_out:
+            raise ConfigError("train: --cross-validate and --leave-one-out are two ways to make folds; choose one")
+        table = RecordTable.open(data_folder(self.config, self.out) / "train.parquet")
+        if self.leave_one_out:
+            folds = folds_by_group(table.group(self.leave_one_out), self.leave_one_out)
+        else:
+            folds = folds_by_prompt(table.prompts, self.cross_validate, self.config.seed)
+        found = cross_validate(self.config, folds, table, self.out)
+        if is_leader():
+            show({"mean": found["mean"], "folds": found["folds"]})
 
 
 @dataclass(frozen=True)

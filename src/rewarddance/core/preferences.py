@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
@@ -26,6 +26,7 @@ class PreferenceRecord:
         truth: an exact value of every picture, where one is known (the embedded world); never trained on.
         ratings: mean rating of every picture under the criterion, 1 to 5, where people gave some.
         source: where the pictures came from, for example "rendered" or "generator".
+        groups: what the record belongs to, for example {"style": "flat", "annotator": "7"}; folds are made of these.
     """
 
     record_id: str
@@ -36,6 +37,7 @@ class PreferenceRecord:
     source: str = ""
     truth: tuple[float, ...] | None = None
     ratings: tuple[float, ...] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
         """One comparison a choice, the first picture as candidate; with `both_orders` also the other way round."""

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Draft:
     prompt: str
     paths: tuple[str, ...]
     choices: tuple[Choice, ...]
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,21 @@ def _text(row: dict[str, Any], key: str) -> str:
     return value.strip()
 
 
+GROUPS = ("generator", "category", "style", "annotator")
+"""Columns that say what a row belongs to; `train --leave-one-out` makes folds of them."""
+
+
 def understand(row: dict[str, Any], number: int) -> Draft:
+    """One row of any supported shape, with its groups.
+
+    Raises:
+        InputError: what is wrong with the row.
+    """
+    groups = {name: str(row[name]).strip() for name in GROUPS if row.get(name) not in (None, "")}
+    return replace(_preference(row, number), groups=groups)
+
+
+def _preference(row: dict[str, Any], number: int) -> Draft:
     """One row of any supported shape.
 
     Shapes: prompt with `image_a`, `image_b`, `label`; with `chosen`, `rejected`; with `images` (or `generations`)
@@ -95,7 +110,9 @@ def load(draft: Draft, root: Path) -> dict[str, Any]:
     """Open every picture of a draft; a Parquet row with the original files."""
     files = [_inside(root, p) for p in draft.paths]
     media = tuple(Media.open(f) for f in files)
-    record = PreferenceRecord(draft.record_id, draft.prompt, media, draft.choices, "overall", "import")
+    record = PreferenceRecord(
+        draft.record_id, draft.prompt, media, draft.choices, "overall", "import", groups=draft.groups
+    )
     return row_of(record, [f.read_bytes() for f in files])
 
 

@@ -1,7 +1,7 @@
 """Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
 
 Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label),
-truth (list of exact values, or null), ratings (list of 1..5, or null).
+truth (list of exact values, or null), ratings (list of 1..5, or null), groups (list of name, value).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rewarddance.core.preferences import Choice, PreferenceRecord
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _CHOICE = pa.struct([("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32())])
+_GROUP = pa.struct([("name", pa.string()), ("value", pa.string())])
 _HF_FEATURES = (
     b'{"info": {"features": {"id": {"dtype": "string", "_type": "Value"}, "prompt": {"dtype": "string", "_type": '
     b'"Value"}, "criterion": {"dtype": "string", "_type": "Value"}, "source": {"dtype": "string", "_type": "Value"}, '
@@ -39,6 +40,7 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(_CHOICE)),
         ("truth", pa.list_(pa.float32())),
         ("ratings", pa.list_(pa.float32())),
+        ("groups", pa.list_(_GROUP)),
     ],
     metadata={"huggingface": _HF_FEATURES},
 )
@@ -63,6 +65,7 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
         "choices": [{"first": c.first, "second": c.second, "label": c.label} for c in record.choices],
         "truth": None if record.truth is None else list(record.truth),
         "ratings": None if record.ratings is None else list(record.ratings),
+        "groups": [{"name": k, "value": v} for k, v in record.groups.items()],
     }
 
 
@@ -137,6 +140,7 @@ class RecordTable(Sequence[PreferenceRecord]):
             row.get("source") or "",
             tuple(truth) if truth else None,
             tuple(ratings) if ratings else None,
+            {g["name"]: g["value"] for g in row.get("groups") or ()},
         )
 
     @property
@@ -150,6 +154,15 @@ class RecordTable(Sequence[PreferenceRecord]):
         if "source" not in self.table.column_names:
             return [""] * len(self)
         return [s or "" for s in self.table.column("source").to_pylist()]
+
+    def group(self, name: str) -> list[str | None]:
+        """Every record's value of a group (`source` is one too), None where it has none; no picture is decoded."""
+        if name == "source":
+            return [s or None for s in self.sources]
+        if "groups" not in self.table.column_names:
+            return [None] * len(self)
+        rows = self.table.column("groups").to_pylist()
+        return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in rows]
 
     @property
     def labels(self) -> list[float]:

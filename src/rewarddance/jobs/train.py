@@ -26,19 +26,23 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
 
     Data folders without held-out files give a tenth of their prompts to validation.
     """
-    if config.data == "embedded":
-        folder = out / "data"
-        if not (folder / "ood.parquet").is_file():
-            build_data(PreferencesConfig(seed=config.seed), MAX_VALIDATION, "tiny", folder)
-    else:
-        folder = Path(config.data)
-    train, validation = load_sets(folder, config.seed)
+    train, validation = load_sets(data_folder(config, out), config.seed)
     warning = check_labels(train)
     if warning:
         console.print(warning, highlight=False, markup=False, soft_wrap=True)
     return train_judge(
         config, load_backbone(config.backbone, dtype=config.weights), train, validation, out, resume=resume
     )
+
+
+def data_folder(config: RewardConfig, out: Path) -> Path:
+    """Where the data is; the embedded world's is built under `out` when it is not there yet."""
+    if config.data != "embedded":
+        return Path(config.data)
+    folder = out / "data"
+    if not (folder / "ood.parquet").is_file():
+        build_data(PreferencesConfig(seed=config.seed), MAX_VALIDATION, "tiny", folder)
+    return folder
 
 
 def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:

@@ -155,7 +155,8 @@ def _record(
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
     made = choices(shown, raters, rng, config.votes)
     ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in felt)
-    return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings)
+    groups = {"style": spec.style, "category": spec.category}
+    return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings, groups)
 
 
 def generator_draw(generator: Generator, num_steps: int = 10, batch: int = 128) -> Draw:

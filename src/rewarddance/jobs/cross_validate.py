@@ -1,0 +1,104 @@
+"""`rewarddance train --cross-validate K` and `--leave-one-out GROUP`: a judge a fold, each of them resumable."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.parallel import is_leader, wait_for_all
+from rewarddance.core.runs import environment, write_json
+from rewarddance.core.statistics import bootstrap
+from rewarddance.core.streams import stream
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.train import check_labels
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.measure import measure_judge
+
+FIGURES = ("accuracy", "label_accuracy", "spearman", "disagreement", "answer_mass")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows to train on and rows to measure on."""
+
+    name: str
+    train: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+def folds_by_prompt(prompts: Sequence[str], num: int, seed: int) -> list[Fold]:
+    """`num` folds of nearly equal numbers of prompts; all records of a prompt are in one.
+
+    Raises:
+        InputError: fewer prompts than folds, or fewer than two folds.
+    """
+    distinct = sorted(set(prompts))
+    if num < 2 or len(distinct) < num:
+        raise InputError(f"{num} folds of {len(distinct)} prompts: needs two folds or more and a prompt in each")
+    order = stream(seed, "folds").permutation(len(distinct))
+    fold_of = {distinct[int(p)]: i % num for i, p in enumerate(order)}
+    return [_fold(f"fold-{k + 1}", [fold_of[p] == k for p in prompts]) for k in range(num)]
+
+
+def folds_by_group(values: Sequence[str | None], group: str) -> list[Fold]:
+    """One fold a value, held out; records without a value are in every training set.
+
+    Raises:
+        InputError: fewer than two values.
+    """
+    distinct = sorted({v for v in values if v is not None})
+    if len(distinct) < 2:
+        raise InputError(f"leave-one-out by {group!r}: the data has {len(distinct)} of its values, needs two or more")
+    return [_fold(f"{group}-{v}", [x == v for x in values]) for v in distinct]
+
+
+def _fold(name: str, held: Sequence[bool]) -> Fold:
+    rows = [tuple(i for i, h in enumerate(held) if h is side) for side in (False, True)]
+    return Fold(name, rows[0], rows[1])
+
+
+def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTable, out: Path) -> dict[str, Any]:
+    """Train and measure every fold under `out`; what is finished is kept, what was stopped goes on.
+
+    Returns:
+        Figures of every fold and, of each figure, the mean with a 95% interval over folds; also in
+        `out/cross_validation.json`.
+    """
+    check_labels(table)
+    found = {}
+    for i, fold in enumerate(folds, 1):
+        folder = out / re.sub(r"[^\w.-]+", "_", fold.name)
+        found[fold.name] = _one(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})")
+    summary = {}
+    for name in FIGURES:
+        values = [f[name] for f in found.values() if f.get(name) is not None]
+        if values:
+            summary[name] = bootstrap(values).as_dict()
+    result = {"mean": summary, "folds": found, **environment(), "config": config.model_dump(mode="json")}
+    if is_leader():
+        write_json(out / "cross_validation.json", result)
+    return result
+
+
+def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str) -> dict[str, Any]:
+    measured = folder / "measured.json"
+    if not measured.is_file():
+        held_out = table.take(fold.held_out)
+        if not (folder / "model" / "judge.json").is_file():
+            resume = (folder / "run.json").is_file()
+            wait_for_all()
+            backbone = load_backbone(config.backbone, dtype=config.weights)
+            train_judge(config, backbone, table.take(fold.train), {}, folder, resume=resume, title=title)
+        if is_leader():
+            figures = measure_judge(load_judge(folder), held_out)
+            write_json(measured, {"num_train": len(fold.train), "num_held_out": len(fold.held_out), **figures})
+        wait_for_all()
+    content: dict[str, Any] = json.loads(measured.read_text())
+    return content

@@ -1,0 +1,50 @@
+import pytest
+
+from rewarddance.core.errors import InputError
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
+from rewarddance.jobs.train_reward_config import RewardConfig
+
+
+def test_folds_share_no_prompt_and_cover_all():
+    prompts = [f"p{i % 11}" for i in range(30)]
+    folds = folds_by_prompt(prompts, 4, seed=0)
+    assert sorted(i for f in folds for i in f.held_out) == list(range(30))
+    for f in folds:
+        assert not {prompts[i] for i in f.train} & {prompts[i] for i in f.held_out}
+        assert len(f.train) + len(f.held_out) == 30
+    with pytest.raises(InputError, match="folds of 11 prompts"):
+        folds_by_prompt(prompts, 12, 0)
+
+
+def test_groups_are_held_out_whole():
+    values = ["flat", "striped", None, "flat"]
+    folds = folds_by_group(values, "style")
+    assert [(f.name, f.train, f.held_out) for f in folds] == [
+        ("style-flat", (1, 2), (0, 3)),
+        ("style-striped", (0, 2, 3), (1,)),
+    ]
+    with pytest.raises(InputError, match="1 of its values"):
+        folds_by_group(["a", "a"], "annotator")
+
+
+def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder, quick, tmp_path):
+    config = RewardConfig(
+        backbone=str(vlm_folder),
+        data=str(data_folder),
+        paradigm="bradley_terry",
+        prompts_per_step=4,
+        **quick(num_steps=1),
+    )
+    table = RecordTable.open(data_folder / "train.parquet")
+    styles = table.group("style")
+    assert set(styles) <= {"flat", "outline", "striped"}
+    assert set(table.group("source")) == {"rendered"}
+    folds = folds_by_group(styles, "style")
+    found = cross_validate(config, folds, table, tmp_path)
+    assert set(found["folds"]) == {f.name for f in folds}
+    accuracy = [f["accuracy"] for f in found["folds"].values()]
+    assert found["mean"]["accuracy"]["mean"] == pytest.approx(sum(accuracy) / len(accuracy))
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
+    assert cross_validate(config, folds, table, tmp_path)["folds"] == found["folds"]
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
