@@ -36,16 +36,6 @@ def run(tree_keys, seed=0):
     return tree, packed, (q, k, v), out
 
 
-def places(tree, packed, member):
-    """Packed places of a sequence's tokens, in order."""
-    end = tree.ends[member]
-    found = []
-    for i in [*tree.path(end), end]:
-        last = int(packed.last[i])
-        found += range(last - tree.nodes[i].length + 1, last + 1)
-    return found
-
-
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("fused_from", [1, 10_000])
 @pytest.mark.parametrize("few", [1, 100])
@@ -59,7 +49,7 @@ def test_equals_attention_of_each_sequence(ragged, fused_from, few, scores, monk
     total = 0.0
     wanted_total = 0.0
     for member in range(len(tree_keys)):
-        at = places(tree, packed, member)
+        at = packed.places(tree, member, 0)
         q, k, v = (x[:, :, at] for x in inputs)
         wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         assert torch.allclose(out[0, at], wanted[0].transpose(0, 1), atol=1e-12)
@@ -75,8 +65,11 @@ def test_padding_changes_nothing_and_is_never_an_answer(monkeypatch):
     tree, packed, _, _ = run(keys(True))
     assert len(packed.token_of) > tree.num_tokens
     for i, node in enumerate(tree.nodes):
-        member, place = packed.token_of[int(packed.last[i])]
-        assert (member, place) == (node.member, node.stop - 1)
+        assert packed.token_of[packed.first[i]] == (node.member, node.start)
+    for member, key in enumerate(keys(True)):
+        for start in (0, 3, len(key) - 1):
+            at = packed.places(tree, member, start)
+            assert [packed.token_of[p][1] for p in at] == list(range(start, len(key)))
 
 
 def test_without_a_tree_it_is_plain_attention():

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("commands:Demo", "the main job on the embedded world, with a report"),
     "data build": Command("commands:DataBuild", "preferences of the embedded world as Parquet"),
     "data import": Command("commands:DataImport", "your own pictures and preferences to Parquet"),
+    "data rationales": Command("commands:DataRationales", "reasons for preferences, by a teacher"),
     "train": Command("training:Train", "train a judge on preferences"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),

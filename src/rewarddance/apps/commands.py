@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,6 +115,48 @@ class DataImport(Flags):
         show({k: v for k, v in found.as_dict().items() if k != "rejected"})
         for number, why in found.rejected[:20]:
             console.print(f"row {number}: {why}", highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class DataRationales(Flags):
+    """Ask a teacher for reasons and keep those whose verdict agrees with the label; for chain-of-thought judges.
+
+    Answers are kept as they come, so a stopped run goes on where it was. `rationales.json` counts what was kept, what
+    disagreed, was refused or could not be read, and what it cost.
+
+    Example: rewarddance data rationales data/embedded --out data/reasons
+
+    Example: rewarddance data rationales data/mine --url http://localhost:8000/v1 --model Qwen3-VL-32B --out data/why
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """A folder of `data build` or `data import`."""
+    out: Path
+    """Folder to write."""
+    url: str | None = None
+    """An OpenAI-compatible server, with its version; without one, the embedded world's oracle tells."""
+    model: str | None = None
+    """Its model."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the server's key; not needed where it is unset."""
+    workers: int = 8
+    """Questions under way at once."""
+    limit: int | None = None
+    """Ask about this many choices only."""
+    price: tuple[float, float] = (0.0, 0.0)
+    """Of a million tokens read and written, for the cost count."""
+
+    def run(self) -> None:
+        from rewarddance.jobs.rationales import OracleTeacher, Teacher, add_rationales
+
+        need((self.url is None) == (self.model is None), "data rationales: --url and --model go together")
+        teacher: Teacher = OracleTeacher()
+        if self.url is not None and self.model is not None:
+            from rewarddance.jobs.teacher_http import HttpTeacher
+
+            teacher = HttpTeacher(self.url, self.model, os.environ.get(self.key_env))
+        workers = 1 if self.url is None else self.workers
+        show(add_rationales(self.folder, teacher, self.out, limit=self.limit, workers=workers, price=self.price))
 
 
 @dataclass(frozen=True)

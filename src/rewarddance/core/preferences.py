@@ -11,11 +11,15 @@ from rewarddance.core.types import Comparison
 
 @dataclass(frozen=True)
 class Choice:
-    """One judgement: `label` is the probability that picture `first` is better than picture `second`."""
+    """One judgement: `label` is the probability that picture `first` is better than picture `second`.
+
+    `rationale` says why, in words that call the first one candidate and the second one reference.
+    """
 
     first: int
     second: int
     label: float
+    rationale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class PreferenceRecord:
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
         """One comparison a choice, the first picture as candidate; with `both_orders` also the other way round."""
         forward = [
-            Comparison(self.prompt, self.media[c.first], self.media[c.second], self.criterion, c.label)
+            Comparison(self.prompt, self.media[c.first], self.media[c.second], self.criterion, c.label, c.rationale)
             for c in self.choices
         ]
         return forward + [c.swapped() for c in forward] if both_orders else forward

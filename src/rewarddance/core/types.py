@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -21,7 +22,7 @@ class Comparison:
         reference: None asks the pointwise question ("is this a good picture for the prompt?").
         criterion: what "better" means; a key of the context's instructions.
         label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None where unknown.
-        rationale: reasons in words, where known.
+        rationale: reasons in words, where known; they call the two pictures candidate and reference.
     """
 
     prompt: str
@@ -35,8 +36,23 @@ class Comparison:
         """The same two samples with their roles exchanged."""
         if self.reference is None:
             raise ValueError("a pointwise comparison has nothing to swap")
-        label = None if self.label is None else 1 - self.label
-        return replace(self, candidate=self.reference, reference=self.candidate, label=label)
+        return replace(
+            self,
+            candidate=self.reference,
+            reference=self.candidate,
+            label=None if self.label is None else 1 - self.label,
+            rationale=None if self.rationale is None else swap_roles(self.rationale),
+        )
+
+
+def swap_roles(rationale: str) -> str:
+    """Reasons told of the other order: "candidate" and "reference" change places.
+
+    >>> swap_roles("the candidate matches, the reference does not")
+    'the reference matches, the candidate does not'
+    """
+    roles = {"candidate": "reference", "reference": "candidate"}
+    return re.sub(r"\b(candidate|reference)\b", lambda found: roles[found[0]], rationale)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
 
-Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label),
-truth (list of exact values, or null), ratings (list of 1..5, or null), groups (list of name, value).
+Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label,
+rationale), truth (list of exact values, or null), ratings (list of 1..5, or null), groups (list of name, value).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from rewarddance.core.media import MAX_PIXELS, Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CHOICE = pa.struct([("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32())])
+_CHOICE = pa.struct(
+    [("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32()), ("rationale", pa.string())]
+)
 _GROUP = pa.struct([("name", pa.string()), ("value", pa.string())])
 _HF_FEATURES = (
     b'{"info": {"features": {"id": {"dtype": "string", "_type": "Value"}, "prompt": {"dtype": "string", "_type": '
@@ -62,7 +64,9 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
         "criterion": record.criterion,
         "source": record.source,
         "images": [{"bytes": b, "path": None} for b in files],
-        "choices": [{"first": c.first, "second": c.second, "label": c.label} for c in record.choices],
+        "choices": [
+            {"first": c.first, "second": c.second, "label": c.label, "rationale": c.rationale} for c in record.choices
+        ],
         "truth": None if record.truth is None else list(record.truth),
         "ratings": None if record.ratings is None else list(record.ratings),
         "groups": [{"name": k, "value": v} for k, v in record.groups.items()],
@@ -129,7 +133,7 @@ class RecordTable(Sequence[PreferenceRecord]):
     def _read(self, index: int) -> PreferenceRecord:
         row = self.table.slice(index, 1).to_pylist()[0]
         media = tuple(_decode(x["bytes"], f"{self.name} row {index + 1}") for x in row["images"])
-        made = tuple(Choice(c["first"], c["second"], c["label"]) for c in row["choices"])
+        made = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
         truth, ratings = row.get("truth"), row.get("ratings")
         return PreferenceRecord(
             row["id"],

@@ -104,6 +104,7 @@ def train_judge(
         config.micro_batch or config.prompts_per_step,
         say,
         shuffle=config.context.layout != "strict",
+        reason_weight=config.reason_weight,
     )
     stuck = StuckLoss()
 

@@ -38,6 +38,8 @@ class RewardConfig(Config):
     micro_batch: int = Field(0, ge=0)
     """Prompts in one pass; gradients accumulate. 0 takes all at once, and halves when memory runs out."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    reason_weight: float = Field(0.5, ge=0)
+    """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
     freeze_vision: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of attention weights (and of adapters' inputs) that is dropped in training."""

@@ -36,6 +36,7 @@ class Accumulator:
     size: int
     say: Callable[[str], None]
     shuffle: bool = False
+    reason_weight: float = 0.0
 
     def __call__(self, records: Sequence[PreferenceRecord], index: int = 0) -> dict[str, float]:
         """Add the gradient of the mean loss over all questions; figures of `reward_step`, averaged likewise.
@@ -74,7 +75,7 @@ class Accumulator:
         mine, figures = sum(map(len, asked)), dict[str, float]()
         for i in range(0, len(asked), self.size):
             part = list(chain.from_iterable(asked[i : i + self.size]))
-            found = reward_step(self.judge, part, self.paradigm, self.smoothing)
+            found = reward_step(self.judge, part, self.paradigm, self.smoothing, self.reason_weight)
             if not torch.isfinite(found["loss"]):
                 raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
             (found["loss"] * (len(part) / total)).backward()  # type: ignore[no-untyped-call]

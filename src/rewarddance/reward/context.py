@@ -6,9 +6,9 @@ Part order puts what comparisons share first: instruction, prompt, reference, ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 from rewarddance.core.errors import InputError
@@ -28,6 +28,11 @@ INSTRUCTIONS: dict[str, str] = {
 
 
 Layout = Literal["strict", "two_questions", "listwise"]
+Cot = Literal["none", "answer_first", "reason_first"]
+
+
+VERDICT = "\nanswer:"
+"""Stands between a reason and the verdict that follows it."""
 
 
 class Context(Config):
@@ -45,10 +50,22 @@ class Context(Config):
     """`strict` swaps the pictures for the other order; `two_questions` leaves them and asks the question both ways, so
     that all before it is shared (yes-bias cancels, position bias does not; training shuffles places); `listwise` shows
     all pictures of a prompt once and asks about pairs of them. Judges of different layouts do not compare."""
+    cot: Cot = "none"
+    """Chain of thought, with layout `strict`. `answer_first`: the verdict, then the reason, which costs nothing at
+    inference; `reason_first`: the reason is written first, and the verdict hangs on it."""
+    samples: int = Field(4, ge=1)
+    """`reason_first` at inference: reasons written for each question; P(yes) is their mean."""
+    max_reason_tokens: int = Field(64, ge=1)
     permutations: int = Field(2, ge=1)
     """`listwise` at inference: how many orders of the pictures margins are averaged over."""
     max_pictures: int = Field(8, ge=2)
     """`listwise`: pictures in one context; more are asked in several."""
+
+    @model_validator(mode="after")
+    def _reasons_need_roles(self) -> Self:
+        if self.cot != "none" and self.layout != "strict":
+            raise ValueError("chain of thought needs layout 'strict': reasons speak of a candidate and a reference")
+        return self
 
     def render(self, comparison: Comparison) -> Dialog:
         """The question as texts and media.
@@ -60,9 +77,9 @@ class Context(Config):
             raise InputError("a comparison needs a prompt; it is empty")
         opening = f"{self._instruction(comparison.criterion)}prompt: {comparison.prompt}\n"
         if comparison.reference is None:
-            question = f"\nquestion: is the candidate good for the prompt? answer {self.yes} or {self.no}."
+            question = f"\nquestion: is the candidate good for the prompt? {self._request}"
             return (f"{opening}candidate: ", comparison.candidate, question)
-        question = f"\nquestion: is the candidate better than the reference? answer {self.yes} or {self.no}."
+        question = f"\nquestion: is the candidate better than the reference? {self._request}"
         return (f"{opening}reference: ", comparison.reference, "\ncandidate: ", comparison.candidate, question)
 
     def render_reversed(self, comparison: Comparison) -> Dialog:
@@ -71,7 +88,7 @@ class Context(Config):
         It shares everything before the question with `render` of the swapped comparison.
         """
         shown = self.render(comparison.swapped())
-        return (*shown[:-1], f"\nquestion: is the reference better than the candidate? answer {self.yes} or {self.no}.")
+        return (*shown[:-1], f"\nquestion: is the reference better than the candidate? {self._request}")
 
     def render_listed(self, comparison: Comparison, pictures: Sequence[Media]) -> Dialog:
         """The question about two of several pictures that are all shown; both must be among them (by identity)."""
@@ -81,7 +98,24 @@ class Context(Config):
         shown: list[Part] = [self.render(comparison)[0].removesuffix("reference: ")]  # type: ignore[union-attr]
         for i, picture in enumerate(pictures, 1):
             shown += [f"image {i}: ", picture, "\n"]
-        return (*shown, f"question: is image {first} better than image {second}? answer {self.yes} or {self.no}.")
+        return (*shown, f"question: is image {first} better than image {second}? {self._request}")
+
+    @property
+    def _request(self) -> str:
+        """How the answer is to be given."""
+        plain = f"answer {self.yes} or {self.no}"
+        if self.cot == "none":
+            return f"{plain}."
+        return (
+            f"first {plain}, second the reason." if self.cot == "answer_first" else f"first the reason, second {plain}."
+        )
+
+    def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
+        """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it."""
+        word = self.yes if yes else self.no
+        if self.cot == "reason_first":
+            return f"{rationale.strip()}{VERDICT}", f" {word}", ""
+        return "", word, f" because {rationale.strip()}"
 
     def _instruction(self, criterion: str) -> str:
         if not self.instruction:

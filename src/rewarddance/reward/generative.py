@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rewarddance.core.errors import JudgementError
+from rewarddance.core.media import Dialog
 from rewarddance.core.types import Comparison, Verdict
-from rewarddance.reward.context import Context
+from rewarddance.reward.context import VERDICT, Context
 from rewarddance.reward.layouts import dialogs_of, orders
 from rewarddance.vlm.engine import Engine
 
@@ -33,11 +35,19 @@ class GenerativeJudge:
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """One question each, in the given order only.
 
-        The `listwise` layout asks in several orders of the pictures (one in training) and averages log-probabilities.
+        The `listwise` layout asks in several orders of the pictures (one in training) and averages log-probabilities;
+        `reason_first` writes several reasons (one in training) and averages probabilities.
 
         Raises:
             JudgementError: the VLM puts less than half its probability on the answer words, or returns NaN.
         """
+        ask = self._after_reasons if self.context.cot == "reason_first" else self._asked
+        verdict = ask(comparisons)
+        if self.strict:
+            _refuse_unclear(verdict, comparisons)
+        return verdict
+
+    def _asked(self, comparisons: Sequence[Comparison]) -> Verdict:
         n = len(comparisons)
         several = self.context.layout == "listwise" and self.strict
         ways = orders(n, self.context.permutations if several else 1)
@@ -45,11 +55,52 @@ class GenerativeJudge:
         found = self.engine.answer_logits(dialogs, (self.context.yes, self.context.no))
         back = torch.tensor(ways, device=found.logp.device).argsort(1)
         logp = found.logp.view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
-        mass = found.mass.view(len(ways), n).gather(1, back).mean(0)
-        verdict = Verdict(logp[:, 0], logp[:, 1], mass)
-        if self.strict:
-            _refuse_unclear(verdict, comparisons)
-        return verdict
+        return Verdict(logp[:, 0], logp[:, 1], found.mass.view(len(ways), n).gather(1, back).mean(0))
+
+    def _after_reasons(self, comparisons: Sequence[Comparison]) -> Verdict:
+        k = self.context.samples if self.strict else 1
+        dialogs = [d for d in dialogs_of(self.context, comparisons) for _ in range(k)]
+        written = self._reasons(dialogs, temperature=1.0 if k > 1 else 0.0)
+        tails = [self.engine.tokens(f"{r.split(VERDICT.strip())[0].strip()}{VERDICT}") for r in written]
+        found = self.engine.answer_logits(dialogs, (f" {self.context.yes}", f" {self.context.no}"), tails)
+        logp = found.logp.view(-1, k, 2).logsumexp(1) - math.log(k)
+        return Verdict(logp[:, 0], logp[:, 1], found.mass.view(-1, k).mean(1))
+
+    def _reasons(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
+        most, found = self.context.max_reason_tokens, list[str]()
+        for i in range(0, len(dialogs), chunk):
+            found += self.engine.backbone.generate(dialogs[i : i + chunk], most, temperature)
+        return found
+
+    def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
+        """What the judge says when it is let speak, greedily: verdict and reasons where it was taught to give them."""
+        return self._reasons(dialogs_of(self.context, comparisons), temperature=0.0)
+
+    def learn(self, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
+        """For training: verdicts, and the mean log-probability of each rationale's tokens, (N,), NaN without one.
+
+        With chain of thought, verdicts stand behind (`reason_first`) or before (`answer_first`) the given rationale;
+        where none is given, the question is asked without.
+        """
+        nothing = torch.full((len(comparisons),), torch.nan)
+        if self.context.cot == "none" or not any(c.rationale for c in comparisons):
+            verdict = self._asked(comparisons)
+            return verdict, nothing.to(verdict.margin.device)
+        words = (self.context.yes, self.context.no)
+        if self.context.cot == "reason_first":
+            words = (f" {words[0]}", f" {words[1]}")
+        tails, places = [], []
+        for c in comparisons:
+            before, verdict_word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "")
+            start = self.engine.tokens(before) if c.rationale else []
+            rest = [*self.engine.tokens(after), *self.engine.end_of_turn] if c.rationale else []
+            tails.append([*start, self.engine.word_id(verdict_word), *rest])
+            places.append(len(start))
+        answers, reasons = self.engine.answer_and_reasons(dialogs_of(self.context, comparisons), tails, places, words)
+        told = torch.stack(
+            [r.mean() if c.rationale else r.new_tensor(torch.nan) for r, c in zip(reasons, comparisons, strict=True)]
+        )
+        return Verdict(answers.logp[:, 0], answers.logp[:, 1], answers.mass), told
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"vlm": self.engine.backbone.module}

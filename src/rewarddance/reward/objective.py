@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rewarddance.core.types import RewardModel
+from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.paradigms import Question, losses, targets_of
 
@@ -22,21 +23,45 @@ def reward_step(
     asked: Sequence[Question],
     paradigm: Paradigm = "generative_pairwise",
     smoothing: float = 0.0,
+    reason_weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """Loss and figures of one batch; the caller calls `backward` on `loss`.
+
+    Args:
+        reason_weight: weight of the mean negative log-probability of a rationale's tokens beside the verdict's loss. A
+            mean, not a sum, so that a long reason does not drown its verdict.
 
     Returns:
         loss: weighted mean (see `paradigms.losses`); accuracy: share of decided targets (not ties) that the margin
         orders right, for `regression` the share of scores within half a point; answer_mass: mean probability of the
         answer words; margin_std: spread of the margins.
     """
-    verdict = judge.judge([q.comparison for q in asked])
+    verdict, told = _verdicts(judge, [q.comparison for q in asked])
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(asked))
     loss = (losses(paradigm, verdict, targets, smoothing) * weights).mean()
+    given = ~torch.isnan(told)
+    if reason_weight and bool(given.any()):
+        loss = loss - reason_weight * told[given].sum() / len(told)
     margin, decided = verdict.margin.detach(), targets != 0.5
     if paradigm == "regression":
         accuracy = ((margin - targets).abs() < 0.5).float().mean()
     else:
         accuracy = agreement(margin[decided], targets[decided] - 0.5).mean()
     mass = verdict.answer_mass.detach().mean()
-    return {"loss": loss, "accuracy": accuracy, "answer_mass": mass, "margin_std": margin.std()}
+    figures = {"loss": loss, "accuracy": accuracy, "answer_mass": mass, "margin_std": margin.std()}
+    return figures | ({"reason_logp": told[given].detach().mean()} if bool(given.any()) else {})
+
+
+def _verdicts(judge: RewardModel, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
+    """Verdicts and, of judges that learn reasons, what their rationales are worth to them, NaN elsewhere."""
+    if isinstance(judge, Reasoning):
+        return judge.learn(comparisons)
+    verdict = judge.judge(comparisons)
+    return verdict, torch.full_like(verdict.margin, torch.nan)
+
+
+@runtime_checkable
+class Reasoning(Protocol):
+    """A judge that can be taught reasons (`GenerativeJudge.learn`)."""
+
+    def learn(self, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]: ...

@@ -64,12 +64,23 @@ class Packed:
     Attributes:
         token_of: (member, place in its sequence) of every packed token; padding repeats the node's last token.
         blocks: what attention works through.
-        last: packed place of every node's last token, in the order of `Tree.nodes`.
+        first: packed place of every node's first token, in the order of `Tree.nodes`.
     """
 
     token_of: tuple[tuple[int, int], ...]
     blocks: tuple[Block, ...]
-    last: Tensor
+    first: tuple[int, ...]
+
+    def places(self, tree: Tree, member: int, start: int) -> list[int]:
+        """Packed places of a sequence's tokens from `start` on."""
+        end = tree.ends[member]
+        found: list[int] = []
+        while end >= 0 and tree.nodes[end].stop > start:
+            node = tree.nodes[end]
+            low = max(start, node.start)
+            found = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *found]
+            end = node.parent
+        return found
 
 
 def lay_out(tree: Tree, device: torch.device) -> Packed:
@@ -98,8 +109,7 @@ def lay_out(tree: Tree, device: torch.device) -> Packed:
                 blocked = torch.arange(widest, device=device) >= sizes[:, None]
         blocks.append(Block(start, len(b.parents), b.siblings, b.length, prefix, blocked))
         start += b.num_tokens
-    last = torch.tensor([p[-1] for p in places], device=device)
-    return Packed(tuple(tokens), tuple(blocks), last)
+    return Packed(tuple(tokens), tuple(blocks), tuple(first))
 
 
 def tree_attention(

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Dialog
 from rewarddance.vlm.attention import Packed, attach
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
 
@@ -55,6 +56,35 @@ class Backbone(ABC):
     @abstractmethod
     def positions(self, encoded: Encoded) -> Tensor:
         """Places of a dialog's tokens for rotary embeddings, (axes, S); every one depends on what is before it only."""
+
+    @abstractmethod
+    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+        """What transformers' own `generate` needs to see the pictures of several dialogs."""
+
+    @torch.no_grad()
+    def generate(self, dialogs: Sequence[Dialog], max_tokens: int, temperature: float = 0.0) -> list[str]:
+        """What the model answers, up to its end of turn: greedy at temperature 0, else drawn (torch's stream)."""
+        encoded = [self.encoder.chat([("user", d)]) for d in dialogs]
+        width = max(len(e.ids) for e in encoded)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(e.ids)) + list(e.ids) for e in encoded], device=self.device)
+        mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=self.device)
+        drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        types = {"mm_token_type_ids": (ids == self.image_token_id).int()} if self.needs_types else {}
+        written = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            pad_token_id=pad,
+            **drawn,
+            **types,
+            **self.pictures(encoded),
+        )
+        texts: list[str] = self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+        return [t.strip() for t in texts]
+
+    needs_types: ClassVar[bool] = False
+    """Does the model want to be told which tokens are pictures?"""
 
     @property
     def image_token_id(self) -> int:

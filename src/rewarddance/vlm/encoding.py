@@ -73,14 +73,14 @@ class ChatEncoder:
 
     def _text(self, part: Part, images: list[tuple[Media, int]]) -> str:
         if isinstance(part, str):
-            return self._plain(part)
+            return self.plain(part)
         images.extend((part, i) for i in range(part.num_frames))
         one = f"{self.start}{self.context}{self.end}"
         if part.fps is None and part.num_frames == 1:
             return one
         return "".join(f"Frame{i + 1}: {one}\n" for i in range(part.num_frames))
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """Text without anything that the tokenizer reads as a special token: no pictures, no turns smuggled in."""
         while True:
             clean = self._special.sub("", text)

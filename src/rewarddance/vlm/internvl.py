@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class InternVLBackbone(Backbone):
         return ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
 
     def see(self, frames: Sequence[Frame]) -> Tensor:
+        pixels = self._pixels(frames)
+        seen: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        return seen.flatten(0, 1)
+
+    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+        frames = [f for e in encoded for f in e.images]
+        return {"pixel_values": self._pixels(frames).to(self.model.dtype)} if frames else {}
+
+    def _pixels(self, frames: Sequence[Frame]) -> Tensor:
+        """Prepared frames in their order, sizes together."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, (media, _) in enumerate(frames):
             by_size.setdefault(media.size, []).append(i)
@@ -58,8 +68,7 @@ class InternVLBackbone(Backbone):
         pixels = torch.cat(parts)
         if order != list(range(len(frames))):
             pixels = pixels[torch.tensor(order).argsort().to(pixels.device)]
-        seen: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        return seen.flatten(0, 1)
+        return pixels
 
     def positions(self, encoded: Encoded) -> Tensor:
         return torch.arange(len(encoded.ids))[None]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class QwenBackbone(Backbone):
     """Qwen-VL. Frames of a video are asked as numbered pictures, as InternVL does."""
 
     prepare: PatchPreprocessor
+    needs_types: ClassVar[bool] = True
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
@@ -62,13 +63,22 @@ class QwenBackbone(Backbone):
         return height * width // self.prepare.merge**2
 
     def see(self, frames: Sequence[Frame]) -> Tensor:
-        patches = [self.prepare(m.frames[i].to(self.device), m.origin) for m, i in frames]
-        grids = [(1, *self.prepare.grid(*m.size, m.origin)) for m, _ in frames]
-        out = self.model.model.get_image_features(
-            torch.cat(patches), torch.tensor(grids, device=self.device), return_dict=True
-        )
+        out = self.model.model.get_image_features(*self._patches(frames), return_dict=True)
         layers = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
         return torch.cat([torch.cat(list(layer)) for layer in layers], -1)
+
+    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+        frames = [f for e in encoded for f in e.images]
+        if not frames:
+            return {}
+        patches, grids = self._patches(frames)
+        return {"pixel_values": patches.to(self.model.dtype), "image_grid_thw": grids}
+
+    def _patches(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """Patches of all frames, one after another, and the grid of each, (N, 3)."""
+        patches = [self.prepare(m.frames[i].to(self.device), m.origin) for m, i in frames]
+        grids = [(1, *self.prepare.grid(*m.size, m.origin)) for m, _ in frames]
+        return torch.cat(patches), torch.tensor(grids, device=self.device)
 
     def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
         width = self.model.config.text_config.hidden_size

@@ -1,0 +1,198 @@
+"""`rewarddance data rationales`: a teacher says why; reasons whose verdict agrees with the label are kept.
+
+Teachers: the world's oracle for embedded data, any OpenAI-compatible server for real data. What a teacher refuses, what
+cannot be read, and what disagrees is counted and listed; nothing is made up for it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import write_json
+from rewarddance.data.parquet import RecordTable, row_of, write_rows
+from rewarddance.world.oracle import judge as oracle_judge
+
+Outcome = Literal["kept", "disagrees", "refused", "unreadable", "tie", "failed"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a teacher said of one choice: is the first picture (the candidate) better, and why.
+
+    Attributes:
+        better: None where it gave no verdict; then `problem` says what happened.
+        tokens: read and written, where the teacher counts them.
+    """
+
+    better: bool | None
+    reason: str = ""
+    problem: Outcome | None = None
+    tokens: tuple[int, int] = (0, 0)
+
+
+class Teacher(Protocol):
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told: ...
+
+
+class OracleTeacher:
+    """The embedded world's oracle, in the words of the embedded VLM."""
+
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
+        found = [oracle_judge(m.to_numpy(), prompt) for m in (candidate, reference)]
+        values = [j["fidelity" if criterion == "overall" else criterion] for j in found]
+        if values[0] == values[1]:
+            return Told(None, problem="tie")
+        said = [_faults(j.reasons) for j in found]
+        return Told(values[0] > values[1], f"the candidate {said[0]} and the reference {said[1]}")
+
+
+def _faults(reasons: Sequence[str]) -> str:
+    """An oracle's reasons as one clause; the parts that are right are not told."""
+    parts = []
+    for reason in reasons:
+        what, _, state = reason.partition(": ")
+        if state == "missing" or reason == "nothing found":
+            parts.append(f"missing {what}" if state else "nothing found")
+        elif what == "extra objects":
+            parts.append("extra objects")
+        elif state == "does not hold":
+            parts.append(f"not {what}")
+    return "has " + " and ".join(parts) if parts else "matches the prompt"
+
+
+@dataclass
+class Report:
+    """What became of every choice, and what it cost."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+    listed: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self, price: tuple[float, float]) -> dict[str, Any]:
+        read, written = self.tokens
+        cost = (read * price[0] + written * price[1]) / 1e6
+        return {
+            "choices": sum(self.outcomes.values()),
+            **self.outcomes,
+            "tokens_read": read,
+            "tokens_written": written,
+            "cost": round(cost, 4),
+            "not_kept": self.listed,
+        }
+
+
+def add_rationales(
+    source: Path,
+    teacher: Teacher,
+    out: Path,
+    *,
+    limit: int | None = None,
+    workers: int = 1,
+    price: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, Any]:
+    """Copy a data folder to `out` with reasons in its training choices. Called again after a stop, it goes on.
+
+    Answers are kept in `out/answers.jsonl` as they come; `out/rationales.json` says what became of every choice.
+
+    Args:
+        limit: ask about this many choices only.
+        workers: questions under way at once.
+        price: of a million tokens read and written.
+
+    Raises:
+        InputError: no training records, or nothing was kept.
+    """
+    table = RecordTable.open(source / "train.parquet")
+    out.mkdir(parents=True, exist_ok=True)
+    answers = _Answers(out / "answers.jsonl")
+    asked = [(i, j) for i, r in enumerate(table) for j, c in enumerate(r.choices) if c.label != 0.5][:limit]
+    todo = [(i, j) for i, j in asked if _name(table[i], j) not in answers.known]
+
+    reading = threading.Lock()
+
+    def ask(place: tuple[int, int]) -> None:
+        with reading:  # a table keeps what it decoded, and is not made for threads
+            record = table[place[0]]
+        choice = record.choices[place[1]]
+        first, second = record.media[choice.first], record.media[choice.second]
+        answers.add(_name(record, place[1]), teacher.tell(record.prompt, first, second, record.criterion))
+
+    with progress("rationales") as bar, ThreadPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(ask, todo), 1):
+            bar(done, len(todo), {})
+    report = Report()
+    kept = _with_reasons(table, set(asked), answers.known, report)
+    write_rows((row_of(r) for r in kept), out / "train.parquet")
+    for name in ("id.parquet", "ood.parquet"):
+        if (source / name).is_file():
+            (out / name).write_bytes((source / name).read_bytes())
+    found = report.as_dict(price)
+    write_json(out / "rationales.json", found)
+    if not report.outcomes["kept"]:
+        raise InputError(f"{out}: no reason was kept; see rationales.json for what the teacher said")
+    return {k: v for k, v in found.items() if k != "not_kept"}
+
+
+def _name(record: PreferenceRecord, choice: int) -> str:
+    return f"{record.record_id}#{choice}"
+
+
+def _with_reasons(
+    table: RecordTable, asked: set[tuple[int, int]], known: dict[str, Told], report: Report
+) -> Iterator[PreferenceRecord]:
+    for i, record in enumerate(table):
+        choices = []
+        for j, choice in enumerate(record.choices):
+            told = known.get(_name(record, j))
+            if (i, j) not in asked or told is None:
+                choices.append(choice)
+                continue
+            outcome = outcome_of(choice, told)
+            report.outcomes[outcome] += 1
+            report.tokens[0] += told.tokens[0]
+            report.tokens[1] += told.tokens[1]
+            if outcome != "kept":
+                report.listed.append({"choice": _name(record, j), "outcome": outcome})
+            choices.append(replace(choice, rationale=told.reason) if outcome == "kept" else choice)
+        yield replace(record, choices=tuple(choices))
+
+
+def outcome_of(choice: Choice, told: Told) -> Outcome:
+    """Kept where the verdict is the label's."""
+    if told.better is None:
+        return told.problem or "unreadable"
+    return "kept" if told.better == (choice.label > 0.5) else "disagrees"
+
+
+class _Answers:
+    """Answers on disk, one line each, so that a stopped run asks nothing twice; a failed one is asked again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()
+        self.known: dict[str, Told] = {}
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed run
+            if row["problem"] != "failed":
+                tokens = (row["tokens"][0], row["tokens"][1])
+                self.known[row["choice"]] = Told(row["better"], row["reason"], row["problem"], tokens)
+
+    def add(self, name: str, told: Told) -> None:
+        line = {"choice": name, "better": told.better, "reason": told.reason, "problem": told.problem}
+        with self.lock:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line | {"tokens": list(told.tokens)}) + "\n")
+            self.known[name] = told

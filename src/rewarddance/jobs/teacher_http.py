@@ -1,0 +1,106 @@
+"""A teacher behind any OpenAI-compatible server: vLLM, SGLang, or a hosted one."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.data.parquet import png_bytes
+from rewarddance.jobs.rationales import Told
+from rewarddance.reward.context import INSTRUCTIONS
+
+_QUESTION = (
+    "{instruction}\nPrompt: {prompt}\nThe first image is the reference, the second one the candidate. Is the candidate "
+    "better than the reference? Answer with one word, yes or no, then say why in one sentence that calls the images "
+    "the candidate and the reference."
+)
+_ANSWER = re.compile(r"^\W*(yes|no)\b[\s,.:;!*-]*(?:because\b)?\s*(.*)$", re.IGNORECASE | re.DOTALL)
+RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+@dataclass
+class HttpTeacher:
+    """Asks `POST {url}/chat/completions`.
+
+    Args:
+        url: with its version, for example http://localhost:8000/v1.
+        key: sent as a bearer token where given.
+        attempts: tries for one question; waits double from `wait` seconds on, or as the server says in Retry-After.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    attempts: int = 6
+    wait: float = 1.0
+    timeout: float = 120.0
+    max_tokens: int = 200
+    client: httpx2.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self.client = httpx2.Client(base_url=self.url.rstrip("/"), headers=headers, timeout=self.timeout)
+
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
+        """The server's verdict and reason.
+
+        Raises:
+            InputError: the server refuses the request itself (address, key, model); asking on would not help.
+        """
+        text = _QUESTION.format(instruction=INSTRUCTIONS.get(criterion, criterion).capitalize(), prompt=prompt)
+        content = [{"type": "text", "text": text}, _image(reference), _image(candidate)]
+        body = {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": content}],
+        }
+        answer = self._post(body)
+        return Told(None, problem="failed") if answer is None else read_answer(answer)
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer; None where every attempt failed."""
+        for i in range(self.attempts):
+            wait = self.wait * 2**i
+            try:
+                found = self.client.post("/chat/completions", json=body)
+            except httpx2.TransportError:
+                found = None
+            if found is not None and found.status_code not in RETRIED:
+                if found.is_error:
+                    raise InputError(f"{self.url}: {found.status_code} {found.text[:200]!r}")
+                answer: dict[str, Any] = found.json()
+                return answer
+            if found is not None and found.headers.get("retry-after", "").isdigit():
+                wait = float(found.headers["retry-after"])
+            if i + 1 < self.attempts:
+                time.sleep(wait)
+        return None
+
+
+def _image(media: Media) -> dict[str, Any]:
+    code = base64.b64encode(png_bytes(media)).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{code}"}}
+
+
+def read_answer(answer: dict[str, Any]) -> Told:
+    """An answer of the chat API as a verdict with its reason; what cannot be read is said to be so."""
+    usage = answer.get("usage") or {}
+    tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+    try:
+        message = answer["choices"][0]["message"]
+    except (KeyError, IndexError, TypeError):
+        return Told(None, problem="unreadable", tokens=tokens)
+    if message.get("refusal"):
+        return Told(None, str(message["refusal"]), "refused", tokens)
+    found = _ANSWER.match(message.get("content") or "")
+    if found is None or not found[2].strip():
+        return Told(None, str(message.get("content") or ""), "unreadable", tokens)
+    return Told(found[1].lower() == "yes", " ".join(found[2].split()), None, tokens)

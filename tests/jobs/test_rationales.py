@@ -1,0 +1,143 @@
+"""Reasons by a teacher: the oracle, and a server that misbehaves in every way that servers do."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.data.parquet import RecordTable, row_of, write_rows
+from rewarddance.jobs.rationales import OracleTeacher, Told, add_rationales, outcome_of
+from rewarddance.jobs.teacher_http import HttpTeacher, read_answer
+from rewarddance.world.grammar import parse
+from rewarddance.world.render import render
+from rewarddance.world.scene import Placed, Scene
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six records of a right and a wrong picture; the last label is wrong, and one more is a tie."""
+    right = Scene((Placed("red", "circle", 13, 24, 24),), "flat", "white")
+    wrong = Scene((Placed("blue", "square", 13, 24, 24),), "flat", "white")
+    media = tuple(Media.from_numpy(render(s)) for s in (right, wrong))
+    prompt = "flat drawing of a red circle on white"
+    assert parse(prompt)
+    labels = [1.0, 1.0, 0.8, 1.0, 1.0, 0.0, 0.5]
+    records = [PreferenceRecord(f"r{i}", prompt, media, (Choice(0, 1, x),), "fidelity") for i, x in enumerate(labels)]
+    write_rows((row_of(r) for r in records), tmp_path / "data" / "train.parquet")
+    return tmp_path / "data"
+
+
+def test_the_oracle_tells_what_is_wrong_and_disagreement_is_counted(folder, tmp_path):
+    found = add_rationales(folder, OracleTeacher(), tmp_path / "out")
+    assert (found["choices"], found["kept"], found["disagrees"]) == (6, 5, 1)
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    said = table[0].choices[0].rationale
+    assert said == "the candidate matches the prompt and the reference has missing red circle and extra objects"
+    assert table[5].choices[0].rationale is None
+    assert table[6].choices[0].rationale is None
+    listed = json.loads((tmp_path / "out" / "rationales.json").read_text())["not_kept"]
+    assert listed == [{"choice": "r5#0", "outcome": "disagrees"}]
+    swapped = table[0].comparisons(both_orders=True)[1]
+    assert swapped.rationale.startswith("the reference matches the prompt and the candidate has")
+
+
+def reply(text, **more):
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    return 200, {"choices": [{"message": {"content": text, **more}}], "usage": usage}
+
+
+@pytest.fixture
+def server():
+    """A server that gives scripted replies in turn, the last one for ever; keeps what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                handler.asked.append((self.path, dict(self.headers), body))
+                status, content = handler.script.pop(0) if len(handler.script) > 1 else handler.script[0]
+            sent = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(sent)))
+            if status == 429:
+                self.send_header("retry-after", "0")
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, *args):
+            pass
+
+    lock, handler = threading.Lock(), Handler
+    handler.asked, handler.script = [], [reply("Yes, because the candidate is a circle.")]
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    handler.url = f"http://127.0.0.1:{running.server_port}/v1"
+    yield handler
+    running.shutdown()
+    running.server_close()
+
+
+def teacher(server, **changes):
+    return HttpTeacher(server.url, "some-vlm", key="secret", wait=0.01, **changes)
+
+
+def test_a_server_is_asked_in_the_open_format_and_its_tokens_are_counted(folder, server, tmp_path):
+    found = add_rationales(folder, teacher(server), tmp_path / "out", workers=4, price=(2.0, 10.0))
+    assert (found["kept"], found["tokens_read"], found["tokens_written"]) == (5, 600, 60)
+    assert found["cost"] == pytest.approx((600 * 2 + 60 * 10) / 1e6, abs=1e-4)
+    path, headers, body = server.asked[0]
+    assert path == "/v1/chat/completions"
+    assert {k.lower(): v for k, v in headers.items()}["authorization"] == "Bearer secret"
+    parts = body["messages"][0]["content"]
+    assert [p["type"] for p in parts] == ["text", "image_url", "image_url"]
+    assert "a red circle on white" in parts[0]["text"]
+    assert RecordTable.open(tmp_path / "out" / "train.parquet")[0].choices[0].rationale == "the candidate is a circle."
+
+
+def test_refusals_riddles_and_failures_are_recorded_and_failures_asked_again(folder, server, tmp_path):
+    server.script = [
+        (429, {}),
+        reply("yes. It is rounder."),
+        reply(None, refusal="I would rather not."),
+        reply("Both are lovely!"),
+        (200, {"odd": True}),
+        reply("No: the reference is better."),
+        (500, {}),
+    ]
+    found = add_rationales(folder, teacher(server, attempts=2), tmp_path / "out")
+    assert {k: found[k] for k in ("kept", "refused", "unreadable", "disagrees", "failed")} == {
+        "kept": 1,
+        "refused": 1,
+        "unreadable": 2,
+        "disagrees": 1,
+        "failed": 1,
+    }
+    server.script, server.asked = [reply("no, the second is better")], []
+    again = add_rationales(folder, teacher(server), tmp_path / "out")
+    assert len(server.asked) == 1  # only the failed one
+    assert again["kept"] == 2
+    assert "failed" not in again
+
+
+def test_a_wrong_key_stops_at_once(folder, server, tmp_path):
+    server.script = [(401, {"error": "bad key"})]
+    with pytest.raises(InputError, match="401"):
+        add_rationales(folder, teacher(server), tmp_path / "out")
+
+
+def test_a_server_that_is_not_there_fails_and_says_so(folder, tmp_path):
+    away = HttpTeacher("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.01)
+    with pytest.raises(InputError, match="no reason was kept"):
+        add_rationales(folder, away, tmp_path / "out", limit=2)
+    assert json.loads((tmp_path / "out" / "rationales.json").read_text())["failed"] == 2
+
+
+def test_answers_are_read_generously_but_not_guessed():
+    assert read_answer(reply("**Yes** - it has both.")[1]) == Told(True, "it has both.", None, (100, 10))
+    assert read_answer(reply("yes")[1]).problem == "unreadable"
+    assert read_answer(reply("Yesterday was better")[1]).problem == "unreadable"
+    assert outcome_of(Choice(0, 1, 0.9), Told(False, "x")) == "disagrees"
