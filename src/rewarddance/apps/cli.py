@@ -51,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("commands:Evaluate", "measure what a run trained, with intervals"),
     "report": Command("commands:Report", "write a run's HTML page"),
     "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
+    "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),

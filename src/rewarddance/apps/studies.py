@@ -10,6 +10,8 @@ import tyro
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.apps.flags import Flags, read_with_recipe
+from rewarddance.core.errors import ConfigError
+from rewarddance.jobs.train_reward_config import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,40 @@ class StudyAlignment(Flags):
             every=self.every,
         )
         show({k: found[k] for k in ("start", "arms", "differences")})
+
+
+@dataclass(frozen=True)
+class StudyParadigms(Flags):
+    """Ways of learning a reward side by side: scalar and generative, one at a time and in pairs, layouts, reasons.
+
+    All variants see the same preferences for the same number of steps. Finished ones under --out are kept.
+
+    Example: rewarddance study paradigms recipes/tiny/reward.yaml --data data/embedded --out runs/paradigms
+    """
+
+    out: Path
+    """Folder of the study: one run folder for every variant and seed, study.json and table.md."""
+    config: Annotated[RewardConfig, tyro.conf.arg(name="")]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    only: tuple[str, ...] = ()
+    """Names of variants; all of them where none is given."""
+
+    @classmethod
+    def read(cls, program: str, args: list[str]) -> Self:
+        found: Self = read_with_recipe(cls, RewardConfig, program, args)
+        return found
+
+    def run(self) -> None:
+        from rewarddance.core.progress import console
+        from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges, table
+        from rewarddance.jobs.train import data_folder
+
+        unknown = [n for n in self.only if n not in PARADIGM_VARIANTS]
+        if unknown:
+            raise ConfigError(f"no variant {unknown[0]!r}; known: {', '.join(map(repr, PARADIGM_VARIANTS))}")
+        chosen = {n: PARADIGM_VARIANTS[n] for n in self.only or PARADIGM_VARIANTS}
+        found = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
+        console.print(table(found["variants"]), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

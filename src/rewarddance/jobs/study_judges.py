@@ -1,0 +1,182 @@
+"""`rewarddance study paradigms`: judges that differ in one thing, on the same preferences, in one table."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.config import merge, parse_config
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.progress import console
+from rewarddance.core.runs import RunFolder, environment, write_json
+from rewarddance.core.statistics import bootstrap
+from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.rationales import OracleTeacher, add_rationales
+from rewarddance.jobs.train import load_sets
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.checkpoint import Judge
+from rewarddance.reward.measure import measure_judge
+
+PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
+    "regression": {"paradigm": "regression"},
+    "bradley_terry": {"paradigm": "bradley_terry"},
+    "bradley_terry_ties": {"paradigm": "bradley_terry_ties"},
+    "uncertainty": {"paradigm": "uncertainty"},
+    "ranking": {"paradigm": "ranking"},
+    "pointwise": {"paradigm": "generative_pointwise"},
+    "pairwise, no instruction": {"paradigm": "generative_pairwise", "context": {"instruction": False}},
+    "pairwise": {"paradigm": "generative_pairwise"},
+    "pairwise, two questions": {"paradigm": "generative_pairwise", "context": {"layout": "two_questions"}},
+    "pairwise, listwise": {"paradigm": "generative_pairwise", "context": {"layout": "listwise"}},
+    "pairwise, answer first": {"paradigm": "generative_pairwise", "context": {"cot": "answer_first"}},
+}
+"""What `study paradigms` compares; everything else of the configuration is the same."""
+FIGURES = ("accuracy_generator", "accuracy_rendered", "spearman", "disagreement")
+
+
+def study_judges(
+    base: RewardConfig, variants: Mapping[str, Mapping[str, Any]], data: Path, out: Path, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Train and measure every variant with every seed under `out`; what is finished is kept, what was stopped goes on.
+
+    Args:
+        variants: changes to the configuration, by name.
+        data: a folder with `train.parquet`, `id.parquet` and `ood.parquet`.
+
+    Returns:
+        For every variant: figures of each seed, and the mean of each figure with a 95% interval over seeds.
+        Also in `out/study.json`, with a table in `out/table.md`.
+    """
+    reasons = out / "data-with-reasons"
+    found: dict[str, Any] = {}
+    for name, change in variants.items():
+        config = parse_config(RewardConfig, merge(base.model_dump(), change), name)
+        source = data
+        if config.context.cot != "none":
+            if not (reasons / "rationales.json").is_file():
+                add_rationales(data, OracleTeacher(), reasons)
+            source = reasons
+        rows = []
+        for seed in seeds:
+            mine = config.model_copy(update={"seed": seed, "data": str(source)})
+            rows.append(_one(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
+        found[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
+        result = {"variants": found, **environment(), "config": base.model_dump(mode="json")}
+        write_json(out / "study.json", result)
+        (out / "table.md").write_text(table(found))
+    return result
+
+
+def _file_name(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "_")
+
+
+def _one(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
+    measured = folder / "measured.json"
+    if not measured.is_file():
+        train, held_out = load_sets(Path(config.data), 0)
+        if not (folder / "model" / "judge.json").is_file():
+            resume = (folder / "run.json").is_file()
+            backbone = load_backbone(config.backbone, dtype=config.weights)
+            train_judge(config, backbone, train, {}, folder, resume=resume, title=title)
+        judge = load_judge(folder)
+        write_json(
+            measured,
+            {
+                **{n: measure_judge(judge, r) for n, r in held_out.items()},
+                "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
+                "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
+                "peak_memory_mib": peak_memory(),
+                **latency(judge, next(iter(held_out.values()))),
+            },
+        )
+        console.print(f"{title}: measured", highlight=False, markup=False)
+    content: dict[str, Any] = json.loads(measured.read_text())
+    return content
+
+
+def peak_memory() -> float:
+    """Most memory held so far, MiB: of the accelerator where there is one, else of this process and all it did."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+@torch.no_grad()
+def latency(judge: Judge, records: Sequence[PreferenceRecord], rounds: int = 40) -> dict[str, float]:
+    """Seconds of a single comparison (both orders), and pictures judged a second when many are asked together."""
+    asked = [c for r in records for c in r.comparisons()]
+    seconds = []
+    for i in range(rounds + 3):
+        began = time.perf_counter()
+        judge.judge([asked[i % len(asked)]])
+        if i >= 3:
+            seconds.append(time.perf_counter() - began)
+    many = asked[:256]
+    began = time.perf_counter()
+    judge.judge(many)
+    whole = time.perf_counter() - began
+    pictures = len({id(m) for c in many for m in (c.candidate, c.reference)})
+    return {
+        "latency_p50": statistics.median(seconds),
+        "latency_p95": statistics.quantiles(seconds, n=20)[-1],
+        "pictures_per_second": pictures / whole,
+        "comparisons_per_second": len(many) / whole,
+    }
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for split in ("id", "ood"):
+        for figure in FIGURES:
+            values = [r[split][figure] for r in rows if r.get(split, {}).get(figure) is not None]
+            if values:
+                out[f"{split}/{figure}"] = bootstrap(values).as_dict()
+    return out
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """A Markdown table: one row a variant; of several seeds the mean, with the smallest and largest."""
+    head = ["variant", "parameters"]
+    head += [f"{s.upper()} {f}" for s in ("id", "ood") for f in ("generator", "rendered", "Spearman")]
+    head += ["training, s", "peak, MiB", "latency p50 / p95, ms", "comparisons/s"]
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for name, entry in found.items():
+        rows = entry["seeds"]
+
+        def cell(split: str, figure: str, rows: Sequence[Mapping[str, Any]] = rows) -> str:
+            values = [r[split][figure] for r in rows if r.get(split, {}).get(figure) is not None]
+            if not values:
+                return ""
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            return f"{statistics.mean(values):.3f}{spread}"
+
+        figures = [cell(s, f) for s in ("id", "ood") for f in ("accuracy_generator", "accuracy_rendered", "spearman")]
+
+        def middle(key: str, rows: Sequence[Mapping[str, Any]] = rows) -> float:
+            return float(statistics.median(r[key] for r in rows))
+
+        lines.append(
+            " | ".join(
+                [
+                    name,
+                    f"{entry['parameters'] / 1e6:.1f}M",
+                    *figures,
+                    f"{middle('train_seconds'):.0f}",
+                    f"{middle('peak_memory_mib'):.0f}",
+                    f"{middle('latency_p50') * 1e3:.0f} / {middle('latency_p95') * 1e3:.0f}",
+                    f"{middle('comparisons_per_second'):.0f}",
+                ]
+            )
+        )
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,0 +1,31 @@
+import json
+
+from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges, table
+from rewarddance.jobs.train_reward_config import RewardConfig
+
+
+def test_variants_are_trained_on_the_same_data_and_tabled(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    base = RewardConfig(
+        backbone=str(vlm_folder), data=str(data_folder), prompts_per_step=4, precision="fp32", **quick(num_steps=1)
+    )
+    names = ("bradley_terry", "pairwise, answer first")
+    chosen = {n: PARADIGM_VARIANTS[n] for n in names}
+    found = study_judges(base, chosen, data_folder, tmp_path, seeds=(0, 1))
+    assert list(found["variants"]) == list(names)
+    for entry in found["variants"].values():
+        assert len(entry["seeds"]) == 2
+        assert 0 <= entry["mean"]["id/accuracy_rendered"]["mean"] <= 1
+        assert entry["seeds"][0]["latency_p50"] <= entry["seeds"][0]["latency_p95"]
+        assert entry["seeds"][0]["comparisons_per_second"] > 0
+    config = json.loads((tmp_path / "pairwise-answer_first-0" / "run.json").read_text())["config"]
+    assert (config["context"]["cot"], config["paradigm"]) == ("answer_first", "generative_pairwise")
+    assert config["data"].endswith("data-with-reasons")
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert len(rows) == 4
+    assert all(r.count(" | ") == rows[0].count(" | ") for r in rows)
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
+    assert table(study_judges(base, chosen, data_folder, tmp_path, seeds=(0, 1))["variants"]) == table(
+        found["variants"]
+    )
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
