@@ -9,6 +9,7 @@ import torch
 
 from rewarddance.align.config import ReferenceConfig
 from rewarddance.core.media import Media
+from rewarddance.core.parallel import add_up, rank, world_size
 from rewarddance.core.protocols import Generator
 from rewarddance.core.types import RewardModel
 from rewarddance.search.best_of_n import draw, select
@@ -33,20 +34,26 @@ class ReferenceBank:
     win_rate: float = 0.5
 
     def draw(self, generator: Generator, judge: RewardModel, step: int) -> None:
-        """Draw all references anew from the generator as it is; a function of seed, step and weights alone."""
+        """Draw all references anew from the generator as it is; a function of seed, step and weights alone.
+
+        Data-parallel processes draw a share each, with noise of their own, and exchange what they drew.
+        """
         if self.config.kind == "none":
             self.drawn_at = step
             return
-        rng = torch.Generator().manual_seed(self.seed * 7_919 + step)
+        rng = torch.Generator().manual_seed(self.seed * 7_919 + step + 104_729 * rank())
         num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
-        drawn = draw(generator, self.prompts, num, rng, self.num_steps, self.batch)
+        mine = self.prompts[rank() :: world_size()]
+        drawn = draw(generator, mine, num, rng, self.num_steps, self.batch)
+        found = [d[0] for d in drawn]
         if num > 1:
-            found = [s.winner for s in select(judge, self.prompts, drawn, self.criterion)]
-        else:
-            found = [d[0] for d in drawn]
-        self.pictures = {
-            p: Media(m.frames.detach().clone(), origin=m.origin) for p, m in zip(self.prompts, found, strict=True)
-        }
+            found = [s.winner for s in select(judge, mine, drawn, self.criterion)]
+        own = torch.cat([m.frames.detach() for m in found])
+        everyone = own.new_zeros(len(self.prompts), *own.shape[1:])
+        everyone[rank() :: world_size()] = own
+        add_up(everyone)
+        origin = found[0].origin
+        self.pictures = {p: Media(x[None].clone(), origin=origin) for p, x in zip(self.prompts, everyone, strict=True)}
         self.drawn_at, self.win_rate = step, 0.5
 
     def of(self, prompts: Sequence[str]) -> list[Media | None]:

@@ -77,6 +77,8 @@ class Align(Flags):
     """Train a generator with a judge: rewarddance align [RECIPE.yaml] --out RUN [flags]
 
     Example: rewarddance align recipes/tiny/refl.yaml --judge runs/judge --out runs/refl --optim.lr 3e-5
+
+    Example: torchrun --nproc-per-node 8 -m rewarddance align recipes/sd3.yaml --out runs/refl
     """
 
     out: Path
@@ -91,9 +93,13 @@ class Align(Flags):
         return found
 
     def run(self) -> None:
+        from rewarddance.core.parallel import is_leader, processes
         from rewarddance.jobs.align import align_from_names
 
-        console.print(f"adapter: {align_from_names(self.config, self.out, self.resume)}", highlight=False)
+        with processes():
+            adapter = align_from_names(self.config, self.out, self.resume)
+            if is_leader():
+                console.print(f"adapter: {adapter}", highlight=False)
 
 
 @dataclass(frozen=True)

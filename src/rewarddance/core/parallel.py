@@ -30,6 +30,8 @@ def processes() -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" now means this process's own
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -48,6 +50,15 @@ def add_up(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def mean_over_processes(figures: dict[str, float], weight: float) -> dict[str, float]:
+    """Weighted means of every process's figures (the same keys everywhere); all of them get the same."""
+    if world_size() == 1:
+        return figures
+    keys = sorted(figures)
+    sums = add_up(torch.tensor([*(figures[k] * weight for k in keys), weight], dtype=torch.float64))
+    return dict(zip(keys, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
 
 def any_of(flag: bool) -> bool:

@@ -16,10 +16,18 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.refl import refl_step
 from rewarddance.core.device import autocast
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, Probe
+from rewarddance.core.parallel import (
+    add_up_gradients,
+    is_leader,
+    mean_over_processes,
+    rank,
+    wait_for_all,
+    world_size,
+)
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
@@ -111,9 +119,13 @@ def align_generator(
         gold: exact measure for the probes, None where there is none (then hacking cannot be called).
     """
     folder = RunFolder(out)
-    folder.start("align", config.model_dump(mode="json"), resume=resume)
+    if is_leader():
+        folder.start("align", config.model_dump(mode="json"), resume=resume)
+    wait_for_all()
     torch.manual_seed(config.seed)
     chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
+    if min(len(chosen), config.batch_size) < world_size():
+        raise ConfigError(f"{world_size()} processes: needs as many prompts, and as many in a batch, or more")
     generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         generator.transformer.enable_gradient_checkpointing()
@@ -138,29 +150,29 @@ def align_generator(
     )
     if resume and loop.resume():
         _restore(loop, bank, prober)
-    elif config.algorithm == "refl":
+    elif config.algorithm == "refl" and is_leader():
         with amp():
             folder.log(0, prober.look(0))
 
     def step(index: int) -> Metrics:
         if config.algorithm == "sft":
-            return _sft_step(config, generator, index)
-        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+            return _shared(_sft_step(config, generator, index), loop, 1.0)
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index + 15_485_863 * rank())
         with amp():
             if bank.is_due(index):
                 bank.draw(generator, judge, index)
             rows = stream(config.seed, "align-batch", index).choice(len(chosen), config.batch_size)
-            batch = [chosen[int(r)] for r in rows]
+            batch = [chosen[int(r)] for r in rows[rank() :: world_size()]]
             found = refl_step(generator, judge, batch, bank.of(batch), config.refl, config.criterion, rng)
-        found["loss"].backward()  # type: ignore[no-untyped-call]
-        metrics: Metrics = {k: float(v.detach()) for k, v in found.items()}
+        (found["loss"] * (len(batch) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
+        metrics = _shared({k: float(v.detach()) for k, v in found.items()}, loop, len(batch))
         bank.note(metrics["reward"])
         loop.extra["kl"] = 0.95 * loop.extra.get("kl", 0.0) + 0.05 * metrics["kl"]
         _remember(loop, bank, prober)
         return metrics | {"win_rate": bank.win_rate, "references_from": bank.drawn_at}
 
     def validate(index: int) -> Metrics:
-        if config.algorithm == "sft":
+        if config.algorithm == "sft" or not is_leader():
             return {}
         with loop.averaged(), amp():
             found = prober.look(index)
@@ -181,14 +193,23 @@ def align_generator(
         loop.run(step, validate, both, stop)
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
-    generator.save_adapter(out / "adapter")
+    if is_leader():
+        generator.save_adapter(out / "adapter")
+    wait_for_all()
     return out / "adapter"
 
 
-def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> Metrics:
+def _shared(figures: dict[str, float], loop: Loop, weight: float) -> Metrics:
+    """Add the processes' gradients up; figures averaged over all of them."""
+    add_up_gradients(loop.parameters.values())
+    return dict(mean_over_processes(figures, weight))
+
+
+def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> dict[str, float]:
     """Supervised flow matching on captioned renders, as in pretraining: the control."""
-    prompts, images = captioned_batch(config.seed, "sft-control", index, config.batch_size)
-    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+    place = index * world_size() + rank()
+    prompts, images = captioned_batch(config.seed, "sft-control", place, config.batch_size // world_size())
+    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + place)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     with autocast(generator.device):
         with torch.no_grad():
@@ -197,7 +218,7 @@ def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> Metri
         noise = torch.randn(x.shape, generator=rng).to(x.device)
         v = generator.velocity(flow.add_noise(x, noise, t), t, generator.condition(prompts))
     loss = F.mse_loss(v.float(), noise - x)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss / world_size()).backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.item()}
 
 
