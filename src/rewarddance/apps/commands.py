@@ -261,6 +261,8 @@ class Evaluate(Flags):
 
     Example: rewarddance evaluate runs/refl
 
+    Example: rewarddance evaluate runs/refl --prompts held_out.txt --judge runs/other-judge
+
     Example: rewarddance evaluate --generator tiny
 
     Example: rewarddance evaluate --judge tiny
@@ -276,6 +278,8 @@ class Evaluate(Flags):
     """Measure a generator of the embedded world as it is, instead of a run."""
     judge: str | None = None
     """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
+    prompts: Path | None = None
+    """With a run of `align`: a file of prompts, one a line, on which a judge compares before and after."""
     data: Path | None = None
     """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
     vlm: str | None = None
@@ -302,6 +306,14 @@ class Evaluate(Flags):
                 "seed": self.seed,
             }
             show(evaluate_generator(self.generator, num_noises=self.num_noises, **setting))
+            return
+        if self.prompts is not None:
+            from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
+
+            need(self.run_folder is not None, "evaluate: --prompts needs a run of `align`")
+            assert self.run_folder is not None
+            setting = {"judge": self.judge, "num_noises": self.num_noises, "seed": self.seed}
+            show(evaluate_on_prompts(self.run_folder, self.prompts, **setting))
             return
         if self.judge is not None:
             from rewarddance.jobs.judge_benchmark import benchmark_judge, measure_on_data

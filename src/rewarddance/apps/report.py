@@ -179,6 +179,7 @@ def _run_page(folder: Path) -> str:
         fast=False,
         evaluation=evaluation if is_align else None,
         categories=categories_figure(evaluation) if is_align and evaluation else None,
+        by_judge=_read(folder / "evaluation_prompts.json"),
         judge=evaluation if run["kind"] == "judge" else None,
         figures=_align_figures(folder) if is_align else _judge_figures(folder),
         pairs=_pairs(folder / "samples"),

@@ -47,22 +47,28 @@ def evaluate_alignment(
     if content["kind"] != "align":
         raise RunError(f"{run}: holds a {content['kind']} run; evaluate alignment runs or judges")
     config = content["config"]
+    if config.get("prompts") is not None:
+        raise RunError(
+            f"{run}: trained on its own prompts, which the oracle does not know; evaluate --prompts FILE asks its judge"
+        )
     steps = num_steps or config["refl"]["num_steps"]
     chosen = benchmark_prompts()[::every]
     categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
     generator = load_generator(config["generator"], adapter=run, guidance=config["guidance"])
     judge = load_judge(config["judge"], precision="bf16")
     with generator.reference():
-        before = _draw("before", generator, prompts, num_noises, steps, seed)
-    after = _draw("after", generator, prompts, num_noises, steps, seed)
+        before = draw_samples("before", generator, prompts, num_noises, steps, seed)
+    after = draw_samples("after", generator, prompts, num_noises, steps, seed)
     gold_before, gold_after = measure(before, gold), measure(after, gold)
     proxy = proxy_reward(judge, after, before, config["criterion"])
     few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
     features = vision_features()
     spread = {}
     with generator.reference():
-        spread["before"] = diversity(_draw("spread", generator, few, diversity_noises, steps, seed + 1), features)
-    spread["after"] = diversity(_draw("spread", generator, few, diversity_noises, steps, seed + 1), features)
+        spread["before"] = diversity(
+            draw_samples("spread", generator, few, diversity_noises, steps, seed + 1), features
+        )
+    spread["after"] = diversity(draw_samples("spread", generator, few, diversity_noises, steps, seed + 1), features)
     found = {
         "prompts": len(prompts),
         "noises": num_noises,
@@ -81,13 +87,18 @@ def evaluate_generator(
 ) -> dict[str, Any]:
     """Oracle fidelity of a generator of the embedded world on the benchmark, by category with intervals."""
     chosen = benchmark_prompts()[::every]
-    samples = _draw(name, load_generator(name, guidance=guidance), [p for _, p in chosen], num_noises, num_steps, seed)
+    samples = draw_samples(
+        name, load_generator(name, guidance=guidance), [p for _, p in chosen], num_noises, num_steps, seed
+    )
     found = levels(measure(samples, gold), [c for c, _ in chosen])
     setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
     return {**setting, "fidelity": {c: i.as_dict() for c, i in found.items()}}
 
 
-def _draw(title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int) -> Samples:
+def draw_samples(
+    title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int
+) -> Samples:
+    """Pictures of every prompt from the same noises, whatever the generator's weights."""
     with progress(f"samples {title}") as report:
         return fixed_samples(generator, prompts, noises, steps, seed, report)
 
@@ -115,14 +126,14 @@ def vision_features() -> Any:
 
 
 def save_pairs(
-    folder: Path, before: Samples, after: Samples, gold_before: np.ndarray, gold_after: np.ndarray, num: int = 24
+    folder: Path, before: Samples, after: Samples, value_before: np.ndarray, value_after: np.ndarray, num: int = 24
 ) -> None:
-    """First noise of some prompts, before and after, as PNG files with a list of prompts and oracle values."""
+    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises)."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
         for name, samples in (("before", before), ("after", after)):
             Image.fromarray(samples.media[k][0].to_numpy()).save(folder / f"{k:03d}_{name}.png")
         entry = {"index": k, "prompt": before.prompts[k]}
-        listed.append(entry | {"before": float(gold_before[k, 0]), "after": float(gold_after[k, 0])})
+        listed.append(entry | {"before": float(value_before[k, 0]), "after": float(value_after[k, 0])})
     write_json(folder / "samples.json", listed)

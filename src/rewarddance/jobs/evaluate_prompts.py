@@ -1,0 +1,83 @@
+"""`rewarddance evaluate RUN --prompts FILE`: where there is no oracle, the judge compares before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.media import Media
+from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.statistics import bootstrap
+from rewarddance.evaluate.generator import diversity
+from rewarddance.jobs.align import read_prompts
+from rewarddance.jobs.evaluate import draw_samples, proxy_reward, save_pairs
+from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.reward.checkpoint import Judge
+
+
+def evaluate_on_prompts(
+    run: Path,
+    file: Path,
+    *,
+    judge: str | None = None,
+    num_noises: int = 4,
+    num_steps: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Before and after on a file of prompts, by a judge; writes `evaluation_prompts.json` and samples into the run.
+
+    The judge that trained a generator cannot tell whether it is being hacked: name another one, look at the pictures.
+
+    Args:
+        judge: whose verdict counts; the run's own when None.
+
+    Returns:
+        win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
+        is it the one that the generator was trained with; trained_on: share of the prompts that were trained on;
+        diversity.
+    """
+    content = RunFolder(run).read()
+    if content["kind"] != "align":
+        raise RunError(f"{run}: holds a {content['kind']} run; prompts are for alignment runs")
+    config = content["config"]
+    prompts, _ = read_prompts(file)
+    steps = num_steps or config["refl"]["num_steps"]
+    generator = load_generator(config["generator"], adapter=run, guidance=config["guidance"])
+    ready = load_judge(judge or config["judge"], precision="bf16")
+    with generator.reference():
+        before = draw_samples("before", generator, prompts, num_noises, steps, seed)
+    after = draw_samples("after", generator, prompts, num_noises, steps, seed)
+    wins = proxy_reward(ready, after, before, config["criterion"])
+    seen: set[str] = set()
+    if config.get("prompts") is not None and Path(config["prompts"]).is_file():
+        seen = set(read_prompts(Path(config["prompts"]))[0])
+    features = judge_features(ready)
+    spread = {"before": diversity(before, features), "after": diversity(after, features)} if num_noises > 1 else None
+    found: dict[str, Any] = {
+        "prompts": len(prompts),
+        "noises": num_noises,
+        "num_steps": steps,
+        "judge": judge or config["judge"],
+        "same_judge": judge is None or judge == config["judge"],
+        "trained_on": len(seen & set(prompts)) / len(prompts),
+        "win_rate": bootstrap(wins).as_dict(),
+        "diversity": spread,
+    }
+    write_json(run / "evaluation_prompts.json", found)
+    save_pairs(run / "samples", before, after, 1 - wins, wins)
+    return found
+
+
+def judge_features(judge: Judge) -> Any:
+    """Mean image tokens of the judge's own eyes: features for diversity of pictures of any kind."""
+    backbone = judge.engine.backbone
+
+    @torch.no_grad()
+    def features(media: Sequence[Media]) -> torch.Tensor:
+        return torch.stack([backbone.see([(m, 0)]).mean(0) for m in media])
+
+    return features
