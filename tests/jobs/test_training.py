@@ -18,6 +18,7 @@ from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import load_backbone, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
+from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
@@ -231,3 +232,21 @@ def test_labels_that_teach_nothing_stop_and_one_sided_ones_warn(data_folder, tmp
         check_labels(table(0.5))
     assert "every choice names the first picture" in check_labels(table(1.0))
     assert "second" in check_labels(table(0.0))
+
+
+def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
+    accuracies, seen = iter([0.5, 0.7, 0.6, 0.65, 0.9]), []
+
+    def scripted(judge, records):
+        seen.append(judge.engine.backbone.module.get_input_embeddings().weight.detach().clone())
+        return {"accuracy": next(accuracies)}
+
+    monkeypatch.setattr("rewarddance.jobs.train_reward.measure_judge", scripted)
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=20, validate_every=1)
+    config = config.model_copy(update={"patience": 2})
+    records = RecordTable.open(data_folder / "train.parquet")
+    train_judge(config, load_backbone(vlm_folder), records, {"id": records}, tmp_path / "run")
+    assert len(seen) == 4
+    assert "has not risen" in RunFolder(tmp_path / "run").metrics()[-1]["stopped"]
+    kept = load_backbone(tmp_path / "run" / "model").module.get_input_embeddings().weight
+    assert torch.equal(kept, seen[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop, Metrics
@@ -127,13 +128,15 @@ def train_judge(
             for name, records in validation.items():
                 figures = measure_judge(judge, records)
                 metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            if config.patience and metrics[watched] > loop.extra.get("best", -1.0) and is_leader():
+                save_file({k: p.detach().contiguous() for k, p in loop.parameters.items()}, best_file)
         backbone.module.train()
         return metrics
 
-    watched = f"{next(iter(validation))}/accuracy" if validation else None
+    watched, best_file = f"{next(iter(validation), None)}/accuracy", out / "best.safetensors"
 
     def stop(metrics: Metrics) -> str | None:
-        if watched is None or watched not in metrics or config.patience == 0:
+        if watched not in metrics or config.patience == 0:
             return None
         best, since = loop.extra.get("best", -1.0), loop.extra.get("since", 0)
         improved = metrics[watched] > best
@@ -154,6 +157,10 @@ def train_judge(
         loop.run(step, validate if validation else None, both, stop)
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
+    if config.patience and best_file.is_file():
+        with torch.no_grad():
+            for k, kept in load_file(best_file).items():
+                loop.parameters[k].copy_(kept)
     backbone.module.eval()
     if tuner is not None:
         tuner.merge_and_unload()

@@ -52,7 +52,8 @@ class RewardConfig(Config):
     precision: Literal["fp32", "bf16"] = "bf16"
     """`bf16` computes under autocast; weights and optimizer stay in fp32."""
     patience: int = Field(0, ge=0)
-    """Stop after this many validations without a better accuracy; 0 never stops early."""
+    """Stop after this many validations without a better accuracy, and keep the weights of the best one; 0 never stops
+    early and keeps the last."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
     loop: LoopConfig = LoopConfig(num_steps=600, validate_every=100, save_every=200)
