@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("commands:Report", "write a run's HTML page"),
     "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
+    "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),

@@ -10,6 +10,7 @@ import tyro
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.apps.flags import Flags, read_with_recipe
+from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.jobs.train_reward_config import RewardConfig
 
@@ -88,6 +89,48 @@ class StudyParadigms(Flags):
         chosen = {n: PARADIGM_VARIANTS[n] for n in self.only or PARADIGM_VARIANTS}
         found = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
         console.print(table(found["variants"]), highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class StudySizes(Flags):
+    """The size table: each size of the embedded VLM, pretrained and taught to judge on the same data.
+
+    Hours on a CPU for the smallest. Stops at the budget and goes on when called again; what is unfinished stays empty.
+
+    Example: rewarddance study sizes --data data/embedded --out runs/sizes --sizes tiny-2m tiny-20m --budget 36000
+    """
+
+    data: Path
+    """A folder of `data build`."""
+    out: Path
+    """Folder of the study: run folders by size, study.json and table.md."""
+    sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
+    budget: float = 3600.0
+    """Seconds for this call."""
+    vision_steps: int = 1500
+    vlm_steps: int = 2400
+    judge_steps: int = 600
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.core.config import load_recipe, merge
+        from rewarddance.core.parallel import processes
+        from rewarddance.core.progress import console
+        from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
+
+        recipe = Path("recipes/tiny/reward.yaml")
+        judge = merge(RewardConfig().model_dump(), load_recipe(recipe) if recipe.is_file() else {})
+        judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
+        config = SizesConfig(
+            sizes=parse_sizes(self.sizes),
+            vision_steps=self.vision_steps,
+            vlm_steps=self.vlm_steps,
+            judge=parse_config(RewardConfig, judge, str(recipe)),
+            seed=self.seed,
+        )
+        with processes():
+            found = study_sizes(config, self.data, self.out, self.budget)
+        console.print(sizes_table(found["sizes"], found["unfinished"]), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

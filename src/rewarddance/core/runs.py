@@ -46,6 +46,12 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the time limit, which may differ from one resumption to the next."""
+    loop = config.get("loop")
+    return {**config, "loop": {k: v for k, v in loop.items() if k != "max_seconds"}} if loop else dict(config)
+
+
 class RunFolder:
     """Writes and reads one run. Lines of `metrics.jsonl` are flushed as they are written."""
 
@@ -72,7 +78,8 @@ class RunFolder:
             old = self.read()
             if not resume:
                 raise RunError(f"{self.path}: holds a {old['kind']} run already; pass --resume or another --out")
-            different = sorted(k for k in {*old["config"], *config} if old["config"].get(k) != config.get(k))
+            before, now = _lasting(old["config"]), _lasting(config)
+            different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
             if old["kind"] != kind or different:
                 raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
             return

@@ -68,7 +68,7 @@ def study_judges(
         rows = []
         for seed in seeds:
             mine = config.model_copy(update={"seed": seed, "data": str(source)})
-            rows.append(_one(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
+            rows.append(measured_judge(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
         found[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
         result = {"variants": found, **environment(), "config": base.model_dump(mode="json")}
         write_json(out / "study.json", result)
@@ -80,7 +80,8 @@ def _file_name(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "_")
 
 
-def _one(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
+def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
+    """Train a judge in `folder` (or go on, or keep what is finished) and measure it once, in `measured.json`."""
     measured = folder / "measured.json"
     if not measured.is_file():
         train, held_out = load_sets(Path(config.data), 0)

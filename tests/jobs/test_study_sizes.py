@@ -1,0 +1,46 @@
+import pytest
+
+from rewarddance.core.errors import RunError
+from rewarddance.core.loop_config import LoopConfig
+from rewarddance.data.parquet import row_of, write_rows
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
+from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.vlm.tiny import SIZES, Size
+
+
+@pytest.fixture
+def data(tmp_path):
+    """As `data build` writes it; the renders are called the generator's, so that the VLM's lessons find some."""
+    for split, name, num in (("train", "train", 12), ("held_out", "id", 6), ("ood", "ood", 6)):
+        records = embedded_records(PreferencesConfig(num_prompts=num, split=split, pictures=3))
+        rows = ({**row_of(r), "source": "generator" if name == "train" else "rendered"} for r in records)
+        write_rows(rows, tmp_path / "data" / f"{name}.parquet")
+    return tmp_path / "data"
+
+
+def test_sizes_are_trained_within_the_budget_and_go_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 2))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 1, 64, 1, 2))
+    judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
+    config = SizesConfig(sizes=("test-a", "test-b"), vision_steps=1, vlm_steps=1, judge=judge)
+    nothing = study_sizes(config, data, tmp_path / "out", budget=0.0)
+    assert not nothing["sizes"]
+    assert "budget ended before vision" in nothing["unfinished"]["test-a"]
+    assert "test-b: not finished" in (tmp_path / "out" / "table.md").read_text()
+    found = study_sizes(config, data, tmp_path / "out", budget=600.0)
+    assert not found["unfinished"]
+    small, large = (found["sizes"][n]["parameters"] for n in config.sizes)
+    assert small < large
+    text = sizes_table(found["sizes"], found["unfinished"])
+    assert text.count("\n") == 4
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
+    assert study_sizes(config, data, tmp_path / "out", budget=1.0)["sizes"] == found["sizes"]
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_unknown_sizes_name_the_known_ones():
+    assert parse_sizes(["tiny-2m"]) == ("tiny-2m",)
+    with pytest.raises(RunError, match="tiny-200m"):
+        parse_sizes(["huge"])
