@@ -70,10 +70,10 @@ def test_vlm_pretraining_and_its_resume(tmp_path):
 
 def test_a_vision_tower_learns_what_covers_its_patches_and_the_vlm_begins_from_it(tmp_path):
     SIZES["test"] = Size(64, 2, 64, 2, 2)
-    config = VisionConfig(size="test", batch_size=8, **quick(4, name="muon", ema_decay=0.9))
+    config = VisionConfig(size="test", batch_size=8, **quick(16, name="muon", ema_decay=0.9))
     weights = train_vision(config, tmp_path / "vision")
     losses = [m["loss"] for m in RunFolder(tmp_path / "vision").metrics()]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-4:]) < sum(losses[:4])  # batches differ, so single steps prove nothing
     train_vlm(VlmConfig(size="test", batch_size=4, loop=LoopConfig(num_steps=0)), weights, tmp_path / "vlm")
     found = InternVLBackbone.load(tmp_path / "vlm" / "model").model.model.vision_tower.state_dict()
     assert all(torch.equal(v, found[k]) for k, v in load_file(weights).items())

@@ -73,7 +73,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         num_prompts=8 if fast else 96,
         batch_size=4 if fast else 16,
         probe_prompts=4 if fast else 30,
-        refl=ReflConfig(gradient_steps=2, views=2),
+        refl=ReflConfig(window=(0.3, 0.9)),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
         loop=LoopConfig(num_steps=3 if fast else 45, validate_every=2 if fast else 15, save_every=1000),
     )
