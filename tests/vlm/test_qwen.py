@@ -109,8 +109,7 @@ def test_logits_equal_plain_forwards(backbone, pictures, budget):
 def test_gradients_equal_plain_forwards(backbone, pictures):
     media = [Media(m.frames.clone().requires_grad_()) for m in pictures]
     dialogs = mixed_dialogs(media)
-    weights = [p for n, p in backbone.module.named_parameters() if "k_proj.bias" not in n and "qkv.bias" not in n]
-    inputs = [m.frames for m in media] + weights
+    inputs = [m.frames for m in media] + list(backbone.module.parameters())
 
     def gradients(logits):
         return torch.autograd.grad((logits[:, 0] - logits[:, 1]).square().sum(), inputs, allow_unused=True)
@@ -119,8 +118,8 @@ def test_gradients_equal_plain_forwards(backbone, pictures):
     theirs = gradients(plain(backbone, dialogs))
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)
-        if a is not None and b.norm() > 1e-5:
-            assert (a - b).norm() / b.norm() < 1e-4
+        if a is not None and b.norm() > 1e-6:
+            assert (a - b).norm() / b.norm() < 1e-5
 
 
 def test_positions_are_transformers_rope_index(backbone, pictures):
