@@ -40,7 +40,7 @@ def test_the_oracle_tells_what_is_wrong_and_disagreement_is_counted(folder, tmp_
     assert table[5].choices[0].rationale is None
     assert table[6].choices[0].rationale is None
     listed = json.loads((tmp_path / "out" / "rationales.json").read_text())["not_kept"]
-    assert listed == [{"choice": "r5#0", "outcome": "disagrees"}]
+    assert listed == [{"id": "r5", "choice": "row 6 choice 1", "outcome": "disagrees"}]
     swapped = table[0].comparisons(both_orders=True)[1]
     assert swapped.rationale.startswith("the reference matches the prompt and the candidate has")
 

@@ -182,7 +182,7 @@ def _run_page(folder: Path) -> str:
         by_judge=_read(folder / "evaluation_prompts.json"),
         judge=evaluation if run["kind"] == "judge" else None,
         figures=_align_figures(folder) if is_align else _judge_figures(folder),
-        pairs=_pairs(folder / "samples"),
+        pairs=_pairs(folder / ("samples_prompts" if evaluation is None and is_align else "samples")),
         winners=[],
         run=run,
         next_steps=False,

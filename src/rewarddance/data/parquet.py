@@ -169,9 +169,19 @@ class RecordTable(Sequence[PreferenceRecord]):
         return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in rows]
 
     @property
+    def choice_labels(self) -> list[list[float]]:
+        """Labels of every record's choices, without decoding a picture."""
+        return [[c["label"] for c in row] for row in self.table.column("choices").to_pylist()]
+
+    @property
+    def has_rationales(self) -> bool:
+        """Whether any choice says why."""
+        return any(c.get("rationale") for row in self.table.column("choices").to_pylist() for c in row)
+
+    @property
     def labels(self) -> list[float]:
         """Labels of all choices of all records, without decoding a picture."""
-        return [c["label"] for row in self.table.column("choices").to_pylist() for c in row]
+        return [label for row in self.choice_labels for label in row]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.parallel import is_leader, wait_for_all
+from rewarddance.core.parallel import is_leader
 from rewarddance.core.runs import environment, write_json
 from rewarddance.core.statistics import bootstrap
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_backbone, load_judge
 from rewarddance.jobs.train import check_labels
-from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.measure import measure_judge
 
@@ -88,17 +87,11 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
 
 
 def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str) -> dict[str, Any]:
-    measured = folder / "measured.json"
-    if not measured.is_file():
-        held_out = table.take(fold.held_out)
-        if not (folder / "model" / "judge.json").is_file():
-            resume = (folder / "run.json").is_file()
-            wait_for_all()
-            backbone = load_backbone(config.backbone, dtype=config.weights)
-            train_judge(config, backbone, table.take(fold.train), {}, folder, resume=resume, title=title)
-        if is_leader():
-            figures = measure_judge(load_judge(folder), held_out)
-            write_json(measured, {"num_train": len(fold.train), "num_held_out": len(fold.held_out), **figures})
-        wait_for_all()
-    content: dict[str, Any] = json.loads(measured.read_text())
-    return content
+    def measure() -> dict[str, Any]:
+        sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
+        return sizes | measure_judge(load_judge(folder), table.take(fold.held_out))
+
+    train_once(
+        config, table.take(fold.train), folder, lambda: load_backbone(config.backbone, dtype=config.weights), title
+    )
+    return measured_once(folder / "measured.json", measure)

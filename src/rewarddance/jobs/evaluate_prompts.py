@@ -68,7 +68,7 @@ def evaluate_on_prompts(
         "diversity": spread,
     }
     write_json(run / "evaluation_prompts.json", found)
-    save_pairs(run / "samples", before, after, 1 - wins, wins)
+    save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
     return found
 
 

@@ -116,8 +116,8 @@ def add_rationales(
     table = RecordTable.open(source / "train.parquet")
     out.mkdir(parents=True, exist_ok=True)
     answers = _Answers(out / "answers.jsonl")
-    asked = [(i, j) for i, r in enumerate(table) for j, c in enumerate(r.choices) if c.label != 0.5][:limit]
-    todo = [(i, j) for i, j in asked if _name(table[i], j) not in answers.known]
+    asked = [(i, j) for i, row in enumerate(table.choice_labels) for j, x in enumerate(row) if x != 0.5][:limit]
+    todo = [place for place in asked if _name(place) not in answers.known]
 
     reading = threading.Lock()
 
@@ -126,7 +126,7 @@ def add_rationales(
             record = table[place[0]]
         choice = record.choices[place[1]]
         first, second = record.media[choice.first], record.media[choice.second]
-        answers.add(_name(record, place[1]), teacher.tell(record.prompt, first, second, record.criterion))
+        answers.add(_name(place), teacher.tell(record.prompt, first, second, record.criterion))
 
     with progress("rationales") as bar, ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(ask, todo), 1):
@@ -144,8 +144,9 @@ def add_rationales(
     return {k: v for k, v in found.items() if k != "not_kept"}
 
 
-def _name(record: PreferenceRecord, choice: int) -> str:
-    return f"{record.record_id}#{choice}"
+def _name(place: tuple[int, int]) -> str:
+    """Row and choice, from 1; ids of imported rows need not be unique."""
+    return f"row {place[0] + 1} choice {place[1] + 1}"
 
 
 def _with_reasons(
@@ -154,7 +155,7 @@ def _with_reasons(
     for i, record in enumerate(table):
         choices = []
         for j, choice in enumerate(record.choices):
-            told = known.get(_name(record, j))
+            told = known.get(_name((i, j)))
             if (i, j) not in asked or told is None:
                 choices.append(choice)
                 continue
@@ -163,7 +164,7 @@ def _with_reasons(
             report.tokens[0] += told.tokens[0]
             report.tokens[1] += told.tokens[1]
             if outcome != "kept":
-                report.listed.append({"choice": _name(record, j), "outcome": outcome})
+                report.listed.append({"id": record.record_id, "choice": _name((i, j)), "outcome": outcome})
             choices.append(replace(choice, rationale=told.reason) if outcome == "kept" else choice)
         yield replace(record, choices=tuple(choices))
 

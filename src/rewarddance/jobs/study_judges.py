@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
 import sys
@@ -14,14 +13,14 @@ from typing import Any
 import torch
 
 from rewarddance.core.config import merge, parse_config
+from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap
 from rewarddance.jobs.load import load_backbone, load_judge
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.train import load_sets
-from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge
 from rewarddance.reward.measure import measure_judge
@@ -71,8 +70,9 @@ def study_judges(
             rows.append(measured_judge(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
         found[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
         result = {"variants": found, **environment(), "config": base.model_dump(mode="json")}
-        write_json(out / "study.json", result)
-        (out / "table.md").write_text(table(found))
+        if is_leader():
+            write_json(out / "study.json", result)
+            (out / "table.md").write_text(table(found))
     return result
 
 
@@ -82,27 +82,20 @@ def _file_name(name: str) -> str:
 
 def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
     """Train a judge in `folder` (or go on, or keep what is finished) and measure it once, in `measured.json`."""
-    measured = folder / "measured.json"
-    if not measured.is_file():
-        train, held_out = load_sets(Path(config.data), 0)
-        if not (folder / "model" / "judge.json").is_file():
-            resume = (folder / "run.json").is_file()
-            backbone = load_backbone(config.backbone, dtype=config.weights)
-            train_judge(config, backbone, train, {}, folder, resume=resume, title=title)
+    train, held_out = load_sets(Path(config.data), 0)
+
+    def measure() -> dict[str, Any]:
         judge = load_judge(folder)
-        write_json(
-            measured,
-            {
-                **{n: measure_judge(judge, r) for n, r in held_out.items()},
-                "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
-                "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
-                "peak_memory_mib": peak_memory(),
-                **latency(judge, next(iter(held_out.values()))),
-            },
-        )
-        console.print(f"{title}: measured", highlight=False, markup=False)
-    content: dict[str, Any] = json.loads(measured.read_text())
-    return content
+        return {
+            **{n: measure_judge(judge, r) for n, r in held_out.items()},
+            "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
+            "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
+            "peak_memory_mib": peak_memory(),
+            **latency(judge, next(iter(held_out.values()))),
+        }
+
+    train_once(config, train, folder, lambda: load_backbone(config.backbone, dtype=config.weights), title)
+    return measured_once(folder / "measured.json", measure)
 
 
 def peak_memory() -> float:
@@ -150,7 +143,7 @@ def table(found: Mapping[str, Any]) -> str:
     """A Markdown table: one row a variant; of several seeds the mean, with the smallest and largest."""
     head = ["variant", "parameters"]
     head += [f"{s.upper()} {f}" for s in ("id", "ood") for f in ("generator", "rendered", "Spearman")]
-    head += ["training, s", "peak, MiB", "latency p50 / p95, ms", "comparisons/s"]
+    head += ["training, s", "peak of the process so far, MiB", "latency p50 / p95, ms", "comparisons/s"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, entry in found.items():
         rows = entry["seeds"]

@@ -15,6 +15,7 @@ from pydantic import Field
 from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.parallel import is_leader
 from rewarddance.core.progress import console
 from rewarddance.core.runs import environment, write_json
 from rewarddance.jobs.build.vision import VisionConfig, train_vision
@@ -55,8 +56,9 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
             unfinished[size] = str(stopped)
             console.print(f"{size}: {stopped}", highlight=False, markup=False, soft_wrap=True)
     result = {"sizes": found, "unfinished": unfinished, **environment(), "config": config.model_dump(mode="json")}
-    write_json(out / "study.json", result)
-    (out / "table.md").write_text(sizes_table(found, unfinished))
+    if is_leader():
+        write_json(out / "study.json", result)
+        (out / "table.md").write_text(sizes_table(found, unfinished))
     return result
 
 
@@ -66,7 +68,7 @@ class OutOfTime(Exception):
 
 def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
     if (folder / "judge" / "measured.json").is_file():
-        return measured_judge(config.judge, folder / "judge", size)
+        return measured_judge(config.judge.model_copy(update={"data": str(data)}), folder / "judge", size)
     vision, vlm = folder / "vision", folder / "vlm"
     weights, drawn = vision / "model" / "vision.safetensors", data / "train.parquet"
 

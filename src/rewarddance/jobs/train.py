@@ -27,6 +27,8 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     Data folders without held-out files give a tenth of their prompts to validation.
     """
     train, validation = load_sets(data_folder(config, out), config.seed)
+    if config.context.cot != "none" and not train.has_rationales:
+        raise InputError(f"{train.name}: chain of thought needs reasons; `rewarddance data rationales` asks for them")
     warning = check_labels(train)
     if warning:
         console.print(warning, highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from rewarddance.core.monitors import StuckLoss
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
-from rewarddance.core.runs import RunFolder
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import stream
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.accumulate import Accumulator
@@ -168,3 +169,23 @@ def train_judge(
         save_judge(judge, out / "model")
     wait_for_all()
     return out / "model"
+
+
+def train_once(
+    config: RewardConfig, train: Sequence[PreferenceRecord], out: Path, load: Callable[[], Backbone], title: str
+) -> None:
+    """Train without validation, unless it is finished; go on where it was stopped. For studies and folds."""
+    if (out / "model" / "judge.json").is_file():
+        return
+    resume = (out / "run.json").is_file()
+    wait_for_all()  # every process has looked before the first one writes
+    train_judge(config, load(), train, {}, out, resume=resume, title=title)
+
+
+def measured_once(target: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures in a file; the leader measures and writes them when it is not there."""
+    if not target.is_file() and is_leader():
+        write_json(target, measure())
+    wait_for_all()
+    content: dict[str, Any] = json.loads(target.read_text())
+    return content

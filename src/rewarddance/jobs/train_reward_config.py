@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -55,5 +55,13 @@ class RewardConfig(Config):
     """Stop after this many validations without a better accuracy, and keep the weights of the best one; 0 never stops
     early and keeps the last."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _pairs_only(self) -> Self:
+        special = self.context.layout != "strict" or self.context.cot != "none"
+        if special and self.paradigm != "generative_pairwise":
+            raise ValueError(f"context.layout and context.cot are for generative_pairwise, not {self.paradigm}")
+        return self
+
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
     loop: LoopConfig = LoopConfig(num_steps=600, validate_every=100, save_every=200)

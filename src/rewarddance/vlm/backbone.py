@@ -28,6 +28,7 @@ class Backbone(ABC):
 
     model: Any
     tokenizer: Any
+    prepare: Any
     encoder: ChatEncoder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,9 +42,13 @@ class Backbone(ABC):
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
         """Load a local folder in Hugging Face layout, in evaluation mode."""
 
-    @abstractmethod
     def save(self, folder: str | Path) -> Path:
-        """Write the ordinary folder, which transformers reads too."""
+        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        self.prepare.save(path)
+        return path
 
     @abstractmethod
     def new_encoder(self) -> ChatEncoder:

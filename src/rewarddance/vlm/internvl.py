@@ -35,14 +35,6 @@ class InternVLBackbone(Backbone):
         side = config.vision_config.image_size[0]
         return cls(model, AutoTokenizer.from_pretrained(folder), Preprocessor.load(folder, side))
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
-        path = Path(folder)
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
-        self.prepare.save(path)
-        return path
-
     def new_encoder(self) -> ChatEncoder:
         return ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
 

@@ -47,14 +47,6 @@ class QwenBackbone(Backbone):
         )
         return cls(model, AutoTokenizer.from_pretrained(folder), prepare)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
-        path = Path(folder)
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
-        self.prepare.save(path)
-        return path
-
     def new_encoder(self) -> ChatEncoder:
         return ChatEncoder(self.tokenizer, self._count, MARKS)
 
