@@ -1,7 +1,9 @@
 """Checkpoints as safetensors and JSON: no pickle, and never half a checkpoint.
 
 A checkpoint is a folder `step_N` with `tensors.safetensors` (flat names such as `model/vlm.weight`) and
-`state.json`. It is written beside its final place, flushed, and renamed.
+`state.json`. It is written beside its final place, flushed, and renamed. Runs whose weights are sharded write
+`shards/` in the format of `torch.distributed.checkpoint` instead, every process its own part; its metadata is
+pickled, so such folders are for trusted sources only. Either kind is read by any number of processes.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from rewarddance.core.errors import RunError
+from rewarddance.core.parallel import is_leader, wait_for_all
+from rewarddance.core.sharding import is_sharded, laid_out_like
 
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
+_TENSORS, _STATE, _SHARDS = "tensors.safetensors", "state.json", "shards"
+
+Like = Callable[[str], Tensor | None]
+"""The parameter that a named tensor is shared out like, if any."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +53,35 @@ def save_checkpoint(
 ) -> Path:
     """Write `root/step_N` and remove all but the newest `keep` checkpoints.
 
+    Every data-parallel process calls it. The leader writes what all of them hold; of sharded tensors everyone writes
+    a part.
+
     Returns:
         The folder written.
     """
-    root.mkdir(parents=True, exist_ok=True)
     final, beside = root / f"step_{step}", root / f".step_{step}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    # A clone of its own for every tensor: safetensors refuses shared storage.
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside / _TENSORS)
-    (beside / _STATE).write_text(json.dumps({"step": step, **state}))
-    for name in (_TENSORS, _STATE):
-        with open(beside / name, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    beside.rename(final)
-    for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(root / f"step_{old}")
+    if is_leader():
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    wait_for_all()
+    if any(map(is_sharded, tensors.values())):
+        with warnings.catch_warnings():  # torch warns of its own deprecated calls
+            warnings.simplefilter("ignore")
+            save({k: v.detach() for k, v in tensors.items()}, checkpoint_id=beside / _SHARDS)
+    elif is_leader():
+        # A clone of its own for every tensor: safetensors refuses shared storage.
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside / _TENSORS)
+    wait_for_all()
+    if is_leader():
+        (beside / _STATE).write_text(json.dumps({"step": step, **state}))
+        for path in (p for p in beside.rglob("*") if p.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+        for old in list_checkpoints(root)[:-keep]:
+            shutil.rmtree(root / f"step_{old}")
+    wait_for_all()
     return final
 
 
@@ -66,8 +91,11 @@ def list_checkpoints(root: Path) -> list[int]:
     return sorted(int(n) for n in found if n.isdigit())
 
 
-def load_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
+def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: None) -> Checkpoint | None:
     """The checkpoint of `step` (the newest when None), or None when there is none at all.
+
+    Args:
+        like: how the named tensors are to be shared out.
 
     Raises:
         RunError: the asked step does not exist, or a file of it cannot be read.
@@ -82,11 +110,30 @@ def load_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
     folder = root / f"step_{step}"
     try:
         state = json.loads((folder / _STATE).read_text())
-        return Checkpoint(step, load_file(folder / _TENSORS), state)
-    except (OSError, ValueError, SafetensorError) as error:
+        if (folder / _SHARDS).is_dir():
+            return Checkpoint(step, _read_shards(folder / _SHARDS, like), state)
+        plain = load_file(folder / _TENSORS)
+        return Checkpoint(step, {k: laid_out_like(v, like(k)) for k, v in plain.items()}, state)
+    except (OSError, ValueError, SafetensorError, CheckpointException) as error:
         raise RunError(
             f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one"
         ) from error
+
+
+def _read_shards(folder: Path, like: Like) -> dict[str, Tensor]:
+    """Each process reads its own part, however many wrote."""
+    described = FileSystemReader(folder).read_metadata().state_dict_metadata
+    found: dict[str, Tensor] = {}
+    for name, entry in described.items():
+        if isinstance(entry, TensorStorageMetadata):
+            model, kind = like(name), entry.properties.dtype
+            found[name] = (
+                torch.empty(entry.size, dtype=kind) if model is None else torch.empty_like(model.detach(), dtype=kind)
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load(found, checkpoint_id=folder)
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
 from rewarddance.core.parallel import any_of, is_leader, wait_for_all, world_size
 from rewarddance.core.runs import RunFolder
+from rewarddance.core.sharding import is_sharded, whole
 
 Metrics = dict[str, Any]
 Step = Callable[[int], Metrics]
@@ -76,6 +77,8 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
+    if config.name == "muon" and any(map(is_sharded, parameters.values())):
+        raise ConfigError("optim.name: muon needs whole matrices and cannot train sharded weights; use adamw")
     if config.name == "muon":
         for name, p in parameters.items():
             if p.ndim == 2 and "embed" not in name and "head" not in name and "proj_out" not in name:
@@ -115,12 +118,7 @@ class Loop:
         self.seconds = 0.0
 
     def save(self) -> None:
-        """Write a checkpoint; with several data-parallel processes the leader does."""
-        if is_leader():
-            self._save()
-        wait_for_all()
-
-    def _save(self) -> None:
+        """Write a checkpoint. Every data-parallel process calls it."""
         tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
         tensors["rng/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -149,7 +147,7 @@ class Loop:
 
     def resume(self) -> bool:
         """Load the newest checkpoint; False when there is none."""
-        found = load_checkpoint(self.folder.checkpoints)
+        found = load_checkpoint(self.folder.checkpoints, like=self._like)
         if found is None:
             self._forget_after(-1)  # a kill before the first checkpoint: all of it is done again
             return False
@@ -169,6 +167,18 @@ class Loop:
         self._forget_after(self.step)
         return True
 
+    def _like(self, name: str) -> Tensor | None:
+        """The parameter that a tensor of the checkpoint belongs to, where it has the parameter's shape."""
+        kind, _, key = name.partition("/")
+        if kind in ("model", "ema"):
+            return self.parameters[key]
+        if not kind.startswith("optim"):
+            return None
+        index, _, what = key.partition(".")
+        groups = self.optimizers[int(kind.removeprefix("optim"))].param_groups
+        found: nn.Parameter = [p for g in groups for p in g["params"]][int(index)]
+        return None if what == "step" else found
+
     def _forget_after(self, step: int) -> None:
         if is_leader():
             self.folder.forget_after(step)
@@ -176,7 +186,7 @@ class Loop:
 
     def _update(self) -> float:
         rate = learning_rate(self.optim, self.step, self.config.num_steps)
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
         if not torch.isfinite(norm):
             kept = f"{self.folder.path} keeps its last checkpoint"
             raise RunError(

@@ -61,6 +61,15 @@ def mean_over_processes(figures: dict[str, float], weight: float) -> dict[str, f
     return dict(zip(keys, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
 
+def most(number: int) -> int:
+    """The largest of all processes' numbers."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 def any_of(flag: bool) -> bool:
     """Whether the flag is true in any process; all of them get the same answer."""
     return bool(add_up(torch.tensor(float(flag)))) if world_size() > 1 else flag

@@ -47,9 +47,10 @@ def _cpu_name() -> str:
 
 
 def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the time limit, which may differ from one resumption to the next."""
-    loop = config.get("loop")
-    return {**config, "loop": {k: v for k, v in loop.items() if k != "max_seconds"}} if loop else dict(config)
+    """A configuration without what may differ from one resumption to the next: the time limit and the processes."""
+    kept = {k: v for k, v in config.items() if k != "shard"}
+    loop = kept.get("loop")
+    return {**kept, "loop": {k: v for k, v in loop.items() if k != "max_seconds"}} if loop else kept
 
 
 class RunFolder:

@@ -14,7 +14,7 @@ from rewarddance.core.runs import environment, write_json
 from rewarddance.core.statistics import bootstrap
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.train import check_labels
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
@@ -91,7 +91,5 @@ def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, tit
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
         return sizes | measure_judge(load_judge(folder), table.take(fold.held_out))
 
-    train_once(
-        config, table.take(fold.train), folder, lambda: load_backbone(config.backbone, dtype=config.weights), title
-    )
+    train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)

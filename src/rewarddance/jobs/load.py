@@ -10,6 +10,7 @@ import torch
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
 from rewarddance.vlm.backbone import Backbone, load_backbone_folder
 from rewarddance.vlm.internvl import InternVLBackbone
@@ -44,6 +45,11 @@ def load_backbone(name: str | Path = "tiny", device: str = "auto", dtype: Litera
     backbone = load_backbone_folder(find(name, "vlm"), torch.bfloat16 if dtype == "bf16" else torch.float32)
     backbone.module.to(resolve_device(device))
     return backbone
+
+
+def load_to_train(config: RewardConfig) -> Backbone:
+    """The backbone of a training; what is to be sharded stays in main memory until it is."""
+    return load_backbone(config.backbone, "auto" if config.shard == 1 else "cpu", config.weights)
 
 
 def load_internvl(name: str | Path = "tiny") -> InternVLBackbone:

@@ -17,7 +17,7 @@ from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap
-from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.train import load_sets
 from rewarddance.jobs.train_reward import measured_once, train_once
@@ -94,7 +94,7 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
             **latency(judge, next(iter(held_out.values()))),
         }
 
-    train_once(config, train, folder, lambda: load_backbone(config.backbone, dtype=config.weights), title)
+    train_once(config, train, folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)
 
 

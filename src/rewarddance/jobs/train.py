@@ -12,7 +12,7 @@ from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.preferences import PreferencesConfig
 from rewarddance.jobs.data_build import build_data
-from rewarddance.jobs.load import load_backbone
+from rewarddance.jobs.load import load_to_train
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
 
@@ -32,9 +32,7 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     warning = check_labels(train)
     if warning:
         console.print(warning, highlight=False, markup=False, soft_wrap=True)
-    return train_judge(
-        config, load_backbone(config.backbone, dtype=config.weights), train, validation, out, resume=resume
-    )
+    return train_judge(config, load_to_train(config), train, validation, out, resume=resume)
 
 
 def data_folder(config: RewardConfig, out: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
@@ -18,14 +19,15 @@ from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.sharding import Inside, gathered, laid_out_like, plainly, shard
 from rewarddance.core.streams import stream
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.accumulate import Accumulator
-from rewarddance.reward.checkpoint import new_judge, save_judge
+from rewarddance.reward.checkpoint import Judge, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import measure_judge
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, set_dropout
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
 
 
 def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
@@ -91,6 +93,7 @@ def train_judge(
     spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision, trained=True)
     judge = new_judge(spec, backbone)
     tuner = _prepare(backbone, config)
+    inside = _shard(judge, config) if config.shard > 1 else plainly
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
     if resume:
         loop.resume()
@@ -107,6 +110,7 @@ def train_judge(
         say,
         shuffle=config.context.layout != "strict",
         reason_weight=config.reason_weight,
+        inside=inside,
     )
     stuck = StuckLoss()
 
@@ -127,10 +131,12 @@ def train_judge(
         metrics: Metrics = {}
         with loop.averaged():
             for name, records in validation.items():
-                figures = measure_judge(judge, records)
+                figures = inside(measure_judge, judge, records)
                 metrics |= {f"{name}/{k}": v for k, v in figures.items()}
-            if config.patience and metrics[watched] > loop.extra.get("best", -1.0) and is_leader():
-                save_file({k: p.detach().contiguous() for k, p in loop.parameters.items()}, best_file)
+            if config.patience and metrics[watched] > loop.extra.get("best", -1.0):
+                best = gathered(loop.parameters)
+                if is_leader():
+                    save_file(best, best_file)
         backbone.module.train()
         return metrics
 
@@ -158,17 +164,31 @@ def train_judge(
         loop.run(step, validate if validation else None, both, stop)
     if loop.ema is not None:
         loop.ema.swap(loop.parameters)
+    wait_for_all()
     if config.patience and best_file.is_file():
         with torch.no_grad():
             for k, kept in load_file(best_file).items():
-                loop.parameters[k].copy_(kept)
+                loop.parameters[k].copy_(laid_out_like(kept, loop.parameters[k]))
     backbone.module.eval()
-    if tuner is not None:
+    weights = None
+    if config.shard > 1:
+        weights = {name: gathered(module.state_dict(keep_vars=True)) for name, module in judge.trainable().items()}
+        if config.lora.rank:
+            weights["vlm"] = merged(weights["vlm"], config.lora.rank, config.lora.alpha)
+    elif tuner is not None:
         tuner.merge_and_unload()
     if is_leader():
-        save_judge(judge, out / "model")
+        save_judge(judge, out / "model", weights)
     wait_for_all()
     return out / "model"
+
+
+def _shard(judge: Judge, config: RewardConfig) -> Inside:
+    """Share the judge's weights out, layer by layer; what passes have to be called through."""
+    engine = judge.engine
+    engine.lockstep = True
+    half = torch.bfloat16 if engine.autocast is not None else None
+    return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), half)
 
 
 def train_once(

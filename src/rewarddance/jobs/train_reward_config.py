@@ -54,6 +54,9 @@ class RewardConfig(Config):
     patience: int = Field(0, ge=0)
     """Stop after this many validations without a better accuracy, and keep the weights of the best one; 0 never stops
     early and keeps the last."""
+    shard: int = Field(1, ge=1)
+    """Processes (of those that torchrun starts) that share one copy of weights, gradients and optimizer state (FSDP2);
+    the groups of them are data-parallel copies. 1 keeps a whole copy in every process."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import add_up_gradients, rank, world_size
+from rewarddance.core.parallel import add_up_gradients, any_of, most, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.sharding import Inside, plainly
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
@@ -27,6 +28,7 @@ class Accumulator:
         size: records in one pass; halved, once and for all, when a pass runs out of memory.
         say: told once, in words, when that happens.
         shuffle: put each record's questions in random order, for layouts in which the order decides places.
+        inside: how passes are called; weights that are sharded want them through their root.
     """
 
     judge: RewardModel
@@ -37,6 +39,11 @@ class Accumulator:
     say: Callable[[str], None]
     shuffle: bool = False
     reason_weight: float = 0.0
+    inside: Inside = plainly
+
+    @property
+    def _sharded(self) -> bool:
+        return self.inside is not plainly
 
     def __call__(self, records: Sequence[PreferenceRecord], index: int = 0) -> dict[str, float]:
         """Add the gradient of the mean loss over all questions; figures of `reward_step`, averaged likewise.
@@ -55,9 +62,14 @@ class Accumulator:
         while True:
             try:
                 figures = self._passes(records, asked, total)
-                add_up_gradients(self.parameters)
+                if not self._sharded:  # sharded gradients are summed as they are made
+                    add_up_gradients(self.parameters)
                 return figures
             except torch.OutOfMemoryError as error:
+                if self._sharded:  # the other processes are in the middle of their pass
+                    raise RunError(
+                        f"out of memory with {self.size} records in a pass: {error}; set micro_batch lower"
+                    ) from None
                 for p in self.parameters:
                     p.grad = None
                 if self.size == 1:
@@ -73,13 +85,24 @@ class Accumulator:
 
     def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> dict[str, float]:
         mine, figures = sum(map(len, asked)), dict[str, float]()
-        for i in range(0, len(asked), self.size):
-            part = list(chain.from_iterable(asked[i : i + self.size]))
-            found = reward_step(self.judge, part, self.paradigm, self.smoothing, self.reason_weight)
-            if not torch.isfinite(found["loss"]):
+        starts = list(range(0, len(asked), self.size))
+        idle = most(len(starts)) - len(starts) if self._sharded else 0
+        for i in [*starts, *[-1] * idle]:
+            part = list(chain.from_iterable(asked[i : i + self.size] if i >= 0 else asked[:1]))
+            found = self.inside(reward_step, self.judge, part, self.paradigm, self.smoothing, self.reason_weight)
+            finite = bool(torch.isfinite(found["loss"]))
+            if self._sharded and any_of(not finite):
+                here = (
+                    ", ".join(r.record_id for r in records[max(i, 0) :][: self.size])
+                    if not finite
+                    else "another process's"
+                )
+                raise RunError(f"the loss is not a number in a pass of these records: {here}; look at their pictures")
+            if not finite:
                 raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
-            (found["loss"] * (len(part) / total)).backward()  # type: ignore[no-untyped-call]
-            for k, v in found.items():
+            share = len(part) / total if i >= 0 else 0.0
+            (found["loss"] * share).backward()  # type: ignore[no-untyped-call]
+            for k, v in found.items() if i >= 0 else ():
                 figures[k] = figures.get(k, 0.0) + len(part) / mine * float(v.detach())
         return figures
 

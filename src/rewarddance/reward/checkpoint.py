@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rewarddance.core.device import native_bf16
 from rewarddance.core.errors import JudgementError, RunError
@@ -92,12 +92,18 @@ def new_judge(spec: JudgeSpec, backbone: Backbone, *, strict: bool = False) -> J
     return Judge(spec, GenerativeJudge(engine, spec.context, strict))
 
 
-def save_judge(judge: Judge, folder: Path) -> Path:
-    """Write the folder that `load_judge_folder` reads."""
-    judge.engine.backbone.save(folder)
+def save_judge(judge: Judge, folder: Path, weights: Mapping[str, Mapping[str, Tensor]] | None = None) -> Path:
+    """Write the folder that `load_judge_folder` reads.
+
+    Args:
+        weights: by name of the trained module (`vlm`, `head`), what to write when the modules' own are sharded.
+    """
+    weights = weights or {}
+    judge.engine.backbone.save(folder, weights.get("vlm"))
     (folder / "judge.json").write_text(judge.spec.model_dump_json(indent=2) + "\n")
     if isinstance(judge.single, ScalarJudge):
-        save_file({k: v.contiguous() for k, v in judge.single.head.state_dict().items()}, folder / "head.safetensors")
+        head = weights.get("head") or judge.single.head.state_dict()
+        save_file({k: v.contiguous() for k, v in head.items()}, folder / "head.safetensors")
     return folder
 
 

@@ -42,10 +42,14 @@ class Backbone(ABC):
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
         """Load a local folder in Hugging Face layout, in evaluation mode."""
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json."""
+    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+        """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json.
+
+        Args:
+            weights: what to write instead of the model's own weights, when those are sharded.
+        """
         path = Path(folder)
-        self.model.save_pretrained(path)
+        self.model.save_pretrained(path, state_dict=None if weights is None else dict(weights))
         self.tokenizer.save_pretrained(path)
         self.prepare.save(path)
         return path
@@ -106,6 +110,13 @@ class Backbone(ABC):
         model = self.model.model
         found: nn.Module = model.vision_tower if hasattr(model, "vision_tower") else model.visual
         return found
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Layers of both towers, all of one kind in each: what is sharded, one by one."""
+        vision: Any = self.vision
+        layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layer
+        return [*layers, *self.model.model.language_model.layers]
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
+from rewarddance.core.parallel import most
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded, Frame
@@ -63,12 +64,15 @@ class Engine:
         budget: language-model tokens in one packed pass; a longer list takes several.
         image_budget: pictures in one pass of the vision tower.
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
+        lockstep: make as many passes as the data-parallel process that makes most, as sharded weights want it; passes
+            too many are the first one again, without effect on results or gradients.
     """
 
     backbone: Backbone
     budget: int = 16_384
     image_budget: int = 256
     autocast: torch.dtype | None = None
+    lockstep: bool = False
     work: Work = field(default_factory=Work)
 
     def answer_logits(
@@ -184,10 +188,14 @@ class Engine:
         holder = dict(zip(asked, encoded, strict=True))
         keys = sorted(wanted)
         parts: list[Tensor] = []
-        for b in batches(keys, self.budget):
+        planned = batches(keys, self.budget)
+        for b in planned:
             part = keys[b.start : b.stop]
             hidden = self._read(part, [wanted[key] for key in part], holder, seen)
             parts += torch.split(hidden, [len(key) - wanted[key] for key in part])
+        for _ in range(len(planned), self._passes(len(planned))):
+            idle = self._read(keys[:1], [len(keys[0]) - 1], holder, seen)
+            parts[0] = parts[0] + 0 * idle.sum()
         found = dict(zip(keys, parts, strict=True))
         return [found[key][start - wanted[key] :] for key, start in zip(asked, starts, strict=True)]
 
@@ -196,7 +204,13 @@ class Engine:
         if not frames:
             return None
         step = self.image_budget
-        return torch.cat([self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)])
+        parts = [self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)]
+        for _ in range(len(parts), self._passes(len(parts))):
+            parts[0] = parts[0] + 0 * self.backbone.see(frames[:1]).sum()
+        return torch.cat(parts)
+
+    def _passes(self, own: int) -> int:
+        return most(own) if self.lockstep else own
 
     def _read(
         self, keys: Sequence[Key], starts: Sequence[int], holder: Mapping[Key, Encoded], seen: Tensor | None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from torch import Tensor
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.backbone import Backbone
@@ -41,6 +42,20 @@ def add_lora(
         if p.requires_grad:
             p.data = p.data.float()
     return tuner
+
+
+def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """Weights by name with adapters added to what they adapt, under the names of a model that never had any."""
+    found = {}
+    for name, weight in state.items():
+        if ".lora_A." in name or ".lora_B." in name:
+            continue
+        plain, adapted, end = name.partition(".base_layer.")
+        if adapted and end == "weight":
+            down, up = state[f"{plain}.lora_A.default.weight"], state[f"{plain}.lora_B.default.weight"]
+            weight = (weight.float() + alpha / rank * (up.float() @ down.float())).to(weight.dtype)
+        found[f"{plain}.{end}" if adapted else name] = weight
+    return found
 
 
 def set_dropout(backbone: Backbone, share: float) -> None:

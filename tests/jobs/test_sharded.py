@@ -1,0 +1,110 @@
+"""FSDP2 on two real processes: the same losses, weights and figures as one process alone, and checkpoints that any
+number of processes goes on from."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.sharding import mesh_of
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.vlm.backbone import load_backbone_folder
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from rewarddance.core.parallel import processes
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.vlm.backbone import load_backbone_folder
+from rewarddance.vlm.engine import Engine
+
+torch.set_num_threads(1)
+Engine.budget, Engine.image_budget = 700, 5  # several passes, not as many on every process
+vlm, data, out, config, resume = sys.argv[1:]
+with processes():
+    train = RecordTable.open(Path(data) / "train.parquet")
+    held = {"id": RecordTable.open(Path(data) / "id.parquet")}
+    train_judge(RewardConfig.model_validate_json(config), load_backbone_folder(vlm), train, held, Path(out),
+                resume=resume == "resume")
+"""
+
+
+def in_processes(num, vlm, data, out, config, resume=""):
+    program = out.parent / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    arguments = [str(program), str(vlm), str(data), str(out), config.model_dump_json(), resume]
+    found = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+
+
+def alone(vlm, data, out, config, resume=False):
+    train, held = RecordTable.open(data / "train.parquet"), {"id": RecordTable.open(data / "id.parquet")}
+    return train_judge(config, load_backbone_folder(vlm), train, held, out, resume=resume)
+
+
+def recipe(quick, **changes):
+    given = {
+        "prompts_per_step": 5,
+        "micro_batch": 2,
+        "precision": "fp32",
+        "patience": 3,
+        "gradient_checkpointing": True,
+    }
+    return RewardConfig.model_validate({**given, **quick(4), **changes})
+
+
+def assert_same(first, second):
+    a, b = load_file(first / "model" / "model.safetensors"), load_file(second / "model" / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name, weight in a.items():
+        torch.testing.assert_close(b[name], weight, rtol=1e-4, atol=2e-5, msg=name)
+    was, now = ([m["id/accuracy"] for m in RunFolder(f).metrics() if "id/accuracy" in m] for f in (first, second))
+    assert was == pytest.approx(now, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora": {"rank": 2}, "freeze_vision": True}, {"paradigm": "bradley_terry"}],
+    ids=["full", "lora", "bradley_terry"],
+)
+def test_two_processes_that_share_the_weights_do_what_one_does(changes, vlm_folder, data_folder, quick, tmp_path):
+    config = recipe(quick, **changes)
+    alone(vlm_folder, data_folder, tmp_path / "one", config)
+    in_processes(2, vlm_folder, data_folder, tmp_path / "two", config.model_copy(update={"shard": 2}))
+    assert_same(tmp_path / "one", tmp_path / "two")
+    one, two = ([m["grad_norm"] for m in RunFolder(tmp_path / n).metrics()] for n in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_sharded_run_is_resumed_by_another_number_of_processes(vlm_folder, data_folder, quick, tmp_path):
+    config = recipe(quick)
+    alone(vlm_folder, data_folder, tmp_path / "whole", config)
+    two, one = tmp_path / "two", tmp_path / "one"
+    sharded = config.model_copy(update={"shard": 2})
+    for out, first, second in ((two, sharded, config), (one, config, sharded)):
+        for part in (first, second):
+            if part.shard > 1:
+                in_processes(2, vlm_folder, data_folder, out, part, resume="resume")
+            else:
+                alone(vlm_folder, data_folder, out, part, resume=True)
+            if part is first:
+                shutil.rmtree(out / "model")
+                shutil.rmtree(out / "checkpoints" / "step_4")
+                (out / "best.safetensors").unlink()
+        assert_same(tmp_path / "whole", out)
+
+
+def test_processes_that_cannot_be_shared_out_evenly_are_refused():
+    with pytest.raises(ConfigError, match="shard: 3 does not divide the 1 processes"):
+        mesh_of(3, torch.device("cpu"))
