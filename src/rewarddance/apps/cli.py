@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from rewarddance.core.errors import RewardDanceError
+from rewarddance.core.memory import keep_freed_memory
 
 EPILOGUE = """
 Examples:
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "data import": Command("commands:DataImport", "your own pictures and preferences to Parquet"),
     "data rationales": Command("commands:DataRationales", "reasons for preferences, by a teacher"),
     "train": Command("training:Train", "train a judge on preferences"),
+    "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),
@@ -109,10 +111,14 @@ def _quiet() -> None:
 
 def _run(name: str, rest: list[str], debug: bool) -> int:
     _quiet()
+    keep_freed_memory()
     command = COMMANDS[name].load()
     read: Callable[[str, list[str]], Any] = command.read
     try:
         read(f"rewarddance {name}", rest).run()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read us has left; nothing more to say
+        return 1
     except RewardDanceError as error:
         if debug:
             traceback.print_exc()

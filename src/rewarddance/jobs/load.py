@@ -14,6 +14,7 @@ from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
 from rewarddance.vlm.backbone import Backbone, load_backbone_folder
 from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.presets import fetched, is_hub_name
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
@@ -22,14 +23,18 @@ _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-t
 def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
 
+    A VLM may also be a short name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once.
+
     Raises:
-        ConfigError: no such folder.
+        ConfigError: no such folder, or nothing to be had from the hub.
     """
     if str(name) == "tiny":
         folder = ASSETS / _EMBEDDED[kind]
         if not folder.is_dir():
             raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
         return folder
+    if kind == "vlm" and is_hub_name(str(name)):
+        return fetched(str(name))
     folder = Path(name)
     if (folder / "run.json").is_file():
         if not (folder / "model").is_dir():

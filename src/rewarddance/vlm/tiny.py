@@ -62,8 +62,8 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def new_vlm(size: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForConditionalGeneration:
-    """An untrained VLM of the given size. Pictures are 48x48: 64 patches, 16 tokens."""
+def tiny_config(size: str, tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
+    """The VLM of a key of `SIZES`. Pictures are 48x48: 64 patches, 16 tokens."""
     s = SIZES[size]
     vision = InternVLVisionConfig(
         hidden_size=s.vision_width,
@@ -89,12 +89,16 @@ def new_vlm(size: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Int
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    config = InternVLConfig(
+    return InternVLConfig(
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=(CANVAS // s.patch // 2) ** 2,
         tie_word_embeddings=True,
     )
+
+
+def new_vlm(size: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> InternVLForConditionalGeneration:
+    """An untrained VLM of the given size."""
     torch.manual_seed(seed)
-    return InternVLForConditionalGeneration(config).eval()
+    return InternVLForConditionalGeneration(tiny_config(size, tokenizer)).eval()

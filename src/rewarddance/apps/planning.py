@@ -1,0 +1,95 @@
+"""`rewarddance plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from rewarddance.apps.flags import Flags
+from rewarddance.core.progress import console
+
+
+@dataclass(frozen=True)
+class PlanCommand(Flags):
+    """Memory of a judge's training on given GPUs, and what to switch on so that it fits. Nothing is downloaded.
+
+    The figures are those of one process at the worst moment of a step, in GiB; a tenth of the memory is left free.
+
+    Example: rewarddance plan --backbone internvl3.5-38b --gpus 8 --memory 80GB
+
+    Example: rewarddance plan --backbone models/my-internvl --gpus 1 --memory 24GB --json
+    """
+
+    backbone: str
+    """A size (tiny-2m ... tiny-200m, internvl3.5-1b ... internvl3.5-38b) or a local folder with a config.json."""
+    gpus: int = 1
+    """Processes, one GPU each."""
+    memory: str = "80GB"
+    """Of one GPU."""
+    micro_batch: int = 4
+    """Prompts in one pass; fewer are tried where it does not fit."""
+    pictures: int = 4
+    """Pictures of each prompt, all compared with each other in both orders."""
+    text_tokens: int = 96
+    """Tokens of instruction, prompt and question."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.jobs.plan import parse_memory, plan
+
+        found = plan(
+            self.backbone, self.gpus, parse_memory(self.memory), self.micro_batch, self.pictures, self.text_tokens
+        )
+        if self.json:
+            show(_as_dict(found))
+            return
+        parts = found.parts
+        console.print(
+            f"{found.backbone}: {parts.total / 1e9:.2f}B parameters ({parts.vision / 1e9:.2f}B vision); "
+            f"{self.gpus} GPUs of {self.memory}",
+            highlight=False,
+        )
+        console.print(_table(found))
+        if found.chosen is None:
+            console.print("nothing here fits: more GPUs, larger ones, or fewer pictures", highlight=False)
+            return
+        start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
+        console.print(
+            f"{start} train --backbone {self.backbone} {found.chosen.flags()} --data DATA --out RUN",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _table(found: Any) -> Table:
+    table = Table("setting", "weights", "gradients", "optimizer", "average", "gathered", "activations", "total", "fits")
+    for setting, memory in _worth_showing(found.tried):
+        cells = [f"{v:.1f}" for v in memory.gib().values()]
+        table.add_row(setting.flags(), *cells, "yes" if memory.total <= found.limit else "no")
+    return table
+
+
+def _worth_showing(tried: Any) -> list[Any]:
+    """Of settings that differ in the size of a pass alone, the last one tried."""
+    found: dict[Any, Any] = {}
+    for setting, memory in tried:
+        found[setting.trained, setting.weights, setting.average, setting.shard, setting.checkpointing] = setting, memory
+    return list(found.values())
+
+
+def _as_dict(found: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "backbone": found.backbone,
+        "parameters": asdict(found.parts),
+        "limit_gib": round(found.limit / 2**30, 2),
+        "chosen": asdict(found.chosen) if found.chosen else None,
+        "flags": found.chosen.flags() if found.chosen else None,
+        "tried": [{**asdict(s), **m.gib(), "fits": m.total <= found.limit} for s, m in found.tried],
+    }

@@ -1,0 +1,225 @@
+"""`rewarddance plan`: does a training fit, and what to switch on, before anything is downloaded.
+
+Memory of one process is arithmetic on counts (weights, gradients, optimizer, average, what FSDP gathers) plus what
+autograd keeps of one pass, which is counted by running the pass on the meta device. One GiB is 2**30 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.backbone import open_config
+from rewarddance.vlm.footprint import Kept, Parts, Pass, empty_model, kept_by, parts_of
+from rewarddance.vlm.presets import HUB, INTERNVL
+from rewarddance.vlm.tiny import SIZES, new_tokenizer, tiny_config
+
+SPARE = 0.1
+"""Share of the memory that is left to the allocator, the driver and the buffers of messages."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a user can switch.
+
+    Attributes:
+        shard: processes that share one copy; trained: all of it, the language model alone, or adapters.
+        weights: as they are stored; compute: as passes run and weights travel; records: prompts in one pass.
+    """
+
+    shard: int = 1
+    trained: str = "all"
+    checkpointing: bool = False
+    average: bool = True
+    weights: str = "fp32"
+    compute: str = "bf16"
+    records: int = 4
+    lora_rank: int = 16
+
+    def flags(self) -> str:
+        """The flags of `rewarddance train` that set it."""
+        found = [f"--micro-batch {self.records}"]
+        if self.shard > 1:
+            found.append(f"--shard {self.shard}")
+        if self.checkpointing:
+            found.append("--gradient-checkpointing")
+        if self.trained == "language":
+            found.append("--freeze-vision")
+        if self.trained == "adapters":
+            found.append(f"--lora.rank {self.lora_rank}")
+        if self.weights == "bf16":
+            found.append("--weights bf16")
+        if not self.average:
+            found.append("--optim.ema-decay 0")
+        return " ".join(found)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. Gradients come while activations go, so the worst moment has one or the other."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    gathered: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        lasting = self.weights + self.optimizer + self.average + self.gathered
+        return lasting + max(self.gradients, self.activations)
+
+    def gib(self) -> dict[str, float]:
+        """All parts and the total in GiB."""
+        return {k: round(v / GIB, 2) for k, v in (asdict(self) | {"total": self.total}).items()}
+
+
+WIDTH = {"fp32": 4, "bf16": 2}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def adapters(config: Any, rank: int) -> int:
+    """Parameters of LoRA adapters on the seven matrices of every decoder layer."""
+    t = config.text_config
+    head = getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads
+    q, kv, d, m = t.num_attention_heads * head, t.num_key_value_heads * head, t.hidden_size, t.intermediate_size
+    sides = (d + q) + 2 * (d + kv) + (q + d) + 2 * (d + m) + (m + d)
+    return int(t.num_hidden_layers * rank * sides)
+
+
+def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0) -> Memory:
+    """What one process holds at the worst moment of a step, in bytes.
+
+    AdamW keeps two numbers a trained parameter, in the parameter's type; averaged weights and adapters are fp32. FSDP
+    holds the root whole and two layers at a time, with their gradients. Without sharding, autocast keeps a copy of
+    every matrix for the backward pass; checkpointing keeps layers' inputs and, in turn, one layer,
+    with its gradients where it is trained.
+    """
+    stored, computed = WIDTH[setting.weights], WIDTH[setting.compute]
+    trained = {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
+    each = 4 if setting.trained == "adapters" else stored
+    share = 1 / setting.shard
+    weights = (parts.total * stored + (num_adapters * 4 if setting.trained == "adapters" else 0)) * share
+    gathered = 0.0
+    if setting.shard > 1:
+        gathered = (parts.root + 2 * parts.block) * computed
+        if setting.trained != "adapters":
+            gathered += (parts.root + parts.block) * computed + parts.block * 4
+    towers = [(kept.language, kept.language_inputs, kept.language_layers)]
+    if setting.trained == "all":
+        towers.append((kept.vision, kept.vision_inputs, kept.vision_layers))
+    if setting.checkpointing:
+        layer = max(held / depth for held, _, depth in towers)
+        activations = sum(inputs for _, inputs, _ in towers) + layer * (1 if setting.trained == "adapters" else 2)
+    else:
+        activations = sum(held for held, _, _ in towers)
+        if setting.shard == 1 and stored != computed:
+            gathered = parts.matrices * computed
+    return Memory(
+        weights,
+        trained * each * share,
+        2 * trained * each * share,
+        4 * trained * share if setting.average else 0.0,
+        gathered,
+        activations + kept.logits,
+    )
+
+
+def config_of(backbone: str) -> Any:
+    """The model configuration of a preset, a size of the embedded VLM, or a local folder; nothing is downloaded.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if backbone in INTERNVL:
+        return INTERNVL[backbone].config()
+    if backbone in SIZES:
+        return tiny_config(backbone, new_tokenizer())
+    if (Path(backbone) / "config.json").is_file():
+        return open_config(backbone, ("internvl", "qwen2_5_vl", "qwen3_vl"))
+    shapes = ", ".join([*SIZES, *INTERNVL])
+    more = " (its shapes are not known here: download its config.json)" if backbone in HUB else ""
+    raise ConfigError(f"backbone {backbone!r}: not a local folder with a config.json{more}; known by name: {shapes}")
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "80GB" (10**9), "80GiB" (2**30) or a plain number of GB.
+
+    >>> parse_memory("80GB"), parse_memory("1GiB"), parse_memory("24")
+    (80000000000.0, 1073741824.0, 24000000000.0)
+    """
+    lowered = text.strip().lower()
+    for unit, size in (("gib", GIB), ("gb", 10**9), ("mib", 2**20), ("mb", 10**6), ("", 10**9)):
+        if lowered.endswith(unit):
+            try:
+                number = float(lowered.removesuffix(unit))
+            except ValueError:
+                break
+            return number * size
+    raise ConfigError(f"memory {text!r}: give it like 80GB or 80GiB")
+
+
+def choices(gpus: int, records: int) -> Iterator[Setting]:
+    """Settings from the one with the least given up to the one with the most."""
+    base = Setting(records=records)
+    shards = [1] if gpus == 1 else [1, gpus]
+    for trained in ("all", "language", "adapters"):
+        for weights, average in (("fp32", True), ("fp32", False)) if trained != "adapters" else (("bf16", True),):
+            for shard in shards:
+                for checkpointing in (False, True):
+                    found = replace(
+                        base,
+                        shard=shard,
+                        trained=trained,
+                        checkpointing=checkpointing,
+                        average=average,
+                        weights=weights,
+                    )
+                    yield from (replace(found, records=n) for n in dict.fromkeys((records, max(1, records // 4), 1)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found.
+
+    Attributes:
+        chosen: the first setting that fits, None where none does; tried: every setting with its memory, in order.
+    """
+
+    backbone: str
+    parts: Parts
+    limit: float
+    chosen: Setting | None
+    tried: tuple[tuple[Setting, Memory], ...]
+
+    @property
+    def memory(self) -> Memory | None:
+        return next((m for s, m in self.tried if s == self.chosen), None)
+
+
+def plan(backbone: str, gpus: int, memory: float, records: int = 4, pictures: int = 4, text: int = 96) -> Plan:
+    """Look for the setting that gives up least and fits.
+
+    Args:
+        memory: bytes of one GPU; records: prompts in one pass; pictures: of each prompt; text: tokens beside pictures.
+    """
+    config, counted = config_of(backbone), dict[tuple[int, str], Kept]()
+    model = empty_model(config)
+    parts, limit = parts_of(model), memory * (1 - SPARE)
+    tried: list[tuple[Setting, Memory]] = []
+    for setting in choices(gpus, records):
+        key = (setting.records, setting.compute)
+        if key not in counted:
+            counted[key] = kept_by(model, Pass(setting.records, pictures, text), TYPES[setting.compute])
+        found = memory_of(setting, parts, counted[key], adapters(config, setting.lora_rank))
+        tried.append((setting, found))
+        if found.total <= limit:
+            return Plan(backbone, parts, limit, setting, tuple(tried))
+    return Plan(backbone, parts, limit, None, tuple(tried))

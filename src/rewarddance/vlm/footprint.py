@@ -1,0 +1,185 @@
+"""What a model holds and what a training pass keeps, found by running it on the meta device: shapes without numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import InternVLForConditionalGeneration, PreTrainedConfig
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.attention import attach, lay_out
+from rewarddance.vlm.engine import HEAD_ROWS
+from rewarddance.vlm.plan import Key, grow
+from rewarddance.vlm.qwen import CLASSES
+
+
+def empty_model(config: PreTrainedConfig) -> Any:
+    """The model of a configuration on the meta device, in training mode; takes no memory.
+
+    Raises:
+        ConfigError: an architecture that we do not know.
+    """
+    known: dict[str, Any] = {"internvl": InternVLForConditionalGeneration, **CLASSES}
+    if config.model_type not in known:
+        raise ConfigError(f"architecture {config.model_type!r} is not supported; known: {', '.join(known)}")
+    with torch.device("meta"):
+        return known[config.model_type](config).train()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbers of parameters.
+
+    Attributes:
+        block: of the largest layer of either tower; root: of all that is in no layer.
+    """
+
+    total: int
+    vision: int
+    block: int
+    root: int
+    matrices: int
+    """In layers' matrices, of which autocast makes copies."""
+
+
+def parts_of(model: Any) -> Parts:
+    """Count a model's parameters, tied ones once."""
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    vision: Any = model.model.vision_tower if hasattr(model.model, "vision_tower") else model.model.visual
+    layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layer
+    blocks = [size(b) for b in [*layers, *model.model.language_model.layers]]
+    matrices = sum(p.numel() for b in model.model.language_model.layers for p in b.parameters() if p.ndim == 2)
+    return Parts(size(model), size(vision), max(blocks), size(model) - sum(blocks), matrices)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One training pass: some records of one prompt each.
+
+    Attributes:
+        records: prompts; pictures: of each, all compared with each other in both orders; text: tokens of instruction,
+        prompt and question.
+    """
+
+    records: int
+    pictures: int = 4
+    text: int = 96
+
+    def keys(self, image_tokens: int) -> list[Key]:
+        """Sequences as the engine sees them, pictures as negative numbers."""
+        found = []
+        for r in range(self.records):
+            head = (*range(self.text // 2), 10_000 + r, *range(20_000, 20_000 + self.text // 3))
+            tail = tuple(range(30_000, 30_000 + self.text - len(head)))
+            shown = [tuple(range(-(i + 1) * 4096, -(i + 1) * 4096 + image_tokens)) for i in range(self.pictures)]
+            found += [(*head, *a, 40_000, *b, *tail) for a in shown for b in shown if a is not b]
+        return sorted(found)
+
+    @property
+    def questions(self) -> int:
+        return self.records * self.pictures * (self.pictures - 1)
+
+    @property
+    def images(self) -> int:
+        return self.records * self.pictures
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that the backward pass needs.
+
+    Attributes:
+        language, vision: of all layers; language_inputs, vision_inputs: of layers' inputs alone, which is what gradient
+        checkpointing keeps; layers: of both towers; logits: at the answer positions; tokens: of the packed pass.
+    """
+
+    language: int
+    language_inputs: int
+    language_layers: int
+    vision: int
+    vision_inputs: int
+    vision_layers: int
+    logits: int
+    tokens: int
+
+
+def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
+    """Run one pass on the meta device and count what autograd keeps.
+
+    Vision is counted for InternVL; a Qwen tower's pass depends on numbers, so its share is estimated from the number of
+    patches of the same pictures (448 pixels a side), with the constant of the language model's layers.
+    """
+    config = model.config
+    image_tokens = getattr(config, "image_seq_length", None) or (448 // config.vision_config.patch_size // 2) ** 2
+    attach(model.model.language_model)
+    model.to(dtype)
+    tree = grow(work.keys(image_tokens))
+    packed = lay_out(tree, torch.device("cpu"))
+    num, width = len(packed.token_of), config.text_config.hidden_size
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    places = torch.arange(num, device="meta")[None]
+    axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)
+    x = torch.empty(1, num, width, dtype=dtype, device="meta", requires_grad=True)
+    masks: Any = dict.fromkeys(("full_attention", "sliding_attention"))
+    if config.model_type == "qwen3_vl":
+        masks = torch.empty(1, 1, 1, 1, device="meta")
+    with _Counting(own) as language:
+        model.model.language_model(
+            inputs_embeds=x,
+            position_ids=axes,
+            use_cache=False,
+            tree=packed,
+            answers=torch.arange(work.questions),
+            attention_mask=masks,
+        )
+    num_layers = config.text_config.num_hidden_layers
+    size = torch.empty(0, dtype=dtype).element_size()
+    inputs = num_layers * num * width * size
+    vision, vision_inputs, depth = _vision(model, work, dtype, own, language.bytes / (num_layers * num * width))
+    rows = min(HEAD_ROWS, work.questions)
+    logits = rows * config.text_config.vocab_size * (size + 4 + 4)
+    return Kept(language.bytes, inputs, num_layers, vision, vision_inputs, depth, logits, num)
+
+
+def _vision(model: Any, work: Pass, dtype: torch.dtype, own: set[int], share: float) -> tuple[int, int, int]:
+    c, size = model.config.vision_config, torch.empty(0, dtype=dtype).element_size()
+    if model.config.model_type != "internvl":
+        patches = (448 // c.patch_size) ** 2
+        inputs = c.depth * work.images * patches * c.hidden_size * size
+        return int(share / size * inputs), inputs, c.depth
+    pixels = torch.empty(work.images, 3, *c.image_size, dtype=dtype, device="meta")
+    with _Counting(own) as counted:
+        model.model.get_image_features(pixel_values=pixels, return_dict=True)
+    patches = (c.image_size[0] // c.patch_size[0]) * (c.image_size[1] // c.patch_size[1]) + 1
+    inputs = c.num_hidden_layers * work.images * patches * c.hidden_size * size
+    return counted.bytes, inputs, c.num_hidden_layers
+
+
+class _Counting:
+    """Counts the storages that autograd saves, each once, but for the model's own."""
+
+    def __init__(self, own: set[int]) -> None:
+        self.own, self.bytes = own, 0
+        self.held: dict[int, Any] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda x: x)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.held and storage._cdata not in self.own:
+            self.held[storage._cdata] = storage  # held, so that no address is used twice
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> _Counting:
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.hooks.__exit__(*args)
+        self.held.clear()

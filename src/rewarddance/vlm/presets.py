@@ -1,0 +1,106 @@
+"""Public backbones by short names: where they are on the hub, and their shapes, so that memory is known beforehand.
+
+Shapes of InternVL3.5 are those of its Qwen3 language models and InternViT vision towers; the totals agree with the
+published model cards (1.1B, 2.3B, 4.7B, 8.5B, 15.1B, 38.4B). None of these checkpoints was ever run here: nothing can
+be downloaded on the machines this was written on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import InternVLConfig, InternVLVisionConfig, Qwen3Config
+
+from rewarddance.core.errors import ConfigError
+
+VOCABULARY = 151_936
+IMAGE_TOKEN = 151_671
+
+
+@dataclass(frozen=True)
+class InternVL35:
+    """Dimensions of the language model, and which vision tower."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    large_vision: bool = False
+
+    def config(self) -> InternVLConfig:
+        if self.large_vision:  # InternViT-6B
+            vision = InternVLVisionConfig(
+                hidden_size=3200,
+                num_hidden_layers=45,
+                num_attention_heads=25,
+                intermediate_size=12_800,
+                norm_type="rms_norm",
+                use_qk_norm=True,
+                image_size=(448, 448),
+                patch_size=(14, 14),
+            )
+        else:  # InternViT-300M
+            vision = InternVLVisionConfig(attention_bias=True, image_size=(448, 448), patch_size=(14, 14))
+        text = Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=8,
+            head_dim=128,
+            intermediate_size=self.hidden,
+            tie_word_embeddings=False,
+        )
+        return InternVLConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=IMAGE_TOKEN,
+            image_seq_length=256,
+            tie_word_embeddings=False,
+        )
+
+
+INTERNVL: dict[str, InternVL35] = {
+    "internvl3.5-1b": InternVL35(1024, 28, 16, 3072),
+    "internvl3.5-2b": InternVL35(2048, 28, 16, 6144),
+    "internvl3.5-4b": InternVL35(2560, 36, 32, 9728),
+    "internvl3.5-8b": InternVL35(4096, 36, 32, 12_288),
+    "internvl3.5-14b": InternVL35(5120, 40, 40, 17_408),
+    "internvl3.5-38b": InternVL35(5120, 64, 64, 25_600, large_vision=True),
+}
+
+HUB: dict[str, str] = {
+    **{name: f"OpenGVLab/InternVL3_5-{name.rpartition('-')[2].upper()}-HF" for name in INTERNVL},
+    **{f"qwen2.5-vl-{n}b": f"Qwen/Qwen2.5-VL-{n}B-Instruct" for n in (3, 7, 32, 72)},
+    **{f"qwen3-vl-{n}b": f"Qwen/Qwen3-VL-{n}B-Instruct" for n in (2, 4, 8, 32)},
+}
+"""Short names to hub names."""
+
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+
+
+def fetched(name: str) -> Path:
+    """The local folder of a backbone on the hub, downloaded when it is not in the cache.
+
+    Args:
+        name: a key of `HUB`, or `organisation/model`.
+
+    Raises:
+        ConfigError: neither in the cache nor to be had.
+    """
+    repository = HUB.get(name, name)
+    try:
+        return Path(snapshot_download(repository, allow_patterns=FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"backbone {name!r}: cannot get {repository} from the hub ({reason}); download it elsewhere and name its "
+            "folder"
+        ) from None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can only be meant for the hub: a short name, or `organisation/model` that is no folder here."""
+    return name in HUB or (name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists())

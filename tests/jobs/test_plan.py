@@ -1,0 +1,136 @@
+"""The plan against what a real training step really holds, and against published numbers of parameters."""
+
+import json
+import weakref
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rewarddance.apps.cli import main
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.loop import Loop
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.runs import RunFolder
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.plan import Setting, adapters, config_of, memory_of, parse_memory, plan
+from rewarddance.reward.accumulate import Accumulator
+from rewarddance.reward.checkpoint import new_judge
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.vlm.footprint import Pass, empty_model, kept_by, parts_of
+from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.preprocess import Preprocessor
+from rewarddance.vlm.tiny import new_vlm
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients
+
+SIZE = "tiny-2m"
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that are alive, and the most that ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {}
+
+    def note(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+
+        def gone(_):
+            self.now -= size
+            del self.known[key]
+
+        self.known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.note(leaf)
+        return out
+
+
+def measured(setting, tokenizer, records, folder):
+    """Bytes at the worst moment of two real steps, and the tokens of a pass."""
+    backbone = InternVLBackbone(new_vlm(SIZE, tokenizer), tokenizer, Preprocessor.square(48))
+    backbone.module.train()
+    if setting.trained == "language":
+        backbone.vision.requires_grad_(False)
+    if setting.trained == "adapters":
+        add_lora(backbone, setting.lora_rank, 32.0)
+    if setting.checkpointing:
+        checkpoint_gradients(backbone)
+    judge = new_judge(JudgeSpec(precision="fp32"), backbone)
+    loop = Loop(judge.trainable(), OptimConfig(ema_decay=0.9), LoopConfig(num_steps=2), RunFolder(folder))
+    step = Accumulator(judge.single, list(loop.parameters.values()), "generative_pairwise", 0.0, len(records), print)
+    live = Live()
+    for tensor in (*backbone.module.parameters(), *loop.ema.shadow.values()):
+        live.note(tensor)
+    with live:
+        for i in range(2):
+            step(records, i)
+            loop._update()
+            loop.ema.update(loop.parameters, i + 1)
+    return live.peak, judge.engine.work.tokens
+
+
+@pytest.mark.parametrize(
+    ("trained", "checkpointing"), [("all", False), ("all", True), ("language", True), ("adapters", True)]
+)
+def test_memory_is_what_a_real_step_holds(trained, checkpointing, tokenizer, data_folder, tmp_path):
+    table = RecordTable.open(data_folder / "train.parquet")
+    records = [table[i] for i in range(4)]
+    setting = Setting(trained=trained, checkpointing=checkpointing, compute="fp32")
+    peak, tokens = measured(setting, tokenizer, records, tmp_path)
+    config, model = config_of(SIZE), empty_model(config_of(SIZE))
+    kept = kept_by(model, Pass(4, len(records[0].media), 96), torch.float32)
+    assert kept.tokens == pytest.approx(tokens, rel=0.15)
+    planned = memory_of(setting, parts_of(model), kept, adapters(config, setting.lora_rank))
+    assert planned.total == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("1b", 1.1), ("2b", 2.3), ("4b", 4.7), ("8b", 8.5), ("14b", 15.1), ("38b", 38.4)],
+)
+def test_presets_have_as_many_parameters_as_their_model_cards_say(name, billions):
+    parts = parts_of(empty_model(config_of(f"internvl3.5-{name}")))
+    assert round(parts.total / 1e9, 1) == billions
+
+
+def test_sharding_divides_what_it_shares():
+    parts, kept = parts_of(empty_model(config_of(SIZE))), kept_by(empty_model(config_of(SIZE)), Pass(1), torch.float32)
+    one, eight = (asdict(memory_of(Setting(shard=n), parts, kept)) for n in (1, 8))
+    for name in ("weights", "gradients", "optimizer", "average"):
+        assert eight[name] == one[name] / 8
+    assert eight["activations"] == one["activations"]
+
+
+def test_the_setting_that_gives_up_least_is_chosen():
+    roomy = plan(SIZE, 1, parse_memory("80GB"), records=1)
+    assert roomy.chosen == Setting(records=1)
+    tight = plan(SIZE, 8, parse_memory("60MB"), records=1)
+    assert tight.chosen is not None
+    assert tight.chosen != roomy.chosen
+    assert tight.memory.total <= tight.limit
+    assert all(m.total > tight.limit for s, m in tight.tried if s != tight.chosen)
+    assert plan(SIZE, 1, parse_memory("1MB"), records=1).chosen is None
+
+
+def test_the_command_prints_flags_that_train_understands(capsys):
+    assert main(["plan", "--backbone", SIZE, "--gpus", "2", "--memory", "60MB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["shard"] in (1, 2)
+    assert found["flags"].startswith("--micro-batch ")
+    with pytest.raises(ConfigError, match="known by name: tiny-2m"):
+        config_of("internvl9")
+    with pytest.raises(ConfigError, match="give it like 80GB"):
+        parse_memory("lots")
