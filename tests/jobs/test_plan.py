@@ -1,13 +1,10 @@
 """The plan against what a real training step really holds, and against published numbers of parameters."""
 
 import json
-import weakref
 from dataclasses import asdict
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rewarddance.apps.cli import main
 from rewarddance.core.errors import ConfigError
@@ -21,41 +18,12 @@ from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.vlm.footprint import Pass, empty_model, kept_by, parts_of
 from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.memory import LiveBytes
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import new_vlm
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients
 
 SIZE = "tiny-2m"
-
-
-class Live(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most that ever were."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = {}
-
-    def note(self, tensor):
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-
-        def gone(_):
-            self.now -= size
-            del self.known[key]
-
-        self.known[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.note(leaf)
-        return out
 
 
 def measured(setting, tokenizer, records, folder):
@@ -71,7 +39,7 @@ def measured(setting, tokenizer, records, folder):
     judge = new_judge(JudgeSpec(precision="fp32"), backbone)
     loop = Loop(judge.trainable(), OptimConfig(ema_decay=0.9), LoopConfig(num_steps=2), RunFolder(folder))
     step = Accumulator(judge.single, list(loop.parameters.values()), "generative_pairwise", 0.0, len(records), print)
-    live = Live()
+    live = LiveBytes()
     for tensor in (*backbone.module.parameters(), *loop.ema.shadow.values()):
         live.note(tensor)
     with live:

@@ -19,17 +19,19 @@ from rewarddance.vlm.backbone import load_backbone_folder
 
 PROGRAM = """
 import sys
+from functools import partial
 from pathlib import Path
 import torch
 from rewarddance.core.parallel import processes
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward import checkpoint
 from rewarddance.vlm.backbone import load_backbone_folder
 from rewarddance.vlm.engine import Engine
 
 torch.set_num_threads(1)
-Engine.budget, Engine.image_budget = 700, 5  # several passes, not as many on every process
+checkpoint.Engine = partial(Engine, budget=700, image_budget=5)  # several passes, not as many on every process
 vlm, data, out, config, resume = sys.argv[1:]
 with processes():
     train = RecordTable.open(Path(data) / "train.parquet")

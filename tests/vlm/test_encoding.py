@@ -2,6 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
 
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
@@ -101,3 +105,44 @@ def test_text_cannot_smuggle_in_pictures_or_turns(tokenizer, text):
     plain, found = (ChatEncoder(tokenizer, 16).chat([("user", [t])]) for t in ("", text))
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     assert [i for i in found.ids if i in special] == [i for i in plain.ids if i in special]
+
+
+@pytest.mark.parametrize("size", [(48, 48), (300, 448), (97, 640), (640, 97), (900, 1800), (500, 500), (100, 101)])
+@pytest.mark.parametrize("most", [1, 6, 12])
+def test_grids_are_the_official_ones(size, most):
+    rows, columns = (
+        Preprocessor.square(224).grid(*size) if most == 1 else Preprocessor(224, 224, tiles=most).grid(*size)
+    )
+    assert (columns, rows) == get_optimal_tiled_canvas(size, (224, 224), 1, most)
+
+
+def test_squares_are_the_official_ones():
+    rng = np.random.default_rng(0)
+    small = rng.integers(40, 216, (6, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((150, 100), Image.Resampling.BICUBIC)
+    official = GotOcr2ImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_to_patches=True, min_patches=1, max_patches=6,
+        image_mean=[0.0] * 3, image_std=[1.0] * 3,
+    )  # fmt: skip
+    theirs = official(image, return_tensors="pt")["pixel_values"]
+    prepare = Preprocessor(32, 32, (0.0,) * 3, (1.0,) * 3, tiles=6)
+    ours = prepare.squares(Media.from_pil(image).frames)[0]
+    assert ours.shape == theirs.shape == (7, 3, 32, 32)
+    assert ((ours - theirs).abs().max() * 255) <= 1.5
+
+
+def test_a_tiled_picture_is_seen_in_parts_and_once_whole(backbone, pictures):
+    wide = Media(torch.rand(1, 3, 48, 96, requires_grad=True))
+    backbone.tile(4)
+    encoded = backbone.encoder.chat([("user", ["x", wide, pictures[0]])])
+    single = backbone.model.config.image_seq_length
+    assert encoded.counts == (3 * single, single)
+    seen = backbone.see([(wide, 0), (pictures[0], 0)])
+    assert len(seen) == 4 * single
+    backbone.tile(1)
+    torch.testing.assert_close(seen[3 * single :], backbone.see([(pictures[0], 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[2 * single : 3 * single], backbone.see([(wide, 0)]), rtol=1e-4, atol=1e-5)
+    left = Media(wide.frames[..., :48].detach())
+    torch.testing.assert_close(seen[:single], backbone.see([(left, 0)]), rtol=1e-4, atol=1e-5)
+    seen.square().sum().backward()
+    assert wide.frames.grad.abs().min() > 0

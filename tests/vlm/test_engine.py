@@ -6,6 +6,7 @@ import torch
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.memory import peak_bytes
 
 WORDS = ("yes", "no")
 
@@ -97,3 +98,73 @@ def test_mass_is_the_share_of_the_whole_vocabulary(backbone, pictures):
 def test_a_split_answer_word_is_refused(backbone, pictures):
     with pytest.raises(ConfigError, match="splits the answer word"):
         Engine(backbone).answer_logits([question("x", pictures[0])], ("absolutely", "no"))
+
+
+def frozen(backbone):
+    backbone.module.requires_grad_(False)
+    return backbone
+
+
+def test_pictures_are_remembered_across_calls_while_nothing_is_trained(backbone, pictures):
+    a, b, c = pictures[:3]
+    engine = Engine(frozen(backbone), image_cache=2)
+    first = engine.answer_logits([question("x", a, b)], WORDS).logits
+    assert engine.work.images == 2
+    again = engine.answer_logits([question("x", a, b)], WORDS).logits
+    assert engine.work.images == 0
+    assert torch.equal(first, again)
+    engine.answer_logits([question("x", c)], WORDS)
+    engine.answer_logits([question("x", b)], WORDS)
+    assert engine.work.images == 0
+    engine.answer_logits([question("x", a)], WORDS)  # least recently used, gone
+    assert engine.work.images == 1
+    backbone.module.requires_grad_(True)
+    for _ in range(2):
+        engine.answer_logits([question("x", a)], WORDS)
+        assert engine.work.images == 1
+    assert Engine(frozen(backbone))._eyes.cache == 0
+
+
+def test_a_candidates_gradient_is_the_same_beside_a_remembered_reference(backbone, pictures):
+    candidate, reference = Media(pictures[0].frames.clone().requires_grad_()), pictures[1]
+    found = []
+    for engine in (Engine(backbone), Engine(backbone, image_cache=4)):
+        logits = engine.answer_logits([question("x", reference, candidate)], WORDS).logits
+        found.append(torch.autograd.grad(logits[0, 0] - logits[0, 1], candidate.frames)[0])
+        frozen(backbone)
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-8)
+
+
+def test_passes_keep_to_the_memory_that_was_measured(backbone, pictures, monkeypatch):
+    dialogs = [question(f"prompt {i} {'very ' * (i % 7)}long", *pictures[:3]) for i in range(60)]
+    with torch.no_grad():
+        roomy = Engine(backbone)
+        whole = roomy.answer_logits(dialogs, WORDS).logits
+        assert roomy.work.forwards == 1
+        monkeypatch.setattr("rewarddance.vlm.memory.free_bytes", lambda _: 64 << 20)
+        tight = Engine(backbone, memory_share=0.25)
+        parts = tight.answer_logits(dialogs, WORDS).logits
+    assert tight.work.forwards > 1
+    assert tight.work.tokens >= roomy.work.tokens
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    biggest = peak_bytes(lambda: tight.answer_logits(dialogs[:1], WORDS), backbone.device)
+    assert biggest < 16 << 20
+
+
+def test_a_pass_that_does_not_fit_is_halved_from_then_on(backbone, pictures, monkeypatch):
+    dialogs = [question(f"prompt {i}", *pictures[:2]) for i in range(12)]
+    engine, read = Engine(backbone), Engine._read
+
+    def small(self, keys, *args):
+        if len(keys) > 3:
+            raise torch.OutOfMemoryError("no")
+        return read(self, keys, *args)
+
+    with torch.no_grad():
+        whole = engine.answer_logits(dialogs, WORDS).logits
+        monkeypatch.setattr(Engine, "_read", small)
+        torch.testing.assert_close(engine.answer_logits(dialogs, WORDS).logits, whole, rtol=1e-4, atol=1e-5)
+    assert engine.budget < 16_384
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(backbone).answer_logits(dialogs, WORDS)  # with gradients, the caller makes smaller passes

@@ -178,12 +178,14 @@ class Score(Flags):
     criterion: str = "overall"
     out: Path | None = None
     """Where to write one line a comparison when a data folder is scored."""
+    tiles: int = 1
+    """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12)."""
 
     def run(self) -> None:
         from rewarddance.jobs.score import score_data, score_one
 
         if self.data is not None:
-            show(score_data(self.data, self.judge, self.out))
+            show(score_data(self.data, self.judge, self.out, self.tiles))
             return
         need(
             self.prompt is not None and self.candidate is not None,
@@ -191,7 +193,7 @@ class Score(Flags):
         )
         assert self.prompt is not None
         assert self.candidate is not None
-        show(score_one(self.judge, self.prompt, self.candidate, self.reference, self.criterion))
+        show(score_one(self.judge, self.prompt, self.candidate, self.reference, self.criterion, self.tiles))
 
 
 @dataclass(frozen=True)
@@ -205,13 +207,15 @@ class Rank(Flags):
     prompt: str
     judge: str = "tiny"
     criterion: str = "overall"
+    tiles: int = 1
+    """Parts that a large picture is cut into at most, beside a view of the whole."""
 
     def run(self) -> None:
         from rewarddance.core.media import Media
         from rewarddance.jobs.load import load_judge
 
         media = [Media.open(p) for p in self.images]
-        found = load_judge(self.judge).rank(self.prompt, media, self.criterion)
+        found = load_judge(self.judge, tiles=self.tiles).rank(self.prompt, media, self.criterion)
         order = [{"path": str(self.images[i]), "margin": round(float(found.margin[i]), 4)} for i in found.order]
         show({"order": order, "wins": [[round(x, 4) for x in row] for row in found.wins.tolist()]})
 

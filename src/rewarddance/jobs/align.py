@@ -267,7 +267,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
         if config.prompts_sha256 not in (None, found):
             raise InputError(f"{config.prompts}: has changed since the run was made")
         config = config.model_copy(update={"prompts_sha256": found})
-    judge = load_judge(config.judge, precision=config.precision)
+    judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
     generator = load_generator(config.generator, guidance=config.guidance, dtype=config.generator_dtype)
     gold = None if lines else oracle_gold
     return align_generator(config, generator, judge, out, prompts=lines, gold=gold, resume=resume)

@@ -19,10 +19,12 @@ from rewarddance.reward.measure import measure_judge
 
 
 @torch.no_grad()
-def score_one(judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str) -> dict[str, float]:
+def score_one(
+    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str, tiles: int = 1
+) -> dict[str, float]:
     """Reward and margin of one picture, against a reference where there is one."""
     other = None if reference is None else Media.open(reference)
-    found = load_judge(judge).judge([Comparison(prompt, Media.open(candidate), other, criterion)])
+    found = load_judge(judge, tiles=tiles).judge([Comparison(prompt, Media.open(candidate), other, criterion)])
     out = {
         "reward": float(found.reward[0]),
         "margin": float(found.margin[0]),
@@ -32,7 +34,7 @@ def score_one(judge: str, prompt: str, candidate: Path, reference: Path | None, 
 
 
 @torch.no_grad()
-def score_data(data: Path, judge: str, out: Path | None) -> dict[str, Any]:
+def score_data(data: Path, judge: str, out: Path | None, tiles: int = 1) -> dict[str, Any]:
     """Judge every choice of a Parquet file; figures, and with `out` one JSON line a choice.
 
     Of a folder the held-out prompts (`id.parquet`) are taken where there are some, otherwise `train.parquet`, part of
@@ -41,7 +43,7 @@ def score_data(data: Path, judge: str, out: Path | None) -> dict[str, Any]:
     held_out = data / "id.parquet"
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
     table = RecordTable.open(file)
-    ready = load_judge(judge)
+    ready = load_judge(judge, tiles=tiles)
     if out is not None:
         beside = out.with_name(f".{out.name}.partial")
         with open(beside, "w") as lines, progress("scoring") as report:

@@ -85,7 +85,7 @@ def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str, folder
     name = shuffled_judge if arm == "shuffled" else config.judge
     mine = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
     generator = load_generator(mine.generator, guidance=mine.guidance)
-    judge = load_judge(name, precision=mine.precision)
+    judge = load_judge(name, precision=mine.precision, image_cache=mine.num_prompts)
     resume = (folder / "run.json").is_file()
     align_generator(mine, generator, judge, folder, resume=resume, title=f"{arm} seed {seed}")
 

@@ -186,7 +186,7 @@ def train_judge(
 def _shard(judge: Judge, config: RewardConfig) -> Inside:
     """Share the judge's weights out, layer by layer; what passes have to be called through."""
     engine = judge.engine
-    engine.lockstep = True
+    engine.in_lockstep()
     half = torch.bfloat16 if engine.autocast is not None else None
     return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), half)
 

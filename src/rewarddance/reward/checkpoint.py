@@ -83,10 +83,10 @@ def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]
     return Verdict.from_margin(margin, mass)
 
 
-def new_judge(spec: JudgeSpec, backbone: Backbone, *, strict: bool = False) -> Judge:
+def new_judge(spec: JudgeSpec, backbone: Backbone, *, strict: bool = False, image_cache: int = 0) -> Judge:
     """A judge on a backbone that has not been trained to judge yet."""
     half = spec.precision == "bf16" and native_bf16(backbone.device.type)
-    engine = Engine(backbone, autocast=torch.bfloat16 if half else None)
+    engine = Engine(backbone, image_cache=image_cache, autocast=torch.bfloat16 if half else None)
     if spec.paradigm in SCALAR:
         return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm))
     return Judge(spec, GenerativeJudge(engine, spec.context, strict))
@@ -107,11 +107,15 @@ def save_judge(judge: Judge, folder: Path, weights: Mapping[str, Mapping[str, Te
     return folder
 
 
-def load_judge_folder(folder: Path, *, precision: Literal["fp32", "bf16"] | None = None) -> Judge:
+def load_judge_folder(
+    folder: Path, *, precision: Literal["fp32", "bf16"] | None = None, image_cache: int = 0, tiles: int = 1
+) -> Judge:
     """Load a judge, frozen and in evaluation mode. A folder without `judge.json` is a plain VLM, asked as it is.
 
     Args:
         precision: overrides what the judge was saved with.
+        image_cache: pictures whose tokens are kept from one call to the next.
+        tiles: parts that a large picture is cut into at most (InternVL only).
 
     Raises:
         RunError: `judge.json` or the head cannot be read.
@@ -125,7 +129,8 @@ def load_judge_folder(folder: Path, *, precision: Literal["fp32", "bf16"] | None
         spec = spec.model_copy(update={"precision": precision})
     backbone = load_backbone_folder(folder)
     backbone.module.requires_grad_(False)
-    judge = new_judge(spec, backbone, strict=True)
+    backbone.tile(tiles)
+    judge = new_judge(spec, backbone, strict=True, image_cache=image_cache)
     if isinstance(judge.single, ScalarJudge):
         judge.single.head.load_state_dict(load_file(folder / "head.safetensors"))
         judge.single.head.requires_grad_(False)

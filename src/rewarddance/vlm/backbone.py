@@ -58,6 +58,17 @@ class Backbone(ABC):
     def new_encoder(self) -> ChatEncoder:
         """How dialogs become token ids."""
 
+    def tile(self, most: int) -> None:
+        """Cut large pictures into at most `most` parts from now on.
+
+        Raises:
+            ConfigError: more than one, of a model that takes pictures of any size as they are.
+        """
+        if most > 1:
+            raise ConfigError(
+                f"tiles: {self.model.config.model_type} sees pictures whole, whatever their size; leave 1"
+            )
+
     @abstractmethod
     def see(self, frames: Sequence[Frame]) -> Tensor:
         """Image tokens of all frames, one after another, (sum of their counts, C); differentiable to pixels."""

@@ -9,7 +9,7 @@ Shapes: N dialogs, W answer words, D hidden width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -22,10 +22,14 @@ from rewarddance.core.media import Dialog
 from rewarddance.core.parallel import most
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.encoding import Encoded, Frame
+from rewarddance.vlm.encoding import Encoded
+from rewarddance.vlm.memory import Probe, Room
+from rewarddance.vlm.pictures import Eyes, distinct
 from rewarddance.vlm.plan import Key, batches, grow
 
 HEAD_ROWS = 512
+PROBE_TOKENS = 1024
+"""Size of the pass on which memory is measured, once, when there is more than four times as much to do."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,37 @@ class Engine:
     """Drives a backbone.
 
     Args:
-        budget: language-model tokens in one packed pass; a longer list takes several.
-        image_budget: pictures in one pass of the vision tower.
+        budget: language-model tokens in one packed pass at most; a longer list takes several.
+        image_budget: pictures in one pass of the vision tower at most.
+        memory_share: without gradients, a pass takes at most this share of the free memory; bytes a token are measured
+            on the first long list. One that does not fit all the same is halved.
+        image_cache: pictures whose tokens are kept for later calls, the least recently used go first; only while no
+            weight is trained.
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
-        lockstep: make as many passes as the data-parallel process that makes most, as sharded weights want it; passes
-            too many are the first one again, without effect on results or gradients.
     """
 
     backbone: Backbone
     budget: int = 16_384
     image_budget: int = 256
+    memory_share: float = 0.5
+    image_cache: int = 0
     autocast: torch.dtype | None = None
-    lockstep: bool = False
+    lockstep: bool = field(default=False, init=False)
     work: Work = field(default_factory=Work)
+    _room: Room = field(init=False, repr=False)
+    _eyes: Eyes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._room = Room(self.memory_share)
+        self._eyes = Eyes(self.backbone, self.image_budget, self.image_cache, self._room, self.lockstep)
+
+    def in_lockstep(self) -> None:
+        """From now on make as many passes as the data-parallel process that makes most, as sharded weights want it.
+
+        Passes too many are the first one again, without effect on results or gradients.
+        """
+        self.lockstep = self._eyes.lockstep = True
+        self._room.measured = False
 
     def answer_logits(
         self, dialogs: Sequence[Dialog], words: Sequence[str], tails: Sequence[Sequence[int]] | None = None
@@ -177,40 +199,47 @@ class Engine:
                 replace(e, ids=(*e.ids, *t), answers=(*e.answers, *[True] * len(t)))
                 for e, t in zip(plain, tails, strict=True)
             ]
-        frames, first_row = _distinct_frames(encoded)
-        self.work = Work(images=len(frames))
-        seen = self._see(frames)
-        asked = [_key(e, self.backbone.image_token_id, first_row) for e in encoded]
+        shown = distinct(encoded)
+        seen = self._eyes.table(shown)
+        self.work = Work(images=self._eyes.looked)
+        asked = [_key(e, self.backbone.image_token_id, shown.first_row) for e in encoded]
         starts = [len(p.ids) - 1 if every else len(key) - 1 for p, key in zip(plain, asked, strict=True)]
         wanted: dict[Key, int] = {}
         for key, start in zip(asked, starts, strict=True):
             wanted[key] = min(start, wanted.get(key, start))
         holder = dict(zip(asked, encoded, strict=True))
         keys = sorted(wanted)
-        parts: list[Tensor] = []
-        planned = batches(keys, self.budget)
-        for b in planned:
-            part = keys[b.start : b.stop]
+
+        def read(part: Sequence[Key]) -> list[Tensor]:
             hidden = self._read(part, [wanted[key] for key in part], holder, seen)
-            parts += torch.split(hidden, [len(key) - wanted[key] for key in part])
-        for _ in range(len(planned), self._passes(len(planned))):
-            idle = self._read(keys[:1], [len(keys[0]) - 1], holder, seen)
-            parts[0] = parts[0] + 0 * idle.sum()
+            return list(torch.split(hidden, [len(key) - wanted[key] for key in part]))
+
+        parts = self._all_passes(keys, read)
         found = dict(zip(keys, parts, strict=True))
         return [found[key][start - wanted[key] :] for key, start in zip(asked, starts, strict=True)]
 
-    def _see(self, frames: list[Frame]) -> Tensor | None:
-        """All image tokens in one table, one row each."""
-        if not frames:
-            return None
-        step = self.image_budget
-        parts = [self.backbone.see(frames[i : i + step]) for i in range(0, len(frames), step)]
-        for _ in range(len(parts), self._passes(len(parts))):
-            parts[0] = parts[0] + 0 * self.backbone.see(frames[:1]).sum()
-        return torch.cat(parts)
+    def _all_passes(self, keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]]) -> list[Tensor]:
+        """Read all sequences in as many passes as the budget asks for."""
+        limit = self._room.units("language", self.budget, lambda: _probe(keys, read, self.work), self.backbone.device)
+        parts: list[Tensor] = []
+        planned = batches(keys, limit)
+        passes = most(len(planned)) if self.lockstep else len(planned)  # asked before the first pass, by everyone
+        for b in planned:
+            parts += self._halving(keys[b.start : b.stop], read, limit)
+        for _ in range(len(planned), passes):
+            parts[0] = parts[0] + 0 * read(keys[:1])[0].sum()
+        return parts
 
-    def _passes(self, own: int) -> int:
-        return most(own) if self.lockstep else own
+    def _halving(self, keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]], limit: int) -> list[Tensor]:
+        """One pass, or passes of half the size where it does not fit in memory, from then on."""
+        try:
+            return read(keys)
+        except torch.OutOfMemoryError:
+            if self.lockstep or torch.is_grad_enabled() or len(keys) == 1:
+                raise
+        self.budget = limit // 2
+        again = batches(keys, self.budget)
+        return [t for b in again for t in self._halving(keys[b.start : b.stop], read, self.budget)]
 
     def _read(
         self, keys: Sequence[Key], starts: Sequence[int], holder: Mapping[Key, Encoded], seen: Tensor | None
@@ -233,18 +262,18 @@ class Engine:
         return self.backbone.read(tokens.clamp(min=-1), pictures, positions, packed, ends)
 
 
-def _distinct_frames(encoded: Sequence[Encoded]) -> tuple[list[Frame], dict[tuple[str, int], int]]:
-    """Frames with different pixels, in order of appearance, and the first row of each in the table of image tokens."""
-    frames: list[Frame] = []
-    first_row: dict[tuple[str, int], int] = {}
-    rows = 0
-    for e in encoded:
-        for (media, i), count in zip(e.images, e.counts, strict=True):
-            if (media.key, i) not in first_row:
-                first_row[media.key, i] = rows
-                frames.append((media, i))
-                rows += count
-    return frames, first_row
+def _probe(keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]], work: Work) -> Probe | None:
+    """A pass small enough to be thrown away, and its tokens; None where the whole list is not much longer."""
+    if len(batches(keys, 4 * PROBE_TOKENS)) == 1:
+        return None
+    b = batches(keys, PROBE_TOKENS)[0]
+
+    def run() -> None:
+        before = replace(work)
+        read(keys[b.start : b.stop])
+        work.tokens, work.padded_tokens, work.forwards = before.tokens, before.padded_tokens, before.forwards
+
+    return run, grow(keys[b.start : b.stop]).num_tokens
 
 
 def _key(encoded: Encoded, image_token: int, first_row: dict[tuple[str, int], int]) -> Key:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
+from rewarddance.core.media import Media
 from rewarddance.vlm.backbone import Backbone, open_config
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
 from rewarddance.vlm.preprocess import Preprocessor
@@ -18,7 +19,7 @@ from rewarddance.vlm.preprocess import Preprocessor
 
 @dataclass
 class InternVLBackbone(Backbone):
-    """InternVL: every picture is one square of a fixed number of tokens."""
+    """InternVL: a picture is one square of a fixed number of tokens, or several where tiling is on."""
 
     prepare: Preprocessor
 
@@ -36,7 +37,15 @@ class InternVLBackbone(Backbone):
         return cls(model, AutoTokenizer.from_pretrained(folder), Preprocessor.load(folder, side))
 
     def new_encoder(self) -> ChatEncoder:
-        return ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
+        return ChatEncoder(self.tokenizer, self._count)
+
+    def _count(self, media: Media) -> int:
+        rows, columns = self.prepare.grid(*media.size)
+        squares = rows * columns + 1 if rows * columns > 1 else 1
+        return squares * int(self.model.config.image_seq_length)
+
+    def tile(self, most: int) -> None:
+        self.prepare = replace(self.prepare, tiles=most)
 
     def see(self, frames: Sequence[Frame]) -> Tensor:
         pixels = self._pixels(frames)
@@ -48,19 +57,16 @@ class InternVLBackbone(Backbone):
         return {"pixel_values": self._pixels(frames).to(self.model.dtype)} if frames else {}
 
     def _pixels(self, frames: Sequence[Frame]) -> Tensor:
-        """Prepared frames in their order, sizes together."""
+        """Squares of all frames in their order; frames of one size are prepared together."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, (media, _) in enumerate(frames):
             by_size.setdefault(media.size, []).append(i)
-        parts, order = [], []
+        found: list[Tensor] = [torch.empty(0)] * len(frames)
         for rows in by_size.values():
             stacked = torch.stack([frames[i][0].frames[frames[i][1]].to(self.device) for i in rows])
-            parts.append(self.prepare.frames(stacked, frames[rows[0]][0].origin))
-            order += rows
-        pixels = torch.cat(parts)
-        if order != list(range(len(frames))):
-            pixels = pixels[torch.tensor(order).argsort().to(pixels.device)]
-        return pixels
+            for i, squares in zip(rows, self.prepare.squares(stacked, frames[rows[0]][0].origin), strict=True):
+                found[i] = squares
+        return torch.cat(found)
 
     def positions(self, encoded: Encoded) -> Tensor:
         return torch.arange(len(encoded.ids))[None]

@@ -111,6 +111,22 @@ def batches(keys: Sequence[Key], budget: int) -> list[range]:
     return [*found, range(first, len(keys))]
 
 
+def shares(sizes: Sequence[int], budget: int, most: int) -> list[range]:
+    """Neighbours of at most `budget` together and at most `most` in number (one at least).
+
+    >>> shares([4, 4, 4, 20, 1, 1, 1], 8, 2)
+    [range(0, 2), range(2, 3), range(3, 4), range(4, 6), range(6, 7)]
+    """
+    found: list[range] = []
+    first = total = 0
+    for i, size in enumerate(sizes):
+        if i > first and (total + size > budget or i - first == most):
+            found.append(range(first, i))
+            first, total = i, 0
+        total += size
+    return [*found, range(first, len(sizes))]
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Nodes that attention treats alike: `rows` families of `siblings` nodes of `length` tokens each.

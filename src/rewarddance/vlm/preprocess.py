@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ MIN_SIDE, MAX_ASPECT = 2, 200
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Resize to a fixed size (bicubic, anti-aliased) and normalise by channel."""
+    """Resize to a fixed size (bicubic, anti-aliased) and normalise by channel.
+
+    Args:
+        tiles: squares that a picture is cut into at most, beside a small view of the whole; 1 is that view alone.
+    """
 
     height: int
     width: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    tiles: int = 1
 
     @classmethod
     def square(cls, side: int) -> Preprocessor:
@@ -61,6 +67,35 @@ class Preprocessor:
             "resample": 3,
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of squares for a picture of this size: the shape nearest to its own.
+
+        Of grids of one shape the larger is taken where the picture has more than half its pixels (InternVL 1.5,
+        arXiv 2404.16821, dynamic resolution).
+
+        >>> Preprocessor(448, 448, tiles=12).grid(900, 1800), Preprocessor(448, 448).grid(900, 1800)
+        ((2, 4), (1, 1))
+        """
+        best, apart = (1, 1), math.inf
+        for squares in range(1, self.tiles + 1):
+            for rows in (r for r in range(squares, 0, -1) if squares % r == 0):
+                columns = squares // rows
+                difference = abs(width / height - columns / rows)
+                larger = width * height > 0.5 * squares * self.width * self.height
+                if difference < apart or (difference == apart and larger):
+                    best, apart = (rows, columns), difference
+        return best
+
+    def squares(self, frames: Tensor, origin: str | None = None) -> Tensor:
+        """(F, 3, H, W) to (F, squares, 3, height, width): row by row, then the whole where there is more than one."""
+        rows, columns = self.grid(*frames.shape[-2:])
+        whole = self.frames(frames, origin)
+        if rows * columns == 1:
+            return whole[:, None]
+        large = replace(self, height=rows * self.height, width=columns * self.width).frames(frames, origin)
+        cut = large.view(-1, 3, rows, self.height, columns, self.width).permute(0, 2, 4, 1, 3, 5)
+        return torch.cat([cut.flatten(1, 2), whole[:, None]], 1)
 
     def frames(self, frames: Tensor, origin: str | None = None) -> Tensor:
         """(F, 3, H, W) in [0, 1] to (F, 3, height, width), normalised. Gradients flow."""
