@@ -89,6 +89,14 @@ def test_two_processes_that_share_the_weights_do_what_one_does(changes, vlm_fold
     assert two == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(vlm_folder, data_folder, quick, tmp_path):
+    config = recipe(quick)
+    alone(vlm_folder, data_folder, tmp_path / "one", config)
+    in_processes(4, vlm_folder, data_folder, tmp_path / "four", config.model_copy(update={"shard": 2}))
+    assert_same(tmp_path / "one", tmp_path / "four")
+
+
 def test_a_sharded_run_is_resumed_by_another_number_of_processes(vlm_folder, data_folder, quick, tmp_path):
     config = recipe(quick)
     alone(vlm_folder, data_folder, tmp_path / "whole", config)
