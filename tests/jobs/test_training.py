@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.core.errors import InputError, JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.monitors import StuckLoss
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
@@ -115,6 +117,25 @@ def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_fo
     train_from_data(whole, tmp_path / "parts", resume=True)  # a time limit may change, nothing else
     keys = ("loss", "grad_norm", "accuracy", "id/accuracy")
     same(trajectory(tmp_path / "parts", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
+
+
+def test_what_a_run_has_noticed_survives_a_stop(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
+    watch = partial(StuckLoss, after=3, window=3, near=10.0)
+    monkeypatch.setattr("rewarddance.jobs.train_reward.StuckLoss", watch)
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=4)
+    stopped = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
+    out = tmp_path / "run"
+    for i in range(2):
+        with pytest.raises(RunError, match="out of time"):
+            train_from_data(stopped, out, resume=i > 0)
+    state_file = max((out / "checkpoints").glob("step_*/state.json"))
+    state = json.loads(state_file.read_text())
+    assert state["extra"]["micro_batch"] == config.prompts_per_step
+    state_file.write_text(json.dumps(state | {"extra": {**state["extra"], "micro_batch": 2}}))  # as after a halving
+    train_from_data(config, out, resume=True)
+    assert ["warning" in m for m in RunFolder(out).metrics()] == [False, False, True, False]
+    last = max((out / "checkpoints").glob("step_*/state.json"))
+    assert json.loads(last.read_text())["extra"]["micro_batch"] == 2
 
 
 @pytest.mark.parametrize("layout", ["two_questions", "listwise"])

@@ -112,7 +112,8 @@ def train_judge(
         reason_weight=config.reason_weight,
         inside=inside,
     )
-    stuck = StuckLoss()
+    accumulate.size = loop.extra.get("micro_batch", accumulate.size)
+    stuck = StuckLoss(recent=loop.extra.get("recent_losses", []))
 
     def step(index: int) -> Metrics:
         try:
@@ -123,6 +124,7 @@ def train_judge(
         if warning:
             say(warning)
             metrics["warning"] = warning
+        loop.extra |= {"micro_batch": accumulate.size, "recent_losses": stuck.recent}
         return metrics
 
     @torch.no_grad()
