@@ -138,6 +138,22 @@ def test_preferences_follow_the_oracle_and_repeat(generator):
         assert all(1 <= r <= 5 for r in a.ratings)
 
 
+def test_mixed_records_hold_pictures_of_both_kinds_and_leave_the_others_alone(generator):
+    plain = PreferencesConfig(num_prompts=6, pictures=4, generator_share=0.75)
+    before, after = (
+        list(embedded_records(c, generator_draw(generator, 4)))
+        for c in (plain, plain.model_copy(update={"mixed_share": 0.6}))
+    )
+    mixed = [i for i, r in enumerate(after) if r.source == "mixed"]
+    assert 0 < len(mixed) < 4
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        same = [m.key == n.key for m, n in zip(a.media, b.media, strict=True)]
+        assert same == ([True, True, False, False] if i in mixed else [True] * 4)
+        assert (a.choices == b.choices) == (i not in mixed)
+    held_out = plain.model_copy(update={"mixed_share": 1.0, "split": "held_out"})
+    assert "mixed" not in [r.source for r in embedded_records(held_out, generator_draw(generator, 4))]
+
+
 def test_a_share_of_training_records_is_judged_overall():
     def criteria(split):
         return [r.criterion for r in embedded_records(PreferencesConfig(num_prompts=60, split=split))]

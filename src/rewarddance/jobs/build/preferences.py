@@ -24,7 +24,7 @@ from rewarddance.world.sampling import place, sample_spec
 from rewarddance.world.scene import Scene, Spec
 from rewarddance.world.splits import Split, scene_is_trainable
 
-Source = Literal["rendered", "generator"]
+Source = Literal["rendered", "generator", "mixed"]
 Draw = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
 """(prompts, pictures a prompt, seed, previews) -> pictures; how a generator is handed in."""
 
@@ -41,6 +41,9 @@ class PreferencesConfig(Config):
     preview_share: float = 0.25
     """Share of the generator's training records, by batches of 64, half of whose pictures are predicted on the way to
     a finished one, as reward feedback sees them."""
+    mixed_share: float = 0.0
+    """Share of the generator's training records half of whose pictures are renders, so that a judge compares the two
+    kinds with each other and margins against rendered references mean the same for every prompt."""
     criterion: str = "fidelity"
     overall_share: float = 0.2
     """Share of training records that raters judge overall (the weighted sum of all criteria) instead of by `criterion`,
@@ -122,6 +125,11 @@ def embedded_records(
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
+            coins = stream(config.seed, "mixed", config.split, i)
+            if i in pictures and config.split == "train" and coins.random() < config.mixed_share:
+                own = images[: -(-config.pictures // 2)]
+                images = [*own, *corrupted_pictures(spec, coins, config.pictures - len(own), train=True)]
+                source = "mixed"
             yield _record(config, i, prompt, spec, images, source, raters, rng)
 
 
