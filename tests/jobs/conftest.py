@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
@@ -36,5 +37,25 @@ def quick():
     def make(num_steps=6, **changes):
         loop = {"num_steps": num_steps, "validate_every": 3, "save_every": 2, **changes}
         return {"loop": LoopConfig(**loop), "optim": OptimConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9)}
+
+    return make
+
+
+@pytest.fixture
+def quick_align(pipeline_folder):
+    """Two steps of reward feedback on a small random generator."""
+
+    def make(judge, **changes):
+        return AlignConfig(
+            generator=str(pipeline_folder),
+            judge=str(judge),
+            batch_size=2,
+            lora_rank=2,
+            probe_prompts=2,
+            references=ReferenceConfig(num_candidates=2),
+            refl=ReflConfig(num_steps=4),
+            loop=LoopConfig(num_steps=2, validate_every=2),
+            **changes,
+        )
 
     return make

@@ -2,10 +2,8 @@
 
 import pytest
 
-from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.apps.report import write_report
 from rewarddance.core.errors import RunError
-from rewarddance.core.loop_config import LoopConfig
 from rewarddance.jobs.align import align_from_names
 from rewarddance.jobs.evaluate import evaluate_alignment
 from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
@@ -14,7 +12,7 @@ from rewarddance.jobs.train_reward_config import RewardConfig
 
 
 @pytest.fixture
-def run(vlm_folder, data_folder, pipeline_folder, quick, tmp_path):
+def run(vlm_folder, data_folder, quick_align, quick, tmp_path):
     judge = RewardConfig(
         backbone=str(vlm_folder),
         data=str(data_folder),
@@ -24,17 +22,7 @@ def run(vlm_folder, data_folder, pipeline_folder, quick, tmp_path):
     )
     train_from_data(judge, tmp_path / "judge")
     (tmp_path / "prompts.txt").write_text("a dog\na cat on a mat\ntwo birds\n")
-    config = AlignConfig(
-        generator=str(pipeline_folder),
-        judge=str(tmp_path / "judge"),
-        prompts=str(tmp_path / "prompts.txt"),
-        batch_size=2,
-        lora_rank=2,
-        probe_prompts=2,
-        references=ReferenceConfig(num_candidates=2),
-        refl=ReflConfig(num_steps=4),
-        loop=LoopConfig(num_steps=2, validate_every=2),
-    )
+    config = quick_align(tmp_path / "judge", prompts=str(tmp_path / "prompts.txt"))
     align_from_names(config, tmp_path / "run")
     return tmp_path / "run"
 

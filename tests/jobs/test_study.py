@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
-from rewarddance.core.loop_config import LoopConfig
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.study_alignment import study_alignment, summarise
@@ -15,22 +13,12 @@ from rewarddance.jobs.train_reward import at_random
 
 
 @pytest.fixture
-def config(pipeline_folder, vlm_folder, tmp_path, monkeypatch):
+def config(quick_align, vlm_folder, tmp_path, monkeypatch):
     assets = tmp_path / "assets"
     shutil.copytree(vlm_folder, assets / "vlm-tiny")
     monkeypatch.setattr("rewarddance.jobs.load.ASSETS", assets)
     monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
-    return AlignConfig(
-        generator=str(pipeline_folder),
-        judge=str(vlm_folder),
-        num_prompts=4,
-        batch_size=2,
-        lora_rank=2,
-        probe_prompts=2,
-        references=ReferenceConfig(num_candidates=2),
-        refl=ReflConfig(num_steps=4),
-        loop=LoopConfig(num_steps=2, validate_every=2),
-    )
+    return quick_align(vlm_folder, num_prompts=4)
 
 
 def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):

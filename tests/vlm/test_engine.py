@@ -2,20 +2,12 @@
 
 import pytest
 import torch
+from dialogs import WORDS, mixed_dialogs, question
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.memory import peak_bytes
-
-WORDS = ("yes", "no")
-
-
-def question(prompt, *images):
-    parts = [f"prompt: {prompt}\n"]
-    for i, image in enumerate(images):
-        parts += [f"image {i + 1}: ", image, "\n"]
-    return (*parts, "is image 1 better?")
 
 
 def plain(backbone, dialogs):
@@ -27,13 +19,6 @@ def plain(backbone, dialogs):
         pixels = torch.cat([backbone.prepare.frames(m.frames[i][None]) for m, i in e.images]) if e.images else None
         rows.append(backbone.model(input_ids=torch.tensor([e.ids]), pixel_values=pixels).logits[0, -1][ids])
     return torch.stack(rows)
-
-
-def mixed_dialogs(pictures):
-    """1, 2 and 5 pictures, shared and unshared prefixes, a duplicate, and one without a picture."""
-    a, b, c, d, e = pictures[:5]
-    pairs = [question("a red circle", x, y) for x in (a, b, c) for y in (a, b, c) if x is not y]
-    return [*pairs, question("two blue squares on black", a), question("hm", a, b, c, d, e), ("is it?",), pairs[0]]
 
 
 @pytest.mark.parametrize("budget", [100, 700, 100_000])

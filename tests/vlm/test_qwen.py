@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from dialogs import WORDS, mixed_dialogs
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -15,7 +16,6 @@ from rewarddance.vlm.patches import PatchPreprocessor
 from rewarddance.vlm.qwen import CLASSES, MARKS, QwenBackbone
 from rewarddance.vlm.tiny import new_tokenizer
 
-WORDS = ("yes", "no")
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -68,13 +68,6 @@ def pictures():
     return [Media(torch.rand(1, 3, h, w, generator=rng)) for h, w in sizes]
 
 
-def question(prompt, *images):
-    parts = [f"prompt: {prompt}\n"]
-    for i, image in enumerate(images):
-        parts += [f"image {i + 1}: ", image, "\n"]
-    return (*parts, "is image 1 better?")
-
-
 def plain(backbone, dialogs):
     """One full forward of the transformers model a dialog."""
     ids = [backbone.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in WORDS]
@@ -89,12 +82,6 @@ def plain(backbone, dialogs):
             more["mm_token_type_ids"] = (tokens == backbone.image_token_id).int()
         rows.append(backbone.model(input_ids=tokens, **more).logits[0, -1][ids])
     return torch.stack(rows)
-
-
-def mixed_dialogs(pictures):
-    a, b, c, d, e = pictures
-    pairs = [question("a red circle", x, y) for x in (a, b, c) for y in (a, b, c) if x is not y]
-    return [*pairs, question("two blue squares on black", d), question("hm", a, b, c, d, e), ("is it?",), pairs[0]]
 
 
 @pytest.mark.parametrize("budget", [200, 100_000])
