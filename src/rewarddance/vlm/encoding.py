@@ -14,6 +14,8 @@ Message = tuple[str, Sequence[Part]]
 """(role, parts)"""
 Frame = tuple[Media, int]
 """(media, frame index)"""
+KNOWN_TEXTS = 4096
+"""Texts whose tokens are remembered: questions about many pictures differ in the pictures alone."""
 _SENTINEL = "\x02content\x02"
 
 
@@ -58,6 +60,7 @@ class ChatEncoder:
         special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
         self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+        self._known: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[bool, ...]]] = {}
 
     def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
         """The template's text around each message's content: len(roles) + 1 pieces."""
@@ -100,9 +103,14 @@ class ChatEncoder:
                 # the end-of-turn token right after the content is part of the answer
                 spans.append((len(text), stop + 1))
             text += content + frame[i + 1]
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
         counts = tuple(self.count(media) for media, _ in images)
-        ids, answers = self._expand(found, spans, counts)
+        key = (text, tuple(spans), counts)
+        if key not in self._known:
+            if len(self._known) >= KNOWN_TEXTS:
+                self._known.clear()
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
+            self._known[key] = self._expand(found, spans, counts)
+        ids, answers = self._known[key]
         return Encoded(ids, tuple(images), answers, counts)
 
     def count(self, media: Media) -> int:

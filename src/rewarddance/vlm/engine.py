@@ -278,5 +278,9 @@ def _probe(keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]], w
 
 def _key(encoded: Encoded, image_token: int, first_row: dict[tuple[str, int], int]) -> Key:
     """Token ids, with every image token replaced by -1 - (its row in the table of image tokens)."""
-    rows = (first_row[m.key, i] + t for (m, i), n in zip(encoded.images, encoded.counts, strict=True) for t in range(n))
-    return tuple(-1 - next(rows) if token == image_token else token for token in encoded.ids)
+    key, place = list(encoded.ids), 0
+    for (media, i), num in zip(encoded.images, encoded.counts, strict=True):
+        place, row = encoded.ids.index(image_token, place), first_row[media.key, i]
+        key[place : place + num] = range(-1 - row, -1 - row - num, -1)
+        place += num
+    return tuple(key)

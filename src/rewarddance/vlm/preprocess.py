@@ -77,6 +77,8 @@ class Preprocessor:
         >>> Preprocessor(448, 448, tiles=12).grid(900, 1800), Preprocessor(448, 448).grid(900, 1800)
         ((2, 4), (1, 1))
         """
+        if self.tiles == 1:
+            return 1, 1
         best, apart = (1, 1), math.inf
         for squares in range(1, self.tiles + 1):
             for rows in (r for r in range(squares, 0, -1) if squares % r == 0):
