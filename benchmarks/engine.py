@@ -28,6 +28,7 @@ from transformers.models.qwen2 import Qwen2Config
 
 from rewarddance.core.device import native_bf16
 from rewarddance.core.media import Media
+from rewarddance.core.memory import keep_freed_memory
 from rewarddance.core.runs import environment
 from rewarddance.core.types import Comparison
 from rewarddance.reward.context import Context
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", default="T1,T2,T3")
     args = parser.parse_args()
+    keep_freed_memory()  # helps every way of working
     backbone = build(args.shape)
     backbone.vision.requires_grad_(False)
     side = backbone.prepare.height

@@ -55,16 +55,16 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
     draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
     sets: dict[str, Sequence[PreferenceRecord]] = {}
-    for split, num in (("train", 90 * small), ("held_out", 8 * small), ("ood", 8 * small)):
+    for split, num in (("train", 60 * small), ("held_out", 8 * small), ("ood", 8 * small)):
         config = PreferencesConfig(seed=DEMO_SEED + seed, split=split, num_prompts=num)  # type: ignore[arg-type]
         sets[split] = records_in_memory(config, draw, f"preferences {split}")
     console.print("2/4 judge: the shipped judge, a small VLM, goes on learning from these preferences")
-    loop = LoopConfig(num_steps=6 if fast else 45, validate_every=3 if fast else 15, save_every=1000)
+    loop = LoopConfig(num_steps=6 if fast else 30, validate_every=3 if fast else 15, save_every=1000)
     optim = OptimConfig(lr=5e-5, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01)
     reward = RewardConfig(seed=seed, prompts_per_step=4 if fast else 10, loop=loop, optim=optim)
     validation = {"id": sets["held_out"], "ood": sets["ood"]}
     train_judge(reward, load_backbone(find("tiny", "judge")), sets["train"], validation, out / "judge")
-    judge = load_judge(out / "judge", precision="bf16")
+    judge = load_judge(out / "judge", precision="bf16", image_cache=96)
     accuracy = {name: measure_judge(judge, records) for name, records in validation.items()}
     console.print("3/4 alignment: reward feedback through the judge against best-of-N references")
     align = AlignConfig(
@@ -75,7 +75,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         probe_prompts=4 if fast else 30,
         refl=ReflConfig(window=(0.3, 0.9)),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
-        loop=LoopConfig(num_steps=3 if fast else 45, validate_every=2 if fast else 15, save_every=1000),
+        loop=LoopConfig(num_steps=3 if fast else 130, validate_every=2 if fast else 26, save_every=1000),
     )
     align_generator(align, load_generator("tiny"), judge, out / "align")
     console.print("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")
