@@ -75,7 +75,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         probe_prompts=4 if fast else 30,
         refl=ReflConfig(window=(0.3, 0.9)),
         optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
-        loop=LoopConfig(num_steps=3 if fast else 130, validate_every=2 if fast else 26, save_every=1000),
+        loop=LoopConfig(num_steps=3 if fast else 130, validate_every=2 if fast else 43, save_every=1000),
     )
     align_generator(align, load_generator("tiny"), judge, out / "align")
     console.print("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")
