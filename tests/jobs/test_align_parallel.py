@@ -41,7 +41,7 @@ with processes():
 """
 
 
-@pytest.mark.parametrize("algorithm", ["refl", "sft"])
+@pytest.mark.parametrize("algorithm", ["refl", pytest.param("sft", marks=pytest.mark.slow)])
 def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path):
     program, out = tmp_path / "program.py", tmp_path / "run"
     program.write_text(PROGRAM)

@@ -23,7 +23,7 @@ def run(*command):
     assert found.returncode == 0, found.stderr
 
 
-def run_with_kills(out, *command, kills=2):
+def run_with_kills(out, *command, kills=1):
     """Kill a command some moments after each step that it logs, `kills` times; then let it end."""
     log, dice = out / "metrics.jsonl", random.Random(0)
 

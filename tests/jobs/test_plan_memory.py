@@ -51,7 +51,8 @@ def measured(setting, tokenizer, records, folder):
 
 
 @pytest.mark.parametrize(
-    ("trained", "checkpointing"), [("all", False), ("all", True), ("language", True), ("adapters", True)]
+    ("trained", "checkpointing"),
+    [("all", False), pytest.param("all", True, marks=pytest.mark.slow), ("language", True), ("adapters", True)],
 )
 def test_memory_is_what_a_real_step_holds(trained, checkpointing, tokenizer, data_folder, tmp_path):
     table = RecordTable.open(data_folder / "train.parquet")

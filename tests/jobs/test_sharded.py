@@ -77,7 +77,11 @@ def assert_same(first, second):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"lora": {"rank": 2}, "freeze_vision": True}, {"paradigm": "bradley_terry"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),  # the test of resumption below says it too
+        {"lora": {"rank": 2}, "freeze_vision": True},
+        pytest.param({"paradigm": "bradley_terry"}, marks=pytest.mark.slow),
+    ],
     ids=["full", "lora", "bradley_terry"],
 )
 def test_two_processes_that_share_the_weights_do_what_one_does(changes, vlm_folder, data_folder, quick, tmp_path):
@@ -97,22 +101,22 @@ def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(vlm_folder,
     assert_same(tmp_path / "one", tmp_path / "four")
 
 
-def test_a_sharded_run_is_resumed_by_another_number_of_processes(vlm_folder, data_folder, quick, tmp_path):
-    config = recipe(quick)
+@pytest.mark.parametrize("order", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["two_one", "one_two"])
+def test_a_run_is_resumed_by_another_number_of_processes(order, vlm_folder, data_folder, quick, tmp_path):
+    config, out = recipe(quick), tmp_path / "parts"
     alone(vlm_folder, data_folder, tmp_path / "whole", config)
-    two, one = tmp_path / "two", tmp_path / "one"
-    sharded = config.model_copy(update={"shard": 2})
-    for out, first, second in ((two, sharded, config), (one, config, sharded)):
-        for part in (first, second):
-            if part.shard > 1:
-                in_processes(2, vlm_folder, data_folder, out, part, resume="resume")
-            else:
-                alone(vlm_folder, data_folder, out, part, resume=True)
-            if part is first:
-                shutil.rmtree(out / "model")
-                shutil.rmtree(out / "checkpoints" / "step_4")
-                (out / "best.safetensors").unlink()
-        assert_same(tmp_path / "whole", out)
+    for part, num in enumerate(order):
+        if num > 1:
+            sharded = config.model_copy(update={"shard": num})
+            in_processes(num, vlm_folder, data_folder, out, sharded, resume="resume")
+        else:
+            alone(vlm_folder, data_folder, out, config, resume=True)
+        if part == 0:
+            assert_same(tmp_path / "whole", out)
+            shutil.rmtree(out / "model")
+            shutil.rmtree(out / "checkpoints" / "step_4")
+            (out / "best.safetensors").unlink()
+    assert_same(tmp_path / "whole", out)
 
 
 def test_processes_that_cannot_be_shared_out_evenly_are_refused():
