@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from rewarddance.apps.cli import main
+from rewarddance.apps.training import Train
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.plan import Setting, adapters, config_of, memory_of, parse_memory, plan
+from rewarddance.jobs.plan import Setting, adapters, choices, config_of, memory_of, parse_memory, plan
 from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
@@ -94,7 +95,20 @@ def test_the_setting_that_gives_up_least_is_chosen():
     assert plan(SIZE, 1, parse_memory("1MB"), records=1).chosen is None
 
 
-def test_the_command_prints_flags_that_train_understands(capsys):
+def test_every_setting_is_flags_that_train_understands():
+    for setting in choices(8, 4):
+        flags = ["--data", "d", "--out", "o", "--backbone", "internvl3.5-1b", *setting.flags().split()]
+        found = Train.read("train", flags).config
+        assert (found.micro_batch, found.shard) == (setting.records, setting.shard)
+        assert found.gradient_checkpointing == setting.checkpointing
+        assert found.weights == setting.weights
+        assert (found.lora.rank > 0) == (setting.trained == "adapters")
+        assert found.freeze_vision == (setting.trained == "language")
+        assert (found.optim.ema_decay > 0) == setting.average
+        assert found.precision == setting.compute
+
+
+def test_the_command_prints_what_was_found(capsys):
     assert main(["plan", "--backbone", SIZE, "--gpus", "2", "--memory", "60MB", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["chosen"]["shard"] in (1, 2)

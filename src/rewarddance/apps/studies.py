@@ -107,6 +107,8 @@ class StudySizes(Flags):
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     budget: float = 3600.0
     """Seconds for this call."""
+    recipe: Path = Path("recipes/tiny/reward.yaml")
+    """How the judges are trained."""
     vision_steps: int = 1500
     vlm_steps: int = 2400
     judge_steps: int = 600
@@ -118,14 +120,13 @@ class StudySizes(Flags):
         from rewarddance.core.progress import console
         from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
 
-        recipe = Path("recipes/tiny/reward.yaml")
-        judge = merge(RewardConfig().model_dump(), load_recipe(recipe) if recipe.is_file() else {})
+        judge = merge(RewardConfig().model_dump(), load_recipe(self.recipe))
         judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
         config = SizesConfig(
             sizes=parse_sizes(self.sizes),
             vision_steps=self.vision_steps,
             vlm_steps=self.vlm_steps,
-            judge=parse_config(RewardConfig, judge, str(recipe)),
+            judge=parse_config(RewardConfig, judge, str(self.recipe)),
             seed=self.seed,
         )
         with processes():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import add_up_gradients, any_of, most, rank, world_size
+from rewarddance.core.parallel import add_up_gradients, any_of, mean_over_processes, most, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import Inside, plainly
 from rewarddance.core.streams import stream
@@ -18,6 +18,9 @@ from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question, questions
+
+FIGURES = ("loss", "accuracy", "answer_mass", "margin_std")
+"""Of `reward_step`, what is always there."""
 
 
 @dataclass
@@ -50,8 +53,8 @@ class Accumulator:
 
         `index` is the step, on which the order of questions depends.
 
-        Data-parallel processes share the records out; each ends with the gradient of all of them, and with the
-        figures of its own.
+        Data-parallel processes share the records out; each ends with the gradient and the figures of all of them
+        (`reason_logp`, which not every process may have, is of its own records).
 
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
@@ -64,7 +67,8 @@ class Accumulator:
                 figures = self._passes(records, asked, total)
                 if not self._sharded:  # sharded gradients are summed as they are made
                     add_up_gradients(self.parameters)
-                return figures
+                shared = mean_over_processes({k: figures[k] for k in FIGURES}, sum(map(len, asked)))
+                return figures | shared
             except torch.OutOfMemoryError as error:
                 if self._sharded:  # the other processes are in the middle of their pass
                     raise RunError(

@@ -96,8 +96,8 @@ def fetched(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(
-            f"backbone {name!r}: cannot get {repository} from the hub ({reason}); download it elsewhere and name its "
-            "folder"
+            f"backbone {name!r}: no such folder, and {repository} cannot be had from the hub ({reason}); download it "
+            "elsewhere and name its folder"
         ) from None
 
 

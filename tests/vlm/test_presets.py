@@ -1,0 +1,31 @@
+"""Names of public backbones: what is meant for the hub, and one clear line where it cannot be had."""
+
+import pytest
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.jobs.load import find
+from rewarddance.vlm.presets import HUB, fetched, is_hub_name
+
+
+def test_short_names_and_names_on_the_hub_are_told_from_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "judge").mkdir(parents=True)
+    assert all(map(is_hub_name, [*HUB, "OpenGVLab/InternVL3_5-1B-HF"]))
+    assert not any(map(is_hub_name, ["runs/judge", "./a", "/models/a", "a/b/c", "tiny"]))
+    assert HUB["internvl3.5-8b"] == "OpenGVLab/InternVL3_5-8B-HF"
+
+
+def test_what_is_in_the_cache_is_found_and_what_cannot_be_had_is_said(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append(repository)
+        if "38B" in repository:
+            raise OSError("offline\nlong story")
+        return str(tmp_path)
+
+    monkeypatch.setattr("rewarddance.vlm.presets.snapshot_download", download)
+    assert find("internvl3.5-1b", "vlm") == tmp_path
+    assert asked == ["OpenGVLab/InternVL3_5-1B-HF"]
+    with pytest.raises(ConfigError, match=r"no such folder, and OpenGVLab/InternVL3_5-38B-HF cannot .*\(offline\)"):
+        fetched("internvl3.5-38b")
