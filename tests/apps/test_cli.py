@@ -23,6 +23,17 @@ def run(capsys, *args):
     return status, out.out, out.err
 
 
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"]])
+def test_a_reader_who_leaves_early_is_no_error(args):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rewarddance", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
+
+
 def test_overview_names_every_command(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0

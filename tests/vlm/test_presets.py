@@ -29,3 +29,9 @@ def test_what_is_in_the_cache_is_found_and_what_cannot_be_had_is_said(tmp_path, 
     assert asked == ["OpenGVLab/InternVL3_5-1B-HF"]
     with pytest.raises(ConfigError, match=r"no such folder, and OpenGVLab/InternVL3_5-38B-HF cannot .*\(offline\)"):
         fetched("internvl3.5-38b")
+
+
+def test_sizes_that_are_not_shipped_are_named():
+    assert find("tiny-2m", "vlm") == find("tiny", "vlm")
+    with pytest.raises(ConfigError, match="tiny-20m is not shipped"):
+        find("tiny-20m", "vlm")

@@ -79,6 +79,16 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit status; wrong flags leave through SystemExit(2)."""
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read us has left; nothing more to say
+        return 1
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
@@ -117,8 +127,7 @@ def _run(name: str, rest: list[str], debug: bool) -> int:
     try:
         read(f"rewarddance {name}", rest).run()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read us has left; nothing more to say
-        return 1
+        raise
     except RewardDanceError as error:
         if debug:
             traceback.print_exc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from rewarddance.apps.flags import Flags
 from rewarddance.core.progress import console
@@ -50,7 +50,7 @@ class PlanCommand(Flags):
         parts = found.parts
         console.print(
             f"{found.backbone}: {parts.total / 1e9:.2f}B parameters ({parts.vision / 1e9:.2f}B vision); "
-            f"{self.gpus} GPUs of {self.memory}",
+            f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.memory}",
             highlight=False,
         )
         console.print(_table(found))
@@ -67,9 +67,11 @@ class PlanCommand(Flags):
 
 
 def _table(found: Any) -> Table:
-    table = Table("setting", "weights", "gradients", "optimizer", "average", "gathered", "activations", "total", "fits")
+    parts = ("weights", "grads", "optim", "average", "gathered", "activ.", "total")
+    setting_column = Column("setting", min_width=20, overflow="fold")
+    table = Table(setting_column, *(Column(p, justify="right") for p in parts), "fits", title="GiB of one process")
     for setting, memory in _worth_showing(found.tried):
-        cells = [f"{v:.1f}" for v in memory.gib().values()]
+        cells = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in memory.gib().values()]
         table.add_row(setting.flags(), *cells, "yes" if memory.total <= found.limit else "no")
     return table
 

@@ -28,7 +28,9 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     Raises:
         ConfigError: no such folder, or nothing to be had from the hub.
     """
-    if str(name) == "tiny":
+    if kind == "vlm" and str(name) in ("tiny-20m", "tiny-200m"):
+        raise ConfigError(f"the embedded VLM of size {name} is not shipped; `rewarddance study sizes` trains it")
+    if str(name) == "tiny" or (kind == "vlm" and str(name) == "tiny-2m"):
         folder = ASSETS / _EMBEDDED[kind]
         if not folder.is_dir():
             raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
