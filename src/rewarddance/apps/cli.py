@@ -127,7 +127,7 @@ def _run(name: str, rest: list[str], debug: bool) -> int:
     try:
         read(f"rewarddance {name}", rest).run()
     except BrokenPipeError:
-        raise
+        raise  # `main` knows what it means
     except RewardDanceError as error:
         if debug:
             traceback.print_exc()
