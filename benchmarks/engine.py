@@ -2,27 +2,29 @@
 
 T1: rank 16 candidates against one reference, both orders. T2: round robin of 8 pictures, both orders (56 questions).
 T3: a training step, forward and backward, on 8 prompts of 6 pictures, all 30 ordered pairs of each, vision frozen.
+scaling: T1 with 64 candidates over T1 with 8.
 
 Shapes: `2m` is the embedded VLM in fp32. `1b` has the widths of InternVL3-1B (vision 1024, language model 896 with 14
 heads over 2, vocabulary cut to 32,000) with 3 + 3 layers and 256 tokens a picture, in bf16 where the processor has it
 and in fp32 where it has not.
 
-The baselines encode every picture of every question, run the whole dialog of every question and read two words at its
-end; their language-model head gets two-dimensional input. In T3 every baseline pass has its own backward pass. Share of
-the floor: time that the matrix products of the tree's tokens and of the distinct pictures take at the speed of a large
-product, over the time taken.
+The baselines (`support/baselines.py`) encode every picture of every question and run every dialog whole. At `1b`
+without bf16 they take a quarter of an hour a round: `--sample` times some of their batches and multiplies, and
+`--prompts` cuts T3 for everybody; both are printed. Share of the floor: time that the matrix products of the tree's
+tokens and of the distinct pictures take at the speed of a large product, over the time taken.
 
-Usage: python benchmarks/engine.py [--shape 2m|1b] [--rounds N] [--tasks T1,T2,T3]
+Usage: python benchmarks/engine.py [--shape 2m|1b] [--rounds N] [--tasks T1,T2,T3,scaling] [--sample N] [--prompts N]
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from support.baselines import WORDS, Decision, Padded, loss
 from torch import nn
-from torch.nn import functional as F
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 from transformers.models.qwen2 import Qwen2Config
 
@@ -38,11 +40,19 @@ from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import new_tokenizer, new_vlm
 
-WORDS = ("yes", "no")
 PROMPT = "striped drawing of two red circles and a blue square on grey"
 LAYOUTS = {"T1": ("strict", "two_questions"), "T2": ("strict", "two_questions", "listwise")}
 LAYOUTS["T3"] = LAYOUTS["T2"]
 BATCHES = {"2m": (8, 16, 32), "1b": (1, 2, 4)}
+
+
+class Way(Protocol):
+    """One way to answer all questions. `rows`: which its logits are of (none: it asks otherwise than `strict`)."""
+
+    scale: float
+    rows: Sequence[int]
+
+    def __call__(self) -> torch.Tensor: ...
 
 
 def build(shape: str) -> InternVLBackbone:
@@ -75,68 +85,49 @@ def ordered(media: list[Media], prompt: str = PROMPT) -> list[Comparison]:
     return [Comparison(prompt, a, b, "fidelity") for a in media for b in media if a is not b]
 
 
-def questions(task: str, side: int) -> list[Comparison]:
+def against_one(num: int, side: int) -> list[Comparison]:
+    """`num` candidates against one reference, both orders."""
+    reference, *candidates = pictures(num + 1, side)
+    pairs = [Comparison(PROMPT, c, reference, "fidelity") for c in candidates]
+    return [*pairs, *(p.swapped() for p in pairs)]
+
+
+def questions(task: str, side: int, num_prompts: int) -> list[Comparison]:
     if task == "T1":
-        reference, *candidates = pictures(17, side)
-        pairs = [Comparison(PROMPT, c, reference, "fidelity") for c in candidates]
-        return [*pairs, *(p.swapped() for p in pairs)]
+        return against_one(16, side)
     if task == "T2":
         return ordered(pictures(8, side))
-    prompts = [PROMPT + " and a cross" * (i % 3) for i in range(8)]
+    prompts = [PROMPT + " and a cross" * (i % 3) for i in range(num_prompts)]
     return [c for i, p in enumerate(prompts) for c in ordered(pictures(6, side, seed=i), f"{p}{i}")]
 
 
-class Padded:
-    """Left-padded batches of whole dialogs through the transformers model."""
+class Ours:
+    """The engine with one layout, on every question of the task."""
 
-    def __init__(self, backbone: InternVLBackbone, dialogs: list, batch: int) -> None:
-        self.backbone, self.dialogs, self.batch = backbone, dialogs, batch
-        self.ids = torch.tensor([backbone.tokenizer.convert_tokens_to_ids(w) for w in WORDS])
+    scale = 1.0
 
-    def logits(self, each: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
-        rows, backbone = [], self.backbone
-        for i in range(0, len(self.dialogs), self.batch):
-            encoded = [backbone.encoder.chat([("user", d)]) for d in self.dialogs[i : i + self.batch]]
-            width = max(len(e.ids) for e in encoded)
-            tokens = torch.tensor([[0] * (width - len(e.ids)) + list(e.ids) for e in encoded])
-            mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded])
-            pixels = backbone.prepare([m for e in encoded for m, _ in e.images]).to(backbone.model.dtype)
-            states = backbone.model.model(input_ids=tokens, attention_mask=mask, pixel_values=pixels, use_cache=False)[
-                0
-            ]
-            found = backbone.model.lm_head(states[:, -1])[:, self.ids].float()
-            if each is not None:
-                each(found)
-            rows.append(found.detach())
-        return torch.cat(rows)
+    def __init__(self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool) -> None:
+        self.engine, self.train = Engine(backbone, budget=1 << 20), train
+        self.dialogs = dialogs_of(Context(layout=layout), asked)  # type: ignore[arg-type]
+        self.rows = list(range(len(asked))) if layout == "strict" else []
+
+    def __call__(self) -> torch.Tensor:
+        logits = self.engine.answer_logits(self.dialogs, WORDS).logits
+        if self.train:
+            loss(logits).backward()
+        return logits.detach()
 
 
-def loss(logits: torch.Tensor) -> torch.Tensor:
-    return F.softplus(logits[:, 1] - logits[:, 0]).sum()
-
-
-def ways(task: str, backbone: InternVLBackbone, side: int, batches: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """Everything that is timed; those on the same layout give the same logits."""
-    asked = questions(task, side)
-    found: dict[str, Callable[[], object]] = {}
-    for layout in LAYOUTS[task]:
-        dialogs = dialogs_of(Context(layout=layout), asked)
-        engine = Engine(backbone, budget=1 << 20)
-
-        def mine(engine: Engine = engine, dialogs: list = dialogs) -> torch.Tensor:
-            logits = engine.answer_logits(dialogs, WORDS).logits
-            if task == "T3":
-                loss(logits).backward()
-            return logits.detach()
-
-        found[layout] = mine
-        mine.engine = engine  # type: ignore[attr-defined]
+def ways(task: str, backbone: InternVLBackbone, side: int, args: argparse.Namespace) -> dict[str, Way]:
+    """Everything that is timed."""
+    asked, train = questions(task, side, args.prompts), task == "T3"
+    found: dict[str, Way] = {k: Ours(backbone, k, asked, train=train) for k in LAYOUTS[task]}
     dialogs = dialogs_of(Context(), asked)
-    for batch in (1, *batches):
-        padded = Padded(backbone, dialogs, batch)
-        each = (lambda x: loss(x).backward()) if task == "T3" else None
+    for batch in (1, *BATCHES[args.shape]):
         name = "one a forward" if batch == 1 else f"padded batches of {batch}"
-        found[name] = lambda padded=padded, each=each: padded.logits(each)
+        found[name] = Padded(backbone, dialogs, batch, sample=args.sample, train=train)
+    if not train:
+        found["DecisionPipeline"] = Decision(backbone, asked, sample=args.sample)
     return found
 
 
@@ -168,7 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("2m", "1b"), default="2m")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", default="T1,T2,T3")
+    parser.add_argument("--tasks", default="T1,T2,T3,scaling")
+    parser.add_argument("--sample", type=int, default=0, help="time so many batches of each baseline, and multiply")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of T3")
     args = parser.parse_args()
     keep_freed_memory()  # helps every way of working
     backbone = build(args.shape)
@@ -177,42 +170,61 @@ def main() -> None:
     dtype = str(backbone.model.dtype).removeprefix("torch.")
     print(
         environment()["hardware"],
-        f"shape {args.shape} {dtype}, threads {torch.get_num_threads()}, torch {torch.__version__}",
+        f"shape {args.shape} {dtype}, threads {torch.get_num_threads()}, torch {torch.__version__},",
+        f"rounds {args.rounds}, batches timed of each baseline {args.sample or 'all'}, prompts of T3 {args.prompts}",
     )
     for task in args.tasks.split(","):
         with torch.set_grad_enabled(task == "T3"):
-            report(task, backbone, side, args)
+            scaling(backbone, side, args) if task == "scaling" else report(task, backbone, side, args)
+
+
+def scaling(backbone: InternVLBackbone, side: int, args: argparse.Namespace) -> None:
+    """Eight times the candidates should take eight times as long, not more."""
+    for layout in LAYOUTS["T1"]:
+        timed = {n: Ours(backbone, layout, against_one(n, side), train=False) for n in (8, 64)}
+        ratios = []
+        for i in range(args.rounds + 1):
+            seconds = {}
+            for n, way in timed.items():
+                began = time.perf_counter()
+                way()
+                seconds[n] = time.perf_counter() - began
+            if i > 0:
+                ratios.append(seconds[64] / seconds[8])
+        print(f"scaling, {layout}: 64 candidates take {statistics.median(ratios):.2f}x the time of 8", flush=True)
 
 
 def report(task: str, backbone: InternVLBackbone, side: int, args: argparse.Namespace) -> None:
-    timed = ways(task, backbone, side, BATCHES[args.shape])
-    if args.shape == "1b" and task == "T3":
-        timed.pop("one a forward")  # minutes a round
+    timed = ways(task, backbone, side, args)
     seconds: dict[str, list[float]] = {k: [] for k in timed}
     results: dict[str, torch.Tensor] = {}
     for i in range(args.rounds + 1):
-        for name, work in timed.items():
+        for name, way in timed.items():
             backbone.module.zero_grad(set_to_none=True)
             began = time.perf_counter()
-            results[name] = work()  # type: ignore[assignment]
+            results[name] = way()
             if i > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began) * way.scale)
     speed = peak(backbone.model.dtype)
     middle = {k: statistics.median(v) for k, v in seconds.items()}
-    others = {k: v for k, v in middle.items() if k not in LAYOUTS[task]}
-    padded = min((v, k) for k, v in others.items() if k.startswith("padded"))
-    worst = max(float((results["strict"] - results[k]).abs().max()) for k in others)
-    print(f"{task}: {len(results['strict'])} questions, largest difference of logits {worst:.1e}, best is {padded[1]}")
+    padded, best = min((v, k) for k, v in middle.items() if k.startswith("padded"))
+    same = [k for k in timed if k == "one a forward" or k.startswith("padded")]
+    worst = max(float((results["strict"][list(timed[k].rows)] - results[k]).abs().max()) for k in same)
+    asked = f"{len(results['strict'])} questions, largest difference of logits {worst:.1e}"
+    print(f"{task}: {asked}, best of the padded is {best}, {padded:.2f} s", flush=True)
     for layout in LAYOUTS[task]:
         work = timed[layout].engine.work  # type: ignore[attr-defined]
         text, vision = flops(backbone, work.tokens, work.images)
         floor = (text * (3 if task == "T3" else 1) + vision) / speed
-        single = (
-            f", over one a forward {middle['one a forward'] / middle[layout]:.2f}x" if "one a forward" in middle else ""
+        others = "".join(
+            f", over {k} {middle[k] / middle[layout]:.2f}x"
+            for k in ("one a forward", "DecisionPipeline")
+            if k in middle
         )
         print(
-            f"  {layout}: over best padded batches {padded[0] / middle[layout]:.2f}x{single}; {work.tokens} tokens, "
-            f"{work.images} pictures, {middle[layout] * 1e3:.0f} ms, share of floor {floor / middle[layout]:.0%}"
+            f"  {layout}: over best padded batches {padded / middle[layout]:.2f}x{others}; {work.tokens} tokens, "
+            f"{work.images} pictures, {middle[layout] * 1e3:.0f} ms, share of floor {floor / middle[layout]:.0%}",
+            flush=True,
         )
 
 

@@ -1,0 +1,112 @@
+"""What the engine is measured against: padded batches of whole dialogs, and transformers' `DecisionPipeline`.
+
+Questions of a batch do not depend on those of another, so a baseline may time `sample` of its batches, evenly spread,
+and multiply: `scale` says by how much. Rows that were not asked are not compared.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import DecisionPipeline
+from transformers.decision import DecisionConfig
+
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison
+from rewarddance.vlm.internvl import InternVLBackbone
+
+WORDS = ("yes", "no")
+
+
+def loss(logits: torch.Tensor) -> torch.Tensor:
+    return F.softplus(logits[:, 1] - logits[:, 0]).sum()
+
+
+def spread(num: int, batch: int, sample: int) -> list[range]:
+    """The questions of every batch, or of `sample` of them, evenly spread."""
+    batches = [range(i, min(i + batch, num)) for i in range(0, num, batch)]
+    if not sample or sample >= len(batches):
+        return batches
+    return [batches[i * len(batches) // sample] for i in range(sample)]
+
+
+class Padded:
+    """Left-padded batches of whole dialogs through the transformers model.
+
+    Every picture of every question is encoded, and two words are read at the end; the language-model head gets
+    two-dimensional input. In training every batch has its own backward pass.
+    """
+
+    def __init__(self, backbone: InternVLBackbone, dialogs: list, batch: int, *, sample: int, train: bool) -> None:
+        self.backbone, self.dialogs, self.train = backbone, dialogs, train
+        self.batches = spread(len(dialogs), batch, sample)
+        self.rows = [i for b in self.batches for i in b]
+        self.scale = len(dialogs) / len(self.rows)
+        self.ids = torch.tensor([backbone.tokenizer.convert_tokens_to_ids(w) for w in WORDS])
+
+    def __call__(self) -> torch.Tensor:
+        rows, model = [], self.backbone.model
+        for batch in self.batches:
+            encoded = [self.backbone.encoder.chat([("user", self.dialogs[i])]) for i in batch]
+            width = max(len(e.ids) for e in encoded)
+            tokens = torch.tensor([[0] * (width - len(e.ids)) + list(e.ids) for e in encoded])
+            mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded])
+            pixels = self.backbone.prepare([m for e in encoded for m, _ in e.images]).to(model.dtype)
+            found = model.model(input_ids=tokens, attention_mask=mask, pixel_values=pixels, use_cache=False)
+            logits = model.lm_head(found[0][:, -1])[:, self.ids].float()
+            if self.train:
+                loss(logits).backward()
+            rows.append(logits.detach())
+        return torch.cat(rows)
+
+
+class Processor:
+    """What the pipeline asks of a processor. transformers' own for InternVL cannot be made without torchvision."""
+
+    chat_template = ""
+
+    def __init__(self, backbone: InternVLBackbone) -> None:
+        self.backbone, self.tokenizer, self.image_processor = backbone, backbone.tokenizer, backbone.prepare
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: Any) -> dict[str, torch.Tensor]:
+        text, pixels = f"<|{conversation[0]['role']}|>", []
+        for part in conversation[0]["content"]:
+            if part["type"] == "text":
+                text += part["text"]
+                continue
+            pixels.append(Media.from_pil(part["image"]))
+            text += "<img>" + "<IMG_CONTEXT>" * self.backbone.model.config.image_seq_length + "</img>"
+        found = self.tokenizer(f"{text}<|assistant|>", add_special_tokens=False, return_tensors="pt")
+        pixel_values = self.backbone.prepare(pixels).to(self.backbone.model.dtype)
+        return {"input_ids": found["input_ids"], "pixel_values": pixel_values}
+
+
+class Decision:
+    """transformers' `DecisionPipeline`, a question a call, in its own words. It has no gradients."""
+
+    rows: tuple[int, ...] = ()  # other words, other logits: that it agrees on the same words is a test of the suite
+
+    def __init__(self, backbone: InternVLBackbone, asked: list[Comparison], *, sample: int) -> None:
+        self.decide: Callable[[dict[str, Any]], Any] = DecisionPipeline(
+            model=backbone.model, tokenizer=backbone.tokenizer, processor=Processor(backbone),
+            decision_config=DecisionConfig(labels={"noul": list(WORDS)}),
+        )  # fmt: skip
+        picked = [asked[i] for b in spread(len(asked), 1, sample) for i in b]
+        self.scale = len(asked) / len(picked)
+        drawn: dict[int, Image.Image] = {}
+        self.requests = [self._request(c, drawn) for c in picked]
+
+    @staticmethod
+    def _request(asked: Comparison, drawn: dict[int, Image.Image]) -> dict[str, Any]:
+        media = {"ref-img": asked.reference, "cand-img": asked.candidate}
+        question = "is the candidate better than the reference?"
+        return {
+            "state": f"prompt: {asked.prompt}\nreference: ref-img\ncandidate: cand-img",
+            "questions": {"better": {"type": "noul", "instructions": question}},
+            "assets": {k: drawn.setdefault(id(m), m.to_pil()) for k, m in media.items() if m is not None},
+        }
+
+    def __call__(self) -> torch.Tensor:
+        return torch.tensor([self.decide(r)["better"]["noul"] for r in self.requests])
