@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -23,7 +24,8 @@ SIZE_LINE = 15.5
 """Side in pixels between regular and large objects."""
 _TWINS = 22
 """Side in pixels beyond which a piece may be several objects of one colour that touch."""
-_WINDOW = 30  # pixels; templates and cut-outs are compared on a square of this side
+_WINDOW = 30
+"""Side in pixels of the largest square on which templates and cut-outs are compared."""
 _PALETTE = np.array([RGB[c] for c in COLOURS], np.float32)
 _CROSS = ndimage.generate_binary_structure(2, 1)  # neighbours share a side
 _GROUNDS = np.array([RGB[b] for b in BACKGROUNDS], np.float32)
@@ -78,11 +80,11 @@ class Seen:
 
 
 @cache
-def _templates(size: int) -> tuple[Array, Array, Array, Array]:
-    """Silhouettes (shapes, W*W) and style coverages (shapes, styles, W*W) of one size, centred, and their |b|^2."""
-    silhouettes = np.zeros((len(SHAPES), _WINDOW, _WINDOW), np.float32)
-    styles = np.zeros((len(SHAPES), len(STYLES), _WINDOW, _WINDOW), np.float32)
-    start = (_WINDOW - (size + 2)) // 2
+def _templates(size: int, side: int) -> tuple[Array, Array, Array, Array]:
+    """Silhouettes (shapes, side^2) and styles (shapes, styles, side^2) of one size, centred, and their |b|^2."""
+    silhouettes = np.zeros((len(SHAPES), side, side), np.float32)
+    styles = np.zeros((len(SHAPES), len(STYLES), side, side), np.float32)
+    start = (side - (size + 2)) // 2
     where = slice(start, start + size + 2)
     for i, shape in enumerate(SHAPES):
         silhouettes[i, where, where] = sprite(shape, size, "flat")
@@ -94,13 +96,18 @@ def _templates(size: int) -> tuple[Array, Array, Array, Array]:
 
 @cache
 def _silhouettes(size: int) -> tuple[Array, Array]:
-    """Silhouettes of three neighbouring sizes, (3 * shapes, W*W), and their |b|^2."""
-    found = [_templates(_template_size(n)) for n in (size - 1, size, size + 1)]
+    """Silhouettes of three neighbouring sizes, (3 * shapes, side^2), and their |b|^2."""
+    found = [_templates(_template_size(n), _window(size)) for n in (size - 1, size, size + 1)]
     return np.concatenate([t[0] for t in found]), np.concatenate([t[2] for t in found])
 
 
 def _template_size(size: int) -> int:
     return min(max(size, 5), _WINDOW - 3)
+
+
+def _window(size: int) -> int:
+    """Side, even, of the square that holds an object of `size` pixels and its templates, each a pixel off."""
+    return min(max(size + 4 + size % 2, 10), _WINDOW)
 
 
 def _border_colour(image: Array) -> Array:
@@ -114,16 +121,20 @@ def _border_colour(image: Array) -> Array:
 
 def _unmix(image: Array, ground: Array) -> tuple[NDArray[np.intp], Array]:
     """Best colour index and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`."""
-    rise = (image.reshape(-1, 3) - ground).T  # (3, pixels): colours first keeps every operation along memory
+    rise = np.ascontiguousarray(image.reshape(-1, 3).T) - ground[:, None]  # (3, pixels): colours first, along memory
     paint = _PALETTE - ground
     length = np.maximum((paint**2).sum(1), 1.0)[:, None]
     along, square = paint @ rise, np.einsum("cp,cp->p", rise, rise)  # (colours, pixels), (pixels,)
-    cover = np.minimum(np.maximum(along / length, 0), 1)
+    cover = (along / length).clip(0, 1)
     error = cover * (cover * length - 2 * along)  # the squared error less `square`, which is the same for all
-    best = error.argmin(0)
-    chosen = np.take_along_axis(cover, best[None], 0)[0]
-    chosen[square < 18.0**2] = 0  # too near the background to tell
-    return best.reshape(CANVAS, CANVAS), chosen.reshape(CANVAS, CANVAS).astype(np.float32)
+    best, least, chosen = np.zeros(error.shape[1], np.intp), error[0], cover[0]
+    for colour in range(1, len(error)):
+        closer = error[colour] < least
+        np.copyto(least, error[colour], where=closer)
+        np.copyto(chosen, cover[colour], where=closer)
+        np.copyto(best, colour, where=closer)
+    np.copyto(chosen, 0, where=square < 18.0**2)  # too near the background to tell
+    return best.reshape(CANVAS, CANVAS), chosen.reshape(CANVAS, CANVAS)
 
 
 def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tuple[list[NDArray[np.bool_]], int]:
@@ -164,7 +175,7 @@ def _overlap(cuts: Array, templates: Array, squares: Array) -> Array:
     """Tanimoto similarity a.b / (|a|^2 + |b|^2 - a.b), intersection over union where both are binary.
 
     Args:
-        cuts: (shifts, W*W); templates: (n, W*W); squares: |b|^2 of each template, (n,).
+        cuts: (shifts, side^2); templates: (n, side^2); squares: |b|^2 of each template, (n,).
 
     Returns:
         (n,), the best over the shifts.
@@ -174,20 +185,14 @@ def _overlap(cuts: Array, templates: Array, squares: Array) -> Array:
     return np.asarray((dot / np.maximum(union, 1e-6)).max(0), np.float32)
 
 
-_NEAR = _WINDOW + 2
-_SHIFTS = np.array([(y * _NEAR + x) for y in range(3) for x in range(3)])[:, None] + (
-    np.arange(_WINDOW)[:, None] * _NEAR + np.arange(_WINDOW)
-).reshape(1, -1)
-"""Indices of the nine windows in a flat square of side `_NEAR`, (9, W*W)."""
-
-
-def _cuts(source: Array, top: int, left: int) -> Array:
-    """Windows of `source` at the corner (top, left) and its eight neighbours, (9, W*W); zeros beyond the canvas."""
-    near = np.zeros((_NEAR, _NEAR), np.float32)
+def _cuts(source: Array, top: int, left: int, side: int) -> Array:
+    """Windows of `source` at the corner (top, left) and its eight neighbours, (9, side^2); zeros beyond the canvas."""
+    near = np.zeros((side + 2, side + 2), np.float32)
     y, x = top - 1, left - 1
-    inside = source[max(y, 0) : y + _NEAR, max(x, 0) : x + _NEAR]
+    inside = source[max(y, 0) : y + side + 2, max(x, 0) : x + side + 2]
     near[max(-y, 0) : max(-y, 0) + inside.shape[0], max(-x, 0) : max(-x, 0) + inside.shape[1]] = inside
-    return np.asarray(near.ravel()[_SHIFTS])
+    windows = as_strided(near, (3, 3, side, side), near.strides * 2)
+    return windows.reshape(9, side * side)
 
 
 def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> Detection:
@@ -202,14 +207,15 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
     edge = filled & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
     inside = soft[top:bottom, left:right]
     inside[edge] = np.maximum(cover[top:bottom, left:right], 0.35)[edge]
-    corner = ((top + bottom - _WINDOW) // 2, (left + right - _WINDOW) // 2)
-    fits = _overlap(_cuts(soft, *corner), *_silhouettes(size)).reshape(3, -1)
+    side = _window(size)
+    where = ((top + bottom - side) // 2, (left + right - side) // 2, side)
+    fits = _overlap(_cuts(soft, *where), *_silhouettes(size)).reshape(3, -1)
     shape_fit = fits.max(0)
     best_shape = int(shape_fit.argmax())
     fitted = _template_size(size - 1 + int(fits[:, best_shape].argmax()))
     texture = np.where(piece, cover, 0).astype(np.float32)
-    _, drawn, _, squares = _templates(fitted)
-    style_fit = _overlap(_cuts(texture, *corner), drawn[best_shape], squares[best_shape])
+    _, drawn, _, squares = _templates(fitted, side)
+    style_fit = _overlap(_cuts(texture, *where), drawn[best_shape], squares[best_shape])
     share = np.bincount(best[piece], cover[piece] ** 2, len(COLOURS)).astype(np.float32)
     share /= max(float(share.sum()), 1e-6)
     return Detection(

@@ -6,6 +6,7 @@ C composition: margins, overlap, balance, spacing. N novelty: distance of the la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -148,30 +149,32 @@ def _style(seen: Seen, spec: Spec) -> float:
     if not seen.objects:
         return 0.0
     wanted = STYLES.index(spec.style)
-    return float(np.mean([_named(o.style_fit, wanted) for o in seen.objects]))
+    return sum(_named(o.style_fit, wanted) for o in seen.objects) / len(seen.objects)
 
 
 def _composition(seen: Seen) -> float:
     """Mean of four rules: clear of the border, clear of one another, centred mass, even spacing."""
     if not seen.objects:
         return 0.0
-    boxes = np.array([o.box for o in seen.objects], np.float32)
-    margins = np.minimum(boxes[:, :2].min(1), CANVAS - boxes[:, 2:].max(1))
-    clear = float(np.mean([_ramp(m, 0.0, 3.0) for m in margins]))
-    weight = seen.coverage / max(float(seen.coverage.sum()), 1e-6)
-    ticks = np.arange(CANVAS) - (CANVAS - 1) / 2
-    offset = np.hypot((weight.sum(0) * ticks).sum(), (weight.sum(1) * ticks).sum())
-    balance = 1 - _ramp(float(offset), 2.0, 20.0)
+    margins = [min(*o.box[:2], CANVAS - o.box[2], CANVAS - o.box[3]) for o in seen.objects]
+    clear = sum(_ramp(m, 0.0, 3.0) for m in margins) / len(margins)
+    down, across = seen.coverage.sum(1), seen.coverage.sum(0)
+    paint = max(float(down.sum()), 1e-6)
+    balance = 1 - _ramp(math.hypot(float(down @ _TICKS) / paint, float(across @ _TICKS) / paint), 2.0, 20.0)
     if len(seen.objects) == 1:
         return (clear + 1.0 + balance + 1.0) / 4
-    centres = np.array([(o.x, o.y) for o in seen.objects])
-    sizes = np.array([o.size for o in seen.objects])
-    apart = np.abs(centres[:, None] - centres[None]).max(-1) - (sizes[:, None] + sizes[None]) / 2
-    np.fill_diagonal(apart, np.inf)
-    nearest = apart.min(1)
-    overlap = float(np.mean([_ramp(g, -1.0, 2.0) for g in nearest]))
-    spacing = 1 - _ramp(float(nearest.max() - nearest.min()), 2.0, 18.0)
+    nearest = [min(_gap(a, b) for b in seen.objects if b is not a) for a in seen.objects]
+    overlap = sum(_ramp(g, -1.0, 2.0) for g in nearest) / len(nearest)
+    spacing = 1 - _ramp(max(nearest) - min(nearest), 2.0, 18.0)
     return (clear + overlap + balance + spacing) / 4
+
+
+_TICKS = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
+
+
+def _gap(a: Detection, b: Detection) -> float:
+    """Pixels between two objects along the axis that holds them further apart; negative where they overlap."""
+    return max(abs(a.x - b.x), abs(a.y - b.y)) - (a.size + b.size) / 2
 
 
 def _layout(seen: Seen) -> NDArray[np.float32]:
