@@ -10,8 +10,9 @@ and in fp32 where it has not.
 
 The baselines (`support/baselines.py`) encode every picture of every question and run every dialog whole. At `1b`
 without bf16 they take a quarter of an hour a round: `--sample` times some of their batches and multiplies, and
-`--prompts` cuts T3 for everybody; both are printed. Share of the floor: time that the matrix products of the tree's
-tokens and of the distinct pictures take at the speed of a large product, over the time taken.
+`--prompts` cuts T3 for everybody; both are printed. Share of the floor: time that the linear layers' products on the
+tree's tokens and the distinct pictures take at the speed of a large product (1024 x 1024 twice), over the time taken;
+in brackets with these products timed as they are, all rows at once, since narrow ones are slower.
 
 Usage: python benchmarks/engine.py [--shape 2m|1b] [--rounds N] [--tasks T1,T2,T3,scaling] [--sample N] [--prompts N]
 """
@@ -131,17 +132,27 @@ def ways(task: str, backbone: InternVLBackbone, side: int, args: argparse.Namesp
     return found
 
 
-def flops(backbone: InternVLBackbone, tokens: int, images: int) -> tuple[float, float]:
-    """Multiply-adds times two of the linear layers: (language model, vision)."""
+def products(module: nn.Module, rows: int, *, train: bool) -> float:
+    """Seconds that the module's linear layers alone take on so many rows at once: nothing else, least of three."""
+    found = 0.0
+    for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
+        weight = linear.weight.detach().requires_grad_(train)
+        x = torch.rand(rows, linear.in_features, dtype=weight.dtype, requires_grad=train)
+        slope = torch.rand(rows, linear.out_features, dtype=weight.dtype)
+        best = float("inf")
+        for _ in range(3):
+            began = time.perf_counter()
+            y = nn.functional.linear(x, weight)
+            if train:
+                torch.autograd.grad(y, (x, weight), slope)
+            best = min(best, time.perf_counter() - began)
+        found += best
+    return found
 
-    def linear(module: nn.Module) -> int:
-        return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
-    model = backbone.model.model
-    side, patch = model.config.vision_config.image_size[0], model.config.vision_config.patch_size[0]
-    per_image = (side // patch) ** 2 + 1
-    text, vision = 2 * linear(model.language_model) * tokens, 2 * linear(model.vision_tower) * per_image * images
-    return float(text), float(vision)
+def operations(module: nn.Module, rows: int) -> float:
+    """Multiply-adds times two of the linear layers on so many rows."""
+    return 2.0 * rows * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -153,6 +164,16 @@ def peak(dtype: torch.dtype) -> float:
         a @ b
         best = min(best, time.perf_counter() - began)
     return 2 * 1024**3 / best
+
+
+def floors(backbone: InternVLBackbone, tokens: int, images: int, *, train: bool) -> tuple[float, float]:
+    """Least seconds of the products: at the speed of a large product, and at that of this model's own products."""
+    model = backbone.model.model
+    side, patch = model.config.vision_config.image_size[0], model.config.vision_config.patch_size[0]
+    patches = ((side // patch) ** 2 + 1) * images
+    work = operations(model.language_model, tokens) * (3 if train else 1) + operations(model.vision_tower, patches)
+    own = products(model.language_model, tokens, train=train) + products(model.vision_tower, patches, train=False)
+    return work / peak(backbone.model.dtype), own
 
 
 def main() -> None:
@@ -205,7 +226,6 @@ def report(task: str, backbone: InternVLBackbone, side: int, args: argparse.Name
             results[name] = way()
             if i > 0:  # the first round warms up
                 seconds[name].append((time.perf_counter() - began) * way.scale)
-    speed = peak(backbone.model.dtype)
     middle = {k: statistics.median(v) for k, v in seconds.items()}
     padded, best = min((v, k) for k, v in middle.items() if k.startswith("padded"))
     same = [k for k in timed if k == "one a forward" or k.startswith("padded")]
@@ -214,8 +234,7 @@ def report(task: str, backbone: InternVLBackbone, side: int, args: argparse.Name
     print(f"{task}: {asked}, best of the padded is {best}, {padded:.2f} s", flush=True)
     for layout in LAYOUTS[task]:
         work = timed[layout].engine.work  # type: ignore[attr-defined]
-        text, vision = flops(backbone, work.tokens, work.images)
-        floor = (text * (3 if task == "T3" else 1) + vision) / speed
+        floor, own = floors(backbone, work.tokens, work.images, train=task == "T3")
         others = "".join(
             f", over {k} {middle[k] / middle[layout]:.2f}x"
             for k in ("one a forward", "DecisionPipeline")
@@ -223,7 +242,8 @@ def report(task: str, backbone: InternVLBackbone, side: int, args: argparse.Name
         )
         print(
             f"  {layout}: over best padded batches {padded / middle[layout]:.2f}x{others}; {work.tokens} tokens, "
-            f"{work.images} pictures, {middle[layout] * 1e3:.0f} ms, share of floor {floor / middle[layout]:.0%}",
+            f"{work.images} pictures, {middle[layout] * 1e3:.0f} ms, share of floor {floor / middle[layout]:.0%} "
+            f"(own products {own / middle[layout]:.0%})",
             flush=True,
         )
 
