@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import expit
 
 from rewarddance.core.media import Media
+from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison
@@ -44,19 +49,22 @@ def score_data(data: Path, judge: str, out: Path | None, tiles: int = 1) -> dict
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
     table = RecordTable.open(file)
     ready = load_judge(judge, tiles=tiles)
-    if out is not None:
-        beside = out.with_name(f".{out.name}.partial")
-        with open(beside, "w") as lines, progress("scoring") as report:
-            for i, record in enumerate(table, 1):
-                verdict = ready.judge(record.comparisons())
-                for c, reward, margin in zip(
-                    record.choices, verdict.reward.tolist(), verdict.margin.tolist(), strict=True
-                ):
-                    line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
-                    lines.write(json.dumps({**line, "reward": reward, "margin": margin}) + "\n")
-                report(i, len(table))
-        beside.replace(out)
-    return {"file": str(file), **measure_judge(ready, table)}
+    if out is None:
+        return {"file": str(file), **measure_judge(ready, table)}
+    beside = out.with_name(f".{out.name}.partial")
+    with open(beside, "w") as lines, progress("scoring") as report:
+        done = itertools.count(1)
+
+        def write(record: PreferenceRecord, margins: NDArray[np.float64]) -> None:
+            for c in record.choices:
+                margin = float(margins[c.first, c.second])
+                line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
+                lines.write(json.dumps({**line, "reward": float(expit(margin)), "margin": margin}) + "\n")
+            report(next(done), len(table))
+
+        found = measure_judge(ready, table, each=write)
+    beside.replace(out)
+    return {"file": str(file), **found}
 
 
 def evaluate_judge(run: Path) -> dict[str, Any]:

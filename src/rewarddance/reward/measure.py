@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,19 @@ CLEAR = 0.05
 
 
 @torch.no_grad()
-def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int = 16) -> dict[str, Any]:
+def measure_judge(
+    judge: RewardModel,
+    records: Sequence[PreferenceRecord],
+    chunk: int = 16,
+    each: Callable[[PreferenceRecord, NDArray[np.float64]], None] | None = None,
+) -> dict[str, Any]:
     """Figures of a judge on held-out records.
 
     With exact values (`truth`), pairs that differ by more than `CLEAR` are scored against them; otherwise the
     recorded choices are, ties left out.
+
+    Args:
+        each: told of every record and its table of margins (K, K), antisymmetric.
 
     Returns:
         accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy, answer_mass,
@@ -51,6 +59,8 @@ def measure_judge(judge: RewardModel, records: Sequence[PreferenceRecord], chunk
             for i, j in all_pairs(len(r.media)):
                 table[i, j] = next(margins)
                 table[j, i] = -table[i, j]
+            if each is not None:
+                each(r, table)
             labelled += [_agree(table[c.first, c.second], c.label - 0.5) for c in r.choices if c.label != 0.5]
             if r.truth is None:
                 continue
