@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
-from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw, ladder
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw, ladder, right
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import load_generator, load_judge
 from rewarddance.jobs.train import load_sets
@@ -25,6 +25,8 @@ from rewarddance.reward.measure import measure_judge, measure_margins, spearman
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
+from rewarddance.world.render import Image
+from rewarddance.world.scene import Spec
 from rewarddance.world.splits import Split
 
 NUM_CANDIDATES, NUM_REFERENCES = 8, 4
@@ -40,9 +42,9 @@ def benchmark_judge(
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, four pictures each; the
             generator draws those of 65 in 100.
         every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates drawn by the
-            generator, against 4 fixed references each. `margins` has renders for references, from right to three edits
-            away, so that margins of different prompts mean the same; `margins_generator` has the generator's own
-            pictures, whose quality differs from prompt to prompt.
+            generator, against 4 fixed references each. References of `margins_right` are renders that fulfil the prompt,
+            so that margins of different prompts mean the same. Those of `margins` are renders from right to three edits
+            away, those of `margins_generator` the generator's own: their quality differs from prompt to prompt.
     """
     judge, model = load_judge(name), load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
@@ -82,13 +84,23 @@ def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num
     candidates = [row[:NUM_CANDIDATES] for row in rows]
     truth = np.array([[gold(p, m) for m in row] for p, row in zip(prompts, candidates, strict=True)])
     own = [row[NUM_CANDIDATES:] for row in rows]
-    drawn = [ladder(parse(p), stream(seed, "references", p), NUM_REFERENCES) for p in prompts]
-    rendered = [[Media.from_numpy(x, origin="reference") for x in row] for row in drawn]
+    kinds = {
+        "margins_right": _references(prompts, seed, right),
+        "margins": _references(prompts, seed, ladder),
+        "margins_generator": own,
+    }
     return {
         name: measure_margins(judge, prompts, candidates, references, truth)
         | {"pooled_ceiling": _ceiling(prompts, references, truth)}
-        for name, references in (("margins", rendered), ("margins_generator", own))
+        for name, references in kinds.items()
     }
+
+
+def _references(
+    prompts: Sequence[str], seed: int, make: Callable[[Spec, np.random.Generator, int], list[Image]]
+) -> list[list[Media]]:
+    drawn = [make(parse(p), stream(seed, "references", p), NUM_REFERENCES) for p in prompts]
+    return [[Media.from_numpy(x, origin="reference") for x in row] for row in drawn]
 
 
 def _ceiling(prompts: Sequence[str], references: Sequence[Sequence[Media]], truth: NDArray[np.float64]) -> float:

@@ -68,6 +68,11 @@ def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bo
     return pictures
 
 
+def right(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
+    """Renders that all fulfil the specification, placed anew each time. For references of one known quality."""
+    return [render(place(spec, rng)) for _ in range(num)]
+
+
 def ladder(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
     """Renders of falling quality: one that fulfils the specification, then one edit more each. For references."""
     scene, pictures = place(spec, rng), []
