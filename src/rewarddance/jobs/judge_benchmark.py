@@ -42,9 +42,9 @@ def benchmark_judge(
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, four pictures each; the
             generator draws those of 65 in 100.
         every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates drawn by the
-            generator, against 4 fixed references each. References of `margins_right` are renders that fulfil the prompt,
-            so that margins of different prompts mean the same. Those of `margins` are renders from right to three edits
-            away, those of `margins_generator` the generator's own: their quality differs from prompt to prompt.
+            generator, against 4 fixed references each. `margins_right` has references that fulfil the prompt
+            (renders), so that margins of different prompts mean the same. Those of `margins` are renders from right to
+            three edits away, those of `margins_generator` the generator's own: their quality varies with the prompt.
     """
     judge, model = load_judge(name), load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
