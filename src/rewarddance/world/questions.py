@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewarddance.world.corrupt import damage_randomly, edit_scene
+from rewarddance.world.corrupt import Edit, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, holds, kinds, listing
 from rewarddance.world.grammar import NUMBERS, WORDINGS, parse, phrase, phrase_body, phrase_term
 from rewarddance.world.reading import read_scene
@@ -118,6 +118,25 @@ def _matches(view: _View, i: int) -> Turn:
     return f"does image {i + 1} match the prompt?", _yes(fulfils(view.scenes[i], view.spec))
 
 
+def _aspect(view: _View, i: int) -> Turn | None:
+    """Is one side of the picture as the prompt wants it? What "match" is made of, asked one at a time."""
+    scene, spec = view.scenes[i], view.spec
+    wanted, found = spec.instances(), scene.objects
+    sides: dict[str, bool] = {
+        "background": scene.background == spec.background,
+        "style": scene.style == spec.style,
+        "colour": Counter(t.colour for t in wanted) == Counter(o.colour for o in found),
+        "objects": Counter((t.colour, t.shape) for t in wanted) == Counter((o.colour, o.shape) for o in found),
+    }
+    if (spec.relation or spec.arrangement) and kinds(scene) == _wanted(view):
+        as_asked = replace(scene, style=spec.style, background=spec.background)
+        sides = {"layout": fulfils(as_asked, spec)} | (sides if view.rng.random() < 0.5 else {})
+    wrong = tuple(name for name, right in sides.items() if not right)
+    name = view.pick(wrong if wrong and view.rng.random() < 0.6 else tuple(sides))
+    verb = "are" if name == "objects" else "is"
+    return f"{verb} the {name} of image {i + 1} right?", _yes(sides[name])
+
+
 def _listed(counts: Counter[tuple[str, str, bool]]) -> str | None:
     """Objects in words, "nothing" for none; None where the words would be held out."""
     terms = [Term(c, s, n, large) for (c, s, large), n in sorted(counts.items())]  # type: ignore[arg-type]
@@ -176,14 +195,33 @@ _ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (
 _ABOUT_TWO: tuple[Callable[[_View, int], Turn | None], ...] = (_more, _same)
 
 
-def _second_scene(first: Scene, rng: np.random.Generator) -> Scene:
+_EDIT_WEIGHTS: dict[Edit, float] = {
+    "shape": 0.22, "background": 0.14, "colour": 0.12, "style": 0.12, "swap": 0.12, "move": 0.12, "size": 0.06,
+    "drop": 0.05, "add": 0.05,
+}  # fmt: skip
+"""Of edits in lessons: what a matching judge overlooks is shown most (docs/log.md)."""
+
+
+def _edit(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
+    """One thing changed; half the time what a relation or an arrangement hangs on, where one is asked for."""
+    if (spec.relation or spec.arrangement) and rng.random() < 0.5:
+        kind = "swap" if spec.relation and rng.random() < 0.7 else "move"
+    else:
+        kind = str(rng.choice(list(_EDIT_WEIGHTS), p=list(_EDIT_WEIGHTS.values())))
+    try:
+        return edit_scene(scene, rng, kind)  # type: ignore[arg-type]
+    except RuntimeError:  # a lone object cannot be swapped
+        return edit_scene(scene, rng)
+
+
+def _second_scene(first: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
     """Another scene: the same, one or two edits away, or unrelated."""
     chance = rng.random()
     if chance < 0.1:
         return first
-    if chance < 0.7:
-        second = edit_scene(first, rng)
-        return edit_scene(second, rng) if rng.random() < 0.3 else second
+    if chance < 0.8:
+        second = _edit(first, spec, rng)
+        return _edit(second, spec, rng) if rng.random() < 0.3 else second
     return sample_pair(rng)[1]
 
 
@@ -191,7 +229,7 @@ def _turns(view: _View, with_prompt: bool, num_questions: int) -> tuple[Turn, ..
     rng, count = view.rng, len(view.scenes)
     turns: list[Turn | None] = []
     if with_prompt:
-        about_prompt = [(ask, i) for i in range(count) for ask in (_matches, _missing, _extra)]
+        about_prompt = [(ask, i) for i in range(count) for ask in (_matches, _missing, _extra, _aspect, _aspect)]
         turns += [about_prompt[int(k)][0](view, about_prompt[int(k)][1]) for k in rng.permutation(len(about_prompt))]
     pool = _ABOUT_ONE + _ABOUT_TWO * (count - 1)
     for _ in range(num_questions):
@@ -205,17 +243,17 @@ def _turns(view: _View, with_prompt: bool, num_questions: int) -> tuple[Turn, ..
 def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     """One random lesson about one (a third of the time) or two trainable scenes.
 
-    In seven of ten a prompt comes first, which the first picture fulfils, or was edited away from; three pictures in
+    In eight of ten a prompt comes first, which the first picture fulfils, or was edited away from; three pictures in
     ten are damaged a little, so that knowledge does not hang on clean renders.
     """
     spec, scene = sample_pair(rng)
-    scenes: tuple[Scene, ...] = (edit_scene(scene, rng) if rng.random() < 0.4 else scene,)
+    scenes: tuple[Scene, ...] = (_edit(scene, spec, rng) if rng.random() < 0.45 else scene,)
     if rng.random() < 0.67:
-        scenes = (scenes[0], _second_scene(scene, rng))
+        scenes = (scenes[0], _second_scene(scene, spec, rng))
         scenes = scenes[::-1] if rng.random() < 0.5 else scenes
     images = [render(s) for s in scenes]
     images = [damage_randomly(x, rng, most=0.5) if rng.random() < 0.3 else x for x in images]
-    with_prompt = bool(rng.random() < 0.7)
+    with_prompt = bool(rng.random() < 0.8)
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
     view = _View(scenes, spec, rng)
     return Lesson(

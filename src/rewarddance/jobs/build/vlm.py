@@ -7,6 +7,7 @@ to see those too.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.jobs.build.lessons import LessonSource, PackedBatch, collate, pack
+from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import new_tokenizer, new_vlm
@@ -34,6 +36,8 @@ class VlmConfig(Config):
 
     seed: int = 0
     size: str = "tiny-2m"
+    start: str | None = None
+    """Folder of a VLM to go on from, with its tokenizer and size, instead of a new language model on `vision`."""
     batch_size: int = 32
     num_questions: int = 4
     drawn_share: float = 0.4
@@ -60,10 +64,7 @@ def train_vlm(
     if is_leader():
         folder.start("vlm", config.model_dump(mode="json"), resume=resume)
     wait_for_all()
-    tokenizer = new_tokenizer()
-    model = new_vlm(config.size, tokenizer, config.seed)
-    if vision is not None:
-        model.model.vision_tower.load_state_dict(load_file(vision))
+    model, tokenizer = _begin(config, vision)
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
@@ -126,6 +127,18 @@ def train_vlm(
         save_vlm(model.eval(), tokenizer, prepare, out / "model")
     wait_for_all()
     return out / "model"
+
+
+def _begin(config: VlmConfig, vision: Path | None) -> tuple[Any, Any]:
+    """The model before its first step, in fp32, and its tokenizer."""
+    if config.start is not None:
+        found = load_internvl(config.start)
+        return found.model.float().requires_grad_(True), found.tokenizer
+    tokenizer = new_tokenizer()
+    model = new_vlm(config.size, tokenizer, config.seed)
+    if vision is not None:
+        model.model.vision_tower.load_state_dict(load_file(vision))
+    return model, tokenizer
 
 
 def _accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Metrics:
