@@ -4,6 +4,7 @@ from rewarddance.core.streams import stream
 from rewarddance.jobs.build.lessons import pack
 from rewarddance.jobs.load import load_backbone
 from rewarddance.jobs.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
+from rewarddance.world.corrupt import EDITS
 from rewarddance.world.questions import lesson
 
 
@@ -12,12 +13,15 @@ def test_every_question_has_a_kind():
     seen = {kind_of(q) for _ in range(60) for q, _ in lesson(rng, 6).turns}
     assert seen == {name for name, _ in KINDS}
     assert kind_of("is image 2 the same as image 1?") == "same"
+    assert kind_of("is the layout of image 1 right?") == "aspect"
     assert kind_of("is image 1 striped?") == "style or background"
 
 
 def test_figures_are_shares(vlm_folder):
-    found = benchmark_vlm(vlm_folder, num_lessons=20)
-    assert all(0 <= v["exact"] <= 1 and v["num"] > 0 for v in found.values())
+    found = benchmark_vlm(vlm_folder, num_lessons=20, num_edits=2)
+    assert all(0 <= share <= 1 for v in found.values() for k, share in v.items() if k != "num")
+    assert sum(k.startswith("match after an edit") for k in found) == len(EDITS)
+    assert all(v["num"] > 0 for v in found.values())
 
 
 def test_exact_means_what_greedy_decoding_writes(vlm_folder):

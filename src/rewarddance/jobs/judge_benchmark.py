@@ -16,6 +16,7 @@ from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
+from rewarddance.jobs.blind_spots import judge_blind_spots
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw, ladder, right
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import load_generator, load_judge
@@ -35,7 +36,7 @@ NUM_CANDIDATES, NUM_REFERENCES = 8, 4
 def benchmark_judge(
     name: str | Path, *, generator: str = "tiny", num_prompts: int = 200, every: int = 4, seed: int = 0
 ) -> dict[str, Any]:
-    """Order of rendered, corrupted and generated pairs, and rank correlation of margins with the oracle.
+    """Order of rendered, corrupted and generated pairs, rank correlation of margins with the oracle, and blind spots.
 
     Args:
         name: what `load_judge` takes.
@@ -57,7 +58,7 @@ def benchmark_judge(
                 records.append(record)
                 report(i, num_prompts)
         found[title] = measure_judge(judge, records) | {"calibration": calibration(judge, records)}
-    return {**found, **margins(judge, model, every, seed)}
+    return {**found, **margins(judge, model, every, seed), "edits": judge_blind_spots(judge, seed=seed)}
 
 
 def measure_on_data(name: str | Path, folder: Path, seed: int = 0) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.streams import stream
+from rewarddance.jobs.blind_spots import vlm_blind_spots
 from rewarddance.jobs.build.lessons import Packed, collate, pack
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.internvl import InternVLBackbone
@@ -21,6 +22,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("presence", "is there"),
     ("count", "how many"),
     ("match", "does image {} match"),
+    ("aspect", "is the {side} of"),
     ("missing", "what is missing"),
     ("extra", "what is extra"),
     ("more", "does image {} have more"),
@@ -29,20 +31,24 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("style or background", "is image"),
     ("relation or size", "is the"),
 )
-"""Names of question kinds and how their questions begin, the first that fits."""
+"""Names of question kinds and how their questions begin, the first that fits; an aspect ends in "right?"."""
 CHUNK = 16
 MAX_WORDS = 40
 
 
 def kind_of(question: str) -> str:
     """The kind of a question."""
+    if question.endswith("right?"):
+        return "aspect"
     plain = question.replace("image 1", "image {}", 1).replace("image 2", "image {}", 1)
     return next(name for name, start in KINDS if plain.startswith(start))
 
 
 @torch.no_grad()
-def benchmark_vlm(name: str | Path = "tiny", *, num_lessons: int = 400, seed: int = 0) -> dict[str, Any]:
-    """Share of answers that greedy decoding gives exactly, by number of pictures and kind of question.
+def benchmark_vlm(
+    name: str | Path = "tiny", *, num_lessons: int = 400, num_edits: int = 60, seed: int = 0
+) -> dict[str, Any]:
+    """Share of answers that greedy decoding gives exactly, by number of pictures and kind of question; blind spots.
 
     Lessons are fresh draws from the training distribution (scenes and prompts that are held out stay so).
     """
@@ -57,7 +63,9 @@ def benchmark_vlm(name: str | Path = "tiny", *, num_lessons: int = 400, seed: in
             for one, rights in zip(lessons[i : i + CHUNK], exact, strict=True):
                 _sort_in(found, one, rights)
             report(min(i + CHUNK, num_lessons), num_lessons)
-    return {k: {"exact": sum(v) / len(v), "num": len(v)} for k, v in sorted(found.items())}
+    shares: dict[str, Any] = {k: {"exact": sum(v) / len(v), "num": len(v)} for k, v in sorted(found.items())}
+    spots = vlm_blind_spots(backbone, num_edits, seed)
+    return shares | {f"match after an edit: {k}": v for k, v in spots.items()}
 
 
 def _sort_in(found: dict[str, list[bool]], one: Lesson, rights: Sequence[bool]) -> None:
