@@ -9,6 +9,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
+from rewarddance.jobs.train import load_sets
 
 
 @pytest.fixture
@@ -41,6 +42,40 @@ def test_records_round_trip(tmp_path):
     assert table[1].choices == record.choices
     assert table[-1].truth == record.truth
     assert np.array_equal(table[0].media[1].to_numpy(), media[1].to_numpy())
+
+
+def test_tables_of_some_rows_read_their_own_pictures_group_by_group(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.data.parquet.GROUP_ROWS", 4)
+    monkeypatch.setattr("rewarddance.data.parquet.KEEP_GROUPS", 2)
+    records = [
+        PreferenceRecord(
+            f"r{i}", f"p{i}", (Media.from_numpy(np.full((4, 4, 3), i, np.uint8)),) * 2, (Choice(0, 1, 1.0),)
+        )
+        for i in range(23)
+    ]
+    write_rows((row_of(r) for r in records), tmp_path / "x.parquet")
+    table = RecordTable.open(tmp_path / "x.parquet", keep_bytes=4 * 4 * 3 * 4 * 2 * 3)  # three records
+    some = table.take([21, 3, 3, 8]).take([3, 0, 1])
+    assert some.prompts == ["p8", "p21", "p3"]
+    assert [r.prompt for r in some] == ["p8", "p21", "p3"]
+    for rows in (range(23), np.random.default_rng(0).permutation(23)):
+        for i in map(int, rows):
+            assert table[i].record_id == f"r{i}"
+            assert (table[i].media[1].to_numpy() == i).all()
+    assert [int(r.media[0].to_numpy()[0, 0, 0]) for r in some] == [8, 21, 3]
+    assert len(table.pictures._kept) == 3
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_pictures(tmp_path):
+    """What one 32-bit column of offsets cannot hold: splitting such a file used to fail."""
+    row = row_of(PreferenceRecord("r", "p", (), (Choice(0, 1, 1.0),)))
+    big = [{"bytes": bytes(2 << 20), "path": None}] * 2
+    rows = ({**row, "id": str(i), "prompt": str(i % 100), "images": big} for i in range(600))
+    assert write_rows(rows, tmp_path / "train.parquet") == 600
+    train, held = load_sets(tmp_path, 0)
+    assert (len(train), len(held["id"])) == (540, 60)
+    assert len(train.pictures._encoded(train.rows[-1])[1]["bytes"]) == 2 << 20
 
 
 def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):

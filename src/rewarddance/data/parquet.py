@@ -6,7 +6,9 @@ rationale), truth (list of exact values, or null), ratings (list of 1..5, or nul
 
 from __future__ import annotations
 
+import bisect
 import io
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,17 +75,24 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
     }
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: Path, chunk: int = 256) -> int:
+GROUP_BYTES = 16 << 20
+GROUP_ROWS = 256
+"""A row group ends at whichever comes first: reading one record reads its group."""
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """Write rows to one Parquet file, beside its place and renamed. Returns how many."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, count, waiting = path.with_name(f".{path.name}.partial"), 0, []
+    beside, count, held = path.with_name(f".{path.name}.partial"), 0, 0
+    waiting: list[dict[str, Any]] = []
     with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
         for row in rows:
             waiting.append(row)
             count += 1
-            if len(waiting) == chunk:
+            held += sum(len(image["bytes"]) for image in row["images"])
+            if len(waiting) == GROUP_ROWS or held >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                waiting = []
+                waiting, held = [], 0
         if waiting:
             writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
     beside.replace(path)
@@ -91,54 +100,86 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, chunk: int = 256) -> 
 
 
 KEEP_BYTES = 1 << 30
-"""Decoded pictures that a table keeps: all of the embedded world's, some dozens of large photographs."""
+"""Decoded pictures that a file keeps: all of the embedded world's, some dozens of large photographs."""
+KEEP_GROUPS = 4
+"""Row groups of encoded pictures that a file keeps in memory."""
+
+
+class _Pictures:
+    """Decoded pictures of a Parquet file by row, read group by group from the disk; the latest are kept."""
+
+    def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
+        self.file, self.name, self.keep_bytes = file, name, keep_bytes
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+        self._starts = list(itertools.accumulate(sizes, initial=0))
+        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
+        self._held = 0
+
+    def of(self, row: int) -> tuple[Media, ...]:
+        if row in self._kept:
+            self._kept.move_to_end(row)
+            return self._kept[row]
+        media = tuple(_decode(x["bytes"], f"{self.name} row {row + 1}") for x in self._encoded(row))
+        self._kept[row] = media
+        self._held += _size(media)
+        while self._held > self.keep_bytes:
+            self._held -= _size(self._kept.popitem(last=False)[1])
+        return media
+
+    def _encoded(self, row: int) -> list[dict[str, Any]]:
+        group = bisect.bisect_right(self._starts, row) - 1
+        if group not in self._groups:
+            self._groups[group] = self.file.read_row_group(group, columns=["images"]).column("images")
+            if len(self._groups) > KEEP_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return list(self._groups[group][row - self._starts[group]].as_py())
 
 
 class RecordTable(Sequence[PreferenceRecord]):
-    """Records of a Parquet file; pictures are decoded when a record is asked for, the latest ones are kept."""
+    """Some rows of a Parquet file as records. Pictures stay on the disk until a record is asked for.
 
-    def __init__(self, table: pa.Table, name: str, keep_bytes: int = KEEP_BYTES) -> None:
-        self.table, self.name, self.keep_bytes = table, name, keep_bytes
-        self._kept: OrderedDict[int, PreferenceRecord] = OrderedDict()
-        self._held = 0
+    Args:
+        light: every column but the pictures, of these rows.
+        rows: where they stand in the file.
+        pictures: shared by all tables of one file.
+    """
 
-    def _get(self, index: int) -> PreferenceRecord:
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        record = self._kept[index] = self._read(index)
-        self._held += _size(record)
-        while self._held > self.keep_bytes:
-            self._held -= _size(self._kept.popitem(last=False)[1])
-        return record
+    def __init__(self, light: pa.Table, rows: Sequence[int], pictures: _Pictures) -> None:
+        self.light, self.rows, self.pictures = light, rows, pictures
+        self.name = pictures.name
 
     @classmethod
-    def open(cls, path: Path) -> RecordTable:
-        """Open one file.
+    def open(cls, path: Path, keep_bytes: int = KEEP_BYTES) -> RecordTable:
+        """Open one file of any size.
 
         Raises:
             InputError: missing, not Parquet, or without the columns of a preference record.
         """
         try:
-            table = pq.read_table(path)
+            file = pq.ParquetFile(path, memory_map=True)
+            names = file.schema_arrow.names
+            missing = [n for n in ("id", "prompt", "images", "choices") if n not in names]
+            if missing:
+                raise InputError(
+                    f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`"
+                )
+            light = file.read(columns=[n for n in names if n != "images"])
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one") from None
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path}: not a Parquet file ({error})") from None
-        missing = [n for n in ("id", "prompt", "images", "choices") if n not in table.column_names]
-        if missing:
-            raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
-        return cls(table, str(path))
+        return cls(light, range(light.num_rows), _Pictures(file, str(path), keep_bytes))
 
-    def _read(self, index: int) -> PreferenceRecord:
-        row = self.table.slice(index, 1).to_pylist()[0]
-        media = tuple(_decode(x["bytes"], f"{self.name} row {index + 1}") for x in row["images"])
+    def _get(self, index: int) -> PreferenceRecord:
+        row = self.light.slice(index, 1).to_pylist()[0]
         made = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
         truth, ratings = row.get("truth"), row.get("ratings")
         return PreferenceRecord(
             row["id"],
             row["prompt"],
-            media,
+            self.pictures.of(self.rows[index]),
             made,
             row.get("criterion") or "overall",
             row.get("source") or "",
@@ -150,33 +191,33 @@ class RecordTable(Sequence[PreferenceRecord]):
     @property
     def prompts(self) -> list[str]:
         """Prompts of all records, without decoding a picture."""
-        return list(self.table.column("prompt").to_pylist())
+        return list(self.light.column("prompt").to_pylist())
 
     @property
     def sources(self) -> list[str]:
         """Where the pictures of each record come from, without decoding one; "" where the file does not say."""
-        if "source" not in self.table.column_names:
+        if "source" not in self.light.column_names:
             return [""] * len(self)
-        return [s or "" for s in self.table.column("source").to_pylist()]
+        return [s or "" for s in self.light.column("source").to_pylist()]
 
     def group(self, name: str) -> list[str | None]:
         """Every record's value of a group (`source` is one too), None where it has none; no picture is decoded."""
         if name == "source":
             return [s or None for s in self.sources]
-        if "groups" not in self.table.column_names:
+        if "groups" not in self.light.column_names:
             return [None] * len(self)
-        rows = self.table.column("groups").to_pylist()
+        rows = self.light.column("groups").to_pylist()
         return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in rows]
 
     @property
     def choice_labels(self) -> list[list[float]]:
         """Labels of every record's choices, without decoding a picture."""
-        return [[c["label"] for c in row] for row in self.table.column("choices").to_pylist()]
+        return [[c["label"] for c in row] for row in self.light.column("choices").to_pylist()]
 
     @property
     def has_rationales(self) -> bool:
         """Whether any choice says why."""
-        return any(c.get("rationale") for row in self.table.column("choices").to_pylist() for c in row)
+        return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
 
     @property
     def labels(self) -> list[float]:
@@ -184,7 +225,7 @@ class RecordTable(Sequence[PreferenceRecord]):
         return [label for row in self.choice_labels for label in row]
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self.light.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> PreferenceRecord: ...
@@ -199,15 +240,15 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def take(self, rows: Sequence[int]) -> RecordTable:
         """A table of some rows."""
-        return RecordTable(self.table.take(list(rows)), self.name)
+        return RecordTable(self.light.take(list(rows)), [self.rows[i] for i in rows], self.pictures)
 
     def __iter__(self) -> Iterator[PreferenceRecord]:
         return (self[i] for i in range(len(self)))
 
 
-def _size(record: PreferenceRecord) -> int:
-    """Bytes of a record's decoded pictures."""
-    return sum(m.frames.nbytes for m in record.media)
+def _size(media: Sequence[Media]) -> int:
+    """Bytes of decoded pictures."""
+    return sum(m.frames.nbytes for m in media)
 
 
 def _decode(content: bytes, origin: str) -> Media:
