@@ -3,8 +3,10 @@
 import pytest
 
 from rewarddance.apps.report import write_report
-from rewarddance.core.errors import RunError
-from rewarddance.jobs.align import align_from_names
+from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.align_names import align_from_names
 from rewarddance.jobs.evaluate import evaluate_alignment
 from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
 from rewarddance.jobs.train import train_from_data
@@ -43,3 +45,40 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
 def test_the_oracle_is_not_asked_about_prompts_that_it_does_not_know(run):
     with pytest.raises(RunError, match="evaluate --prompts FILE"):
         evaluate_alignment(run, every=120)
+
+
+def test_a_second_judge_calls_hacking_where_there_is_no_oracle(run, quick_align, tmp_path):
+    (tmp_path / "probes.txt").write_text("a horse\na red bus\n")
+    config = quick_align(
+        tmp_path / "judge",
+        prompts=str(tmp_path / "prompts.txt"),
+        probe_file=str(tmp_path / "probes.txt"),
+        gold_judge=str(tmp_path / "judge" / "model"),
+    )
+    align_from_names(config, tmp_path / "watched")
+    probes = [m for m in RunFolder(tmp_path / "watched").metrics() if "probe/proxy" in m]
+    assert probes[0]["probe/gold"] == pytest.approx(0.5, abs=0.1)
+    assert all(
+        m["probe/gold"] == pytest.approx(m["probe/proxy"], abs=1e-4) for m in probes
+    )  # here it is the same judge
+    assert probes[-1]["probe/hacking"] in ("none", "suspected")
+    blind = [m for m in RunFolder(run).metrics() if "probe/proxy" in m]
+    assert all("probe/hacking" not in m for m in blind)
+
+
+def test_only_the_first_prompts_of_a_long_file_are_trained_on(run, quick_align, tmp_path, capsys):
+    config = quick_align(tmp_path / "judge", prompts=str(tmp_path / "prompts.txt"), num_prompts=2)
+    align_from_names(config, tmp_path / "short")
+    said = capsys.readouterr()
+    assert "trains on the first 2" in said.out + said.err
+
+
+def test_the_embedded_world_is_not_asked_of_other_generators(quick_align, generator, monkeypatch, tmp_path):
+    monkeypatch.setattr(type(generator), "side", 1024)
+    with pytest.raises(ConfigError, match="--prompts FILE"):
+        align_generator(quick_align("tiny"), generator, None, tmp_path / "run")
+    monkeypatch.undo()
+    config = quick_align("tiny", algorithm="sft")
+    with pytest.raises(ConfigError, match="no --prompts"):
+        align_generator(config, generator, None, tmp_path / "run", prompts=["a dog", "a cat"])
+    assert not (tmp_path / "run").exists()

@@ -59,6 +59,12 @@ class AlignConfig(Config):
     prompts_sha256: str | None = None
     """Of the file of prompts; filled in by the run, and compared when it is resumed or repeated."""
     num_prompts: int = Field(256, ge=1)
+    """Prompts to train on: the first ones of a file. Every one gets a reference, drawn before the first step."""
+    probe_file: str | None = None
+    """A text file of prompts for the probes, one a line: held out, where it shares none with `prompts`."""
+    gold_judge: str | None = None
+    """A second judge (run folder or checkpoint) that the training does not see. Its P(better than the start) is the
+    gold standard of the probes, so that hacking can be called where there is no oracle."""
     batch_size: int = Field(24, ge=1)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32.0, gt=0)

@@ -94,7 +94,7 @@ class Align(Flags):
 
     def run(self) -> None:
         from rewarddance.core.parallel import is_leader, processes
-        from rewarddance.jobs.align import align_from_names
+        from rewarddance.jobs.align_names import align_from_names
 
         with processes():
             adapter = align_from_names(self.config, self.out, self.resume)

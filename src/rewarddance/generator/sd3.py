@@ -118,6 +118,11 @@ class Sd3Generator:
         side = self.transformer.config.sample_size
         return self.transformer.config.in_channels, side, side
 
+    @property
+    def side(self) -> int:
+        """Side of its pictures in pixels."""
+        return int(self.transformer.config.sample_size * self.pipeline.vae_scale_factor)
+
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.refl import refl_step
 from rewarddance.core.device import autocast
-from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.media import Media
-from rewarddance.core.monitors import HackingMonitor, Probe
+from rewarddance.core.monitors import Probe
 from rewarddance.core.parallel import (
     add_up_gradients,
     is_leader,
@@ -31,17 +29,14 @@ from rewarddance.core.parallel import (
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import RewardModel
 from rewarddance.generator import flow
-from rewarddance.generator.rollout import sample
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.probes import Gold, Prober, oracle_gold
 from rewarddance.world.batches import captioned_batch
 from rewarddance.world.grammar import WORDINGS, phrase
-from rewarddance.world.oracle import fidelity
 from rewarddance.world.sampling import sample_pair
-
-Gold = Callable[[Sequence[str], Sequence[Media]], list[float]]
-"""An exact measure of pictures, where one exists."""
+from rewarddance.world.scene import CANVAS
 
 
 def training_prompts(num: int, seed: int) -> tuple[str, ...]:
@@ -52,54 +47,6 @@ def training_prompts(num: int, seed: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def oracle_gold(prompts: Sequence[str], media: Sequence[Media]) -> list[float]:
-    """Oracle fidelity of pictures of the embedded world."""
-    return [fidelity(m.to_numpy(), p) for p, m in zip(prompts, media, strict=True)]
-
-
-@dataclass
-class Prober:
-    """Looks at fixed prompts and noises: proxy reward against the references of the start, and the gold standard."""
-
-    generator: Sd3Generator
-    judge: RewardModel
-    prompts: Sequence[str]
-    num_noises: int
-    num_steps: int
-    criterion: str
-    seed: int
-    gold: Gold | None
-    batch: int = 128
-
-    def __post_init__(self) -> None:
-        self.monitor = HackingMonitor()
-        self.references: list[Media] | None = None
-
-    @torch.no_grad()
-    def look(self, step: int) -> Metrics:
-        flat = [p for p in self.prompts for _ in range(self.num_noises)]
-        noise = self.generator.noise(len(flat), torch.Generator().manual_seed(self.seed + 17))
-        pictures: list[Media] = []
-        for i in range(0, len(flat), self.batch):
-            condition = self.generator.condition(flat[i : i + self.batch])
-            z = sample(self.generator, condition, noise[i : i + self.batch], self.num_steps)
-            pictures += self.generator.decode(z)
-        if self.references is None:
-            self.references = pictures
-        # each sample meets the start's sample of the next noise, so that the start itself scores about one half
-        shifted = [self.references[self._other(i)] for i in range(len(flat))]
-        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(flat, pictures, shifted, strict=True)]
-        proxy = self.judge.judge(asked).reward.cpu().double().numpy().reshape(-1, self.num_noises)
-        if self.gold is None:
-            return {"probe/proxy": float(proxy.mean()), "probe/proxy_std": float(proxy.std())}
-        gold = np.array(self.gold(flat, pictures)).reshape(-1, self.num_noises)
-        return self.monitor.add(step, proxy, gold)
-
-    def _other(self, i: int) -> int:
-        row, column = divmod(i, self.num_noises)
-        return row * self.num_noises + (column + 1) % self.num_noises
-
-
 def align_generator(
     config: AlignConfig,
     generator: Sd3Generator,
@@ -107,6 +54,7 @@ def align_generator(
     out: Path,
     *,
     prompts: Sequence[str] | None = None,
+    probe_prompts: Sequence[str] | None = None,
     gold: Gold | None = oracle_gold,
     resume: bool = False,
     title: str = "align",
@@ -116,16 +64,19 @@ def align_generator(
 
     Args:
         prompts: what to train on; drawn from the embedded world when None.
-        gold: exact measure for the probes, None where there is none (then hacking cannot be called).
+        probe_prompts: what probes look at; other prompts of the embedded world when None, or the first of `prompts`.
+        gold: measure of the probes that the training does not see; without one (None) hacking cannot be called.
+
+    Raises:
+        ConfigError: fewer prompts than processes, or a control that needs the embedded world.
     """
+    chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
+    _check(config, chosen, generator, own=prompts is not None)
     folder = RunFolder(out)
     if is_leader():
         folder.start("align", config.model_dump(mode="json"), resume=resume)
     wait_for_all()
     torch.manual_seed(config.seed)
-    chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
-    if min(len(chosen), config.batch_size) < world_size():
-        raise ConfigError(f"{world_size()} processes: needs as many prompts, and as many in a batch, or more")
     generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         generator.transformer.enable_gradient_checkpointing()
@@ -134,13 +85,12 @@ def align_generator(
     bank = ReferenceBank(
         config.references, chosen, config.refl.num_steps, config.criterion, config.seed, config.sample_batch
     )
-    probe_prompts = (
-        training_prompts(config.probe_prompts, config.seed + 1) if prompts is None else chosen[: config.probe_prompts]
-    )
+    if probe_prompts is None:
+        probe_prompts = chosen if prompts else training_prompts(config.probe_prompts, config.seed + 1)
     prober = Prober(
         generator,
         judge,
-        probe_prompts,
+        probe_prompts[: config.probe_prompts],
         config.probe_noises,
         config.refl.num_steps,
         config.criterion,
@@ -199,6 +149,22 @@ def align_generator(
     return out / "adapter"
 
 
+def _check(config: AlignConfig, chosen: Sequence[str], generator: Sd3Generator, *, own: bool) -> None:
+    """Before a run folder is written."""
+    if min(len(chosen), config.batch_size) < world_size():
+        raise ConfigError(
+            f"{world_size()} processes: needs as many prompts ({len(chosen)}) and as large a batch_size "
+            f"({config.batch_size}), or larger"
+        )
+    if config.algorithm == "sft" and own:
+        raise ConfigError("algorithm sft: trains on captioned renders of the embedded world, so it takes no --prompts")
+    if not own and generator.side != CANVAS:
+        raise ConfigError(
+            f"{config.generator}: draws {generator.side} pixels, so the embedded world's prompts mean nothing to it; "
+            "give your own with --prompts FILE"
+        )
+
+
 def _shared(figures: dict[str, float], loop: Loop, weight: float) -> Metrics:
     """Add the processes' gradients up; figures averaged over all of them."""
     add_up_gradients(loop.parameters.values())
@@ -249,36 +215,3 @@ def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
         prober.references = [Media(x[None], origin="generator") for x in found["probe_references"]]
     for i, s in enumerate(loop.extra.get("probe_steps", [])):
         prober.monitor.probes.append(Probe(s, found["probe_proxy"][i].numpy(), found["probe_gold"][i].numpy()))
-
-
-def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
-    """`rewarddance align`: names in the configuration to models, then `align_generator`.
-
-    With a file of prompts there is no oracle, so the probes log the proxy alone.
-
-    Raises:
-        InputError: the file of prompts is missing, empty, or not the one that the configuration was made with.
-    """
-    from rewarddance.jobs.load import load_generator, load_judge
-
-    lines = None
-    if config.prompts is not None:
-        lines, found = read_prompts(Path(config.prompts))
-        if config.prompts_sha256 not in (None, found):
-            raise InputError(f"{config.prompts}: has changed since the run was made")
-        config = config.model_copy(update={"prompts_sha256": found})
-    judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
-    generator = load_generator(config.generator, guidance=config.guidance, dtype=config.generator_dtype)
-    gold = None if lines else oracle_gold
-    return align_generator(config, generator, judge, out, prompts=lines, gold=gold, resume=resume)
-
-
-def read_prompts(path: Path) -> tuple[list[str], str]:
-    """Distinct prompts of a text file, one a line, and the file's SHA-256."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of prompts")
-    content = path.read_bytes()
-    lines = list(dict.fromkeys(line.strip() for line in content.decode().splitlines() if line.strip()))
-    if not lines:
-        raise InputError(f"{path}: holds no prompts")
-    return lines, hashlib.sha256(content).hexdigest()

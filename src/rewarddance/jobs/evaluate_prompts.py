@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import bootstrap
 from rewarddance.evaluate.generator import diversity
-from rewarddance.jobs.align import read_prompts
+from rewarddance.jobs.align_names import read_prompts
 from rewarddance.jobs.evaluate import draw_samples, proxy_reward, save_pairs
 from rewarddance.jobs.load import load_generator, load_judge
 from rewarddance.reward.checkpoint import Judge
