@@ -171,3 +171,28 @@ def test_missing_things_are_named(tmp_path, media_root):
     (tmp_path / "text.parquet").write_text("hello")
     with pytest.raises(InputError, match="not a Parquet file"):
         RecordTable.open(tmp_path / "text.parquet")
+
+
+def test_soft_labels_and_what_a_choice_is_about(tmp_path, media_root):
+    rows = [
+        pair(label=None, probability=0.75),
+        pair(label=None, votes_a=1, votes_b=3, criterion="style"),
+        pair(label=None, probability=1.5),
+        pair(label=None, votes_a=0, votes_b=0),
+        pair(criterion="glamour"),
+    ]
+    source = write_jsonl(tmp_path / "v.jsonl", rows)
+    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip", ("overall", "style"))
+    assert [n for n, _ in found.rejected] == [3, 4, 5]
+    assert "unknown criterion 'glamour'; known: overall, style" in found.rejected[2][1]
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    assert table.labels == [0.75, 0.25]
+    assert [r.criterion for r in table] == ["overall", "style"]
+
+
+def test_labels_that_count_from_nought_stop_the_import(tmp_path, media_root):
+    """Left out one by one, every 0 would be gone and every 1 would mean the first picture."""
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(label=1), pair(label=0)])
+    with pytest.raises(InputError, match="row 2: label 0"):
+        import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    assert not (tmp_path / "out" / "train.parquet").exists()

@@ -66,6 +66,9 @@ class AlignConfig(Config):
     """A second judge (run folder or checkpoint) that the training does not see. Its P(better than the start) is the
     gold standard of the probes, so that hacking can be called where there is no oracle."""
     batch_size: int = Field(24, ge=1)
+    """Pictures of a step, over all processes."""
+    micro_batch: int = Field(0, ge=0)
+    """Pictures in one pass of a process, each pass at a late step of its own; 0 takes all of them at once."""
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32.0, gt=0)
     references: ReferenceConfig = ReferenceConfig()
@@ -77,7 +80,7 @@ class AlignConfig(Config):
     generator_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the frozen weights; the adapter's stay in fp32."""
     gradient_checkpointing: bool = False
-    """Compute the transformer's activations again in the backward pass instead of keeping them."""
+    """Compute activations of transformer and decoder again in the backward pass instead of keeping them."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean KL passes this; 0 never stops."""
     probe_prompts: int = Field(40, ge=1)

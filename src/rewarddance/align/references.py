@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,21 +44,32 @@ class ReferenceBank:
         rng = torch.Generator().manual_seed(self.seed * 7_919 + step + 104_729 * rank())
         num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
         mine = self.prompts[rank() :: world_size()]
-        drawn = draw(generator, mine, num, rng, self.num_steps, self.batch)
-        found = [d[0] for d in drawn]
-        if num > 1:
-            found = [s.winner for s in select(judge, mine, drawn, self.criterion)]
-        own = torch.cat([m.frames.detach() for m in found])
+        own = torch.cat([m.frames for m in self._winners(generator, judge, mine, num, rng)])
         everyone = own.new_zeros(len(self.prompts), *own.shape[1:])
         everyone[rank() :: world_size()] = own
         add_up(everyone)
-        origin = found[0].origin
-        self.pictures = {p: Media(x[None].clone(), origin=origin) for p, x in zip(self.prompts, everyone, strict=True)}
+        self.pictures = {
+            p: Media(x[None].clone(), origin="generator") for p, x in zip(self.prompts, everyone, strict=True)
+        }
         self.drawn_at, self.win_rate = step, 0.5
 
-    def of(self, prompts: Sequence[str]) -> list[Media | None]:
-        """References of a batch; None where the pointwise question is asked."""
-        return [self.pictures.get(p) for p in prompts]
+    def _winners(
+        self, generator: Generator, judge: RewardModel, prompts: Sequence[str], num: int, rng: torch.Generator
+    ) -> list[Media]:
+        """The judge's best of `num` for every prompt, in main memory; some prompts at a time."""
+        found: list[Media] = []
+        step = max(1, self.batch // num)
+        for start in range(0, len(prompts), step):
+            part = prompts[start : start + step]
+            drawn = draw(generator, part, num, rng, self.num_steps, self.batch)
+            best = [s.winner for s in select(judge, part, drawn, self.criterion)] if num > 1 else [d[0] for d in drawn]
+            found += [replace(m, frames=m.frames.detach().cpu()) for m in best]
+        return found
+
+    def of(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> list[Media | None]:
+        """References of a batch, on a device; None where the pointwise question is asked."""
+        found = [self.pictures.get(p) for p in prompts]
+        return [None if m is None else replace(m, frames=m.frames.to(device)) for m in found]
 
     def note(self, reward: float) -> None:
         """Tell the bank the mean reward of a step."""

@@ -92,8 +92,9 @@ class DataBuild(Flags):
 class DataImport(Flags):
     """Your own PNG, JPEG or WebP pictures and preferences to Parquet that `datasets.load_dataset` reads.
 
-    Rows of a JSONL or CSV file: prompt with image_a, image_b, label (a, b or tie); or chosen, rejected; or (JSONL)
-    images and ranking, lower is better, equal ranks are ties. `import.json` counts rows and lists broken ones.
+    Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first) or
+    votes_a and votes_b; or chosen, rejected; or (JSONL) images and ranking, lower is better, equal ranks are ties. A
+    column criterion says what a choice is about. `import.json` counts rows and lists broken ones.
 
     Example: rewarddance data import votes.csv --format csv --media-root images --out data/mine
     """
@@ -110,8 +111,11 @@ class DataImport(Flags):
 
     def run(self) -> None:
         from rewarddance.data.importers import import_preferences
+        from rewarddance.reward.context import INSTRUCTIONS
 
-        found = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error)
+        found = import_preferences(
+            self.file, self.format, self.media_root, self.out, self.on_error, tuple(INSTRUCTIONS)
+        )
         show({k: v for k, v in found.as_dict().items() if k != "rejected"})
         for number, why in found.rejected[:20]:
             console.print(f"row {number}: {why}", highlight=False, markup=False, soft_wrap=True)
@@ -222,14 +226,19 @@ class Rank(Flags):
 
 @dataclass(frozen=True)
 class Sample(Flags):
-    """Draw pictures of a prompt; with --best-of N the judge keeps the best of N for each.
+    """Draw pictures of prompts; with --best-of N the judge keeps the best of N for each. Writes samples.json too.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
+
+    Example: rewarddance sample --prompts prompts.txt --adapter runs/refl --best-of 4 --judge runs/judge --out samples
     """
 
-    prompt: str
     out: Path
+    prompt: str | None = None
+    prompts: Path | None = None
+    """A text file, one prompt a line, instead of --prompt."""
     num: int = 4
+    """Pictures of each prompt."""
     generator: str = "tiny"
     adapter: Path | None = None
     """A run folder of `rewarddance align`."""
@@ -239,12 +248,19 @@ class Sample(Flags):
     num_steps: int = 20
     guidance: float = 1.0
     seed: int = 0
+    sample_batch: int = 128
+    """Pictures sampled and decoded at once; 4 or so at 1024 pixels."""
+    generator_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the generator's weights."""
 
     def run(self) -> None:
+        from rewarddance.jobs.align_names import read_prompts
         from rewarddance.jobs.sample import sample_to_folder
 
-        paths = sample_to_folder(
-            self.prompt,
+        need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
+        asked = [self.prompt] if self.prompts is None else read_prompts(self.prompts)[0]
+        found = sample_to_folder(
+            [p for p in asked if p is not None],
             self.out,
             num=self.num,
             generator=self.generator,
@@ -255,8 +271,10 @@ class Sample(Flags):
             num_steps=self.num_steps,
             guidance=self.guidance,
             seed=self.seed,
+            batch=self.sample_batch,
+            dtype=self.generator_dtype,
         )
-        show({"written": [str(p) for p in paths]})
+        show({"written": [str(self.out / x["file"]) for x in found]})
 
 
 @dataclass(frozen=True)
@@ -288,9 +306,10 @@ class Evaluate(Flags):
     """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
     vlm: str | None = None
     """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
-    num_steps: int = 10
-    """Sampling steps for --generator; a run uses its own."""
-    guidance: float = 1.0
+    num_steps: int | None = None
+    """Sampling steps; a run's own, or 10 for --generator, when not given."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; a run's own, or 1 (off) for --generator, when not given."""
     num_noises: int = 4
     """Fixed noises for each of the 240 prompts."""
     every: int = 1
@@ -304,8 +323,8 @@ class Evaluate(Flags):
             from rewarddance.jobs.evaluate import evaluate_generator
 
             setting: dict[str, Any] = {
-                "num_steps": self.num_steps,
-                "guidance": self.guidance,
+                "num_steps": self.num_steps or 10,
+                "guidance": 1.0 if self.guidance is None else self.guidance,
                 "every": self.every,
                 "seed": self.seed,
             }
@@ -317,6 +336,7 @@ class Evaluate(Flags):
             need(self.run_folder is not None, "evaluate: --prompts needs a run of `align`")
             assert self.run_folder is not None
             setting = {"judge": self.judge, "num_noises": self.num_noises, "seed": self.seed}
+            setting |= {"num_steps": self.num_steps, "guidance": self.guidance}
             show(evaluate_on_prompts(self.run_folder, self.prompts, **setting))
             return
         if self.judge is not None:
@@ -340,7 +360,9 @@ class Evaluate(Flags):
             return
         from rewarddance.jobs.evaluate import evaluate_alignment
 
-        show(evaluate_alignment(self.run_folder, num_noises=self.num_noises, every=self.every, seed=self.seed))
+        setting = {"num_noises": self.num_noises, "every": self.every, "seed": self.seed}
+        setting |= {"num_steps": self.num_steps, "guidance": self.guidance}
+        show(evaluate_alignment(self.run_folder, **setting))
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,11 @@ class PlanCommand(Flags):
         if found.chosen is None:
             console.print("nothing here fits: more GPUs, larger ones, or fewer pictures", highlight=False)
             return
+        kind = "internvl-lora" if found.chosen.trained == "adapters" else "internvl"
+        recipe = "" if self.backbone.startswith("tiny") else f"recipes/{kind}.yaml "
         start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
         console.print(
-            f"{start} train --backbone {self.backbone} {found.chosen.flags()} --data DATA --out RUN",
+            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} --data DATA --out RUN",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -69,10 +71,11 @@ class PlanCommand(Flags):
 def _table(found: Any) -> Table:
     parts = ("weights", "grads", "optim", "average", "gathered", "activ.", "total")
     setting_column = Column("setting", min_width=20, overflow="fold")
-    table = Table(setting_column, *(Column(p, justify="right") for p in parts), "fits", title="GiB of one process")
+    columns = ("total", *parts[:-1])  # a narrow terminal cuts at the right
+    table = Table("fits", setting_column, *(Column(p, justify="right") for p in columns), title="GiB of one process")
     for setting, memory in _worth_showing(found.tried):
-        cells = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in memory.gib().values()]
-        table.add_row(setting.flags(), *cells, "yes" if memory.total <= found.limit else "no")
+        *cells, total = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in memory.gib().values()]
+        table.add_row("yes" if memory.total <= found.limit else "no", setting.flags(), total, *cells)
     return table
 
 

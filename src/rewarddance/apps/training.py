@@ -78,7 +78,7 @@ class Align(Flags):
 
     Example: rewarddance align recipes/tiny/refl.yaml --judge runs/judge --out runs/refl --optim.lr 3e-5
 
-    Example: torchrun --nproc-per-node 8 -m rewarddance align recipes/sd3.yaml --out runs/refl
+    Example: torchrun --nproc-per-node 8 -m rewarddance align recipes/sd3.yaml --prompts prompts.txt --out runs/refl
     """
 
     out: Path

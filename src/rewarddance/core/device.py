@@ -32,6 +32,11 @@ def native_bf16(device_type: str) -> bool:
     return True
 
 
+def computes_in_bf16(precision: str, device: str = "auto") -> bool:
+    """Whether `precision` comes to bf16 on that device."""
+    return precision == "bf16" and native_bf16(resolve_device(device).type)
+
+
 def autocast(device: torch.device | str, precision: str = "bf16") -> torch.autocast:
     """bf16 autocast where `precision` is "bf16" and the hardware has it; elsewhere nothing changes (fp32)."""
     kind = torch.device(device).type

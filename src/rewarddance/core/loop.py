@@ -114,11 +114,15 @@ class Loop:
         self.extra: dict[str, Any] = {}
         """JSON-ready state that the algorithm wants kept with the checkpoint."""
         self.extra_tensors: dict[str, Tensor] = {}
-        """Tensors that the algorithm wants kept with the checkpoint."""
+        """Tensors that the algorithm wants kept with the checkpoint; `keep` fills them in."""
+        self.keep: Callable[[], None] | None = None
+        """Called before a checkpoint is written, to put the algorithm's state into `extra` and `extra_tensors`."""
         self.seconds = 0.0
 
     def save(self) -> None:
         """Write a checkpoint. Every data-parallel process calls it."""
+        if self.keep is not None:
+            self.keep()
         tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
         tensors["rng/torch"] = torch.get_rng_state()
         if torch.cuda.is_available():

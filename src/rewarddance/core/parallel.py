@@ -26,17 +26,19 @@ def is_leader() -> bool:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the process group that `torchrun` describes in the environment, and leave it at the end."""
+    """Join the process group that `torchrun` describes in the environment, and leave it at the end.
+
+    After an error the group is left to the end of the process, which should come soon (`apps/cli.py`).
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" now means this process's own
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: leaving waits for the others, who may be waiting for us. `torchrun` ends them when we end.
+    dist.destroy_process_group()
 
 
 def wait_for_all() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ class Draft:
     paths: tuple[str, ...]
     choices: tuple[Choice, ...]
     groups: dict[str, str] = field(default_factory=dict)
+    criterion: str = "overall"
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,24 @@ GROUPS = ("generator", "category", "style", "annotator")
 """Columns that say what a row belongs to; `train --leave-one-out` makes folds of them."""
 
 
-def understand(row: dict[str, Any], number: int) -> Draft:
-    """One row of any supported shape, with its groups.
+def understand(row: dict[str, Any], number: int, criteria: Collection[str] = ("overall",)) -> Draft:
+    """One row of any supported shape, with its groups and what its choice was about (column `criterion`).
 
     Raises:
         InputError: what is wrong with the row.
     """
     groups = {name: str(row[name]).strip() for name in GROUPS if row.get(name) not in (None, "")}
-    return replace(_preference(row, number), groups=groups)
+    criterion = str(row.get("criterion") or "overall")
+    if criterion not in criteria:
+        raise InputError(f"unknown criterion {criterion!r}; known: {', '.join(criteria)}")
+    return replace(_preference(row, number), groups=groups, criterion=criterion)
 
 
 def _preference(row: dict[str, Any], number: int) -> Draft:
     """One row of any supported shape.
 
-    Shapes: prompt with `image_a`, `image_b`, `label`; with `chosen`, `rejected`; with `images` (or `generations`)
+    Shapes: prompt with `image_a`, `image_b` and `label` (a, b, tie), `probability` (of the first) or `votes_a` and
+    `votes_b`; with `chosen`, `rejected`; with `images` (or `generations`)
     and `ranking` (lower is better, equal is a tie).
 
     Raises:
@@ -79,10 +84,7 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
     """
     prompt, name = _text(row, "prompt"), str(row.get("id") or f"row-{number}")
     if "image_a" in row or "image_b" in row:
-        label = _text({"label": str(row.get("label") or "")}, "label").lower()
-        if label not in LABELS:
-            raise InputError(f"unknown label {label!r}; use a, b or tie")
-        return Draft(name, prompt, (_text(row, "image_a"), _text(row, "image_b")), (Choice(0, 1, LABELS[label]),))
+        return Draft(name, prompt, (_text(row, "image_a"), _text(row, "image_b")), (Choice(0, 1, _label(row)),))
     if "chosen" in row or "rejected" in row:
         return Draft(name, prompt, (_text(row, "chosen"), _text(row, "rejected")), (Choice(0, 1, 1.0),))
     images, ranking = row.get("images", row.get("generations")), row.get("ranking")
@@ -95,6 +97,38 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
     if not all(isinstance(r, int | float) and math.isfinite(r) for r in ranking):
         raise InputError("ranks must be finite numbers")
     return Draft(name, prompt, tuple(images), from_ranking(ranking))
+
+
+def _label(row: dict[str, Any]) -> float:
+    """Probability that the first picture is better: `label`, `probability`, or `votes_a` and `votes_b`."""
+    if row.get("probability") not in (None, ""):
+        found = _number(row["probability"], "probability")
+        if not 0 <= found <= 1:
+            raise InputError(f"probability {found} is not between 0 and 1")
+        return found
+    if row.get("votes_a") not in (None, ""):
+        votes = _number(row["votes_a"], "votes_a"), _number(row.get("votes_b"), "votes_b")
+        if min(votes) < 0 or sum(votes) == 0:
+            raise InputError(f"votes {votes[0]:g} and {votes[1]:g}: needs one or more, none negative")
+        return votes[0] / sum(votes)
+    given = row.get("label")
+    label = _text({"label": "" if given is None else str(given)}, "label").lower()
+    if label in ("0", "0.0"):
+        raise Ambiguous("label 0: some files count pictures from 0, others mean 'the second'; write a, b or tie")
+    if label not in LABELS:
+        raise InputError(f"unknown label {label!r}; use a, b or tie, or a column `probability` (of the first)")
+    return LABELS[label]
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} {value!r} is not a number") from None
+
+
+class Ambiguous(InputError):
+    """A row that makes the meaning of all others doubtful: nothing is imported, whatever `on_error` says."""
 
 
 def _inside(root: Path, path: str) -> Path:
@@ -111,7 +145,7 @@ def load(draft: Draft, root: Path) -> dict[str, Any]:
     files = [_inside(root, p) for p in draft.paths]
     media = tuple(Media.open(f) for f in files)
     record = PreferenceRecord(
-        draft.record_id, draft.prompt, media, draft.choices, "overall", "import", groups=draft.groups
+        draft.record_id, draft.prompt, media, draft.choices, draft.criterion, "import", groups=draft.groups
     )
     return row_of(record, [f.read_bytes() for f in files])
 
@@ -152,12 +186,20 @@ _READERS: dict[Format, Callable[[Path], Iterator[tuple[int, dict[str, Any] | str
 
 
 def import_preferences(
-    source: Path, format: Format, media_root: Path, out: Path, on_error: Literal["stop", "skip"] = "stop"
+    source: Path,
+    format: Format,
+    media_root: Path,
+    out: Path,
+    on_error: Literal["stop", "skip"] = "stop",
+    criteria: Collection[str] = ("overall",),
 ) -> ImportReport:
     """Read `source` and write `out/train.parquet` and `out/import.json`.
 
     With `on_error="stop"` (the default) broken rows are still all found and listed, and nothing but the list is
     written.
+
+    Args:
+        criteria: what a column `criterion` may say; "overall" where there is none.
 
     Raises:
         InputError: the file cannot be read, no row is left, or rows are broken and `on_error` is "stop".
@@ -177,7 +219,9 @@ def import_preferences(
             try:
                 if isinstance(row, str):
                     raise InputError(row)
-                yield load(understand(row, number), media_root)
+                yield load(understand(row, number, criteria), media_root)
+            except Ambiguous as error:
+                raise InputError(f"{source}: row {number}: {error}") from None
             except (InputError, ValueError, OSError) as error:
                 rejected.append((number, str(error)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def fixed_samples(
     num_steps: int = 20,
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
+    batch: int = 120,
 ) -> Samples:
     """Draw `num_noises` samples a prompt; prompt i, noise j always starts from the same latent for equal seeds."""
     flat = [p for p in prompts for _ in range(num_noises)]
@@ -42,12 +43,12 @@ def fixed_samples(
     noise = generator.noise(len(flat), rng)
     pictures: list[Media] = []
     with autocast(noise.device):
-        for start in range(0, len(flat), 120):
-            part = flat[start : start + 120]
-            z = sample(generator, generator.condition(part), noise[start : start + 120], num_steps)
-            pictures += generator.decode(z)
+        for start in range(0, len(flat), batch):
+            part = flat[start : start + batch]
+            z = sample(generator, generator.condition(part), noise[start : start + batch], num_steps)
+            pictures += [replace(m, frames=m.frames.cpu()) for m in generator.decode(z)]
             if report is not None:
-                report(min(start + 120, len(flat)), len(flat))
+                report(min(start + batch, len(flat)), len(flat))
     rows = (tuple(pictures[i : i + num_noises]) for i in range(0, len(pictures), num_noises))
     return Samples(tuple(prompts), tuple(rows))
 

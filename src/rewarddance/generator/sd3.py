@@ -24,6 +24,10 @@ LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.ad
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 
 
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list)
+
+
 @contextmanager
 def _no_bar() -> Iterator[None]:
     """Without diffusers' own progress bar, which says nothing of local folders that load in a second."""
@@ -172,13 +176,21 @@ class Sd3Generator:
         self._has_adapter = True
 
     def save_adapter(self, folder: Path) -> Path:
-        """Write the LoRA adapter with its rank and alpha, which a plain state dict would lose."""
+        """Write the LoRA adapter with its rank and alpha, which a plain state dict would lose.
+
+        Beside it `pytorch_lora_weights.safetensors`, which diffusers' `pipeline.load_lora_weights(folder)` reads.
+        """
         state = get_peft_model_state_dict(self.transformer)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter.safetensors")
         config = self.transformer.peft_config["default"]
         content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
         (folder / "adapter.json").write_text(json.dumps(content, indent=2) + "\n")
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers={k: v.detach().cpu().contiguous() for k, v in state.items()},
+            transformer_lora_adapter_metadata={k: v for k, v in config.to_dict().items() if _plain(v)},
+        )
         return folder
 
     def load_adapter(self, folder: Path) -> None:

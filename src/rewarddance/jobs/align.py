@@ -80,6 +80,7 @@ def align_generator(
     generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         generator.transformer.enable_gradient_checkpointing()
+        generator.vae.enable_gradient_checkpointing()
     amp = partial(autocast, generator.device, config.precision)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     bank = ReferenceBank(
@@ -104,6 +105,8 @@ def align_generator(
         with amp():
             folder.log(0, prober.look(0))
 
+    loop.keep = partial(_remember, loop, bank, prober)
+
     def step(index: int) -> Metrics:
         if config.algorithm == "sft":
             return _shared(_sft_step(config, generator, index), loop, 1.0)
@@ -113,21 +116,25 @@ def align_generator(
                 bank.draw(generator, judge, index)
             rows = stream(config.seed, "align-batch", index).choice(len(chosen), config.batch_size)
             batch = [chosen[int(r)] for r in rows[rank() :: world_size()]]
-            found = refl_step(generator, judge, batch, bank.of(batch), config.refl, config.criterion, rng)
-        (found["loss"] * (len(batch) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
-        metrics = _shared({k: float(v.detach()) for k, v in found.items()}, loop, len(batch))
+        passes = []
+        for start in range(0, len(batch), config.micro_batch or len(batch)):
+            part = batch[start : start + (config.micro_batch or len(batch))]
+            with amp():
+                references = bank.of(part, generator.device)
+                found = refl_step(generator, judge, part, references, config.refl, config.criterion, rng)
+            (found["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
+            passes.append((len(part), {k: float(v.detach()) for k, v in found.items()}))
+        mean = {k: sum(n * figures[k] for n, figures in passes) / len(batch) for k in passes[0][1]}
+        metrics = _shared(mean, loop, len(batch))
         bank.note(metrics["reward"])
         loop.extra["kl"] = 0.95 * loop.extra.get("kl", 0.0) + 0.05 * metrics["kl"]
-        _remember(loop, bank, prober)
         return metrics | {"win_rate": bank.win_rate, "references_from": bank.drawn_at}
 
     def validate(index: int) -> Metrics:
         if config.algorithm == "sft" or not is_leader():
             return {}
         with loop.averaged(), amp():
-            found = prober.look(index)
-        _remember(loop, bank, prober)
-        return found
+            return prober.look(index)
 
     def stop(metrics: Metrics) -> str | None:
         over = config.max_kl > 0 and loop.extra.get("kl", 0.0) > config.max_kl
@@ -209,7 +216,7 @@ def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
     bank.drawn_at, bank.win_rate = loop.extra.get("drawn_at", -1), loop.extra.get("win_rate", 0.5)
     if "bank" in found:
         bank.pictures = {
-            p: Media(x[None], origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)
+            p: Media(x[None].cpu(), origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)
         }
     if "probe_references" in found:
         prober.references = [Media(x[None], origin="generator") for x in found["probe_references"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ def evaluate_alignment(
     diversity_prompts: int = 60,
     diversity_noises: int = 8,
     seed: int = 0,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Before and after on the benchmark: oracle by category with intervals, proxy reward, diversity, samples.
 
     Args:
         every: take each `every`-th benchmark prompt (1 takes all 240).
-        num_steps: sampling steps; the run's own when None.
+        num_steps, guidance: of the sampling; the run's own when None.
     """
     content = RunFolder(run).read()
     if content["kind"] != "align":
@@ -51,14 +52,13 @@ def evaluate_alignment(
         raise RunError(
             f"{run}: trained on its own prompts, which the oracle does not know; evaluate --prompts FILE asks its judge"
         )
-    steps = num_steps or config["refl"]["num_steps"]
     chosen = benchmark_prompts()[::every]
     categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
-    generator = load_generator(config["generator"], adapter=run, guidance=config["guidance"])
+    generator, steps, batch = aligned_generator(run, config, num_steps, guidance)
     judge = load_judge(config["judge"], precision="bf16")
     with generator.reference():
-        before = draw_samples("before", generator, prompts, num_noises, steps, seed)
-    after = draw_samples("after", generator, prompts, num_noises, steps, seed)
+        before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
+    after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
     gold_before, gold_after = measure(before, gold), measure(after, gold)
     proxy = proxy_reward(judge, after, before, config["criterion"])
     few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
@@ -66,9 +66,10 @@ def evaluate_alignment(
     spread = {}
     with generator.reference():
         spread["before"] = diversity(
-            draw_samples("spread", generator, few, diversity_noises, steps, seed + 1), features
+            draw_samples("spread", generator, few, diversity_noises, steps, seed + 1, batch), features
         )
-    spread["after"] = diversity(draw_samples("spread", generator, few, diversity_noises, steps, seed + 1), features)
+    drawn = draw_samples("spread", generator, few, diversity_noises, steps, seed + 1, batch)
+    spread["after"] = diversity(drawn, features)
     found = {
         "prompts": len(prompts),
         "noises": num_noises,
@@ -80,6 +81,16 @@ def evaluate_alignment(
     write_json(run / "evaluation.json", found)
     save_pairs(run / "samples", before, after, gold_before, gold_after)
     return found
+
+
+def aligned_generator(
+    run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None
+) -> tuple[Sd3Generator, int, int]:
+    """A run's generator with its adapter, in the run's own precision; sampling steps and pictures in one pass."""
+    scale = config["guidance"] if guidance is None else guidance
+    dtype = config.get("generator_dtype", "fp32")
+    generator = load_generator(config["generator"], adapter=run, guidance=scale, dtype=dtype)
+    return generator, num_steps or config["refl"]["num_steps"], config.get("sample_batch", 128)
 
 
 def evaluate_generator(
@@ -96,11 +107,11 @@ def evaluate_generator(
 
 
 def draw_samples(
-    title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int
+    title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int, batch: int = 120
 ) -> Samples:
     """Pictures of every prompt from the same noises, whatever the generator's weights."""
     with progress(f"samples {title}") as report:
-        return fixed_samples(generator, prompts, noises, steps, seed, report)
+        return fixed_samples(generator, prompts, noises, steps, seed, report, batch)
 
 
 @torch.no_grad()

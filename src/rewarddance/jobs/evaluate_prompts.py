@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder, write_json
-from rewarddance.core.statistics import bootstrap
+from rewarddance.core.statistics import bootstrap, paired_bootstrap
 from rewarddance.evaluate.generator import diversity
 from rewarddance.jobs.align_names import read_prompts
-from rewarddance.jobs.evaluate import draw_samples, proxy_reward, save_pairs
-from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.jobs.evaluate import aligned_generator, draw_samples, proxy_reward, save_pairs
+from rewarddance.jobs.load import load_judge
 from rewarddance.reward.checkpoint import Judge
 
 
@@ -27,6 +29,7 @@ def evaluate_on_prompts(
     num_noises: int = 4,
     num_steps: int | None = None,
     seed: int = 0,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Before and after on a file of prompts, by a judge; writes `evaluation_prompts.json` and samples into the run.
 
@@ -34,23 +37,25 @@ def evaluate_on_prompts(
 
     Args:
         judge: whose verdict counts; the run's own when None.
+        num_steps, guidance: of the sampling; the run's own when None.
 
     Returns:
         win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
         is it the one that the generator was trained with; trained_on: share of the prompts that were trained on;
-        diversity.
+        diversity. With another judge also training_judge: the win rate by the one that trained, overrated: how much
+        more it sees than the other (paired, with an interval), and hacking: `none`, `suspected` (it sees a gain and the
+        other does not) or `hacking` (the other sees a loss; both intervals are clear of one half).
     """
     content = RunFolder(run).read()
     if content["kind"] != "align":
         raise RunError(f"{run}: holds a {content['kind']} run; prompts are for alignment runs")
     config = content["config"]
     prompts, _ = read_prompts(file)
-    steps = num_steps or config["refl"]["num_steps"]
-    generator = load_generator(config["generator"], adapter=run, guidance=config["guidance"])
+    generator, steps, batch = aligned_generator(run, config, num_steps, guidance)
     ready = load_judge(judge or config["judge"], precision="bf16")
     with generator.reference():
-        before = draw_samples("before", generator, prompts, num_noises, steps, seed)
-    after = draw_samples("after", generator, prompts, num_noises, steps, seed)
+        before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
+    after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
     wins = proxy_reward(ready, after, before, config["criterion"])
     seen: set[str] = set()
     if config.get("prompts") is not None and Path(config["prompts"]).is_file():
@@ -61,15 +66,33 @@ def evaluate_on_prompts(
         "prompts": len(prompts),
         "noises": num_noises,
         "num_steps": steps,
+        "guidance": generator.guidance,
         "judge": judge or config["judge"],
         "same_judge": judge is None or judge == config["judge"],
         "trained_on": len(seen & set(prompts)) / len(prompts),
         "win_rate": bootstrap(wins).as_dict(),
         "diversity": spread,
     }
+    if not found["same_judge"]:
+        del ready
+        own = proxy_reward(load_judge(config["judge"], precision="bf16"), after, before, config["criterion"])
+        found |= held_against(own, wins)
     write_json(run / "evaluation_prompts.json", found)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
     return found
+
+
+def held_against(own: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, Any]:
+    """The training judge's P(after is better) beside another's, (prompts, noises) each."""
+    mine, theirs = bootstrap(own), bootstrap(other)
+    verdict = "none"
+    if mine.ci_low > 0.5:
+        verdict = "hacking" if theirs.ci_high < 0.5 else "suspected" if theirs.mean <= 0.5 else "none"
+    return {
+        "training_judge": mine.as_dict(),
+        "overrated": paired_bootstrap(own, other).as_dict(),
+        "hacking": verdict,
+    }
 
 
 def judge_features(judge: Judge) -> Any:

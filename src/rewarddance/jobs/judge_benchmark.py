@@ -14,6 +14,7 @@ from rewarddance.core.device import autocast
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
+from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
 from rewarddance.jobs.blind_spots import judge_blind_spots
@@ -61,14 +62,23 @@ def benchmark_judge(
     return {**found, **margins(judge, model, every, seed), "edits": judge_blind_spots(judge, seed=seed)}
 
 
-def measure_on_data(name: str | Path, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """A judge on the held-out files of a data folder (a tenth of its prompts where it has none), with calibration.
+def measure_on_data(name: str | Path, folder: Path, seed: int = 0, most: int = 2000) -> dict[str, Any]:
+    """A judge on the held-out files of a data folder, with calibration.
+
+    Where the folder has none, on the tenth of its prompts that a judge's training holds out: by the run's own seed, so
+    that a judge does not meet prompts that it was trained on.
+
+    Args:
+        name: what `load_judge` takes; of a run the seed is the run's own. seed: for what is not a run.
+        most: records of each file at most, evenly spread.
 
     Raises:
         InputError: no such folder, or too few prompts.
     """
+    if (Path(name) / "run.json").is_file():
+        seed = RunFolder(Path(name)).read()["config"].get("seed", seed)
     judge = load_judge(name)
-    _, held_out = load_sets(folder, seed)
+    _, held_out = load_sets(folder, seed, most)
     return {n: measure_judge(judge, r) | {"calibration": calibration(judge, r)} for n, r in held_out.items()}
 
 

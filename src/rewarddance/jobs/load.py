@@ -59,13 +59,15 @@ def load_to_train(config: RewardConfig) -> Backbone:
     return load_backbone(config.backbone, "auto" if config.shard == 1 else "cpu", config.weights)
 
 
-def load_internvl(name: str | Path = "tiny") -> InternVLBackbone:
+def load_internvl(name: str | Path = "tiny", device: str = "auto") -> InternVLBackbone:
     """A VLM of the embedded one's class, whose vision tower takes squares.
 
     Raises:
         ConfigError: another architecture.
     """
-    return InternVLBackbone.load(find(name, "vlm"))
+    backbone = InternVLBackbone.load(find(name, "vlm"))
+    backbone.module.to(resolve_device(device))
+    return backbone
 
 
 def load_judge(
@@ -84,7 +86,9 @@ def load_judge(
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12); 1 judges the small view alone, as training does.
     """
-    judge = load_judge_folder(find(name, "judge"), precision=precision, image_cache=image_cache, tiles=tiles)
+    judge = load_judge_folder(
+        find(name, "judge"), precision=precision, image_cache=image_cache, tiles=tiles, device=device
+    )
     for module in judge.trainable().values():
         module.to(resolve_device(device))
     return judge

@@ -71,7 +71,7 @@ def evaluate_judge(run: Path) -> dict[str, Any]:
     """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
     config = RunFolder(run).read()["config"]
     folder = run / "data" if config["data"] == "embedded" else Path(config["data"])
-    _, validation = load_sets(folder, config["seed"])
+    _, validation = load_sets(folder, config["seed"], 2000)
     judge = load_judge(run)
     found = {name: measure_judge(judge, records) for name, records in validation.items()}
     write_json(run / "evaluation.json", found)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
 from rewarddance.core.streams import stream
@@ -40,13 +41,16 @@ def data_folder(config: RewardConfig, out: Path) -> Path:
     if config.data != "embedded":
         return Path(config.data)
     folder = out / "data"
-    if not (folder / "ood.parquet").is_file():
+    if is_leader() and not (folder / "ood.parquet").is_file():
         build_data(PreferencesConfig(seed=config.seed), MAX_VALIDATION, "tiny", folder)
+    wait_for_all()
     return folder
 
 
-def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:
-    """Training records and named validation sets of a data folder.
+def load_sets(
+    folder: Path, seed: int, most: int = MAX_VALIDATION
+) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:
+    """Training records and named validation sets of a data folder, at most `most` records each, evenly spread.
 
     Raises:
         InputError: no training file, or too few prompts to hold any out.
@@ -58,7 +62,7 @@ def load_sets(folder: Path, seed: int) -> tuple[RecordTable, dict[str, Sequence[
         named = {"id": held}
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
-    return train, {n: _spread(t, MAX_VALIDATION) for n, t in named.items()}
+    return train, {n: _spread(t, most) for n, t in named.items()}
 
 
 def _spread(table: RecordTable, most: int) -> RecordTable:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rewarddance.core.device import resolve_device
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
-from rewarddance.core.parallel import is_leader, wait_for_all
+from rewarddance.core.parallel import is_leader, wait_for_all, world_size
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
@@ -101,6 +101,10 @@ def train_judge(
     def say(text: str) -> None:
         console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
 
+    if config.prompts_per_step < world_size():
+        raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes want as many or more")
+    epochs = config.loop.num_steps * config.prompts_per_step / max(1, len(train))
+    say(f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records")
     accumulate = Accumulator(
         judge.single,
         list(loop.parameters.values()),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewarddance.core.device import native_bf16
+from rewarddance.core.device import computes_in_bf16
 from rewarddance.core.errors import JudgementError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel, Verdict
@@ -83,9 +83,15 @@ def _pointwise_difference(single: RewardModel, comparisons: Sequence[Comparison]
     return Verdict.from_margin(margin, mass)
 
 
-def new_judge(spec: JudgeSpec, backbone: Backbone, *, strict: bool = False, image_cache: int = 0) -> Judge:
-    """A judge on a backbone that has not been trained to judge yet."""
-    half = spec.precision == "bf16" and native_bf16(backbone.device.type)
+def new_judge(
+    spec: JudgeSpec, backbone: Backbone, *, strict: bool = False, image_cache: int = 0, device: str = "auto"
+) -> Judge:
+    """A judge on a backbone that has not been trained to judge yet.
+
+    Args:
+        device: where it will compute; a backbone that is to be sharded is still in main memory.
+    """
+    half = computes_in_bf16(spec.precision, device)
     engine = Engine(backbone, image_cache=image_cache, autocast=torch.bfloat16 if half else None)
     if spec.paradigm in SCALAR:
         return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm))
@@ -108,9 +114,16 @@ def save_judge(judge: Judge, folder: Path, weights: Mapping[str, Mapping[str, Te
 
 
 def load_judge_folder(
-    folder: Path, *, precision: Literal["fp32", "bf16"] | None = None, image_cache: int = 0, tiles: int = 1
+    folder: Path,
+    *,
+    precision: Literal["fp32", "bf16"] | None = None,
+    image_cache: int = 0,
+    tiles: int = 1,
+    device: str = "auto",
 ) -> Judge:
     """Load a judge, frozen and in evaluation mode. A folder without `judge.json` is a plain VLM, asked as it is.
+
+    Where it will compute in bf16 its weights are loaded in bf16: nobody trains them, so nobody needs masters.
 
     Args:
         precision: overrides what the judge was saved with.
@@ -127,10 +140,11 @@ def load_judge_folder(
         raise RunError(f"{path}: not a judge's description ({error})") from None
     if precision is not None:
         spec = spec.model_copy(update={"precision": precision})
-    backbone = load_backbone_folder(folder)
+    half = computes_in_bf16(spec.precision, device)
+    backbone = load_backbone_folder(folder, torch.bfloat16 if half else torch.float32)
     backbone.module.requires_grad_(False)
     backbone.tile(tiles)
-    judge = new_judge(spec, backbone, strict=True, image_cache=image_cache)
+    judge = new_judge(spec, backbone, strict=True, image_cache=image_cache, device=device)
     if isinstance(judge.single, ScalarJudge):
         judge.single.head.load_state_dict(load_file(folder / "head.safetensors"))
         judge.single.head.requires_grad_(False)

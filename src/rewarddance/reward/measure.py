@@ -36,12 +36,12 @@ def measure_judge(
         each: told of every record and its table of margins (K, K), antisymmetric.
 
     Returns:
-        accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy, answer_mass,
-        disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank correlation
-        between round-robin margin and truth, K >= 3).
+        accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy and its interval,
+        answer_mass, disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank
+        correlation between round-robin margin and truth, K >= 3).
     """
     rights: list[tuple[str, int, float]] = []  # source, record, right or not
-    labelled: list[float] = []
+    labelled: list[tuple[int, float]] = []
     correlations: list[float] = []
     masses, swaps = [], []
     for start in range(0, len(records), chunk):
@@ -61,7 +61,7 @@ def measure_judge(
                 table[j, i] = -table[i, j]
             if each is not None:
                 each(r, table)
-            labelled += [_agree(table[c.first, c.second], c.label - 0.5) for c in r.choices if c.label != 0.5]
+            labelled += [(number, _agree(table[c.first, c.second], c.label - 0.5)) for c in r.choices if c.label != 0.5]
             if r.truth is None:
                 continue
             for i, j in all_pairs(len(r.media)):
@@ -71,7 +71,8 @@ def measure_judge(
             if len(r.media) >= 3 and np.ptp(r.truth) > CLEAR:
                 correlations.append(spearman(table.sum(1), np.array(r.truth)))
     out: dict[str, Any] = {"num_pairs": len(rights) or len(labelled)}
-    out["label_accuracy"] = float(np.mean(labelled)) if labelled else None
+    out["label_accuracy"] = float(np.mean([v for _, v in labelled])) if labelled else None
+    out["label_accuracy_ci"] = _interval(labelled) if labelled else None
     out["accuracy"] = float(np.mean([v for *_, v in rights])) if rights else out["label_accuracy"]
     for source in sorted({s for s, *_ in rights}):
         own = [(n, v) for s, n, v in rights if s == source]
@@ -86,7 +87,10 @@ def measure_judge(
 def _interval(rights: Sequence[tuple[int, float]]) -> list[float]:
     """95% bootstrap interval of the share of pairs that are right; records are drawn, with all their pairs."""
     numbers = sorted({n for n, _ in rights})
-    sums = np.array([[sum(v for m, v in rights if m == n), sum(m == n for m, _ in rights)] for n in numbers])
+    place = {n: i for i, n in enumerate(numbers)}
+    sums = np.zeros((len(numbers), 2))
+    for n, right in rights:
+        sums[place[n]] += (right, 1)
     rows = stream(0, "measure-judge").integers(len(numbers), size=(1000, len(numbers)))
     drawn = sums[rows].sum(1)
     return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]

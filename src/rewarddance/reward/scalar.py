@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
@@ -46,7 +47,8 @@ class ScalarJudge:
     def outputs(self, comparisons: Sequence[Comparison]) -> Tensor:
         """What the head says of every candidate, (N, outputs) fp32; references are not looked at."""
         dialogs = [self.context.render(replace(c, reference=None)) for c in comparisons]
-        out: Tensor = self.head(self.engine.answer_hidden(dialogs)).float()
+        states, bias = self.engine.answer_hidden(dialogs), self.head.bias
+        out = F.linear(states, self.head.weight.float(), bias.float())  # sharded weights are gathered in bf16
         if self.paradigm == "regression":
             columns = torch.tensor([list(INSTRUCTIONS).index(c.criterion) for c in comparisons], device=out.device)
             return out.gather(1, columns[:, None])

@@ -238,9 +238,26 @@ def _fused(
         mask = torch.cat([past, visible.expand(g * m, 1, n, n)], -1)
         keys, values = torch.cat([old_k, keys], 2), torch.cat([old_v, values], 2)
         out = F.scaled_dot_product_attention(
-            rows, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=r > 1
+            rows,
+            *_repeated(keys, values, r),
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=_groups(rows, r),
         )
     return out.view(g, m, heads, r, n, d).permute(0, 2, 1, 3, 4, 5)
+
+
+def _groups(rows: Tensor, repeats: int) -> bool:
+    """CUDA's fused kernels take a mask or grouped heads, not both; with both torch falls back to plain mathematics."""
+    return repeats > 1 and not rows.is_cuda
+
+
+def _repeated(keys: Tensor, values: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Keys and values for every head of its own on CUDA, as they are elsewhere."""
+    if not keys.is_cuda or repeats == 1:
+        return keys, values
+    return keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
 
 
 def attach(language_model: Any) -> bool:

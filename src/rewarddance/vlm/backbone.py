@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -149,7 +150,7 @@ class Backbone(ABC):
             inputs_embeds=embeds[None],
             position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
             use_cache=False,
-            tree=tree,
+            tree=replace(tree, token_of=(), first=()),  # FSDP walks through every argument of every layer
             answers=answers,
             **self.extras(is_image, seen),
         )
@@ -159,6 +160,11 @@ class Backbone(ABC):
     def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
         """More keywords for the language model; no mask is ever built."""
         return {"attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))}
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Rows of the language-model head, (N, D)."""
+        weight: Tensor = self.model.lm_head.weight
+        return weight[ids]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (B, V) of hidden states (B, D); two-dimensional, which bf16 on CPU wants."""
@@ -175,8 +181,14 @@ def open_config(folder: str | Path, known: Sequence[str]) -> Any:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no config.json; needs a folder in Hugging Face layout")
+    written = json.loads((folder / "config.json").read_text()).get("model_type")
+    if written == "internvl_chat":
+        raise ConfigError(
+            f"{folder}: InternVL in its original layout, which runs code of its own; take the repository whose name "
+            "ends in -HF"
+        )
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise ConfigError(f"{folder}: transformers cannot read its config.json ({error})") from None
     if config.model_type not in known:

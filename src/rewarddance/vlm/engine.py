@@ -145,10 +145,15 @@ class Engine:
         chosen, total = [], []  # a whole vocabulary of logits is held for HEAD_ROWS questions at a time
         for rows in torch.split(hidden, HEAD_ROWS):
             logits = self.backbone.head(rows).float()
-            chosen.append(logits[:, ids])
+            chosen.append(logits[:, ids] if self.autocast is None else self._exact(rows, ids))
             total.append(logits.logsumexp(-1, keepdim=True))
         found = torch.cat(chosen)
         return Answers(found, found - torch.cat(total))
+
+    def _exact(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Logits of some words in fp32: in bf16 margins would come in steps of a sixteenth."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return rows.float() @ self.backbone.words(ids).float().T
 
     def _logp(self, hidden: Tensor, targets: Tensor) -> Tensor:
         parts = zip(torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True)

@@ -132,7 +132,7 @@ def train_vlm(
 def _begin(config: VlmConfig, vision: Path | None) -> tuple[Any, Any]:
     """The model before its first step, in fp32, and its tokenizer."""
     if config.start is not None:
-        found = load_internvl(config.start)
+        found = load_internvl(config.start, "cpu")
         return found.model.float().requires_grad_(True), found.tokenizer
     tokenizer = new_tokenizer()
     model = new_vlm(config.size, tokenizer, config.seed)
