@@ -69,6 +69,21 @@ def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
     assert torch.allclose(generator.velocity(z, 0.4, condition), again.velocity(z, 0.4, condition), atol=1e-6)
 
 
+def test_diffusers_itself_loads_the_adapter(generator, pipeline_folder, tmp_path):
+    generator.add_lora(4, 16.0)
+    for name, p in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    generator.save_adapter(tmp_path)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, text_encoder_3=None, tokenizer_3=None)
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    z = generator.noise(1, torch.Generator().manual_seed(0))
+    condition = generator.condition(PROMPTS[:1])
+    with torch.no_grad():
+        wanted, found = (g.velocity(z, 0.4, condition) for g in (generator, Sd3Generator(pipeline)))
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
 def test_no_reference_without_adapter_is_one_clear_line(generator):
     with pytest.raises(ConfigError, match="add_lora"), generator.reference():
         pass

@@ -1,5 +1,6 @@
 """Alignment on a user's own prompts: no oracle, so a judge compares, and says whether it may."""
 
+import numpy as np
 import pytest
 
 from rewarddance.apps.report import write_report
@@ -8,7 +9,7 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.align_names import align_from_names
 from rewarddance.jobs.evaluate import evaluate_alignment
-from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
+from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts, held_against
 from rewarddance.jobs.train import train_from_data
 from rewarddance.jobs.train_reward_config import RewardConfig
 
@@ -40,6 +41,20 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     assert "50% of these prompts were trained on" in page
     other = evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(tmp_path / "judge" / "model"), num_noises=2)
     assert not other["same_judge"]
+    assert other["training_judge"]["mean"] == pytest.approx(other["win_rate"]["mean"], abs=1e-4)  # the same weights
+    assert other["hacking"] in ("none", "suspected")
+
+
+def test_the_training_judge_is_held_against_another():
+    rng = np.random.default_rng(0)
+    high, low, even = (np.clip(rng.normal(m, 0.05, (40, 4)), 0, 1) for m in (0.7, 0.4, 0.5))
+    assert held_against(high, low)["hacking"] == "hacking"
+    assert held_against(high, even - even.mean() + 0.499)["hacking"] == "suspected"
+    assert held_against(high, high)["hacking"] == "none"
+    assert held_against(even, low)["hacking"] == "none"  # it does not claim a gain
+    found = held_against(high, low)["overrated"]
+    assert found["mean"] == pytest.approx(0.3, abs=0.02)
+    assert found["ci_low"] > 0.25
 
 
 def test_the_oracle_is_not_asked_about_prompts_that_it_does_not_know(run):

@@ -222,6 +222,29 @@ def test_equal_configurations_give_equal_trajectories_and_resume_is_exact(pipeli
     same(trajectory(tmp_path / "b", *keys), trajectory(tmp_path / "a", *keys), rel=1e-5, abs=1e-7)
 
 
+def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path, monkeypatch):
+    """Every pass weighs as many pictures as it has."""
+
+    def known_gradient(generator, judge, prompts, references, *rest):
+        weights = sum(p.sum() for n, p in generator.transformer.named_parameters() if p.requires_grad)
+        mean = sum(map(len, prompts)) / len(prompts)
+        return {k: torch.tensor(mean) for k in ("reward", "kl")} | {"loss": mean * weights}
+
+    monkeypatch.setattr("rewarddance.jobs.align.refl_step", known_gradient)
+    found = []
+    for micro in (0, 1, 2):
+        config = AlignConfig(
+            num_prompts=6, batch_size=3, micro_batch=micro, lora_rank=2, probe_prompts=2,
+            references=ReferenceConfig(num_candidates=2), refl=ReflConfig(num_steps=4),
+            optim=OptimConfig(lr=1e-9), loop=LoopConfig(num_steps=2),
+        )  # fmt: skip
+        out = tmp_path / str(micro)
+        align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), out)
+        found.append(trajectory(out, "grad_norm", "reward"))
+    same(found[1], found[0], rel=1e-5)
+    same(found[2], found[0], rel=1e-5)
+
+
 @pytest.mark.parametrize(("algorithm", "kind"), [("sft", "best_of_n"), ("refl", "random"), ("refl", "none")])
 def test_controls_and_reference_kinds_run(algorithm, kind, pipeline_folder, trained, vlm_folder, tmp_path):
     judge = vlm_folder if kind == "none" else trained

@@ -24,8 +24,10 @@ LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.ad
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool | list)
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that JSON can hold, sets as lists."""
+    lists = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+    return {k: v for k, v in lists.items() if isinstance(v, str | int | float | bool | list)}
 
 
 @contextmanager
@@ -189,7 +191,7 @@ class Sd3Generator:
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
             transformer_lora_layers={k: v.detach().cpu().contiguous() for k, v in state.items()},
-            transformer_lora_adapter_metadata={k: v for k, v in config.to_dict().items() if _plain(v)},
+            transformer_lora_adapter_metadata=_plain(config.to_dict()),
         )
         return folder
 
