@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -278,9 +279,16 @@ def attach(language_model: Any) -> bool:
 def _trimmed(layer: Any, hidden_states: Tensor, *args: Any, answers: Tensor | None = None, **kwargs: Any) -> Any:
     if answers is None:
         return type(layer).forward(layer, hidden_states, *args, **kwargs)
+    if getattr(layer, "gradient_checkpointing", False) and layer.training:
+        return layer._gradient_checkpointing_func(partial(_last, layer, answers=answers, **kwargs), hidden_states)
+    return _last(layer, hidden_states, answers=answers, **kwargs)
+
+
+def _last(layer: Any, hidden_states: Tensor, *, answers: Tensor, **kwargs: Any) -> Tensor:
     out, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
     kept = hidden_states[:, answers] + out[:, answers]
-    return kept + layer.mlp(layer.post_attention_layernorm(kept))
+    found: Tensor = kept + layer.mlp(layer.post_attention_layernorm(kept))
+    return found
 
 
 AttentionInterface.register(NAME, tree_attention)
