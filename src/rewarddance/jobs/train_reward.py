@@ -15,7 +15,7 @@ from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
-from rewarddance.core.parallel import is_leader, wait_for_all, world_size
+from rewarddance.core.parallel import is_leader, rank, wait_for_all, world_size
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
@@ -31,7 +31,7 @@ from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_d
 
 
 def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
-    """The `prompts_per_step` records of one step.
+    """This process's share of the `prompts_per_step` records of one step; no other record's pictures are decoded.
 
     A pure function of the seed and the step, so that a resumed run sees the same batches.
     """
@@ -39,7 +39,7 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     epoch, place = divmod(index, per_epoch)
     order = stream(config.seed, "epoch", epoch).permutation(len(records))
     chosen = order[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
-    batch = [records[int(i)] for i in chosen]
+    batch = [records[int(i)] for i in chosen[rank() :: world_size()]]
     return [at_random(r, config.seed) for r in batch] if config.shuffle_labels else batch
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import add_up_gradients, any_of, mean_over_processes, most, rank, world_size
+from rewarddance.core.parallel import add_up, add_up_gradients, any_of, mean_over_processes, most
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import Inside, plainly
 from rewarddance.core.streams import stream
@@ -53,15 +53,14 @@ class Accumulator:
 
         `index` is the step, on which the order of questions depends.
 
-        Data-parallel processes share the records out; each ends with the gradient and the figures of all of them
-        (`reason_logp`, which not every process may have, is of its own records).
+        Every data-parallel process gives records of its own; each ends with the gradient and the figures of all of
+        them (`reason_logp`, which not every process may have, is of its own records).
 
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
         asked = [self._ordered(questions(r, self.paradigm), r.record_id, index) for r in records]
-        total = sum(map(len, asked))
-        records, asked = records[rank() :: world_size()], asked[rank() :: world_size()]
+        total = int(add_up(torch.tensor(sum(map(len, asked)))))
         while True:
             try:
                 figures = self._passes(records, asked, total)
