@@ -43,6 +43,8 @@ class VlmConfig(Config):
     drawn_share: float = 0.4
     """Share of lessons on the generator's pictures, from step `drawn_from` on."""
     drawn_from: int = 1000
+    matching_share: float = 0.4
+    """Share of lessons on matching alone (`world/questions.py`)."""
     verdict_weight: float = 3.0
     """Weight of one-word answers against the words of longer ones."""
     optim: OptimConfig = OptimConfig(
@@ -68,7 +70,7 @@ def train_vlm(
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
-    source = LessonSource(drawn, config.drawn_share)
+    source = LessonSource(drawn, config.drawn_share, config.matching_share)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
