@@ -6,7 +6,8 @@ from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, kinds, listing
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, PromptError, parse, phrase
-from rewarddance.world.questions import lesson, lesson_on
+from rewarddance.world.oracle import judge
+from rewarddance.world.questions import lesson, lesson_on, matching_lesson
 from rewarddance.world.raters import Rater, crowd
 from rewarddance.world.reading import read_scene
 from rewarddance.world.render import render
@@ -93,7 +94,8 @@ def test_training_streams_hold_nothing_held_out():
     banned = [f"{c} {s}" for c, s in OOD_KINDS] + [OOD_STYLE]
     drawn = [lesson_on(p, x, rng) for p, x in (_as_if_drawn(rng) for _ in range(400))]
     assert sum(d is not None for d in drawn) > 100
-    for found in [lesson(rng) for _ in range(1500)] + [d for d in drawn if d is not None]:
+    matching = [matching_lesson(rng) for _ in range(400)]
+    for found in [lesson(rng) for _ in range(1500)] + matching + [d for d in drawn if d is not None]:
         texts = [found.prompt or "", *(t for turn in found.turns for t in turn)]
         for text in texts:
             assert not any(f"{b} " in f"{text} ".replace("?", " ").replace(",", " ") for b in banned), text
@@ -111,6 +113,28 @@ def test_training_streams_hold_nothing_held_out():
             assert plain is None or not is_held_out(plain)
             assert all((o.colour, o.shape) not in OOD_KINDS for o in s.objects)
             assert s.style != OOD_STYLE
+
+
+def test_matching_lessons_agree_with_the_oracle_and_say_no_as_often_as_yes():
+    rng = stream(8, "matching")
+    answers: dict[str, list[bool]] = {}
+    for _ in range(400):
+        found = matching_lesson(rng)
+        assert found.prompt
+        for i, image in enumerate(found.images, 1):
+            said = {q.split(" of image")[0]: a == "yes" for q, a in found.turns if f"image {i}" in q}
+            match = said.pop(f"does image {i} match the prompt?")
+            sides = {k.rsplit(" ", 1)[1]: v for k, v in said.items() if k.startswith(("is the ", "are the "))}
+            assert not match or all(sides.values())
+            judged = judge(image, found.prompt)
+            if match:
+                assert judged.fidelity > 0.8
+            if not sides.get("background", True) or not sides.get("objects", True):
+                assert judged.fidelity < 0.9
+            for name, right in {**sides, "match": match}.items():
+                answers.setdefault(name, []).append(right)
+    assert set(answers) == {"match", "background", "style", "colour", "objects", "layout"}
+    assert all(0.2 < np.mean(v) < 0.85 for v in answers.values())
 
 
 def test_ood_holds_every_kind_of_novelty():
