@@ -43,6 +43,9 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     assert not other["same_judge"]
     assert other["training_judge"]["mean"] == pytest.approx(other["win_rate"]["mean"], abs=1e-4)  # the same weights
     assert other["hacking"] in ("none", "suspected")
+    page = write_report(run).read_text()
+    assert "it overrates by" in page
+    assert 'class="px"' in page
 
 
 def test_the_training_judge_is_held_against_another():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from rewarddance.core.errors import RunError
@@ -38,8 +40,19 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+SMALL, LARGE = 128, 512
+"""Sides in pixels: up to `SMALL` a picture is shown as it is and magnified, others as JPEG of at most `LARGE`."""
+
+
 def _image(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    content, kind = path.read_bytes(), "png"
+    with Image.open(path) as image:
+        if max(image.size) > SMALL:
+            image.thumbnail((LARGE, LARGE))
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=90)
+            content, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def _layout(figure: go.Figure, y: str, x: str = "step") -> str:
@@ -122,15 +135,17 @@ def _figure_list(wanted: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
 
 def _align_figures(run: Path) -> list[dict[str, Any]]:
     metrics = RunFolder(run).metrics()
-    probe = {"probe/gold": "oracle fidelity", "probe/proxy": "judge's P(yes)"}
+    second = RunFolder(run).read()["config"].get("gold_judge")
+    gold = "second judge's P(yes)" if second else "oracle fidelity"
+    probe = {"probe/gold": gold, "probe/proxy": "judge's P(yes)"}
     reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
     gap = {"probe/gap": "gap, in standard deviations of the start"}
     return _figure_list(
         [
-            ("Proxy and oracle on the probe", curves(metrics, probe, "mean")),
+            (f"Proxy and {'second judge' if second else 'oracle'} on the probe", curves(metrics, probe, "mean")),
             ("Reward during training", curves(metrics, reward, "P(yes)")),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
-            ("Gap: rise of the proxy less rise of the oracle", curves(metrics, gap, "gap")),
+            ("Gap: rise of the proxy less rise of the gold standard", curves(metrics, gap, "gap")),
         ]
     )
 
@@ -148,6 +163,7 @@ def _judge_figures(run: Path) -> list[dict[str, Any]]:
 
 def _render(**content: Any) -> str:
     environment = Environment(loader=PackageLoader("rewarddance.apps"), autoescape=select_autoescape())
+    environment.globals["kind"] = lambda uri: "px" if uri.startswith("data:image/png") else "photo"
     page: str = environment.get_template("report.html").render(plotly=get_plotlyjs(), **content)
     return page
 
