@@ -101,8 +101,10 @@ def test_training_lowers_the_loss_and_learns_to_answer(trained):
 
 
 def test_a_trained_run_is_a_judge(trained, pictures):
-    ranking = load_judge(trained).rank("a red circle", pictures[:3])
+    judge = load_judge(trained)
+    ranking = judge.rank("a red circle", pictures[:3])
     assert sorted(ranking.order) == [0, 1, 2]
+    assert judge.criterion == judge.spec.criteria[0] == "fidelity"
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)

@@ -189,3 +189,12 @@ def test_a_pointwise_judge_answers_mixed_questions_one_by_one(backbone, pictures
     mixed = judge.judge([Comparison("p", a), Comparison("p", a, b), Comparison("p", b)]).margin
     torch.testing.assert_close(mixed[1], mixed[0] - mixed[2], atol=1e-5, rtol=1e-4)
     assert mixed[0] != 0
+
+
+def test_a_judge_asks_what_it_was_trained_to_judge_by(backbone, pictures):
+    judge = new_judge(JudgeSpec(criteria=("style", "overall")), backbone)
+    assert judge.criterion == "style"
+    assert new_judge(JudgeSpec(), backbone).criterion == "overall"
+    own, named, other = (judge.rank("a red circle", pictures[:2], c).margin for c in (None, "style", "overall"))
+    assert torch.equal(own, named)
+    assert not torch.equal(own, other)

@@ -51,7 +51,8 @@ class AlignConfig(Config):
     """`tiny`, a judge's run folder, or a local checkpoint."""
     algorithm: Literal["refl", "sft"] = "refl"
     """`sft` continues supervised flow matching for the same number of steps: the control."""
-    criterion: str = "fidelity"
+    criterion: str | None = None
+    """What the judge is asked about; what it was trained to judge by when not given."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
     prompts: str | None = None

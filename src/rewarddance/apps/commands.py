@@ -179,7 +179,8 @@ class Score(Flags):
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
-    criterion: str = "overall"
+    criterion: str | None = None
+    """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
     """Where to write one line a comparison when a data folder is scored."""
     tiles: int = 1
@@ -210,7 +211,8 @@ class Rank(Flags):
     images: tyro.conf.Positional[tuple[Path, ...]]
     prompt: str
     judge: str = "tiny"
-    criterion: str = "overall"
+    criterion: str | None = None
+    """What to judge by; what the judge was trained for when not given."""
     tiles: int = 1
     """Parts that a large picture is cut into at most, beside a view of the whole."""
 
@@ -244,7 +246,8 @@ class Sample(Flags):
     """A run folder of `rewarddance align`."""
     best_of: int = 1
     judge: str = "tiny"
-    criterion: str = "fidelity"
+    criterion: str | None = None
+    """What to judge by; what the judge was trained for when not given."""
     num_steps: int = 20
     guidance: float = 1.0
     seed: int = 0

@@ -194,6 +194,13 @@ class RecordTable(Sequence[PreferenceRecord]):
         return list(self.light.column("prompt").to_pylist())
 
     @property
+    def criteria(self) -> list[str]:
+        """What each record's choices are about, without decoding a picture."""
+        if "criterion" not in self.light.column_names:
+            return ["overall"] * len(self)
+        return [c or "overall" for c in self.light.column("criterion").to_pylist()]
+
+    @property
     def sources(self) -> list[str]:
         """Where the pictures of each record come from, without decoding one; "" where the file does not say."""
         if "source" not in self.light.column_names:

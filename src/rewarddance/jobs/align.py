@@ -70,6 +70,8 @@ def align_generator(
     Raises:
         ConfigError: fewer prompts than processes, or a control that needs the embedded world.
     """
+    criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
+    config = config.model_copy(update={"criterion": criterion})
     chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
     _check(config, chosen, generator, own=prompts is not None)
     folder = RunFolder(out)
@@ -83,9 +85,7 @@ def align_generator(
         generator.vae.enable_gradient_checkpointing()
     amp = partial(autocast, generator.device, config.precision)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
-    bank = ReferenceBank(
-        config.references, chosen, config.refl.num_steps, config.criterion, config.seed, config.sample_batch
-    )
+    bank = ReferenceBank(config.references, chosen, config.refl.num_steps, criterion, config.seed, config.sample_batch)
     if probe_prompts is None:
         probe_prompts = chosen if prompts else training_prompts(config.probe_prompts, config.seed + 1)
     prober = Prober(
@@ -94,7 +94,7 @@ def align_generator(
         probe_prompts[: config.probe_prompts],
         config.probe_noises,
         config.refl.num_steps,
-        config.criterion,
+        criterion,
         config.seed,
         gold,
         config.sample_batch,
@@ -121,7 +121,7 @@ def align_generator(
             part = batch[start : start + (config.micro_batch or len(batch))]
             with amp():
                 references = bank.of(part, generator.device)
-                found = refl_step(generator, judge, part, references, config.refl, config.criterion, rng)
+                found = refl_step(generator, judge, part, references, config.refl, criterion, rng)
             (found["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
             passes.append((len(part), {k: float(v.detach()) for k, v in found.items()}))
         mean = {k: sum(n * figures[k] for n, figures in passes) / len(batch) for k in passes[0][1]}

@@ -12,7 +12,7 @@ from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.runs import write_json
 from rewarddance.jobs.load import load_generator, load_judge
-from rewarddance.search.best_of_n import draw, select
+from rewarddance.search.best_of_n import Selection, draw, select
 
 
 def sample_to_folder(
@@ -24,7 +24,7 @@ def sample_to_folder(
     adapter: Path | None,
     best_of: int,
     judge: str,
-    criterion: str,
+    criterion: str | None,
     num_steps: int,
     guidance: float,
     seed: int,
@@ -50,7 +50,10 @@ def sample_to_folder(
     for prompt in prompts:
         with autocast(model.device):
             groups = draw(model, [prompt] * num, best_of, rng, num_steps, batch)
-        chosen = [None] * num if ready is None else select(ready, [prompt] * num, groups, criterion)
+        if ready is None:
+            chosen: list[Selection | None] = [None] * num
+        else:
+            chosen = [*select(ready, [prompt] * num, groups, criterion or ready.criterion)]
         for drawn, found in zip(groups, chosen, strict=True):
             path = out / f"{len(listed):03d}.png"
             entry: dict[str, Any] = {"file": path.name, "prompt": prompt}

@@ -25,11 +25,12 @@ from rewarddance.reward.measure import measure_judge
 
 @torch.no_grad()
 def score_one(
-    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str, tiles: int = 1
+    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str | None, tiles: int = 1
 ) -> dict[str, float]:
     """Reward and margin of one picture, against a reference where there is one."""
     other = None if reference is None else Media.open(reference)
-    found = load_judge(judge, tiles=tiles).judge([Comparison(prompt, Media.open(candidate), other, criterion)])
+    ready = load_judge(judge, tiles=tiles)
+    found = ready.judge([Comparison(prompt, Media.open(candidate), other, criterion or ready.criterion)])
     out = {
         "reward": float(found.reward[0]),
         "margin": float(found.margin[0]),

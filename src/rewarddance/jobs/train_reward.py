@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.sharding import Inside, gathered, laid_out_like, plainly, shard
 from rewarddance.core.streams import stream
+from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import Judge, new_judge, save_judge
@@ -41,6 +43,12 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     chosen = order[place * config.prompts_per_step : (place + 1) * config.prompts_per_step]
     batch = [records[int(i)] for i in chosen[rank() :: world_size()]]
     return [at_random(r, config.seed) for r in batch] if config.shuffle_labels else batch
+
+
+def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
+    """What records are about, the most frequent first; no picture is decoded."""
+    names = records.criteria if isinstance(records, RecordTable) else [r.criterion for r in records]
+    return tuple(name for name, _ in Counter(names).most_common())
 
 
 def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
@@ -90,7 +98,13 @@ def train_judge(
         folder.start("judge", config.model_dump(mode="json"), resume=resume)
     wait_for_all()
     torch.manual_seed(config.seed)
-    spec = JudgeSpec(paradigm=config.paradigm, context=config.context, precision=config.precision, trained=True)
+    spec = JudgeSpec(
+        paradigm=config.paradigm,
+        context=config.context,
+        precision=config.precision,
+        criteria=criteria_of(train),
+        trained=True,
+    )
     judge = new_judge(spec, backbone)
     tuner = _prepare(backbone, config)
     inside = _shard(judge, config) if config.shard > 1 else plainly

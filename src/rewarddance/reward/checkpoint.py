@@ -41,6 +41,11 @@ class Judge:
     def engine(self) -> Engine:
         return self.single.engine
 
+    @property
+    def criterion(self) -> str:
+        """What it was trained to judge by most; "overall" for a judge that does not know."""
+        return self.spec.criteria[0] if self.spec.criteria else "overall"
+
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Verdicts (N,), differentiable to pixels. Both orders are asked and their margins averaged.
 
@@ -60,9 +65,9 @@ class Judge:
             return _pointwise_difference(self.single, comparisons)
         return self.single.judge(comparisons)
 
-    def rank(self, prompt: str, images: Sequence[Media], criterion: str = "overall") -> Ranking:
-        """Order pictures of one prompt by round robin."""
-        return rank(self, prompt, images, criterion)
+    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+        """Order pictures of one prompt by round robin; by the judge's own `criterion` when none is named."""
+        return rank(self, prompt, images, criterion or self.criterion)
 
     def trainable(self) -> dict[str, nn.Module]:
         return self.single.trainable()

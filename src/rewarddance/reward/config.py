@@ -27,5 +27,7 @@ class JudgeSpec(Config):
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
     precision: Literal["fp32", "bf16"] = "fp32"
+    criteria: tuple[str, ...] = ()
+    """What its records were about, the most frequent first."""
     trained: bool = False
     """False for a plain VLM that is asked as it is."""
