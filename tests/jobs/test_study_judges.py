@@ -1,5 +1,10 @@
 import json
 
+import numpy as np
+
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges, table
 from rewarddance.jobs.train_reward_config import RewardConfig
 
@@ -29,3 +34,23 @@ def test_variants_are_trained_on_the_same_data_and_tabled(vlm_folder, data_folde
         found["variants"]
     )
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_variants_that_own_data_cannot_feed_are_left_out_and_said_so(vlm_folder, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    rng = np.random.default_rng(0)
+    media = [tuple(Media.from_numpy(rng.integers(0, 256, (48, 48, 3), np.uint8)) for _ in range(2)) for _ in range(30)]
+    records = [PreferenceRecord(f"r{i}", f"a dog {i}", m, (Choice(0, 1, float(i % 2)),)) for i, m in enumerate(media)]
+    write_rows((row_of(r) for r in records), tmp_path / "data" / "train.parquet")
+    base = RewardConfig(
+        backbone=str(vlm_folder),
+        data=str(tmp_path / "data"),
+        prompts_per_step=4,
+        precision="fp32",
+        **quick(num_steps=1),
+    )
+    chosen = {n: PARADIGM_VARIANTS[n] for n in ("regression", "bradley_terry", "pairwise, answer first")}
+    found = study_judges(base, chosen, tmp_path / "data", tmp_path / "out", seeds=(0,))
+    assert list(found["variants"]) == ["bradley_terry"]
+    assert set(found["skipped"]) == {"regression", "pairwise, answer first"}
+    assert 0 <= found["variants"]["bradley_terry"]["mean"]["id/accuracy"]["mean"] <= 1

@@ -198,3 +198,18 @@ def test_a_judge_asks_what_it_was_trained_to_judge_by(backbone, pictures):
     own, named, other = (judge.rank("a red circle", pictures[:2], c).margin for c in (None, "style", "overall"))
     assert torch.equal(own, named)
     assert not torch.equal(own, other)
+
+
+def test_criteria_of_your_own_are_worded_and_kept_with_the_judge(backbone, pictures, tmp_path):
+    context = Context(instructions={"aesthetics": "prefer the better picture for the prompt.", "style": "prefer blue."})
+    judge = new_judge(JudgeSpec(context=context), backbone)
+    save_judge(judge, tmp_path)
+    again = load_judge_folder(tmp_path)
+    again.single.strict = False
+    own, known = (again.rank("a red circle", pictures[:2], c).margin for c in ("aesthetics", "overall"))
+    assert torch.equal(own, known)  # the same sentence
+    assert "prefer blue." in str(again.spec.context.render(Comparison("x", pictures[0], pictures[1], "style"))[0])
+    with pytest.raises(InputError, match="aesthetics; context.instructions takes your own"):
+        again.rank("a red circle", pictures[:2], "glamour")
+    head = new_judge(JudgeSpec(paradigm="regression", context=context), backbone).single.head
+    assert head.out_features == len(INSTRUCTIONS) + 1

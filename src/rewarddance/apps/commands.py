@@ -108,13 +108,15 @@ class DataImport(Flags):
     """Folder to write."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do about broken rows: list them and stop, or leave them out."""
+    criteria: tuple[str, ...] = ()
+    """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
 
     def run(self) -> None:
         from rewarddance.data.importers import import_preferences
         from rewarddance.reward.context import INSTRUCTIONS
 
         found = import_preferences(
-            self.file, self.format, self.media_root, self.out, self.on_error, tuple(INSTRUCTIONS)
+            self.file, self.format, self.media_root, self.out, self.on_error, (*INSTRUCTIONS, *self.criteria)
         )
         show({k: v for k, v in found.as_dict().items() if k != "rejected"})
         for number, why in found.rejected[:20]:

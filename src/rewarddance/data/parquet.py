@@ -227,6 +227,19 @@ class RecordTable(Sequence[PreferenceRecord]):
         return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
 
     @property
+    def has_ratings(self) -> bool:
+        """Whether every record has ratings."""
+        return self._filled("ratings") == len(self)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether any record has exact values, as those of the embedded world have."""
+        return self._filled("truth") > 0
+
+    def _filled(self, name: str) -> int:
+        return 0 if name not in self.light.column_names else len(self) - int(self.light.column(name).null_count)
+
+    @property
     def labels(self) -> list[float]:
         """Labels of all choices of all records, without decoding a picture."""
         return [label for row in self.choice_labels for label in row]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap, paired_bootstrap, two_way_bootstrap
@@ -51,6 +51,8 @@ def study_alignment(
     """
     out.mkdir(parents=True, exist_ok=True)
     _same_study(out / "setting.json", config, shuffled_judge, num_noises, every)
+    if config.prompts is not None:
+        raise ConfigError("study alignment: measures by the oracle, on the embedded world's prompts; give no --prompts")
     chosen = [p for _, p in benchmark_prompts()[::every]]
     _measured(out / "start", None, config, chosen, num_noises)
     for seed in seeds:

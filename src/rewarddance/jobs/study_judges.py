@@ -15,8 +15,10 @@ import torch
 from rewarddance.core.config import merge, parse_config
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap
+from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.train import load_sets
@@ -39,7 +41,7 @@ PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
     "pairwise, answer first": {"paradigm": "generative_pairwise", "context": {"cot": "answer_first"}},
 }
 """What `study paradigms` compares; everything else of the configuration is the same."""
-FIGURES = ("accuracy_generator", "accuracy_rendered", "spearman", "disagreement")
+FIGURES = ("accuracy", "accuracy_generator", "accuracy_rendered", "spearman", "disagreement")
 
 
 def study_judges(
@@ -52,28 +54,44 @@ def study_judges(
         data: a folder with `train.parquet`, `id.parquet` and `ood.parquet`.
 
     Returns:
-        For every variant: figures of each seed, and the mean of each figure with a 95% interval over seeds.
-        Also in `out/study.json`, with a table in `out/table.md`.
+        For every variant: figures of each seed, and the mean of each figure with a 95% interval over seeds; variants
+        that the data cannot feed are left out and said so, under `skipped`. Also in `out/study.json`, with a table in
+        `out/table.md`.
     """
-    reasons = out / "data-with-reasons"
     found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    train = RecordTable.open(data / "train.parquet")
     for name, change in variants.items():
         config = parse_config(RewardConfig, merge(base.model_dump(), change), name)
+        lacking = _lacking(config, train)
+        if lacking is not None:
+            skipped[name] = lacking
+            console.print(f"{name}: left out, {lacking}", highlight=False, markup=False, soft_wrap=True)
+            continue
         source = data
-        if config.context.cot != "none":
-            if not (reasons / "rationales.json").is_file():
-                add_rationales(data, OracleTeacher(), reasons)
-            source = reasons
+        if config.context.cot != "none" and not train.has_rationales:
+            source = out / "data-with-reasons"
+            if not (source / "rationales.json").is_file():
+                add_rationales(data, OracleTeacher(), source)
         rows = []
         for seed in seeds:
             mine = config.model_copy(update={"seed": seed, "data": str(source)})
             rows.append(measured_judge(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
         found[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
-        result = {"variants": found, **environment(), "config": base.model_dump(mode="json")}
+        result = {"variants": found, "skipped": skipped, **environment(), "config": base.model_dump(mode="json")}
         if is_leader():
             write_json(out / "study.json", result)
             (out / "table.md").write_text(table(found))
     return result
+
+
+def _lacking(config: RewardConfig, train: RecordTable) -> str | None:
+    """What the data would need for a variant, None where it has it."""
+    if config.paradigm == "regression" and not train.has_ratings:
+        return "the records have no ratings"
+    if config.context.cot != "none" and not (train.has_rationales or train.has_truth):
+        return "the records have no reasons; `rewarddance data rationales --url` asks a model for them"
+    return None
 
 
 def _file_name(name: str) -> str:
@@ -142,7 +160,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """A Markdown table: one row a variant; of several seeds the mean, with the smallest and largest."""
     head = ["variant", "parameters"]
-    head += [f"{s.upper()} {f}" for s in ("id", "ood") for f in ("generator", "rendered", "Spearman")]
+    head += [f"{s.upper()} {f}" for s in ("id", "ood") for f in ("accuracy", "generator", "rendered", "Spearman")]
     head += ["training, s", "peak of the process so far, MiB", "latency p50 / p95, ms", "comparisons/s"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, entry in found.items():
@@ -155,7 +173,7 @@ def table(found: Mapping[str, Any]) -> str:
             spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
             return f"{statistics.mean(values):.3f}{spread}"
 
-        figures = [cell(s, f) for s in ("id", "ood") for f in ("accuracy_generator", "accuracy_rendered", "spearman")]
+        figures = [cell(s, f) for s in ("id", "ood") for f in FIGURES if f != "disagreement"]
 
         def middle(key: str, rows: Sequence[Mapping[str, Any]] = rows) -> float:
             return float(statistics.median(r[key] for r in rows))

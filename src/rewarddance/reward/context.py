@@ -44,6 +44,8 @@ class Context(Config):
     """
 
     instruction: bool = True
+    instructions: dict[str, str] = {}
+    """Sentences for criteria of your own, or in place of the built-in ones, by criterion; kept with the judge."""
     yes: str = "yes"
     no: str = "no"
     layout: Layout = "strict"
@@ -120,6 +122,14 @@ class Context(Config):
     def _instruction(self, criterion: str) -> str:
         if not self.instruction:
             return ""
-        if criterion not in INSTRUCTIONS:
-            raise InputError(f"no instruction for criterion {criterion!r}; known: {', '.join(INSTRUCTIONS)}")
-        return f"instruction: {INSTRUCTIONS[criterion]}\n"
+        if criterion not in self.wordings:
+            raise InputError(
+                f"no instruction for criterion {criterion!r}; known: {', '.join(self.wordings)}; context.instructions "
+                "takes your own"
+            )
+        return f"instruction: {self.wordings[criterion]}\n"
+
+    @property
+    def wordings(self) -> dict[str, str]:
+        """The sentence of every criterion; the built-in criteria first."""
+        return INSTRUCTIONS | self.instructions

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
-from rewarddance.reward.context import INSTRUCTIONS, Context
+from rewarddance.reward.context import Context
 from rewarddance.reward.paradigms import gaussian_margin
 from rewarddance.vlm.engine import Engine
 
@@ -38,7 +38,7 @@ class ScalarJudge:
     def new(cls, engine: Engine, context: Context, paradigm: Paradigm = "bradley_terry") -> ScalarJudge:
         """With a head that starts at zero (regression: in the middle), so that training starts from indifference."""
         width = engine.backbone.model.config.text_config.hidden_size
-        outputs = {"uncertainty": 2, "regression": len(INSTRUCTIONS)}.get(paradigm, 1)
+        outputs = {"uncertainty": 2, "regression": len(context.wordings)}.get(paradigm, 1)
         head = nn.Linear(width, outputs).to(engine.backbone.device)
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, MIDDLE_RATING if paradigm == "regression" else 0.0)
@@ -50,7 +50,9 @@ class ScalarJudge:
         states, bias = self.engine.answer_hidden(dialogs), self.head.bias
         out = F.linear(states, self.head.weight.float(), bias.float())  # sharded weights are gathered in bf16
         if self.paradigm == "regression":
-            columns = torch.tensor([list(INSTRUCTIONS).index(c.criterion) for c in comparisons], device=out.device)
+            columns = torch.tensor(
+                [list(self.context.wordings).index(c.criterion) for c in comparisons], device=out.device
+            )
             return out.gather(1, columns[:, None])
         return out
 
