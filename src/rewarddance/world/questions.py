@@ -269,13 +269,23 @@ def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     )
 
 
+def _on_white(spec: Spec, scene: Scene) -> tuple[Spec, Scene]:
+    """The same on white, where that may be shown.
+
+    While every background is as likely in prompts as in pictures, neither says anything about their match by itself, and
+    there is no slope towards looking at either. With many prompts on white, a black picture alone is suspect.
+    """
+    white, drawn = replace(spec, background="white"), replace(scene, background="white")
+    return (white, drawn) if split_of(white) == "train" and scene_is_trainable(drawn) else (spec, scene)
+
+
 def matching_lesson(rng: np.random.Generator) -> Lesson:
     """A lesson on nothing but whether pictures match a prompt, and on which side they do not; yes as often as no.
 
     To compare a word of the prompt with what a picture shows is the last thing that a small model learns: it told
     backgrounds apart without fault long before it minded that one was not the prompt's (docs/log.md).
     """
-    spec, scene = sample_pair(rng)
+    spec, scene = _on_white(*sample_pair(rng)) if rng.random() < 0.4 else sample_pair(rng)
     scenes = tuple(
         _edit(scene, spec, rng) if rng.random() < 0.6 else scene for _ in range(1 if rng.random() < 0.7 else 2)
     )
