@@ -8,7 +8,7 @@ image-text matching.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -210,12 +210,19 @@ _EDIT_WEIGHTS: dict[Edit, float] = {
 """Of edits in lessons: what a matching judge overlooks is shown most (docs/log.md)."""
 
 
-def _edit(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
+_HARD_WEIGHTS: dict[Edit, float] = {
+    "background": 0.3, "shape": 0.2, "style": 0.18, "colour": 0.08, "swap": 0.07, "move": 0.07, "size": 0.06,
+    "drop": 0.02, "add": 0.02,
+}  # fmt: skip
+"""Of edits in lessons on matching alone."""
+
+
+def _edit(scene: Scene, spec: Spec, rng: np.random.Generator, weights: Mapping[Edit, float] = _EDIT_WEIGHTS) -> Scene:
     """One thing changed; half the time what a relation or an arrangement hangs on, where one is asked for."""
     if (spec.relation or spec.arrangement) and rng.random() < 0.5:
         kind = "swap" if spec.relation and rng.random() < 0.7 else "move"
     else:
-        kind = str(rng.choice(list(_EDIT_WEIGHTS), p=list(_EDIT_WEIGHTS.values())))
+        kind = str(rng.choice(list(weights), p=list(weights.values())))
     try:
         return edit_scene(scene, rng, kind)  # type: ignore[arg-type]
     except RuntimeError:  # a lone object cannot be swapped
@@ -272,8 +279,8 @@ def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
 def _on_white(spec: Spec, scene: Scene) -> tuple[Spec, Scene]:
     """The same on white, where that may be shown.
 
-    While every background is as likely in prompts as in pictures, neither says anything about their match by itself, and
-    there is no slope towards looking at either. With many prompts on white, a black picture alone is suspect.
+    While every background is as likely in prompts as in pictures, neither says anything about their match by itself,
+    and there is no slope towards looking at either. With many prompts on white, a black picture alone is suspect.
     """
     white, drawn = replace(spec, background="white"), replace(scene, background="white")
     return (white, drawn) if split_of(white) == "train" and scene_is_trainable(drawn) else (spec, scene)
@@ -287,7 +294,8 @@ def matching_lesson(rng: np.random.Generator) -> Lesson:
     """
     spec, scene = _on_white(*sample_pair(rng)) if rng.random() < 0.4 else sample_pair(rng)
     scenes = tuple(
-        _edit(scene, spec, rng) if rng.random() < 0.6 else scene for _ in range(1 if rng.random() < 0.7 else 2)
+        _edit(scene, spec, rng, _HARD_WEIGHTS) if rng.random() < 0.6 else scene
+        for _ in range(1 if rng.random() < 0.7 else 2)
     )
     view = _View(scenes, spec, rng)
     turns: list[Turn] = []
