@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Verdict
-from rewarddance.reward.measure import measure_margins
+from rewarddance.reward.measure import measure_judge, measure_margins
 
 
 class Brightness:
@@ -51,3 +53,35 @@ def test_prompts_whose_truth_does_not_vary_are_left_out_of_the_mean_within(sets)
     truth = truth.copy()
     truth[0] = 0.5
     assert measure_margins(Brightness(1), prompts, candidates, references, truth)["num_within"] == 5
+
+
+class Reluctant(Brightness):
+    """Refuses whatever shows a picture that is nearly black."""
+
+    def judge(self, comparisons):
+        if any(min(c.candidate.frames.mean(), c.reference.frames.mean()) < 0.02 for c in comparisons):
+            raise JudgementError("not answered with yes or no")
+        return super().judge(comparisons)
+
+
+def records(num, dark=()):
+    def one(i):
+        media = (grey(0.01 if i in dark else 0.2 + 0.001 * i), grey(0.7), grey(0.5))
+        return PreferenceRecord(f"r{i}", f"p{i}", media, (Choice(1, 0, 1.0), Choice(2, 1, 0.0)))
+
+    return [one(i) for i in range(num)]
+
+
+def test_what_a_judge_refuses_is_listed_and_the_rest_counts():
+    seen = []
+    found = measure_judge(
+        Reluctant(1), records(50, dark=(3, 20)), chunk=8, each=lambda r, table: seen.append(r.record_id)
+    )
+    assert set(found["refused"]) == {"r3", "r20"}
+    assert len(seen) == 48
+    assert (found["num_pairs"], found["accuracy"]) == (96, 1.0)
+    whole = measure_judge(Brightness(1), records(50), chunk=8)
+    assert "refused" not in whole
+    assert whole["num_pairs"] == 100
+    with pytest.raises(JudgementError, match="records were not answered; first: not answered"):
+        measure_judge(Reluctant(1), records(50, dark=range(0, 50, 5)), chunk=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord, all_pairs
 from rewarddance.core.streams import stream
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.reward.objective import agreement
 
+MOST_REFUSED = 0.05
+"""Share of records that may stay unanswered and be listed; a judge that refuses more is no judge yet."""
 CLEAR = 0.05
 """Least difference of exact values for a pair to count as decided."""
 
@@ -38,23 +41,24 @@ def measure_judge(
     Returns:
         accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy and its interval,
         answer_mass, disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank
-        correlation between round-robin margin and truth, K >= 3).
+        correlation between round-robin margin and truth, K >= 3); refused: records that the judge did not answer, by
+        id with the reason, which no figure counts.
+
+    Raises:
+        JudgementError: more than `MOST_REFUSED` of the records are not answered.
     """
     rights: list[tuple[str, int, float]] = []  # source, record, right or not
     labelled: list[tuple[int, float]] = []
     correlations: list[float] = []
     masses, swaps = [], []
-    for start in range(0, len(records), chunk):
-        part = records[start : start + chunk]
-        asked = [
-            Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r in part for i, j in all_pairs(len(r.media))
-        ]
-        verdict = judge.judge(asked)
+    refused: dict[str, str] = {}
+    for numbers, verdict in _answered(judge, records, chunk, refused):
         masses.append(verdict.answer_mass.cpu())
         if verdict.disagreement is not None:
             swaps.append(verdict.disagreement.cpu())
         margins = iter(verdict.margin.float().cpu().tolist())
-        for number, r in enumerate(part, start):
+        for number in numbers:
+            r = records[number]
             table = np.zeros((len(r.media), len(r.media)))
             for i, j in all_pairs(len(r.media)):
                 table[i, j] = next(margins)
@@ -81,7 +85,40 @@ def measure_judge(
     out["spearman"] = float(np.nanmean(correlations)) if correlations else None
     out["answer_mass"] = float(torch.cat(masses).mean()) if masses else None
     out["disagreement"] = float(torch.cat(swaps).mean()) if swaps else None
+    if refused:
+        out["refused"] = refused
     return out
+
+
+def _answered(
+    judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int, refused: dict[str, str]
+) -> Iterator[tuple[list[int], Verdict]]:
+    """Verdicts on all pairs of some records at a time; where one is not answered, on the others of its chunk alone."""
+
+    def ask(numbers: Sequence[int]) -> Verdict:
+        part = [records[n] for n in numbers]
+        return judge.judge(
+            [
+                Comparison(r.prompt, r.media[i], r.media[j], r.criterion)
+                for r in part
+                for i, j in all_pairs(len(r.media))
+            ]
+        )
+
+    for start in range(0, len(records), chunk):
+        numbers = list(range(start, min(start + chunk, len(records))))
+        try:
+            yield numbers, ask(numbers)
+            continue
+        except JudgementError as error:
+            first = error
+        for number in numbers:
+            try:
+                yield [number], ask([number])
+            except JudgementError as error:
+                refused[records[number].record_id] = str(error)
+        if len(refused) > max(1, MOST_REFUSED * len(records)):
+            raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; first: {first}")
 
 
 def _interval(rights: Sequence[tuple[int, float]]) -> list[float]:
