@@ -6,13 +6,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.core.errors import InputError, JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.media import Media
 from rewarddance.core.monitors import StuckLoss
+from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
@@ -162,6 +165,22 @@ def test_adapters_layouts_and_checkpointing_train_a_judge_that_loads(layout, vlm
     assert judge.spec.context.layout == layout
     before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "whole" / "model"))
     assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_a_judge_sees_large_pictures_in_the_parts_that_it_was_trained_on(vlm_folder, quick, tmp_path):
+    rng = np.random.default_rng(0)
+    media = [tuple(Media.from_numpy(rng.integers(0, 256, (96, 144, 3), np.uint8)) for _ in range(2)) for _ in range(20)]
+    records = [PreferenceRecord(f"r{i}", f"a dog {i}", m, (Choice(0, 1, float(i % 2)),)) for i, m in enumerate(media)]
+    write_rows((row_of(r) for r in records), tmp_path / "data" / "train.parquet")
+    config = RewardConfig(
+        backbone=str(vlm_folder), data=str(tmp_path / "data"), paradigm="bradley_terry", prompts_per_step=2, tiles=6,
+        precision="fp32", **quick(num_steps=1),
+    )  # fmt: skip
+    train_from_data(config, tmp_path / "run")
+    judge, whole = load_judge(tmp_path / "run"), load_judge(tmp_path / "run", tiles=1)
+    asked = records[0].comparisons()
+    assert judge.engine.backbone.prepare.tiles == 6
+    assert not torch.equal(judge.judge(asked).margin, whole.judge(asked).margin)
 
 
 class Redness:

@@ -185,8 +185,8 @@ class Score(Flags):
     """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
     """Where to write one line a comparison when a data folder is scored."""
-    tiles: int = 1
-    """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12)."""
+    tiles: int | None = None
+    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
 
     def run(self) -> None:
         from rewarddance.jobs.score import score_data, score_one
@@ -215,8 +215,8 @@ class Rank(Flags):
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
-    tiles: int = 1
-    """Parts that a large picture is cut into at most, beside a view of the whole."""
+    tiles: int | None = None
+    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
 
     def run(self) -> None:
         from rewarddance.core.media import Media

@@ -76,7 +76,7 @@ def load_judge(
     precision: Literal["fp32", "bf16"] | None = None,
     device: str = "auto",
     image_cache: int = 0,
-    tiles: int = 1,
+    tiles: int | None = None,
 ) -> Judge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or a local InternVL or Qwen-VL checkpoint.
 
@@ -84,7 +84,7 @@ def load_judge(
         precision: `bf16` computes under autocast; what the judge was saved with when None.
         image_cache: pictures whose tokens are kept from one call to the next, for references that come again and again.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
-            processor does (it takes 12); 1 judges the small view alone, as training does.
+            processor does (it takes 12); 1 judges the small view alone. As in training when None.
     """
     judge = load_judge_folder(
         find(name, "judge"), precision=precision, image_cache=image_cache, tiles=tiles, device=device

@@ -25,7 +25,7 @@ from rewarddance.reward.measure import measure_judge
 
 @torch.no_grad()
 def score_one(
-    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str | None, tiles: int = 1
+    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str | None, tiles: int | None = None
 ) -> dict[str, float]:
     """Reward and margin of one picture, against a reference where there is one."""
     other = None if reference is None else Media.open(reference)
@@ -40,7 +40,7 @@ def score_one(
 
 
 @torch.no_grad()
-def score_data(data: Path, judge: str, out: Path | None, tiles: int = 1) -> dict[str, Any]:
+def score_data(data: Path, judge: str, out: Path | None, tiles: int | None = None) -> dict[str, Any]:
     """Judge every choice of a Parquet file; figures, and with `out` one JSON line a choice.
 
     Of a folder the held-out prompts (`id.parquet`) are taken where there are some, otherwise `train.parquet`, part of

@@ -98,10 +98,12 @@ def train_judge(
         folder.start("judge", config.model_dump(mode="json"), resume=resume)
     wait_for_all()
     torch.manual_seed(config.seed)
+    backbone.tile(config.tiles)
     spec = JudgeSpec(
         paradigm=config.paradigm,
         context=config.context,
         precision=config.precision,
+        tiles=config.tiles,
         criteria=criteria_of(train),
         trained=True,
     )

@@ -41,6 +41,9 @@ class RewardConfig(Config):
     reason_weight: float = Field(0.5, ge=0)
     """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
     freeze_vision: bool = False
+    tiles: int = Field(1, ge=1)
+    """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12). 1
+    sees the whole alone, made square. Kept with the judge."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of attention weights (and of adapters' inputs) that is dropped in training."""
     lora: LoraSettings = LoraSettings()

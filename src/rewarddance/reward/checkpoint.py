@@ -123,7 +123,7 @@ def load_judge_folder(
     *,
     precision: Literal["fp32", "bf16"] | None = None,
     image_cache: int = 0,
-    tiles: int = 1,
+    tiles: int | None = None,
     device: str = "auto",
 ) -> Judge:
     """Load a judge, frozen and in evaluation mode. A folder without `judge.json` is a plain VLM, asked as it is.
@@ -133,7 +133,7 @@ def load_judge_folder(
     Args:
         precision: overrides what the judge was saved with.
         image_cache: pictures whose tokens are kept from one call to the next.
-        tiles: parts that a large picture is cut into at most (InternVL only).
+        tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
 
     Raises:
         RunError: `judge.json` or the head cannot be read.
@@ -148,7 +148,7 @@ def load_judge_folder(
     half = computes_in_bf16(spec.precision, device)
     backbone = load_backbone_folder(folder, torch.bfloat16 if half else torch.float32)
     backbone.module.requires_grad_(False)
-    backbone.tile(tiles)
+    backbone.tile(spec.tiles if tiles is None else tiles)
     judge = new_judge(spec, backbone, strict=True, image_cache=image_cache, device=device)
     if isinstance(judge.single, ScalarJudge):
         judge.single.head.load_state_dict(load_file(folder / "head.safetensors"))

@@ -27,6 +27,8 @@ class JudgeSpec(Config):
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
     precision: Literal["fp32", "bf16"] = "fp32"
+    tiles: int = 1
+    """Parts that it was trained to see a large picture in, beside a view of the whole."""
     criteria: tuple[str, ...] = ()
     """What its records were about, the most frequent first."""
     trained: bool = False
