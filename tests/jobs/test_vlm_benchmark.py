@@ -14,6 +14,7 @@ def test_every_question_has_a_kind():
     assert seen == {name for name, _ in KINDS}
     assert kind_of("is image 2 the same as image 1?") == "same"
     assert kind_of("is the layout of image 1 right?") == "aspect"
+    assert kind_of("is the style of image 1 that of the prompt?") == "aspect"
     assert kind_of("is image 1 striped?") == "style or background"
 
 

@@ -31,14 +31,14 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("style or background", "is image"),
     ("relation or size", "is the"),
 )
-"""Names of question kinds and how their questions begin, the first that fits; an aspect ends in "right?"."""
+"""Names of question kinds and how their questions begin, the first that fits; an aspect is known by its end."""
 CHUNK = 16
 MAX_WORDS = 40
 
 
 def kind_of(question: str) -> str:
     """The kind of a question."""
-    if question.endswith("right?"):
+    if question.endswith(("right?", "that of the prompt?")):
         return "aspect"
     plain = question.replace("image 1", "image {}", 1).replace("image 2", "image {}", 1)
     return next(name for name, start in KINDS if plain.startswith(start))

@@ -134,7 +134,16 @@ def _sides(view: _View, i: int) -> dict[str, bool]:
 
 
 def _about_side(name: str, i: int, right: bool) -> Turn:
+    if name in ("background", "style"):  # one word in the prompt, so that both places can be named
+        return f"is the {name} of image {i + 1} that of the prompt?", _yes(right)
     return f"{'are' if name == 'objects' else 'is'} the {name} of image {i + 1} right?", _yes(right)
+
+
+def _both_places(view: _View, i: int) -> tuple[Turn, Turn]:
+    """What stands in the picture and what in the prompt: the two halves of a comparison, each to be found first."""
+    name = view.pick(("background", "style"))
+    shown, wanted = getattr(view.scenes[i], name), getattr(view.spec, name)
+    return (f"what is the {name} of image {i + 1}?", shown), (f"what is the {name} of the prompt?", wanted)
 
 
 def _aspect(view: _View, i: int) -> Turn:
@@ -306,7 +315,7 @@ def matching_lesson(rng: np.random.Generator) -> Lesson:
         right = [name for name in sides if name not in wrong]
         chosen = [right[int(k)] for k in rng.permutation(len(right))[: max(1, len(wrong))]]
         turns += [_about_side(name, i, sides[name]) for name in (*wrong, *chosen)]
-        turns.append(_style(view, i))
+        turns += _both_places(view, i)
     images = tuple(render(s) for s in scenes)
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
     return Lesson(phrase(spec, wording), images, tuple(dict.fromkeys(turns)))
