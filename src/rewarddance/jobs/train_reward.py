@@ -16,7 +16,7 @@ from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
-from rewarddance.core.parallel import is_leader, rank, wait_for_all, world_size
+from rewarddance.core.parallel import from_leader, is_leader, rank, wait_for_all, world_size
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
@@ -155,6 +155,8 @@ def train_judge(
             for name, records in validation.items():
                 figures = inside(measure_judge, judge, records)
                 metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            if config.patience:  # last bits may differ with the passes that a process made
+                metrics[watched] = from_leader(metrics[watched])
             if config.patience and metrics[watched] > loop.extra.get("best", -1.0):
                 best = gathered(loop.parameters)
                 if is_leader():
