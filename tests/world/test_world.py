@@ -99,7 +99,7 @@ def test_training_streams_hold_nothing_held_out():
         texts = [found.prompt or "", *(t for turn in found.turns for t in turn)]
         for text in texts:
             assert not any(f"{b} " in f"{text} ".replace("?", " ").replace(",", " ") for b in banned), text
-            if text.startswith(("flat", "striped", "outline")) or (text == found.prompt and text):
+            if text.startswith(("flat ", "striped ", "outline ")) or (text == found.prompt and text):
                 assert not is_held_out(parse(text)), text
         for _, answer in found.turns:
             assert "four" not in answer.split() or "drawing" not in answer

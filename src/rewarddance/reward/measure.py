@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,47 +48,62 @@ def measure_judge(
     Raises:
         JudgementError: more than `MOST_REFUSED` of the records are not answered.
     """
-    rights: list[tuple[str, int, float]] = []  # source, record, right or not
-    labelled: list[tuple[int, float]] = []
-    correlations: list[float] = []
+    seen, refused = _Tally(), dict[str, str]()
     masses, swaps = [], []
-    refused: dict[str, str] = {}
     for numbers, verdict in _answered(judge, records, chunk, refused):
         masses.append(verdict.answer_mass.cpu())
         if verdict.disagreement is not None:
             swaps.append(verdict.disagreement.cpu())
         margins = iter(verdict.margin.float().cpu().tolist())
         for number in numbers:
-            r = records[number]
-            table = np.zeros((len(r.media), len(r.media)))
-            for i, j in all_pairs(len(r.media)):
+            record = records[number]
+            table = np.zeros((len(record.media), len(record.media)))
+            for i, j in all_pairs(len(record.media)):
                 table[i, j] = next(margins)
                 table[j, i] = -table[i, j]
             if each is not None:
-                each(r, table)
-            labelled += [(number, _agree(table[c.first, c.second], c.label - 0.5)) for c in r.choices if c.label != 0.5]
-            if r.truth is None:
-                continue
-            for i, j in all_pairs(len(r.media)):
-                gap = r.truth[i] - r.truth[j]
-                if abs(gap) > CLEAR:
-                    rights.append((r.source, number, _agree(table[i, j], gap)))
-            if len(r.media) >= 3 and np.ptp(r.truth) > CLEAR:
-                correlations.append(spearman(table.sum(1), np.array(r.truth)))
-    out: dict[str, Any] = {"num_pairs": len(rights) or len(labelled)}
-    out["label_accuracy"] = float(np.mean([v for _, v in labelled])) if labelled else None
-    out["label_accuracy_ci"] = _interval(labelled) if labelled else None
-    out["accuracy"] = float(np.mean([v for *_, v in rights])) if rights else out["label_accuracy"]
-    for source in sorted({s for s, *_ in rights}):
-        own = [(n, v) for s, n, v in rights if s == source]
-        out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
-        out[f"accuracy_{source}_ci"] = _interval(own)
-    out["spearman"] = float(np.nanmean(correlations)) if correlations else None
+                each(record, table)
+            seen.note(number, record, table)
+    out = seen.figures()
     out["answer_mass"] = float(torch.cat(masses).mean()) if masses else None
     out["disagreement"] = float(torch.cat(swaps).mean()) if swaps else None
     if refused:
         out["refused"] = refused
     return out
+
+
+@dataclass
+class _Tally:
+    """What was right: pairs by exact values (source, record, right), choices (record, right), rank correlations."""
+
+    pairs: list[tuple[str, int, float]] = field(default_factory=list)
+    choices: list[tuple[int, float]] = field(default_factory=list)
+    correlations: list[float] = field(default_factory=list)
+
+    def note(self, number: int, record: PreferenceRecord, table: NDArray[np.float64]) -> None:
+        for c in record.choices:
+            if c.label != 0.5:
+                self.choices.append((number, _agree(table[c.first, c.second], c.label - 0.5)))
+        if record.truth is None:
+            return
+        for i, j in all_pairs(len(record.media)):
+            gap = record.truth[i] - record.truth[j]
+            if abs(gap) > CLEAR:
+                self.pairs.append((record.source, number, _agree(table[i, j], gap)))
+        if len(record.media) >= 3 and np.ptp(record.truth) > CLEAR:
+            self.correlations.append(spearman(table.sum(1), np.array(record.truth)))
+
+    def figures(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"num_pairs": len(self.pairs) or len(self.choices)}
+        out["label_accuracy"] = float(np.mean([v for _, v in self.choices])) if self.choices else None
+        out["label_accuracy_ci"] = _interval(self.choices) if self.choices else None
+        out["accuracy"] = float(np.mean([v for *_, v in self.pairs])) if self.pairs else out["label_accuracy"]
+        for source in sorted({s for s, *_ in self.pairs}):
+            own = [(n, v) for s, n, v in self.pairs if s == source]
+            out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
+            out[f"accuracy_{source}_ci"] = _interval(own)
+        out["spearman"] = float(np.nanmean(self.correlations)) if self.correlations else None
+        return out
 
 
 def _answered(
