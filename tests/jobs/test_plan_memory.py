@@ -53,7 +53,12 @@ def measured(setting, tokenizer, records, folder):
 
 @pytest.mark.parametrize(
     ("trained", "checkpointing"),
-    [("all", False), pytest.param("all", True, marks=pytest.mark.slow), ("language", True), ("adapters", True)],
+    [
+        ("all", False),
+        ("adapters", True),
+        pytest.param("all", True, marks=pytest.mark.slow),
+        pytest.param("language", True, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_what_a_real_step_holds(trained, checkpointing, tokenizer, data_folder, tmp_path):
     table = RecordTable.open(data_folder / "train.parquet")

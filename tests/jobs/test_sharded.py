@@ -83,7 +83,9 @@ def assert_same(first, second):
     "changes",
     [
         pytest.param({}, marks=pytest.mark.slow),  # the test of resumption below says it too
-        {"lora": {"rank": 2}, "freeze_vision": True},
+        pytest.param(
+            {"lora": {"rank": 2}, "freeze_vision": True}, marks=pytest.mark.slow
+        ),  # adapters have a test below
         pytest.param({"paradigm": "bradley_terry"}, marks=pytest.mark.slow),
     ],
     ids=["full", "lora", "bradley_terry"],
