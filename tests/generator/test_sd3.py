@@ -56,12 +56,17 @@ def test_reference_is_the_model_without_its_adapter(generator):
     assert not torch.allclose(generator.velocity(z, 0.5, condition), before, atol=1e-3)
 
 
-def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
+def saved_adapter(generator, folder):
+    """One that does something."""
     generator.add_lora(4, 16.0)
     for name, p in generator.transformer.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
-    generator.save_adapter(tmp_path)
+    generator.save_adapter(folder)
+
+
+def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
+    saved_adapter(generator, tmp_path)
     again = Sd3Generator.load(pipeline_folder)
     again.load_adapter(tmp_path)
     z = generator.noise(1, torch.Generator().manual_seed(0))
@@ -70,11 +75,7 @@ def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
 
 
 def test_diffusers_itself_loads_the_adapter(generator, pipeline_folder, tmp_path):
-    generator.add_lora(4, 16.0)
-    for name, p in generator.transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.1)
-    generator.save_adapter(tmp_path)
+    saved_adapter(generator, tmp_path)
     pipeline = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, text_encoder_3=None, tokenizer_3=None)
     pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     z = generator.noise(1, torch.Generator().manual_seed(0))

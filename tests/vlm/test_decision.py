@@ -4,31 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.baselines import Processor
 from transformers import DecisionPipeline
 from transformers.decision import DecisionConfig
 
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
-
-
-class Processor:
-    """What the pipeline asks of a processor. transformers' own for InternVL cannot be made without torchvision."""
-
-    chat_template = ""
-
-    def __init__(self, backbone):
-        self.backbone, self.tokenizer, self.image_processor = backbone, backbone.tokenizer, backbone.prepare
-
-    def apply_chat_template(self, conversation, **kwargs):
-        text, pixels = f"<|{conversation[0]['role']}|>", []
-        for part in conversation[0]["content"]:
-            if part["type"] == "text":
-                text += part["text"]
-                continue
-            pixels.append(Media.from_pil(part["image"]))
-            text += "<img>" + "<IMG_CONTEXT>" * self.backbone.model.config.image_seq_length + "</img>"
-        found = self.tokenizer(f"{text}<|assistant|>", add_special_tokens=False, return_tensors="pt")
-        return {"input_ids": found["input_ids"], "pixel_values": self.backbone.prepare(pixels)}
 
 
 def test_the_engine_answers_as_the_decision_pipeline_does(backbone):

@@ -49,10 +49,10 @@ def study_alignment(
         Per arm the gain over the start with its interval over prompts, seed by seed and together; the differences
         of `refl` to both controls; diversity as a share of the start's; seconds of training.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _same_study(out / "setting.json", config, shuffled_judge, num_noises, every)
     if config.prompts is not None:
         raise ConfigError("study alignment: measures by the oracle, on the embedded world's prompts; give no --prompts")
+    out.mkdir(parents=True, exist_ok=True)
+    _same_study(out / "setting.json", config, shuffled_judge, num_noises, every)
     chosen = [p for _, p in benchmark_prompts()[::every]]
     _measured(out / "start", None, config, chosen, num_noises)
     for seed in seeds:
