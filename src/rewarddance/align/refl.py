@@ -131,7 +131,7 @@ def refl_step(
     return {
         "loss": loss,
         "reward": reward.mean(),
-        "reward_std": reward.std(),
+        "reward_std": reward.std(correction=0),
         "margin": margin.detach().mean(),
         "kl": flight.kl.detach(),
         "time": torch.tensor(point.now),

@@ -124,8 +124,7 @@ def align_generator(
                 found = refl_step(generator, judge, part, references, config.refl, criterion, rng)
             (found["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
             passes.append((len(part), {k: float(v.detach()) for k, v in found.items()}))
-        mean = {k: sum(n * figures[k] for n, figures in passes) / len(batch) for k in passes[0][1]}
-        metrics = _shared(mean, loop, len(batch))
+        metrics = _shared(over_passes(passes), loop, len(batch))
         bank.note(metrics["reward"])
         loop.extra["kl"] = 0.95 * loop.extra.get("kl", 0.0) + 0.05 * metrics["kl"]
         return metrics | {"win_rate": bank.win_rate, "references_from": bank.drawn_at}
@@ -170,6 +169,14 @@ def _check(config: AlignConfig, chosen: Sequence[str], generator: Sd3Generator, 
             f"{config.generator}: draws {generator.side} pixels, so the embedded world's prompts mean nothing to it; "
             "give your own with --prompts FILE"
         )
+
+
+def over_passes(passes: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Figures of a batch from those of its parts (pictures, figures); the spread is that of the whole batch."""
+    whole = sum(n for n, _ in passes)
+    mean = {k: sum(n * figures[k] for n, figures in passes) / whole for k in passes[0][1]}
+    square = sum(n * (f["reward_std"] ** 2 + f["reward"] ** 2) for n, f in passes) / whole
+    return mean | {"reward_std": max(0.0, square - mean["reward"] ** 2) ** 0.5}
 
 
 def _shared(figures: dict[str, float], loop: Loop, weight: float) -> Metrics:
