@@ -1,5 +1,10 @@
 """Margins against fixed references: a judge that knows the truth orders all, a blind one nothing."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -83,5 +88,26 @@ def test_what_a_judge_refuses_is_listed_and_the_rest_counts():
     whole = measure_judge(Brightness(1), records(50), chunk=8)
     assert "refused" not in whole
     assert whole["num_pairs"] == 100
-    with pytest.raises(JudgementError, match="records were not answered; first: not answered"):
+    with pytest.raises(JudgementError, match="records were not answered; last: not answered"):
         measure_judge(Reluctant(1), records(50, dark=range(0, 50, 5)), chunk=8)
+
+
+SHARED = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_measure import Reluctant, records
+from rewarddance.core.parallel import processes, rank
+from rewarddance.reward.measure import measure_judge
+with processes():
+    found = measure_judge(Reluctant(1), records(50, dark=(3, 20)), chunk=8, shared=True)
+    open(sys.argv[2] + str(rank()), "w").write(json.dumps(found))
+"""
+
+
+def test_processes_that_share_the_work_find_the_same(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "found")], check=True, timeout=120)
+    alone = measure_judge(Reluctant(1), records(50, dark=(3, 20)), chunk=8)
+    assert [json.loads((tmp_path / f"found{i}").read_text()) for i in (0, 1)] == [alone, alone]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def rank() -> int:
@@ -84,6 +88,15 @@ def from_leader(value: float) -> float:
 def any_of(flag: bool) -> bool:
     """Whether the flag is true in any process; all of them get the same answer."""
     return bool(add_up(torch.tensor(float(flag)))) if world_size() > 1 else flag
+
+
+def everyones(found: dict[K, V]) -> dict[K, V]:
+    """All processes' entries together; every process gets the same."""
+    if world_size() == 1:
+        return found
+    parts: list[dict[K, V] | None] = [None] * world_size()
+    dist.all_gather_object(parts, found)
+    return {k: v for part in parts if part for k, v in part.items()}
 
 
 @torch.no_grad()

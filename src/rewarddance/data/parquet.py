@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
     }
 
 
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 4 << 20
 GROUP_ROWS = 256
 """A row group ends at whichever comes first: reading one record reads its group."""
 
@@ -106,7 +107,10 @@ KEEP_GROUPS = 4
 
 
 class _Pictures:
-    """Decoded pictures of a Parquet file by row, read group by group from the disk; the latest are kept."""
+    """Decoded pictures of a Parquet file by row, read group by group from the disk; the latest are kept.
+
+    Threads may ask at the same time; they are served one after the other.
+    """
 
     def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
         self.file, self.name, self.keep_bytes = file, name, keep_bytes
@@ -115,8 +119,13 @@ class _Pictures:
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
         self._held = 0
+        self._lock = threading.Lock()
 
     def of(self, row: int) -> tuple[Media, ...]:
+        with self._lock:
+            return self._of(row)
+
+    def _of(self, row: int) -> tuple[Media, ...]:
         if row in self._kept:
             self._kept.move_to_end(row)
             return self._kept[row]

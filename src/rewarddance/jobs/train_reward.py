@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from rewarddance.core.ahead import Ahead
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
@@ -136,8 +138,9 @@ def train_judge(
     stuck = StuckLoss(recent=loop.extra.get("recent_losses", []))
 
     def step(index: int) -> Metrics:
+        batch = batches(index)
         try:
-            metrics: Metrics = dict(accumulate(training_batch(train, config, index), index))
+            metrics: Metrics = dict(accumulate(batch, index))
         except RunError as error:
             raise RunError(f"step {index}: {error}; {out} keeps its last checkpoint") from None
         warning = None if config.paradigm == "regression" else stuck.note(index + 1, metrics["loss"])
@@ -153,7 +156,7 @@ def train_judge(
         metrics: Metrics = {}
         with loop.averaged():
             for name, records in validation.items():
-                figures = inside(measure_judge, judge, records)
+                figures = inside(partial(measure_judge, shared=True), judge, records)
                 metrics |= {f"{name}/{k}": v for k, v in figures.items()}
             if config.patience:  # last bits may differ with the passes that a process made
                 metrics[watched] = from_leader(metrics[watched])
@@ -178,7 +181,8 @@ def train_judge(
             else None
         )
 
-    with progress(title, "loss", "accuracy", "answer_mass") as bar:
+    batches = Ahead(lambda index: training_batch(train, config, index), config.loop.num_steps)
+    with progress(title, "loss", "accuracy", "answer_mass") as bar, batches:
 
         def both(done: int, total: int, metrics: Metrics) -> None:
             bar(done, total, metrics)

@@ -13,9 +13,10 @@ from scipy.stats import spearmanr
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
+from rewarddance.core.parallel import any_of, everyones, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord, all_pairs
 from rewarddance.core.streams import stream
-from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
 
 MOST_REFUSED = 0.05
@@ -30,6 +31,7 @@ def measure_judge(
     records: Sequence[PreferenceRecord],
     chunk: int = 16,
     each: Callable[[PreferenceRecord, NDArray[np.float64]], None] | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Figures of a judge on held-out records.
 
@@ -38,6 +40,7 @@ def measure_judge(
 
     Args:
         each: told of every record and its table of margins (K, K), antisymmetric.
+        shared: all processes call this together with the same records, and share the work.
 
     Returns:
         accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy and its interval,
@@ -49,27 +52,36 @@ def measure_judge(
         JudgementError: more than `MOST_REFUSED` of the records are not answered.
     """
     seen, refused = _Tally(), dict[str, str]()
-    masses, swaps = [], []
-    for numbers, verdict in _answered(judge, records, chunk, refused):
-        masses.append(verdict.answer_mass.cpu())
-        if verdict.disagreement is not None:
-            swaps.append(verdict.disagreement.cpu())
-        margins = iter(verdict.margin.float().cpu().tolist())
-        for number in numbers:
-            record = records[number]
-            table = np.zeros((len(record.media), len(record.media)))
-            for i, j in all_pairs(len(record.media)):
-                table[i, j] = next(margins)
-                table[j, i] = -table[i, j]
-            if each is not None:
-                each(record, table)
-            seen.note(number, record, table)
+    for number, answer in _answered(judge, records, chunk, shared):
+        record = records[number]
+        if isinstance(answer, str):
+            refused[record.record_id] = answer
+            if len(refused) > max(1, MOST_REFUSED * len(records)):
+                raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; last: {answer}")
+            continue
+        table = np.zeros((len(record.media), len(record.media)))
+        for (i, j), margin in zip(all_pairs(len(record.media)), answer.margin, strict=True):
+            table[i, j], table[j, i] = margin, -margin
+        if each is not None:
+            each(record, table)
+        seen.note(number, record, table, answer)
     out = seen.figures()
-    out["answer_mass"] = float(torch.cat(masses).mean()) if masses else None
-    out["disagreement"] = float(torch.cat(swaps).mean()) if swaps else None
     if refused:
         out["refused"] = refused
     return out
+
+
+@dataclass
+class _Answer:
+    """What a judge said to all pairs of one record (N of them)."""
+
+    margin: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    disagreement: NDArray[np.float64] | None
+
+
+def _mean(parts: Sequence[NDArray[np.float64]]) -> float | None:
+    return float(np.concatenate(parts).mean()) if parts else None
 
 
 @dataclass
@@ -79,8 +91,13 @@ class _Tally:
     pairs: list[tuple[str, int, float]] = field(default_factory=list)
     choices: list[tuple[int, float]] = field(default_factory=list)
     correlations: list[float] = field(default_factory=list)
+    masses: list[NDArray[np.float64]] = field(default_factory=list)
+    disagreements: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def note(self, number: int, record: PreferenceRecord, table: NDArray[np.float64]) -> None:
+    def note(self, number: int, record: PreferenceRecord, table: NDArray[np.float64], answer: _Answer) -> None:
+        self.masses.append(answer.mass)
+        if answer.disagreement is not None:
+            self.disagreements.append(answer.disagreement)
         for c in record.choices:
             if c.label != 0.5:
                 self.choices.append((number, _agree(table[c.first, c.second], c.label - 0.5)))
@@ -103,38 +120,50 @@ class _Tally:
             out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
             out[f"accuracy_{source}_ci"] = _interval(own)
         out["spearman"] = float(np.nanmean(self.correlations)) if self.correlations else None
+        out["answer_mass"] = _mean(self.masses)
+        out["disagreement"] = _mean(self.disagreements)
         return out
 
 
 def _answered(
-    judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int, refused: dict[str, str]
-) -> Iterator[tuple[list[int], Verdict]]:
-    """Verdicts on all pairs of some records at a time; where one is not answered, on the others of its chunk alone."""
+    judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int, shared: bool
+) -> Iterator[tuple[int, _Answer | str]]:
+    """What the judge says to every record; where it does not answer, why.
 
-    def ask(numbers: Sequence[int]) -> Verdict:
-        part = [records[n] for n in numbers]
-        return judge.judge(
-            [
-                Comparison(r.prompt, r.media[i], r.media[j], r.criterion)
-                for r in part
-                for i, j in all_pairs(len(r.media))
-            ]
-        )
+    A chunk that is not answered is asked again record by record. Processes that share the work make the same number
+    of calls (a sharded judge needs all of them in each), so those with less to do ask something twice.
+    """
+    processes, mine = (world_size(), rank()) if shared else (1, 0)
+    chunks = [range(start, min(start + chunk, len(records))) for start in range(0, len(records), chunk)]
+    for first in range(0, len(chunks), processes):
+        numbers = chunks[min(first + mine, len(chunks) - 1)]
+        answers, reason = _ask(judge, records, numbers)
+        if any_of(reason is not None) if shared else reason is not None:
+            for turn in range(chunk):
+                number = numbers[turn % len(numbers)]
+                alone, why = _ask(judge, records, [number])
+                answers[number] = alone[number] if why is None else why
+        yield from sorted((everyones(answers) if shared else answers).items())
 
-    for start in range(0, len(records), chunk):
-        numbers = list(range(start, min(start + chunk, len(records))))
-        try:
-            yield numbers, ask(numbers)
-            continue
-        except JudgementError as error:
-            first = error
-        for number in numbers:
-            try:
-                yield [number], ask([number])
-            except JudgementError as error:
-                refused[records[number].record_id] = str(error)
-        if len(refused) > max(1, MOST_REFUSED * len(records)):
-            raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; first: {first}")
+
+def _ask(
+    judge: RewardModel, records: Sequence[PreferenceRecord], numbers: Sequence[int]
+) -> tuple[dict[int, _Answer | str], str | None]:
+    """Answers to all pairs of some records in one call; none, and the reason, where the judge refuses."""
+    pairs = {n: all_pairs(len(records[n].media)) for n in numbers}
+    part = [(records[n], pair) for n in numbers for pair in pairs[n]]
+    try:
+        verdict = judge.judge([Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r, (i, j) in part])
+    except JudgementError as error:
+        return {}, str(error)
+    ends = np.cumsum([len(pairs[n]) for n in numbers])[:-1]
+
+    def cut(values: torch.Tensor) -> list[NDArray[np.float64]]:
+        return np.split(values.double().cpu().numpy(), ends)
+
+    swaps = [None] * len(numbers) if verdict.disagreement is None else cut(verdict.disagreement)
+    answers = zip(cut(verdict.margin), cut(verdict.answer_mass), swaps, strict=True)
+    return {n: _Answer(*answer) for n, answer in zip(numbers, answers, strict=True)}, None
 
 
 def _interval(rights: Sequence[tuple[int, float]]) -> list[float]:
