@@ -310,7 +310,7 @@ def test_labels_that_teach_nothing_stop_and_one_sided_ones_warn(data_folder, tmp
 def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
     accuracies, seen = iter([0.5, 0.7, 0.6, 0.65, 0.9]), []
 
-    def scripted(judge, records):
+    def scripted(judge, records, shared):
         seen.append(judge.engine.backbone.module.get_input_embeddings().weight.detach().clone())
         return {"accuracy": next(accuracies)}
 
