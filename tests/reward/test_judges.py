@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -198,6 +200,27 @@ def test_a_judge_asks_what_it_was_trained_to_judge_by(backbone, pictures):
     own, named, other = (judge.rank("a red circle", pictures[:2], c).margin for c in (None, "style", "overall"))
     assert torch.equal(own, named)
     assert not torch.equal(own, other)
+    asked = [judge.judge([Comparison("a red circle", *pictures[:2], c)]).margin for c in (None, "style", "overall")]
+    assert torch.equal(asked[0], asked[1])
+    assert not torch.equal(asked[0], asked[2])
+
+
+def test_a_second_judge_is_asked_by_a_criterion_that_it_knows(backbone):
+    trained = new_judge(JudgeSpec(criteria=("style", "overall")), backbone)
+    assert [trained.own_or(c) for c in ("overall", "fidelity", "of my own")] == ["overall", "style", "style"]
+    plain = new_judge(JudgeSpec(), backbone)
+    assert [plain.own_or(c) for c in ("fidelity", "of my own")] == ["fidelity", "overall"]
+
+
+def test_ratings_that_were_never_learnt_are_not_guessed(backbone, pictures):
+    judge = new_judge(JudgeSpec(paradigm="regression", criteria=("style",)), backbone)
+    style = list(INSTRUCTIONS).index("style")
+    with torch.no_grad():
+        judge.single.head.weight[style] = 1
+    question = Comparison("a red circle", pictures[0], pictures[1])
+    assert judge.judge([question]).margin != 0
+    with pytest.raises(InputError, match="no ratings of 'fidelity', only: style"):
+        judge.judge([replace(question, criterion="fidelity")])
 
 
 def test_criteria_of_your_own_are_worded_and_kept_with_the_judge(backbone, pictures, tmp_path):

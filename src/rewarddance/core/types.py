@@ -20,7 +20,7 @@ class Comparison:
 
     Attributes:
         reference: None asks the pointwise question ("is this a good picture for the prompt?").
-        criterion: what "better" means; a key of the context's instructions.
+        criterion: what "better" means; a key of the context's instructions. None: what the judge was trained for.
         label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None where unknown.
         rationale: reasons in words, where known; they call the two pictures candidate and reference.
     """
@@ -28,7 +28,7 @@ class Comparison:
     prompt: str
     candidate: Media
     reference: Media | None = None
-    criterion: str = "overall"
+    criterion: str | None = None
     label: float | None = None
     rationale: str | None = None
 

@@ -40,9 +40,8 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     generator = load_generator(config.generator, guidance=config.guidance, dtype=config.generator_dtype)
     gold: Gold | None = None if lines else oracle_gold
     if config.gold_judge is not None:
-        gold = judge_gold(
-            load_judge(config.gold_judge, precision=config.precision), config.criterion or judge.criterion
-        )
+        other = load_judge(config.gold_judge, precision=config.precision)
+        gold = judge_gold(other, other.own_or(config.criterion or judge.criterion))
     return align_generator(config, generator, judge, out, prompts=lines, probe_prompts=probes, gold=gold, resume=resume)
 
 

@@ -56,7 +56,7 @@ def evaluate_on_prompts(
     with generator.reference():
         before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
     after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
-    wins = proxy_reward(ready, after, before, config["criterion"])
+    wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     seen: set[str] = set()
     if config.get("prompts") is not None and Path(config["prompts"]).is_file():
         seen = set(read_prompts(Path(config["prompts"]))[0])

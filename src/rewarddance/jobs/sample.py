@@ -53,7 +53,7 @@ def sample_to_folder(
         if ready is None:
             chosen: list[Selection | None] = [None] * num
         else:
-            chosen = [*select(ready, [prompt] * num, groups, criterion or ready.criterion)]
+            chosen = [*select(ready, [prompt] * num, groups, criterion)]
         for drawn, found in zip(groups, chosen, strict=True):
             path = out / f"{len(listed):03d}.png"
             entry: dict[str, Any] = {"file": path.name, "prompt": prompt}

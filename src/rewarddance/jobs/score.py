@@ -30,7 +30,7 @@ def score_one(
     """Reward and margin of one picture, against a reference where there is one."""
     other = None if reference is None else Media.open(reference)
     ready = load_judge(judge, tiles=tiles)
-    found = ready.judge([Comparison(prompt, Media.open(candidate), other, criterion or ready.criterion)])
+    found = ready.judge([Comparison(prompt, Media.open(candidate), other, criterion)])
     out = {
         "reward": float(found.reward[0]),
         "margin": float(found.margin[0]),

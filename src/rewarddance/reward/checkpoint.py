@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewarddance.core.device import computes_in_bf16
-from rewarddance.core.errors import JudgementError, RunError
+from rewarddance.core.errors import InputError, JudgementError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.reward.config import SCALAR, JudgeSpec
+from rewarddance.reward.context import UNNAMED
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.scalar import ScalarJudge
@@ -44,16 +45,35 @@ class Judge:
     @property
     def criterion(self) -> str:
         """What it was trained to judge by most; "overall" for a judge that does not know."""
-        return self.spec.criteria[0] if self.spec.criteria else "overall"
+        return self.spec.criteria[0] if self.spec.criteria else UNNAMED
+
+    def own_or(self, criterion: str) -> str:
+        """The criterion, if this judge was trained for it or (trained for none) has words for it; else its own."""
+        known = self.spec.criteria or tuple(self.spec.context.wordings)
+        return criterion if criterion in known else self.criterion
+
+    def _asked(self, comparison: Comparison) -> Comparison:
+        """With the criterion filled in. One output answers for each criterion of a regression; others mean nothing."""
+        if comparison.criterion is None:
+            return replace(comparison, criterion=self.criterion)
+        learnt = self.spec.criteria
+        if self.spec.paradigm == "regression" and learnt and comparison.criterion not in learnt:
+            raise InputError(f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(learnt)}")
+        return comparison
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Verdicts (N,), differentiable to pixels. Both orders are asked and their margins averaged.
 
         A pointwise judge answers a comparison by the difference of two pointwise margins.
+
+        Raises:
+            InputError: an empty prompt, or a criterion that the judge cannot be asked by.
+            JudgementError: an answer cannot be had, for one comparison or more.
         """
         if not comparisons:
             empty = torch.zeros(0)
             return Verdict(empty, empty, empty)
+        comparisons = [self._asked(c) for c in comparisons]
         if self.spec.paradigm == "generative_pairwise":
             if self.spec.trained and any(c.reference is None for c in comparisons):
                 raise JudgementError(
@@ -67,7 +87,7 @@ class Judge:
 
     def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin; by the judge's own `criterion` when none is named."""
-        return rank(self, prompt, images, criterion or self.criterion)
+        return rank(self, prompt, images, criterion)
 
     def trainable(self) -> dict[str, nn.Module]:
         return self.single.trainable()

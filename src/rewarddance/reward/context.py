@@ -25,6 +25,8 @@ INSTRUCTIONS: dict[str, str] = {
     "novelty": "prefer the picture with the more novel layout.",
     "colour harmony": "prefer the picture with the better harmony of colour.",
 }
+UNNAMED = "overall"
+"""The criterion of a question that names none, put to a judge that was trained for none."""
 
 
 Layout = Literal["strict", "two_questions", "listwise"]
@@ -119,15 +121,16 @@ class Context(Config):
             return f"{rationale.strip()}{VERDICT}", f" {word}", ""
         return "", word, f" because {rationale.strip()}"
 
-    def _instruction(self, criterion: str) -> str:
+    def _instruction(self, criterion: str | None) -> str:
         if not self.instruction:
             return ""
-        if criterion not in self.wordings:
+        name = criterion or UNNAMED
+        if name not in self.wordings:
             raise InputError(
-                f"no instruction for criterion {criterion!r}; known: {', '.join(self.wordings)}; context.instructions "
-                "takes your own"
+                f"no instruction for criterion {name!r}; known: {', '.join(self.wordings)}; context.instructions takes "
+                "your own"
             )
-        return f"instruction: {self.wordings[criterion]}\n"
+        return f"instruction: {self.wordings[name]}\n"
 
     @property
     def wordings(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ def dialogs_of(context: Context, comparisons: Sequence[Comparison]) -> list[Dial
 
 
 def _two_questions(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
-    placed: set[tuple[str, str, int, int]] = set()
+    placed: set[tuple[str, str | None, int, int]] = set()
     found = []
     for c in comparisons:
         reverse = (c.prompt, c.criterion, id(c.reference), id(c.candidate))
@@ -41,7 +41,7 @@ def _two_questions(context: Context, comparisons: Sequence[Comparison]) -> list[
 
 def _listwise(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
     """Comparisons of one prompt and criterion fill a context with their pictures until it is full."""
-    lists: dict[tuple[str, str], list[list[Media]]] = {}
+    lists: dict[tuple[str, str | None], list[list[Media]]] = {}
     chosen: list[list[Media] | None] = []
     for c in comparisons:
         if c.reference is None:

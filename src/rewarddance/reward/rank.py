@@ -29,21 +29,37 @@ class Ranking:
     margin: Tensor
 
 
-@torch.no_grad()
-def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: str = "overall") -> Ranking:
+def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
     """Compare every two pictures of a prompt and sort by mean margin.
 
     Raises:
         InputError: no pictures at all.
     """
-    if not images:
+    return rank_all(judge, [prompt], [images], criterion)[0]
+
+
+@torch.no_grad()
+def rank_all(
+    judge: RewardModel, prompts: Sequence[str], images: Sequence[Sequence[Media]], criterion: str | None = None
+) -> list[Ranking]:
+    """`rank` for many prompts, in one call to the judge."""
+    if not all(images):
         raise InputError("nothing to rank: no pictures given")
-    pairs = all_pairs(len(images))
-    margins = torch.zeros(len(images), len(images))
-    if pairs:
-        asked = [Comparison(prompt, images[i], images[j], criterion) for i, j in pairs]
-        found = judge.judge(asked).margin.float().cpu()
-        rows, columns = torch.tensor(pairs).T
-        margins[rows, columns], margins[columns, rows] = found, -found
-    mean = margins.sum(1) / max(1, len(images) - 1)
-    return Ranking(tuple(mean.argsort(descending=True, stable=True).tolist()), torch.sigmoid(margins), mean)
+    asked = [
+        Comparison(prompt, mine[i], mine[j], criterion)
+        for prompt, mine in zip(prompts, images, strict=True)
+        for i, j in all_pairs(len(mine))
+    ]
+    margins = judge.judge(asked).margin.float().cpu() if asked else torch.zeros(0)
+    parts = torch.split(margins, [len(all_pairs(len(mine))) for mine in images])
+    return [_ranking(len(mine), part) for mine, part in zip(images, parts, strict=True)]
+
+
+def _ranking(num: int, margins: Tensor) -> Ranking:
+    """From the margins of all pairs (K (K - 1) / 2)."""
+    table = torch.zeros(num, num)
+    if num > 1:
+        rows, columns = torch.tensor(all_pairs(num)).T
+        table[rows, columns], table[columns, rows] = margins, -margins
+    mean = table.sum(1) / max(1, num - 1)
+    return Ranking(tuple(mean.argsort(descending=True, stable=True).tolist()), torch.sigmoid(table), mean)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
-from rewarddance.reward.context import Context
+from rewarddance.reward.context import UNNAMED, Context
 from rewarddance.reward.paradigms import gaussian_margin
 from rewarddance.vlm.engine import Engine
 
@@ -51,7 +51,7 @@ class ScalarJudge:
         out = F.linear(states, self.head.weight.float(), bias.float())  # sharded weights are gathered in bf16
         if self.paradigm == "regression":
             columns = torch.tensor(
-                [list(self.context.wordings).index(c.criterion) for c in comparisons], device=out.device
+                [list(self.context.wordings).index(c.criterion or UNNAMED) for c in comparisons], device=out.device
             )
             return out.gather(1, columns[:, None])
         return out
@@ -62,7 +62,7 @@ class ScalarJudge:
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Every distinct (prompt, criterion, picture) is scored once."""
-        questions: dict[tuple[str, str, str], int] = {}
+        questions: dict[tuple[str, str | None, str], int] = {}
         asked: list[Comparison] = []
         first: list[int] = []
         second: list[int] = []

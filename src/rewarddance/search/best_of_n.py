@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.media import Media
-from rewarddance.core.preferences import all_pairs
 from rewarddance.core.protocols import Generator
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import RewardModel
 from rewarddance.generator.rollout import sample
+from rewarddance.reward.rank import rank_all
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,12 @@ def draw(
     return [out[i : i + num] for i in range(0, len(out), num)]
 
 
-@torch.no_grad()
 def select(
-    judge: RewardModel, prompts: Sequence[str], drawn: Sequence[Sequence[Media]], criterion: str
+    judge: RewardModel, prompts: Sequence[str], drawn: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Selection]:
     """The judge's winner of every prompt by round robin, all prompts in one call to the judge."""
-    pairs = all_pairs(len(drawn[0])) if drawn else []
-    asked = [Comparison(p, d[i], d[j], criterion) for p, d in zip(prompts, drawn, strict=True) for i, j in pairs]
-    margins = judge.judge(asked).margin.float().cpu() if asked else torch.zeros(0)
-    out = []
-    for k, (prompt, candidates) in enumerate(zip(prompts, drawn, strict=True)):
-        total = torch.zeros(len(candidates))
-        for (i, j), m in zip(pairs, margins[k * len(pairs) : (k + 1) * len(pairs)], strict=True):
-            total[i] += m
-            total[j] -= m
-        mean = total / max(1, len(candidates) - 1)
-        out.append(Selection(prompt, tuple(candidates), int(mean.argmax()), mean))
-    return out
+    found = rank_all(judge, prompts, drawn, criterion)
+    return [Selection(p, tuple(d), r.order[0], r.margin) for p, d, r in zip(prompts, drawn, found, strict=True)]
 
 
 def best_of_n(
@@ -73,7 +62,7 @@ def best_of_n(
     num: int,
     rng: torch.Generator,
     num_steps: int = 10,
-    criterion: str = "overall",
+    criterion: str | None = None,
 ) -> list[Selection]:
     """Draw and select."""
     return select(judge, prompts, draw(generator, prompts, num, rng, num_steps), criterion)
