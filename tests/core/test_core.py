@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
 from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.statistics import bootstrap, paired_bootstrap, two_way_bootstrap
+from rewarddance.core.statistics import bootstrap, change_from_best, over_runs, paired_bootstrap, two_way_bootstrap
 from rewarddance.core.types import Comparison, Verdict
 
 
@@ -127,6 +127,26 @@ def test_hacking_is_called_when_proxy_rises_and_gold_falls():
         hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
     assert honest.verdict() == "none"
     assert hacked.verdict() == "hacking"
+
+
+def test_a_lucky_best_probe_is_no_fall():
+    """The gold standard never changes; the best of twenty noisy looks stands out all the same."""
+    calls = []
+    for run in range(60):
+        looks = np.random.default_rng(run).normal(0.5, 0.2, (20, 80))
+        calls.append(change_from_best(looks).ci_high < 0)
+    assert np.mean(calls) <= 0.05
+    looks = np.random.default_rng(0).normal(0.5, 0.2, (5, 80))
+    looks[-1] -= 0.2
+    fallen = change_from_best(looks)
+    assert fallen.ci_high < 0
+    assert fallen.ci_low < -0.2 < fallen.ci_high
+
+
+def test_a_few_runs_have_students_interval_and_a_single_one_has_none():
+    found = over_runs([0.038, 0.048, 0.061])
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((0.020, 0.078), abs=1e-3)
+    assert over_runs([0.5]) == {"mean": 0.5, "ci_low": None, "ci_high": None}
 
 
 def test_verdict_keeps_reward_and_margin_together():

@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 
 from rewarddance.core.errors import InputError
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
+from rewarddance.jobs.judge_benchmark import measure_on_data
 from rewarddance.jobs.train_reward_config import RewardConfig
 
 
@@ -45,6 +48,14 @@ def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder,
     assert set(found["folds"]) == {f.name for f in folds}
     accuracy = [f["accuracy"] for f in found["folds"].values()]
     assert found["mean"]["accuracy"]["mean"] == pytest.approx(sum(accuracy) / len(accuracy))
+    # a fold knows what it was trained on, whatever its seed would hold out
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(data_folder / "train.parquet", only)
+    name, figures = next(iter(found["folds"].items()))
+    again = measure_on_data(tmp_path / name, only)["id"]
+    assert again["num_trained_on"] == figures["num_train"]
+    assert again["accuracy"] == pytest.approx(figures["accuracy"])
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
     assert cross_validate(config, folds, table, tmp_path)["folds"] == found["folds"]
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

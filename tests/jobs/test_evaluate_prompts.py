@@ -1,5 +1,7 @@
 """Alignment on a user's own prompts: no oracle, so a judge compares, and says whether it may."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -39,12 +41,15 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     page = write_report(run).read_text()
     assert "cannot tell whether it is being hacked" in page
     assert "50% of these prompts were trained on" in page
-    other = evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(tmp_path / "judge" / "model"), num_noises=2)
+    model = tmp_path / "judge" / "model"
+    assert evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(model), num_noises=2)["same_judge"]
+    shutil.copytree(model, tmp_path / "other")
+    other = evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(tmp_path / "other"), num_noises=2)
     assert not other["same_judge"]
     assert other["training_judge"]["mean"] == pytest.approx(other["win_rate"]["mean"], abs=1e-4)  # the same weights
     assert other["hacking"] in ("none", "suspected")
     page = write_report(run).read_text()
-    assert "it overrates by" in page
+    assert "it sees more wins by" in page
     assert 'class="px"' in page
 
 
@@ -56,8 +61,10 @@ def test_the_training_judge_is_held_against_another():
     assert held_against(high, high)["hacking"] == "none"
     assert held_against(even, low)["hacking"] == "none"  # it does not claim a gain
     found = held_against(high, low)["overrated"]
-    assert found["mean"] == pytest.approx(0.3, abs=0.02)
-    assert found["ci_low"] > 0.25
+    assert found["mean"] == pytest.approx(np.mean(high > 0.5) - np.mean(low > 0.5))
+    assert found["ci_low"] > 0.8
+    bolder = 0.5 + 4 * (even - 0.5)  # surer of the very same wins
+    assert held_against(bolder, even)["overrated"]["mean"] == 0
 
 
 def test_the_oracle_is_not_asked_about_prompts_that_it_does_not_know(run):

@@ -111,3 +111,28 @@ def test_processes_that_share_the_work_find_the_same(tmp_path):
     subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "found")], check=True, timeout=120)
     alone = measure_judge(Reluctant(1), records(50, dark=(3, 20)), chunk=8)
     assert [json.loads((tmp_path / f"found{i}").read_text()) for i in (0, 1)] == [alone, alone]
+
+
+class FirstPlace:
+    """Says yes to whatever stands second, as a judge with nothing but a lean to a place does."""
+
+    def judge(self, comparisons):
+        return Verdict.from_margin(torch.ones(len(comparisons)))
+
+
+def test_a_lean_to_a_place_is_no_merit_where_the_data_puts_winners_first():
+    rows = [
+        PreferenceRecord(f"r{i}", f"p{i}", (grey(0.5), grey(0.001 * i)), (Choice(0, 1, 1.0),), "fidelity")
+        for i in range(400)
+    ]
+    assert measure_judge(FirstPlace(), rows)["label_accuracy"] == pytest.approx(0.5, abs=0.08)
+
+
+def test_records_of_one_prompt_are_no_independent_evidence():
+    """Ten prompts of forty records each, of which a judge is right on all or on none."""
+    light = {True: (grey(0.9), grey(0.1)), False: (grey(0.1), grey(0.9))}
+    rows = [
+        PreferenceRecord(f"r{i}", f"p{i % 10}", light[i % 2 == 0], (Choice(0, 1, 1.0),), "fidelity") for i in range(400)
+    ]
+    low, high = measure_judge(Brightness(1), rows)["label_accuracy_ci"]
+    assert high - low > 0.4  # of 400 independent records it would be 0.1

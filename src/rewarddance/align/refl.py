@@ -93,11 +93,16 @@ def fly(generator: Generator, condition: Any, z: Tensor, index: int, config: Ref
         v = generator.velocity(z, now, condition)
         with torch.no_grad(), generator.reference():
             v_frozen = generator.velocity(z.detach(), now, condition)
-        policy, frozen = (flow.step(z.detach(), u, now, after, config.kl_noise) for u in (v, v_frozen))
+        here = generator.velocity(z.detach(), now, condition) if z.requires_grad else v  # states count as constant
+        policy, frozen = (flow.step(z.detach(), u, now, after, config.kl_noise) for u in (here, v_frozen))
         divergences.append(policy.kl(frozen).mean())
         x = flow.clean(z, v, now)
         z = flow.step(z, v, now, after).mean
     return Flight(x, torch.stack(divergences).mean())
+
+
+FIGURES = ("loss", "reward", "reward_std", "margin", "kl", "time")
+"""What `refl_step` finds."""
 
 
 def refl_step(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rewarddance.core.statistics import Interval, paired_bootstrap
+from rewarddance.core.statistics import Interval, change_from_best, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,15 @@ class HackingMonitor:
         }
 
     def since_best(self) -> tuple[Interval, Interval] | None:
-        """Change of (proxy, gold) from the best gold probe to the last one; None at the best itself."""
+        """Change of (proxy, gold) from the best gold probe to the last one; None at the best itself.
+
+        The best of many noisy probes is partly luck; the interval of the gold standard's change allows for it.
+        """
         best, last = max(self.probes, key=lambda p: p.gold.mean()), self.probes[-1]
         if best.step == last.step:
             return None
-        return paired_bootstrap(last.proxy, best.proxy), paired_bootstrap(last.gold, best.gold)
+        gold = change_from_best(np.stack([p.gold.reshape(len(p.gold), -1).mean(1) for p in self.probes]))
+        return paired_bootstrap(last.proxy, best.proxy), gold
 
     def verdict(self) -> str:
         """`none`, `suspected` (means disagree) or `hacking` (intervals disagree)."""

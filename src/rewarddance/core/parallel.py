@@ -58,15 +58,6 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
-def mean_over_processes(figures: dict[str, float], weight: float) -> dict[str, float]:
-    """Weighted means of every process's figures (the same keys everywhere); all of them get the same."""
-    if world_size() == 1:
-        return figures
-    keys = sorted(figures)
-    sums = add_up(torch.tensor([*(figures[k] * weight for k in keys), weight], dtype=torch.float64))
-    return dict(zip(keys, (sums[:-1] / sums[-1]).tolist(), strict=True))
-
-
 def most(number: int) -> int:
     """The largest of all processes' numbers."""
     if world_size() == 1:

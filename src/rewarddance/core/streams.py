@@ -19,5 +19,14 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     >>> bool(stream(0, "a").integers(1 << 30) == stream(0, "b").integers(1 << 30))
     False
     """
+    return np.random.Generator(np.random.PCG64(_sequence(seed, names)))
+
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """A seed for another library's generator, as independent of other names as `stream` is."""
+    return int(_sequence(seed, names).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sequence(seed: int, names: tuple[str | int, ...]) -> np.random.SeedSequence:
     words = [n if isinstance(n, int) else zlib.crc32(n.encode()) for n in names]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
+    return np.random.SeedSequence([seed, *words])

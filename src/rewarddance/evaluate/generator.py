@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rewarddance.core.device import autocast
-from rewarddance.core.media import Media
+from rewarddance.core.media import Media, Packed
 from rewarddance.core.protocols import Generator
 from rewarddance.core.statistics import Interval, bootstrap, paired_bootstrap
 from rewarddance.generator.rollout import sample
@@ -21,10 +21,10 @@ Measure = Callable[[str, Media], float]
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures of every prompt under the same noises: `media[prompt][noise]`."""
+    """Pictures of every prompt under the same noises: `media[prompt][noise]`, kept as bytes, as files would be."""
 
     prompts: tuple[str, ...]
-    media: tuple[tuple[Media, ...], ...]
+    media: tuple[Sequence[Media], ...]
 
 
 @torch.no_grad()
@@ -41,15 +41,15 @@ def fixed_samples(
     flat = [p for p in prompts for _ in range(num_noises)]
     rng = torch.Generator().manual_seed(seed)
     noise = generator.noise(len(flat), rng)
-    pictures: list[Media] = []
+    pictures: list[torch.Tensor] = []
     with autocast(noise.device):
         for start in range(0, len(flat), batch):
             part = flat[start : start + batch]
             z = sample(generator, generator.condition(part), noise[start : start + batch], num_steps)
-            pictures += [replace(m, frames=m.frames.cpu()) for m in generator.decode(z)]
+            pictures += [m.to_bytes() for m in generator.decode(z)]
             if report is not None:
                 report(min(start + batch, len(flat)), len(flat))
-    rows = (tuple(pictures[i : i + num_noises]) for i in range(0, len(pictures), num_noises))
+    rows = (Packed(torch.cat(pictures[i : i + num_noises])) for i in range(0, len(pictures), num_noises))
     return Samples(tuple(prompts), tuple(rows))
 
 

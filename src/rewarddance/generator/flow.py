@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 Time = float | Tensor
-MAX_T = 0.999
-"""The noise scale a*sqrt(t / (1 - t)) has a pole at t = 1; it is evaluated here at most."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,13 @@ def clean(z: Tensor, v: Tensor, t: Time) -> Tensor:
     return z.float() - _like(t, z) * v.float()
 
 
-def noise_scale(t: Time, z: Tensor, noise: float) -> Tensor:
-    """sigma_t = noise * sqrt(t / (1 - t)) (Flow-GRPO), with t bounded by `MAX_T`."""
-    s = _like(t, z).clamp(max=MAX_T)
-    return noise * torch.sqrt(s / (1 - s))
+def noise_scale(t_now: Time, t_next: Time, z: Tensor, noise: float) -> Tensor:
+    """sigma_t = noise * sqrt(t / (1 - t)) (Flow-GRPO). At its pole, t = 1, the denominator is the next time's.
+
+    Nearer to the pole the first of few steps would throw the state far off the marginals of the flow.
+    """
+    s = _like(t_now, z)
+    return noise * torch.sqrt(s / (1 - torch.where(s < 1, s, _like(t_next, z))))
 
 
 def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) -> Gaussian:
@@ -86,7 +87,7 @@ def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) ->
     now, dt = _like(t_now, z), _like(t_next, z) - _like(t_now, z)
     if noise == 0.0:
         return Gaussian(z + v * dt, torch.zeros((), device=z.device))
-    sigma = noise_scale(t_now, z, noise)
+    sigma = noise_scale(t_now, t_next, z, noise)
     half = sigma**2 / (2 * now)
     mean = z * (1 + half * dt) + v * (1 + half * (1 - now)) * dt
     return Gaussian(mean, sigma * torch.sqrt(-dt))

@@ -19,7 +19,7 @@ class Trajectory:
     Attributes:
         states: (S + 1, B, ...), states[0] is noise and states[-1] the clean latent.
         times: (S + 1,), from 1 to 0.
-        log_probs: (S, B), of every step taken; None for a deterministic roll-out.
+        log_probs: (S - 1, B), of every step but the last, which has no noise; None for a deterministic roll-out.
     """
 
     states: Tensor

@@ -12,23 +12,23 @@ from torch.nn import functional as F
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.references import ReferenceBank
-from rewarddance.align.refl import refl_step
+from rewarddance.align.refl import FIGURES, refl_step
 from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop import Loop, Metrics
-from rewarddance.core.media import Media
 from rewarddance.core.monitors import Probe
 from rewarddance.core.parallel import (
     add_up_gradients,
     is_leader,
-    mean_over_processes,
     rank,
     wait_for_all,
     world_size,
 )
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.streams import stream
+from rewarddance.core.seen import write_seen
+from rewarddance.core.streams import seed_of, stream
+from rewarddance.core.tally import Tally
 from rewarddance.core.types import RewardModel
 from rewarddance.generator import flow
 from rewarddance.generator.sd3 import Sd3Generator
@@ -37,14 +37,17 @@ from rewarddance.world.batches import captioned_batch
 from rewarddance.world.grammar import WORDINGS, phrase
 from rewarddance.world.sampling import sample_pair
 from rewarddance.world.scene import CANVAS
+from rewarddance.world.splits import meaning
 
 
-def training_prompts(num: int, seed: int) -> tuple[str, ...]:
-    """Distinct training prompts of the embedded world."""
-    rng, found = stream(seed, "align-prompts"), dict[str, None]()
-    while len(found) < num:
-        found[phrase(sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))])] = None
-    return tuple(found)
+def training_prompts(num: int, num_others: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training prompts of the embedded world, and other ones; no two of all mean the same."""
+    rng, found = stream(seed, "align-prompts"), dict[str, str]()
+    while len(found) < num + num_others:
+        spec, wording = sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))]
+        found.setdefault(meaning(spec), phrase(spec, wording))
+    prompts = tuple(found.values())
+    return prompts[:num], prompts[num:]
 
 
 def align_generator(
@@ -64,7 +67,8 @@ def align_generator(
 
     Args:
         prompts: what to train on; drawn from the embedded world when None.
-        probe_prompts: what probes look at; other prompts of the embedded world when None, or the first of `prompts`.
+        probe_prompts: what probes look at; when None, the first of `prompts`, or of the embedded world other prompts
+            than it trains on.
         gold: measure of the probes that the training does not see; without one (None) hacking cannot be called.
 
     Raises:
@@ -72,7 +76,8 @@ def align_generator(
     """
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
-    chosen = tuple(prompts or training_prompts(config.num_prompts, config.seed))
+    drawn, others = training_prompts(config.num_prompts, config.probe_prompts, config.seed) if not prompts else ((), ())
+    chosen = tuple(prompts or drawn)
     _check(config, chosen, generator, own=prompts is not None)
     folder = RunFolder(out)
     if is_leader():
@@ -86,12 +91,10 @@ def align_generator(
     amp = partial(autocast, generator.device, config.precision)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     bank = ReferenceBank(config.references, chosen, config.refl.num_steps, criterion, config.seed, config.sample_batch)
-    if probe_prompts is None:
-        probe_prompts = chosen if prompts else training_prompts(config.probe_prompts, config.seed + 1)
     prober = Prober(
         generator,
         judge,
-        probe_prompts[: config.probe_prompts],
+        (probe_prompts or others or chosen)[: config.probe_prompts],
         config.probe_noises,
         config.refl.num_steps,
         criterion,
@@ -101,42 +104,46 @@ def align_generator(
     )
     if resume and loop.resume():
         _restore(loop, bank, prober)
-    elif config.algorithm == "refl" and is_leader():
+    elif config.algorithm == "refl":
         with amp():
-            folder.log(0, prober.look(0))
+            seen = prober.look(0)
+        if is_leader():
+            folder.log(0, seen)
 
     loop.keep = partial(_remember, loop, bank, prober)
 
     def step(index: int) -> Metrics:
         if config.algorithm == "sft":
-            return _shared(_sft_step(config, generator, index), loop, 1.0)
-        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + index + 15_485_863 * rank())
+            tally = Tally()
+            tally.add(_sft_step(config, generator, index), 1)
+            return _shared(tally, loop, ("loss",))
+        rng = torch.Generator().manual_seed(seed_of(config.seed, "align-noise", index, rank()))
         with amp():
             if bank.is_due(index):
                 bank.draw(generator, judge, index)
             rows = stream(config.seed, "align-batch", index).choice(len(chosen), config.batch_size)
             batch = [chosen[int(r)] for r in rows[rank() :: world_size()]]
-        passes = []
+        tally = Tally()
         for start in range(0, len(batch), config.micro_batch or len(batch)):
             part = batch[start : start + (config.micro_batch or len(batch))]
             with amp():
-                references = bank.of(part, generator.device)
-                found = refl_step(generator, judge, part, references, config.refl, criterion, rng)
+                found = refl_step(generator, judge, part, bank.of(part), config.refl, criterion, rng)
             (found["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
-            passes.append((len(part), {k: float(v.detach()) for k, v in found.items()}))
-        metrics = _shared(over_passes(passes), loop, len(batch))
+            tally.add({k: float(v.detach()) for k, v in found.items()}, len(part))
+        metrics = _shared(tally, loop, FIGURES)
         bank.note(metrics["reward"])
-        loop.extra["kl"] = 0.95 * loop.extra.get("kl", 0.0) + 0.05 * metrics["kl"]
+        for name, value in (("kl", metrics["kl"]), ("kl_weight", 1.0)):
+            loop.extra[name] = 0.95 * loop.extra.get(name, 0.0) + 0.05 * value
         return metrics | {"win_rate": bank.win_rate, "references_from": bank.drawn_at}
 
     def validate(index: int) -> Metrics:
-        if config.algorithm == "sft" or not is_leader():
+        if config.algorithm == "sft":
             return {}
         with loop.averaged(), amp():
             return prober.look(index)
 
     def stop(metrics: Metrics) -> str | None:
-        over = config.max_kl > 0 and loop.extra.get("kl", 0.0) > config.max_kl
+        over = config.max_kl > 0 and loop.extra.get("kl", 0.0) > config.max_kl * loop.extra.get("kl_weight", 0.0)
         return f"mean KL passed {config.max_kl}" if over else None
 
     with progress(title, "reward", "kl", "loss") as bar:
@@ -151,6 +158,8 @@ def align_generator(
         loop.ema.swap(loop.parameters)
     if is_leader():
         generator.save_adapter(out / "adapter")
+        if config.algorithm == "refl":
+            write_seen(out / "adapter", chosen)
     wait_for_all()
     return out / "adapter"
 
@@ -171,25 +180,17 @@ def _check(config: AlignConfig, chosen: Sequence[str], generator: Sd3Generator, 
         )
 
 
-def over_passes(passes: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """Figures of a batch from those of its parts (pictures, figures); the spread is that of the whole batch."""
-    whole = sum(n for n, _ in passes)
-    mean = {k: sum(n * figures[k] for n, figures in passes) / whole for k in passes[0][1]}
-    square = sum(n * (f["reward_std"] ** 2 + f["reward"] ** 2) for n, f in passes) / whole
-    return mean | {"reward_std": max(0.0, square - mean["reward"] ** 2) ** 0.5}
-
-
-def _shared(figures: dict[str, float], loop: Loop, weight: float) -> Metrics:
-    """Add the processes' gradients up; figures averaged over all of them."""
+def _shared(tally: Tally, loop: Loop, names: Sequence[str]) -> Metrics:
+    """Add the processes' gradients up; figures of all of them."""
     add_up_gradients(loop.parameters.values())
-    return dict(mean_over_processes(figures, weight))
+    return dict(tally.means(names))
 
 
 def _sft_step(config: AlignConfig, generator: Sd3Generator, index: int) -> dict[str, float]:
     """Supervised flow matching on captioned renders, as in pretraining: the control."""
     place = index * world_size() + rank()
     prompts, images = captioned_batch(config.seed, "sft-control", place, config.batch_size // world_size())
-    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + place)
+    rng = torch.Generator().manual_seed(seed_of(config.seed, "sft-noise", place))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     with autocast(generator.device):
         with torch.no_grad():
@@ -207,10 +208,10 @@ def _remember(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
     loop.extra |= {"drawn_at": bank.drawn_at, "win_rate": bank.win_rate}
     loop.extra["probe_steps"] = [p.step for p in prober.monitor.probes]
     tensors = {}
-    if bank.pictures:
-        tensors["bank"] = torch.cat([bank.pictures[p].frames for p in bank.prompts])
+    if bank.pictures is not None:
+        tensors["bank"] = bank.pictures
     if prober.references is not None:
-        tensors["probe_references"] = torch.cat([m.frames for m in prober.references])
+        tensors["probe_references"] = prober.references
     if prober.monitor.probes:
         tensors["probe_proxy"] = torch.from_numpy(np.stack([p.proxy for p in prober.monitor.probes]))
         tensors["probe_gold"] = torch.from_numpy(np.stack([p.gold for p in prober.monitor.probes]))
@@ -218,14 +219,8 @@ def _remember(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
 
 
 def _restore(loop: Loop, bank: ReferenceBank, prober: Prober) -> None:
-    device = prober.generator.device
-    found = {k: v if k in ("probe_proxy", "probe_gold") else v.to(device) for k, v in loop.extra_tensors.items()}
+    found = loop.extra_tensors
     bank.drawn_at, bank.win_rate = loop.extra.get("drawn_at", -1), loop.extra.get("win_rate", 0.5)
-    if "bank" in found:
-        bank.pictures = {
-            p: Media(x[None].cpu(), origin="generator") for p, x in zip(bank.prompts, found["bank"], strict=True)
-        }
-    if "probe_references" in found:
-        prober.references = [Media(x[None], origin="generator") for x in found["probe_references"]]
+    bank.pictures, prober.references = found.get("bank"), found.get("probe_references")
     for i, s in enumerate(loop.extra.get("probe_steps", [])):
         prober.monitor.probes.append(Probe(s, found["probe_proxy"][i].numpy(), found["probe_gold"][i].numpy()))

@@ -11,7 +11,7 @@ from typing import Any
 from rewarddance.core.errors import InputError
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.runs import environment, write_json
-from rewarddance.core.statistics import bootstrap
+from rewarddance.core.statistics import over_runs
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
@@ -67,7 +67,8 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
     """Train and measure every fold under `out`; what is finished is kept, what was stopped goes on.
 
     Returns:
-        Figures of every fold and, of each figure, the mean with a 95% interval over folds; also in
+        Figures of every fold and, of each figure, the mean with Student's 95% interval over folds (rough: folds share
+        most of their training records); also in
         `out/cross_validation.json`.
     """
     check_labels(table)
@@ -79,7 +80,7 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
     for name in FIGURES:
         values = [f[name] for f in found.values() if f.get(name) is not None]
         if values:
-            summary[name] = bootstrap(values).as_dict()
+            summary[name] = over_runs(values)
     result = {"mean": summary, "folds": found, **environment(), "config": config.model_dump(mode="json")}
     if is_leader():
         write_json(out / "cross_validation.json", result)

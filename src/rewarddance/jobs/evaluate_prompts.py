@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
 from rewarddance.evaluate.generator import diversity
 from rewarddance.jobs.align_names import read_prompts
 from rewarddance.jobs.evaluate import aligned_generator, draw_samples, proxy_reward, save_pairs
-from rewarddance.jobs.load import load_judge
+from rewarddance.jobs.load import find, load_judge
 from rewarddance.reward.checkpoint import Judge
 
 
@@ -41,10 +42,11 @@ def evaluate_on_prompts(
 
     Returns:
         win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
-        is it the one that the generator was trained with; trained_on: share of the prompts that were trained on;
-        diversity. With another judge also training_judge: the win rate by the one that trained, overrated: how much
-        more it sees than the other (paired, with an interval), and hacking: `none`, `suspected` (it sees a gain and the
-        other does not) or `hacking` (the other sees a loss; both intervals are clear of one half).
+        is it the one that the generator was trained with; trained_on: share of the prompts that were trained on, None
+        where the run did not write them down; diversity. With another judge also training_judge: the win rate by the
+        one that trained, overrated: how many more wins (P > 0.5) it sees than the other (paired, with an interval), and
+        hacking: `none`, `suspected` (it sees a gain and the other does not) or `hacking` (the other sees a loss; both
+        intervals are clear of one half).
     """
     content = RunFolder(run).read()
     if content["kind"] != "align":
@@ -57,9 +59,7 @@ def evaluate_on_prompts(
         before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
     after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
-    seen: set[str] = set()
-    if config.get("prompts") is not None and Path(config["prompts"]).is_file():
-        seen = set(read_prompts(Path(config["prompts"]))[0])
+    seen = read_seen(run / "adapter")
     features = judge_features(ready)
     spread = {"before": diversity(before, features), "after": diversity(after, features)} if num_noises > 1 else None
     found: dict[str, Any] = {
@@ -68,17 +68,18 @@ def evaluate_on_prompts(
         "num_steps": steps,
         "guidance": generator.guidance,
         "judge": judge or config["judge"],
-        "same_judge": judge is None or judge == config["judge"],
-        "trained_on": len(seen & set(prompts)) / len(prompts),
+        "same_judge": judge is None or find(judge, "judge").resolve() == find(config["judge"], "judge").resolve(),
+        "trained_on": None if seen is None else float(np.mean([fingerprint(p) in seen for p in prompts])),
         "win_rate": bootstrap(wins).as_dict(),
         "diversity": spread,
     }
-    if not found["same_judge"]:
-        del ready
-        own = proxy_reward(load_judge(config["judge"], precision="bf16"), after, before, config["criterion"])
-        found |= held_against(own, wins)
     write_json(run / "evaluation_prompts.json", found)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
+    if not found["same_judge"]:
+        del ready, features, generator  # room for the next judge
+        own = proxy_reward(load_judge(config["judge"], precision="bf16"), after, before, config["criterion"])
+        found |= held_against(own, wins)
+        write_json(run / "evaluation_prompts.json", found)
     return found
 
 
@@ -90,9 +91,14 @@ def held_against(own: NDArray[np.float64], other: NDArray[np.float64]) -> dict[s
         verdict = "hacking" if theirs.ci_high < 0.5 else "suspected" if theirs.mean <= 0.5 else "none"
     return {
         "training_judge": mine.as_dict(),
-        "overrated": paired_bootstrap(own, other).as_dict(),
+        "overrated": paired_bootstrap(_won(own), _won(other)).as_dict(),
         "hacking": verdict,
     }
+
+
+def _won(wins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1, 0 or (exactly one half) 0.5: judges are sure to different degrees, but all have a sign."""
+    return (np.sign(wins - 0.5) + 1) / 2
 
 
 def judge_features(judge: Judge) -> Any:

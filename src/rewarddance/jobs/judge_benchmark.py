@@ -15,13 +15,14 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
 from rewarddance.core.runs import RunFolder
+from rewarddance.core.seen import read_seen
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
 from rewarddance.jobs.blind_spots import judge_blind_spots
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw, ladder, right
 from rewarddance.jobs.evaluate import gold
-from rewarddance.jobs.load import load_generator, load_judge
-from rewarddance.jobs.train import load_sets
+from rewarddance.jobs.load import find, load_generator, load_judge
+from rewarddance.jobs.train import held_out_sets
 from rewarddance.reward.calibration import calibration
 from rewarddance.reward.measure import measure_judge, measure_margins, spearman
 from rewarddance.search.best_of_n import draw
@@ -42,7 +43,7 @@ def benchmark_judge(
     Args:
         name: what `load_judge` takes.
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, four pictures each; the
-            generator draws those of 65 in 100.
+            generator draws those of 70 in 100.
         every: take each `every`-th of the 240 benchmark prompts for the correlations: 8 candidates drawn by the
             generator, against 4 fixed references each. `margins_right` has references that fulfil the prompt
             (renders), so that margins of different prompts mean the same. Those of `margins` are renders from right to
@@ -63,23 +64,28 @@ def benchmark_judge(
 
 
 def measure_on_data(name: str | Path, folder: Path, seed: int = 0, most: int = 2000) -> dict[str, Any]:
-    """A judge on the held-out files of a data folder, with calibration.
-
-    Where the folder has none, on the tenth of its prompts that a judge's training holds out: by the run's own seed, so
-    that a judge does not meet prompts that it was trained on.
+    """A judge on prompts of a data folder that it was not trained on, with calibration (`held_out_sets`).
 
     Args:
-        name: what `load_judge` takes; of a run the seed is the run's own. seed: for what is not a run.
+        name: what `load_judge` takes. seed: of the split, for a judge that does not know what it was trained on.
         most: records of each file at most, evenly spread.
 
+    Returns:
+        By set the figures of `measure_judge`, calibration, and num_trained_on: records left out because the judge was
+        trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
+        figures flatter a little.
+
     Raises:
-        InputError: no such folder, or too few prompts.
+        InputError: no such folder, too few prompts, or none that are new to the judge.
     """
-    if (Path(name) / "run.json").is_file():
-        seed = RunFolder(Path(name)).read()["config"].get("seed", seed)
-    judge = load_judge(name)
-    _, held_out = load_sets(folder, seed, most)
-    return {n: measure_judge(judge, r) | {"calibration": calibration(judge, r)} for n, r in held_out.items()}
+    config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
+    judge, seen = load_judge(name), read_seen(find(name, "judge"))
+    sets = held_out_sets(folder, seen, config.get("seed", seed), most)
+    found: dict[str, Any] = {
+        n: measure_judge(judge, r) | {"calibration": calibration(judge, r), "num_trained_on": known}
+        for n, (r, known) in sets.items()
+    }
+    return found | ({"chose_by": next(iter(found))} if config.get("patience") else {})
 
 
 @torch.no_grad()

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
+from rewarddance.core.parallel import add_up, everyones, rank, world_size
+from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.rollout import sample
 from rewarddance.generator.sd3 import Sd3Generator
@@ -41,7 +44,10 @@ def judge_gold(judge: RewardModel, criterion: str) -> Gold:
 
 @dataclass
 class Prober:
-    """Looks at fixed prompts and noises: proxy reward against the references of the start, and the gold standard."""
+    """Looks at fixed prompts and noises: proxy reward against the references of the start, and the gold standard.
+
+    Data-parallel processes look at a share of the prompts each; all of them know what all saw.
+    """
 
     generator: Sd3Generator
     judge: RewardModel
@@ -55,27 +61,45 @@ class Prober:
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
-        self.references: list[Media] | None = None
+        self.references: Tensor | None = None
+        """Pictures of the first look, uint8 (prompts * noises, 3, H, W), those of one prompt together."""
 
     @torch.no_grad()
     def look(self, step: int) -> Metrics:
-        flat = [p for p in self.prompts for _ in range(self.num_noises)]
-        noise = self.generator.noise(len(flat), torch.Generator().manual_seed(self.seed + 17))
+        """Draw, judge and measure; all processes call this together."""
+        mine = range(len(self.prompts))[rank() :: world_size()]
+        rows = [i * self.num_noises + k for i in mine for k in range(self.num_noises)]
+        prompts = [self.prompts[i] for i in mine for _ in range(self.num_noises)]
+        pictures = self._draw(prompts, rows)
+        if self.references is None:
+            self.references = self._exchanged(pictures, rows)
+        # each sample meets the start's sample of the next noise, so that the start itself scores about one half
+        start = [Media.from_bytes(self.references[[self._other(i)]]) for i in rows]
+        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
+        found = {"proxy": self.judge.judge(asked).reward.tolist() if asked else []}
+        if self.gold is not None:
+            found["gold"] = self.gold(prompts, pictures, start) if asked else []
+        told = everyones({row: [values[i] for values in found.values()] for i, row in enumerate(rows)})
+        looked = np.array([told[row] for row in sorted(told)]).reshape(len(self.prompts), self.num_noises, len(found))
+        if self.gold is None:
+            return {"probe/proxy": float(looked[..., 0].mean()), "probe/proxy_std": float(looked[..., 0].std())}
+        return self.monitor.add(step, looked[..., 0], looked[..., 1])
+
+    def _draw(self, prompts: Sequence[str], rows: Sequence[int]) -> list[Media]:
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "probes"))
+        noise = self.generator.noise(len(self.prompts) * self.num_noises, rng)[list(rows)]
         pictures: list[Media] = []
-        for i in range(0, len(flat), self.batch):
-            condition = self.generator.condition(flat[i : i + self.batch])
+        for i in range(0, len(rows), self.batch):
+            condition = self.generator.condition(prompts[i : i + self.batch])
             z = sample(self.generator, condition, noise[i : i + self.batch], self.num_steps)
             pictures += self.generator.decode(z)
-        if self.references is None:
-            self.references = pictures
-        # each sample meets the start's sample of the next noise, so that the start itself scores about one half
-        shifted = [self.references[self._other(i)] for i in range(len(flat))]
-        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(flat, pictures, shifted, strict=True)]
-        proxy = self.judge.judge(asked).reward.cpu().double().numpy().reshape(-1, self.num_noises)
-        if self.gold is None:
-            return {"probe/proxy": float(proxy.mean()), "probe/proxy_std": float(proxy.std())}
-        gold = np.array(self.gold(flat, pictures, shifted)).reshape(-1, self.num_noises)
-        return self.monitor.add(step, proxy, gold)
+        return pictures
+
+    def _exchanged(self, pictures: Sequence[Media], rows: Sequence[int]) -> Tensor:
+        own = torch.cat([m.to_bytes() for m in pictures])
+        everyone = own.new_zeros(len(self.prompts) * self.num_noises, *own.shape[1:])
+        everyone[list(rows)] = own
+        return add_up(everyone)
 
     def _other(self, i: int) -> int:
         row, column = divmod(i, self.num_noises)

@@ -18,8 +18,8 @@ from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.judge_benchmark import measure_on_data
 from rewarddance.jobs.load import load_judge
-from rewarddance.jobs.train import load_sets
 from rewarddance.reward.measure import measure_judge
 
 
@@ -71,9 +71,6 @@ def score_data(data: Path, judge: str, out: Path | None, tiles: int | None = Non
 def evaluate_judge(run: Path) -> dict[str, Any]:
     """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
     config = RunFolder(run).read()["config"]
-    folder = run / "data" if config["data"] == "embedded" else Path(config["data"])
-    _, validation = load_sets(folder, config["seed"], 2000)
-    judge = load_judge(run)
-    found = {name: measure_judge(judge, records) for name, records in validation.items()}
+    found = measure_on_data(run, run / "data" if config["data"] == "embedded" else Path(config["data"]))
     write_json(run / "evaluation.json", found)
     return found

@@ -17,7 +17,7 @@ from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
-from rewarddance.core.statistics import bootstrap
+from rewarddance.core.statistics import over_runs
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
@@ -153,7 +153,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for figure in FIGURES:
             values = [r[split][figure] for r in rows if r.get(split, {}).get(figure) is not None]
             if values:
-                out[f"{split}/{figure}"] = bootstrap(values).as_dict()
+                out[f"{split}/{figure}"] = over_runs(values)
     return out
 
 

@@ -9,6 +9,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
+from rewarddance.core.seen import fingerprint
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.preferences import PreferencesConfig
@@ -63,6 +64,30 @@ def load_sets(
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
     return train, {n: _spread(t, most) for n, t in named.items()}
+
+
+def held_out_sets(
+    folder: Path, seen: frozenset[str] | None, seed: int, most: int
+) -> dict[str, tuple[Sequence[PreferenceRecord], int]]:
+    """Named sets of prompts that a judge was not trained on, `most` records each at most, and how many were left out.
+
+    They are the held-out files of a data folder, or where it has none all of it; without knowing what was `seen`, the
+    tenth that a training with this seed would hold out.
+
+    Raises:
+        InputError: nothing is left of a set.
+    """
+    named = {n: RecordTable.open(folder / f"{n}.parquet") for n in ("id", "ood") if (folder / f"{n}.parquet").is_file()}
+    if not named:
+        table = RecordTable.open(folder / "train.parquet")
+        named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
+    found: dict[str, tuple[Sequence[PreferenceRecord], int]] = {}
+    for name, table in named.items():
+        rows = [i for i, p in enumerate(table.prompts) if fingerprint(p) not in (seen or ())]
+        if not rows:
+            raise InputError(f"{table.name}: the judge was trained on every prompt of it; evaluate on other data")
+        found[name] = _spread(table.take(rows), most), len(table) - len(rows)
+    return found
 
 
 def _spread(table: RecordTable, most: int) -> RecordTable:

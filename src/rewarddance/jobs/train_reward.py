@@ -22,6 +22,7 @@ from rewarddance.core.parallel import from_leader, is_leader, rank, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.seen import write_seen
 from rewarddance.core.sharding import Inside, gathered, laid_out_like, plainly, shard
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
@@ -54,10 +55,15 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
 
 
 def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
-    """The record with every choice turned round or not by a coin that depends on seed and record alone."""
-    coins = stream(seed, "shuffle", record.record_id).random(len(record.choices)) < 0.5
-    made = tuple(replace(c, label=1 - c.label) if turn else c for c, turn in zip(record.choices, coins, strict=True))
-    return replace(record, choices=made)
+    """The record with every choice turned round or not by a coin that depends on seed and record alone.
+
+    Ratings change places between its pictures, and reasons, which tell the truth, go.
+    """
+    rng = stream(seed, "shuffle", record.record_id)
+    coins = rng.random(len(record.choices)) < 0.5
+    made = [replace(c, label=1 - c.label if turn else c.label) for c, turn in zip(record.choices, coins, strict=True)]
+    ratings = None if record.ratings is None else tuple(rng.permutation(record.ratings).tolist())
+    return replace(record, choices=tuple(replace(c, rationale=None) for c in made), ratings=ratings)
 
 
 def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
@@ -207,6 +213,7 @@ def train_judge(
         tuner.merge_and_unload()
     if is_leader():
         save_judge(judge, out / "model", weights)
+        write_seen(out / "model", train.prompts if isinstance(train, RecordTable) else [r.prompt for r in train])
     wait_for_all()
     return out / "model"
 

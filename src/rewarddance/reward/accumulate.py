@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import add_up, add_up_gradients, any_of, mean_over_processes, most
+from rewarddance.core.parallel import add_up, add_up_gradients, any_of, most
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import Inside, plainly
 from rewarddance.core.streams import stream
+from rewarddance.core.tally import Tally
 from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question, questions
 
-FIGURES = ("loss", "accuracy", "answer_mass", "margin_std")
-"""Of `reward_step`, what is always there."""
+FIGURES = ("loss", "accuracy", "answer_mass", "margin", "margin_std", "reason_logp")
+"""Of `reward_step`; the last is there where reasons are learnt."""
 
 
 @dataclass
@@ -53,8 +54,7 @@ class Accumulator:
 
         `index` is the step, on which the order of questions depends.
 
-        Every data-parallel process gives records of its own; each ends with the gradient and the figures of all of
-        them (`reason_logp`, which not every process may have, is of its own records).
+        Every data-parallel process gives records of its own; each ends with the gradient and the figures of all.
 
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
@@ -63,11 +63,10 @@ class Accumulator:
         total = int(add_up(torch.tensor(sum(map(len, asked)))))
         while True:
             try:
-                figures = self._passes(records, asked, total)
+                tally = self._passes(records, asked, total)
                 if not self._sharded:  # sharded gradients are summed as they are made
                     add_up_gradients(self.parameters)
-                shared = mean_over_processes({k: figures[k] for k in FIGURES}, sum(map(len, asked)))
-                return figures | shared
+                return {name: v for name, v in tally.means(FIGURES).items() if v is not None}
             except torch.OutOfMemoryError as error:
                 if self._sharded:  # the other processes are in the middle of their pass
                     raise RunError(
@@ -86,8 +85,8 @@ class Accumulator:
             return asked
         return [asked[int(i)] for i in stream(index, "question-order", record_id).permutation(len(asked))]
 
-    def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> dict[str, float]:
-        mine, figures = sum(map(len, asked)), dict[str, float]()
+    def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> Tally:
+        tally = Tally()
         starts = list(range(0, len(asked), self.size))
         idle = most(len(starts)) - len(starts) if self._sharded else 0
         for i in [*starts, *[-1] * idle]:
@@ -105,9 +104,11 @@ class Accumulator:
                 raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
             share = len(part) / total if i >= 0 else 0.0
             (found["loss"] * share).backward()  # type: ignore[no-untyped-call]
-            for k, v in found.items() if i >= 0 else ():
-                figures[k] = figures.get(k, 0.0) + len(part) / mine * float(v.detach())
-        return figures
+            if i >= 0:
+                figures = {k: float(v.detach()) for k, v in found.items()}
+                decided, told = figures.pop("num_decided"), figures.pop("num_told")
+                tally.add(figures, len(part), {"accuracy": decided, "reason_logp": told})
+        return tally
 
     @torch.no_grad()
     def _blame(self, records: Sequence[PreferenceRecord], asked: list[list[Question]]) -> str:

@@ -53,9 +53,13 @@ def ask(judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int = 16
 def expected_calibration_error(p: Array, labels: Array, bins: int = 10) -> float:
     """Mean over equally filled bins of |mean P(yes) - share preferred| (Naeini et al. 2015, adaptive bins).
 
+    Every choice is counted from both sides, so it does not matter which picture the data put first; where that is
+    always the winner, one side alone would call any judge overcautious.
+
     Args:
         p: (N,) in [0, 1]; labels: (N,), the share of raters who prefer the candidate.
     """
+    p, labels = np.concatenate([p, 1 - p]), np.concatenate([labels, 1 - labels])
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     gaps = [abs(p[part].mean() - labels[part].mean()) * len(part) for part in parts]
@@ -72,8 +76,8 @@ def fit_temperature(margins: Array, labels: Array) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=np.log([0.05, 20.0]), method="bounded").x))
 
 
-TIE = (0.4, 0.6)
-"""Labels in this range count as ties."""
+TIE = (0.4 - 1e-6, 0.6 + 1e-6)
+"""Labels in this range count as ties; 0.4 and 0.6 do, also where they were stored as fp32."""
 
 
 def three_way(margins: Array, labels: Array, threshold: float) -> float:

@@ -45,17 +45,17 @@ def measure_judge(
     Returns:
         accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy and its interval,
         answer_mass, disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank
-        correlation between round-robin margin and truth, K >= 3); refused: records that the judge did not answer, by
-        id with the reason, which no figure counts.
+        correlation between round-robin margin and truth, K >= 3); num_refused and refused: records that the judge did
+        not answer, by id with the reason, which no figure counts.
 
     Raises:
         JudgementError: more than `MOST_REFUSED` of the records are not answered.
     """
-    seen, refused = _Tally(), dict[str, str]()
+    seen, refused = _Tally(), list[tuple[str, str]]()
     for number, answer in _answered(judge, records, chunk, shared):
         record = records[number]
         if isinstance(answer, str):
-            refused[record.record_id] = answer
+            refused.append((record.record_id, answer))
             if len(refused) > max(1, MOST_REFUSED * len(records)):
                 raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; last: {answer}")
             continue
@@ -64,10 +64,10 @@ def measure_judge(
             table[i, j], table[j, i] = margin, -margin
         if each is not None:
             each(record, table)
-        seen.note(number, record, table, answer)
+        seen.note(record, table, answer)
     out = seen.figures()
     if refused:
-        out["refused"] = refused
+        out |= {"num_refused": len(refused), "refused": dict(refused)}
     return out
 
 
@@ -86,27 +86,27 @@ def _mean(parts: Sequence[NDArray[np.float64]]) -> float | None:
 
 @dataclass
 class _Tally:
-    """What was right: pairs by exact values (source, record, right), choices (record, right), rank correlations."""
+    """What was right: pairs by exact values (source, prompt, right), choices (prompt, right), rank correlations."""
 
-    pairs: list[tuple[str, int, float]] = field(default_factory=list)
-    choices: list[tuple[int, float]] = field(default_factory=list)
+    pairs: list[tuple[str, str, float]] = field(default_factory=list)
+    choices: list[tuple[str, float]] = field(default_factory=list)
     correlations: list[float] = field(default_factory=list)
     masses: list[NDArray[np.float64]] = field(default_factory=list)
     disagreements: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def note(self, number: int, record: PreferenceRecord, table: NDArray[np.float64], answer: _Answer) -> None:
+    def note(self, record: PreferenceRecord, table: NDArray[np.float64], answer: _Answer) -> None:
         self.masses.append(answer.mass)
         if answer.disagreement is not None:
             self.disagreements.append(answer.disagreement)
         for c in record.choices:
             if c.label != 0.5:
-                self.choices.append((number, _agree(table[c.first, c.second], c.label - 0.5)))
+                self.choices.append((record.prompt, _agree(table[c.first, c.second], c.label - 0.5)))
         if record.truth is None:
             return
         for i, j in all_pairs(len(record.media)):
             gap = record.truth[i] - record.truth[j]
             if abs(gap) > CLEAR:
-                self.pairs.append((record.source, number, _agree(table[i, j], gap)))
+                self.pairs.append((record.source, record.prompt, _agree(table[i, j], gap)))
         if len(record.media) >= 3 and np.ptp(record.truth) > CLEAR:
             self.correlations.append(spearman(table.sum(1), np.array(record.truth)))
 
@@ -116,7 +116,7 @@ class _Tally:
         out["label_accuracy_ci"] = _interval(self.choices) if self.choices else None
         out["accuracy"] = float(np.mean([v for *_, v in self.pairs])) if self.pairs else out["label_accuracy"]
         for source in sorted({s for s, *_ in self.pairs}):
-            own = [(n, v) for s, n, v in self.pairs if s == source]
+            own = [(p, v) for s, p, v in self.pairs if s == source]
             out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
             out[f"accuracy_{source}_ci"] = _interval(own)
         out["spearman"] = float(np.nanmean(self.correlations)) if self.correlations else None
@@ -149,31 +149,43 @@ def _answered(
 def _ask(
     judge: RewardModel, records: Sequence[PreferenceRecord], numbers: Sequence[int]
 ) -> tuple[dict[int, _Answer | str], str | None]:
-    """Answers to all pairs of some records in one call; none, and the reason, where the judge refuses."""
-    pairs = {n: all_pairs(len(records[n].media)) for n in numbers}
-    part = [(records[n], pair) for n in numbers for pair in pairs[n]]
+    """Answers to all pairs of some records in one call; none, and the reason, where the judge refuses.
+
+    Which picture of a pair is the candidate is drawn: data may put the winner first always, and a judge that asks
+    one order only may lean to a place.
+    """
+    part = [records[n] for n in numbers]
+    asked = [
+        Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r in part for i, j in all_pairs(len(r.media))
+    ]
+    turned = np.concatenate([_turned(r) for r in part])
     try:
-        verdict = judge.judge([Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r, (i, j) in part])
+        verdict = judge.judge([c.swapped() if turn else c for c, turn in zip(asked, turned, strict=True)])
     except JudgementError as error:
         return {}, str(error)
-    ends = np.cumsum([len(pairs[n]) for n in numbers])[:-1]
+    ends = np.cumsum([len(all_pairs(len(r.media))) for r in part])[:-1]
 
-    def cut(values: torch.Tensor) -> list[NDArray[np.float64]]:
-        return np.split(values.double().cpu().numpy(), ends)
+    def cut(values: torch.Tensor, signs: NDArray[np.float64] | float = 1.0) -> list[NDArray[np.float64]]:
+        return np.split(values.double().cpu().numpy() * signs, ends)
 
     swaps = [None] * len(numbers) if verdict.disagreement is None else cut(verdict.disagreement)
-    answers = zip(cut(verdict.margin), cut(verdict.answer_mass), swaps, strict=True)
+    answers = zip(cut(verdict.margin, np.where(turned, -1.0, 1.0)), cut(verdict.answer_mass), swaps, strict=True)
     return {n: _Answer(*answer) for n, answer in zip(numbers, answers, strict=True)}, None
 
 
-def _interval(rights: Sequence[tuple[int, float]]) -> list[float]:
-    """95% bootstrap interval of the share of pairs that are right; records are drawn, with all their pairs."""
-    numbers = sorted({n for n, _ in rights})
-    place = {n: i for i, n in enumerate(numbers)}
-    sums = np.zeros((len(numbers), 2))
-    for n, right in rights:
-        sums[place[n]] += (right, 1)
-    rows = stream(0, "measure-judge").integers(len(numbers), size=(1000, len(numbers)))
+def _turned(record: PreferenceRecord) -> NDArray[np.bool_]:
+    """Whether the second picture of each pair is asked about as the candidate."""
+    coins: NDArray[np.bool_] = stream(0, "sides", record.record_id).random(len(all_pairs(len(record.media)))) < 0.5
+    return coins
+
+
+def _interval(rights: Sequence[tuple[str, float]]) -> list[float]:
+    """95% bootstrap interval of the share of pairs that are right; prompts are drawn, with all their records."""
+    place = {prompt: i for i, prompt in enumerate(sorted({p for p, _ in rights}))}
+    sums = np.zeros((len(place), 2))
+    for prompt, right in rights:
+        sums[place[prompt]] += (right, 1)
+    rows = stream(0, "measure-judge").integers(len(place), size=(1000, len(place)))
     drawn = sums[rows].sum(1)
     return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]
 

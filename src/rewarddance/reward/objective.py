@@ -34,7 +34,9 @@ def reward_step(
     Returns:
         loss: weighted mean (see `paradigms.losses`); accuracy: share of decided targets (not ties) that the margin
         orders right, for `regression` the share of scores within half a point; answer_mass: mean probability of the
-        answer words; margin_std: spread of the margins.
+        answer words; margin, margin_std: mean and spread of the margins; reason_logp: mean log-probability of a
+        rationale's tokens; num_decided, num_told: of how many questions accuracy and reason_logp are the means (NaN of
+        none).
     """
     verdict, told = _verdicts(judge, [q.comparison for q in asked])
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(asked))
@@ -44,12 +46,20 @@ def reward_step(
         loss = loss - reason_weight * told[given].sum() / len(told)
     margin, decided = verdict.margin.detach(), targets != 0.5
     if paradigm == "regression":
+        decided = torch.ones_like(decided)
         accuracy = ((margin - targets).abs() < 0.5).float().mean()
     else:
         accuracy = agreement(margin[decided], targets[decided] - 0.5).mean()
-    mass = verdict.answer_mass.detach().mean()
-    figures = {"loss": loss, "accuracy": accuracy, "answer_mass": mass, "margin_std": margin.std()}
-    return figures | ({"reason_logp": told[given].detach().mean()} if bool(given.any()) else {})
+    return {
+        "loss": loss,
+        "accuracy": accuracy,
+        "answer_mass": verdict.answer_mass.detach().mean(),
+        "margin": margin.mean(),
+        "margin_std": margin.std(correction=0),
+        "reason_logp": told[given].detach().mean(),
+        "num_decided": decided.sum(),
+        "num_told": given.sum(),
+    }
 
 
 def _verdicts(judge: RewardModel, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:

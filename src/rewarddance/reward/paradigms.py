@@ -117,24 +117,16 @@ def rao_kupper_loss(margin: Tensor, targets: Tensor, k: float = TIE_STRENGTH) ->
     return sure.clamp(min=0) * win + (-sure).clamp(min=0) * loss + (1 - sure.abs()) * tie
 
 
-def gaussian_margin(mean: Tensor, variance: Tensor, num_nodes: int = 32) -> Tensor:
+def gaussian_margin(mean: Tensor, variance: Tensor) -> Tensor:
     """Log-odds of E[sigmoid(d)] for d ~ N(mean, variance), (N,): the margin of scores that know their doubt (HPSv3).
 
-    Gauss-Hermite quadrature in the log domain, exact to 1e-6 for standard deviations up to 5.
+    Trapezoidal rule in the log domain over 12 standard deviations, sixteen nodes a standard deviation: the sigmoid's
+    poles lie at +-i pi, so the rule's error is below exp(-31) up to standard deviation 10.
     """
-    x, w = _hermite(num_nodes)
-    d = mean[:, None] + (2 * variance).sqrt()[:, None] * x.to(mean)
-    log_w = w.to(mean).log() - 0.5 * math.log(math.pi)
-    yes = torch.logsumexp(F.logsigmoid(d) + log_w, 1)
-    no = torch.logsumexp(F.logsigmoid(-d) + log_w, 1)
-    return yes - no
-
-
-def _hermite(num: int) -> tuple[Tensor, Tensor]:
-    import numpy as np
-
-    x, w = np.polynomial.hermite.hermgauss(num)
-    return torch.from_numpy(x), torch.from_numpy(w)
+    u = torch.arange(-12, 12.01, 1 / 16).to(mean)
+    d = mean[:, None] + variance.sqrt()[:, None] * u
+    log_w = -0.5 * u**2
+    return torch.logsumexp(F.logsigmoid(d) + log_w, 1) - torch.logsumexp(F.logsigmoid(-d) + log_w, 1)
 
 
 def targets_of(asked: Sequence[Question]) -> tuple[Tensor, Tensor]:

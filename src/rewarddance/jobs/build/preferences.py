@@ -167,7 +167,7 @@ def _record(
     shown = list(rng.random(len(felt))) if config.shuffle_labels else felt
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
     made = choices(shown, raters, rng, config.votes)
-    ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in felt)
+    ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in shown)
     groups = {"style": spec.style, "category": spec.category}
     return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(felt), ratings, groups)
 
