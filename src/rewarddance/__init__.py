@@ -11,24 +11,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewarddance.align.config import AlignConfig
+    from rewarddance.core.errors import ConfigError, InputError, JudgementError, RewardDanceError, RunError
     from rewarddance.core.media import Media
     from rewarddance.core.types import Comparison, RewardModel, Verdict
-    from rewarddance.jobs.load import load_generator, load_judge
+    from rewarddance.jobs.align_names import align_from_names
+    from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+    from rewarddance.jobs.train import train_from_data
+    from rewarddance.jobs.train_reward_config import RewardConfig
+    from rewarddance.reward.checkpoint import Judge
+    from rewarddance.reward.rank import Ranking
+    from rewarddance.search.best_of_n import best_of_n
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Media", "RewardModel", "Verdict", "load_generator", "load_judge"]
+__all__ = [
+    "AlignConfig",
+    "Comparison",
+    "ConfigError",
+    "InputError",
+    "Judge",
+    "JudgementError",
+    "Media",
+    "Ranking",
+    "RewardConfig",
+    "RewardDanceError",
+    "RewardModel",
+    "RunError",
+    "Verdict",
+    "align_from_names",
+    "best_of_n",
+    "load_backbone",
+    "load_generator",
+    "load_judge",
+    "train_from_data",
+]
 
 _HOME = {
-    "Comparison": "rewarddance.core.types",
-    "Media": "rewarddance.core.media",
-    "RewardModel": "rewarddance.core.types",
-    "Verdict": "rewarddance.core.types",
-    "load_generator": "rewarddance.jobs.load",
-    "load_judge": "rewarddance.jobs.load",
+    "AlignConfig": "align.config",
+    "Comparison": "core.types",
+    "ConfigError": "core.errors",
+    "InputError": "core.errors",
+    "Judge": "reward.checkpoint",
+    "JudgementError": "core.errors",
+    "Media": "core.media",
+    "Ranking": "reward.rank",
+    "RewardConfig": "jobs.train_reward_config",
+    "RewardDanceError": "core.errors",
+    "RewardModel": "core.types",
+    "RunError": "core.errors",
+    "Verdict": "core.types",
+    "align_from_names": "jobs.align_names",
+    "best_of_n": "search.best_of_n",
+    "load_backbone": "jobs.load",
+    "load_generator": "jobs.load",
+    "load_judge": "jobs.load",
+    "train_from_data": "jobs.train",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'rewarddance' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(f"rewarddance.{_HOME[name]}"), name)

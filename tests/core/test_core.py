@@ -237,3 +237,11 @@ def test_a_loss_stuck_at_a_coins_is_said_once():
     assert len(said) == 1
     assert "coin" in said[0]
     assert not any(learning.note(i, 0.69 - 0.001 * i) for i in range(1, 301))
+
+
+def test_everything_public_is_there():
+    import rewarddance
+
+    assert all(getattr(rewarddance, name).__name__ == name for name in rewarddance.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rewarddance.nothing  # noqa: B018

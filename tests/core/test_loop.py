@@ -1,3 +1,6 @@
+import itertools
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +38,18 @@ def test_parts_equal_the_whole_for_every_optimizer(optim, tmp_path):
             fit(tmp_path / "parts", optim, max_seconds=1e-9)
     _, outcome = fit(tmp_path / "parts", optim)
     assert outcome == "finished"
+    a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
+    assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_later(tmp_path):
+    optim = OptimConfig(lr=1e-2)
+    fit(tmp_path / "whole", optim)
+    step = itertools.count(1)
+    with pytest.raises(RunError, match="told to stop at step 7 of 20; resume goes on"):
+        fit(tmp_path / "parts", optim, stop=lambda m: signal.raise_signal(signal.SIGTERM) if next(step) == 7 else None)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    fit(tmp_path / "parts", optim)
     a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
     assert a == pytest.approx(b, rel=1e-6)
 

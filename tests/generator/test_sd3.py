@@ -16,8 +16,8 @@ def test_it_is_a_generator(generator):
 
 
 @pytest.mark.parametrize(("guidance", "shift"), [(1.0, 1.0), (3.0, 1.0), (1.0, 3.0)])
-def test_sampling_equals_the_pipelines_own_call(pipeline_folder, guidance, shift):
-    """Evenly spaced times, which the pipeline's own scheduler shifts."""
+def test_sampling_equals_the_pipelines_call_with_even_times(pipeline_folder, guidance, shift):
+    """The pipeline's own scheduler shifts them. Its default times are other ones (see `Sd3Generator.times`)."""
     generator = Sd3Generator.load(pipeline_folder, guidance)
     generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     noise = generator.noise(2, torch.Generator().manual_seed(3))
@@ -29,6 +29,13 @@ def test_sampling_equals_the_pipelines_own_call(pipeline_folder, guidance, shift
         sigmas=flow.times(5)[:-1].tolist(),
     ).images  # fmt: skip
     assert torch.allclose(ours, theirs, atol=2e-4)
+
+
+def test_samples_depend_on_seed_and_prompts_not_on_the_batch(generator):
+    prompts = [*PROMPTS, *PROMPTS]
+    whole, parts = (torch.cat([m.frames for m in generator.sample(prompts, num_steps=3, batch=b)]) for b in (8, 3))
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=0)
+    assert not torch.allclose(whole, torch.cat([m.frames for m in generator.sample(prompts, num_steps=3, seed=1)]))
 
 
 def test_replayed_log_probabilities_equal_recorded_ones(generator):

@@ -1,9 +1,13 @@
 """Names of public backbones: what is meant for the hub, and one clear line where it cannot be had."""
 
+import json
+
 import pytest
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.jobs.load import find
+from rewarddance.vlm.patches import PatchPreprocessor
+from rewarddance.vlm.preprocess import processor_settings
 from rewarddance.vlm.presets import HUB, fetched, is_hub_name
 
 
@@ -35,3 +39,12 @@ def test_sizes_that_are_not_shipped_are_named():
     assert find("tiny-2m", "vlm") == find("tiny", "vlm")
     with pytest.raises(ConfigError, match="tiny-20m is not shipped"):
         find("tiny-20m", "vlm")
+
+
+def test_a_folder_that_says_nothing_of_its_pictures_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no preprocessor_config"):
+        processor_settings(tmp_path)
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 4096, "longest_edge": 65536}}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": half}))
+    found = PatchPreprocessor.load(tmp_path, 16, 2, 2)
+    assert (found.mean, found.std, found.min_pixels) == ((0.5,) * 3, (0.5,) * 3, 4096)

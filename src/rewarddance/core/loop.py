@@ -19,9 +19,10 @@ from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimiz
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
-from rewarddance.core.parallel import any_of, is_leader, wait_for_all, world_size
+from rewarddance.core.parallel import any_of, is_leader, wait_for_all
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import is_sharded, whole
+from rewarddance.core.termination import Termination
 
 Metrics = dict[str, Any]
 Step = Callable[[int], Metrics]
@@ -219,8 +220,20 @@ class Loop:
             stop: given the metrics of a step; a string ends the run and is logged as `stopped`.
 
         Raises:
-            RunError: the time limit came first; a checkpoint to resume from is written, and nothing is finished.
+            RunError: the time limit or a SIGTERM (a cluster that wants its machine back) came first; a checkpoint to
+                resume from is written, and nothing is finished.
         """
+        with Termination() as told:
+            return self._run(step, validate, progress, stop, told)
+
+    def _run(
+        self,
+        step: Step,
+        validate: Validate | None,
+        progress: Progress | None,
+        stop: Callable[[Metrics], str | None] | None,
+        told: Termination,
+    ) -> Literal["finished", "stopped"]:
         cfg, began = self.config, time.monotonic()
         before, last_save = self.seconds, time.monotonic()
         while self.step < cfg.num_steps:
@@ -239,15 +252,14 @@ class Loop:
             if progress is not None and is_leader():
                 progress(self.step, cfg.num_steps, metrics)
             over = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
-            late = any_of(over) and self.step < cfg.num_steps
-            due = world_size() == 1 and time.monotonic() - last_save > cfg.save_seconds
+            late = any_of(over or told.stop) and self.step < cfg.num_steps
+            due = any_of(time.monotonic() - last_save > cfg.save_seconds)
             if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
                 self.save()
                 last_save = time.monotonic()
             if reason:
                 return "stopped"
             if late:
-                raise RunError(
-                    f"{self.folder.path}: out of time at step {self.step} of {cfg.num_steps}; resume goes on"
-                )
+                reason = "out of time" if over else "told to stop"
+                raise RunError(f"{self.folder.path}: {reason} at step {self.step} of {cfg.num_steps}; resume goes on")
         return "finished"

@@ -27,15 +27,24 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "git": git.stdout.strip() or None,
+        "git": _revision(),
         "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _revision() -> str | None:
+    """The commit of this package's own repository; None where it was installed without one, or without git."""
+    here = Path(__file__).parent
+    try:
+        asked = ["git", "rev-parse", "--show-prefix", "HEAD"]
+        found = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:
+        return None
+    return found[1] if len(found) == 2 and found[0] == "src/rewarddance/core/" else None
 
 
 def _cpu_name() -> str:

@@ -16,9 +16,11 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.generator import flow
+from rewarddance.generator.rollout import sample
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
@@ -133,7 +135,11 @@ class Sd3Generator:
         return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
 
     def times(self, num_steps: int) -> Tensor:
-        """Spaced evenly, then shifted as the pipeline's scheduler says (3.0 in the public models)."""
+        """Spaced evenly from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
+
+        The pipeline's own default spends its last step near 1/1000. It draws as here when it is told the even times,
+        which its scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
+        """
         return flow.times(num_steps, float(self.pipeline.scheduler.config.shift))
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: Sd3Condition) -> Tensor:
@@ -165,6 +171,16 @@ class Sd3Generator:
 
     def decode(self, z: Tensor) -> list[Media]:
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
+
+    def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
+        """One picture a prompt; the same seed and prompts give the same pictures, whatever the batch."""
+        noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
+        pictures: list[Media] = []
+        with torch.no_grad(), autocast(self.device):
+            for i in range(0, len(prompts), batch):
+                condition = self.condition(prompts[i : i + batch])
+                pictures += self.decode(sample(self, condition, noise[i : i + batch], num_steps))
+        return pictures
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Make a LoRA adapter the only trainable part; the frozen policy is the model without it."""

@@ -14,7 +14,7 @@ from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
 from rewarddance.vlm.backbone import Backbone, load_backbone_folder
 from rewarddance.vlm.internvl import InternVLBackbone
-from rewarddance.vlm.presets import fetched, is_hub_name
+from rewarddance.vlm.presets import HUB, fetched, is_hub_name
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
@@ -23,7 +23,8 @@ _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-t
 def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
 
-    A VLM may also be a short name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once.
+    A VLM may also be a short name of a public one (`presets.HUB`; so may a judge, which is then the VLM asked as it is)
+    or a name on the hub; it is downloaded once.
 
     Raises:
         ConfigError: no such folder, or nothing to be had from the hub.
@@ -35,7 +36,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
         if not folder.is_dir():
             raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
         return folder
-    if kind == "vlm" and is_hub_name(str(name)):
+    if str(name) in HUB if kind == "judge" else kind == "vlm" and is_hub_name(str(name)):
         return fetched(str(name))
     folder = Path(name)
     if (folder / "run.json").is_file():
@@ -78,10 +79,12 @@ def load_judge(
     image_cache: int = 0,
     tiles: int | None = None,
 ) -> Judge:
-    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or a local InternVL or Qwen-VL checkpoint.
+    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint: a local folder
+    or a short name such as `internvl3.5-8b`.
 
     Args:
-        precision: `bf16` computes under autocast; what the judge was saved with when None.
+        precision: `bf16` holds and computes in bf16 where there is an accelerator; when None what the judge was saved
+            with, and for a checkpoint that was not trained to judge bf16.
         image_cache: pictures whose tokens are kept from one call to the next, for references that come again and again.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12); 1 judges the small view alone. As in training when None.

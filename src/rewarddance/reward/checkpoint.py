@@ -89,6 +89,16 @@ class Judge:
         """Order pictures of one prompt by round robin; by the judge's own `criterion` when none is named."""
         return rank(self, prompt, images, criterion)
 
+    def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
+        """What the judge says when it is let speak: the verdict, and reasons where it was taught to give them.
+
+        Raises:
+            JudgementError: a judge that scores has no words.
+        """
+        if not isinstance(self.single, GenerativeJudge):
+            raise JudgementError(f"a {self.spec.paradigm} judge scores; only generative judges have words")
+        return self.single.explain([self._asked(c) for c in comparisons])
+
     def trainable(self) -> dict[str, nn.Module]:
         return self.single.trainable()
 
@@ -151,7 +161,7 @@ def load_judge_folder(
     Where it will compute in bf16 its weights are loaded in bf16: nobody trains them, so nobody needs masters.
 
     Args:
-        precision: overrides what the judge was saved with.
+        precision: overrides what the judge was saved with (a plain VLM: bf16).
         image_cache: pictures whose tokens are kept from one call to the next.
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
 
@@ -160,7 +170,7 @@ def load_judge_folder(
     """
     path = folder / "judge.json"
     try:
-        spec = JudgeSpec.model_validate_json(path.read_text()) if path.is_file() else JudgeSpec()
+        spec = JudgeSpec.model_validate_json(path.read_text()) if path.is_file() else JudgeSpec(precision="bf16")
     except (ValidationError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: not a judge's description ({error})") from None
     if precision is not None:

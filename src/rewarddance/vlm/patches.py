@@ -6,14 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.core.errors import InputError
-from rewarddance.vlm.preprocess import MAX_ASPECT
+from rewarddance.vlm.preprocess import MAX_ASPECT, processor_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,11 +38,12 @@ class PatchPreprocessor:
 
     @classmethod
     def load(cls, folder: Path, patch: int, merge: int, temporal: int) -> PatchPreprocessor:
-        """From `preprocessor_config.json` (both its old and its new names of the bounds), or defaults."""
-        path = folder / "preprocessor_config.json"
-        if not path.is_file():
-            return cls(patch, merge, temporal)
-        found: dict[str, Any] = json.loads(path.read_text())
+        """From the processor's file (both its old and its new names of the bounds).
+
+        Raises:
+            ConfigError: the folder says nothing of its pictures.
+        """
+        found = processor_settings(folder)
         size = found.get("size") or {}
         return cls(
             patch,

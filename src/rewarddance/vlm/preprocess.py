@@ -13,12 +13,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIDE, MAX_ASPECT = 2, 200
+
+
+def processor_settings(folder: Path) -> dict[str, Any]:
+    """How a checkpoint's image processor was set: `preprocessor_config.json`, or the part of `processor_config.json`.
+
+    transformers has written the one or the other, by version. Without either nobody knows how pictures were
+    normalised, and every answer would be a little wrong.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    single, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if single.is_file():
+        found: dict[str, Any] = json.loads(single.read_text())
+        return found
+    if shared.is_file():
+        found = json.loads(shared.read_text())
+        if isinstance(found.get("image_processor"), dict):
+            return dict(found["image_processor"])
+    raise ConfigError(
+        f"{folder}: no preprocessor_config.json and no image_processor in processor_config.json; copy the file of the "
+        "checkpoint that it was made from"
+    )
 
 
 @dataclass(frozen=True)
@@ -41,11 +64,12 @@ class Preprocessor:
 
     @classmethod
     def load(cls, folder: Path, side: int) -> Preprocessor:
-        """From `preprocessor_config.json`, or ImageNet statistics at `side` pixels where there is none."""
-        path = folder / "preprocessor_config.json"
-        if not path.is_file():
-            return cls.square(side)
-        found: dict[str, Any] = json.loads(path.read_text())
+        """From the processor's file; what it does not say is `side` pixels and ImageNet's statistics.
+
+        Raises:
+            ConfigError: the folder says nothing of its pictures.
+        """
+        found = processor_settings(folder)
         size = found.get("size") or {}
         return cls(
             int(size.get("height", side)),
