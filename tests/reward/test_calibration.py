@@ -7,10 +7,12 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Verdict
 from rewarddance.reward.calibration import (
+    Choices,
     calibration,
     expected_calibration_error,
     fit_temperature,
     fit_tie_threshold,
+    measured_and_calibrated,
     three_way,
 )
 
@@ -72,10 +74,21 @@ def records(num):
 
 
 def test_calibration_is_reported_on_prompts_that_it_was_not_fitted_on():
-    found = calibration(Bright(), list(records(600)))
+    found = measured_and_calibrated(Bright(), list(records(600)))["calibration"]
     assert found["temperature"] == pytest.approx(3, rel=0.2)
     assert found["ece_scaled"] < 0.05 < found["ece"]
     assert found["num_fitted"] == found["num_reported"] == 900
-    assert found["disagreement"] is None
     with pytest.raises(InputError, match="one prompt only"):
-        calibration(Bright(), list(records(1)))
+        calibration(Choices([1.0, -1.0], [1.0, 0.0], ["a", "a"]))
+
+
+def test_winners_that_always_stand_first_do_not_change_the_error():
+    margins, labels = world(1.0)
+    won = np.where(labels == 1, margins, -margins)
+    assert expected_calibration_error(1 / (1 + np.exp(-won)), np.ones_like(won)) < 0.015
+
+
+def test_labels_are_the_same_ties_however_they_were_stored():
+    margins, threshold = np.zeros(2), 0.1
+    for kind in (np.float32, np.float64):
+        assert three_way(margins, np.array([0.6, 0.4], kind).astype(float), threshold) == 1

@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),
     "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
-    "evaluate": Command("commands:Evaluate", "measure what a run trained, with intervals"),
+    "evaluate": Command("evaluating:Evaluate", "measure what a run trained, with intervals"),
     "report": Command("commands:Report", "write a run's HTML page"),
     "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),

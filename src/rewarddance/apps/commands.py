@@ -252,6 +252,7 @@ class Sample(Flags):
     """What to judge by; what the judge was trained for when not given."""
     num_steps: int = 20
     guidance: float = 1.0
+    """Classifier-free guidance scale; 1 is off, which public checkpoints were not made for: they take about 4.5."""
     seed: int = 0
     sample_batch: int = 128
     """Pictures sampled and decoded at once; 4 or so at 1024 pixels."""
@@ -263,6 +264,11 @@ class Sample(Flags):
         from rewarddance.jobs.sample import sample_to_folder
 
         need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
+        for flag in ("judge", "criterion"):
+            need(
+                flag not in self.given() or self.best_of > 1,
+                f"sample: --{flag} chooses among candidates; add --best-of N",
+            )
         asked = [self.prompt] if self.prompts is None else read_prompts(self.prompts)[0]
         found = sample_to_folder(
             [p for p in asked if p is not None],
@@ -280,94 +286,6 @@ class Sample(Flags):
             dtype=self.generator_dtype,
         )
         show({"written": [str(self.out / x["file"]) for x in found]})
-
-
-@dataclass(frozen=True)
-class Evaluate(Flags):
-    """Measure what a run trained: oracle gain by category, or a judge's accuracy. Writes evaluation.json.
-
-    Example: rewarddance evaluate runs/refl
-
-    Example: rewarddance evaluate runs/refl --prompts held_out.txt --judge runs/other-judge
-
-    Example: rewarddance evaluate --generator tiny
-
-    Example: rewarddance evaluate --judge tiny
-
-    Example: rewarddance evaluate --judge runs/judge --data data/mine
-
-    Example: rewarddance evaluate --vlm tiny
-    """
-
-    run_folder: Annotated[Path | None, tyro.conf.Positional] = None
-    """A run of `rewarddance train` or `rewarddance align`."""
-    generator: str | None = None
-    """Measure a generator of the embedded world as it is, instead of a run."""
-    judge: str | None = None
-    """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
-    prompts: Path | None = None
-    """With a run of `align`: a file of prompts, one a line, on which a judge compares before and after."""
-    data: Path | None = None
-    """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
-    vlm: str | None = None
-    """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
-    num_steps: int | None = None
-    """Sampling steps; a run's own, or 10 for --generator, when not given."""
-    guidance: float | None = None
-    """Classifier-free guidance scale; a run's own, or 1 (off) for --generator, when not given."""
-    num_noises: int = 4
-    """Fixed noises for each of the 240 prompts."""
-    every: int = 1
-    """Take every n-th benchmark prompt."""
-    seed: int = 0
-
-    def run(self) -> None:
-        from rewarddance.core.runs import RunFolder
-
-        if self.generator is not None:
-            from rewarddance.jobs.evaluate import evaluate_generator
-
-            setting: dict[str, Any] = {
-                "num_steps": self.num_steps or 10,
-                "guidance": 1.0 if self.guidance is None else self.guidance,
-                "every": self.every,
-                "seed": self.seed,
-            }
-            show(evaluate_generator(self.generator, num_noises=self.num_noises, **setting))
-            return
-        if self.prompts is not None:
-            from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
-
-            need(self.run_folder is not None, "evaluate: --prompts needs a run of `align`")
-            assert self.run_folder is not None
-            setting = {"judge": self.judge, "num_noises": self.num_noises, "seed": self.seed}
-            setting |= {"num_steps": self.num_steps, "guidance": self.guidance}
-            show(evaluate_on_prompts(self.run_folder, self.prompts, **setting))
-            return
-        if self.judge is not None:
-            from rewarddance.jobs.judge_benchmark import benchmark_judge, measure_on_data
-
-            judge, data = self.judge, self.data
-            show(benchmark_judge(judge, seed=self.seed) if data is None else measure_on_data(judge, data, self.seed))
-            return
-        if self.vlm is not None:
-            from rewarddance.jobs.vlm_benchmark import benchmark_vlm
-
-            show(benchmark_vlm(self.vlm, seed=self.seed))
-            return
-        need(self.data is None, "evaluate: --data goes with --judge")
-        need(self.run_folder is not None, "evaluate: name a run folder, --generator, --judge or --vlm")
-        assert self.run_folder is not None
-        if RunFolder(self.run_folder).read()["kind"] == "judge":
-            from rewarddance.jobs.score import evaluate_judge
-
-            show(evaluate_judge(self.run_folder))
-            return
-        from rewarddance.jobs.evaluate import evaluate_alignment
-
-        setting = {"num_noises": self.num_noises, "every": self.every, "seed": self.seed}
-        setting |= {"num_steps": self.num_steps, "guidance": self.guidance}
-        show(evaluate_alignment(self.run_folder, **setting))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ class Flags:
         """Parse flags; wrong usage prints help and exits with 2."""
         return tyro.cli(cls, prog=program, args=args)
 
+    def given(self) -> set[str]:
+        """Fields that are not at their defaults."""
+        return {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+
     def run(self) -> None:
         raise NotImplementedError
 

@@ -23,8 +23,8 @@ from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_recor
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import find, load_generator, load_judge
 from rewarddance.jobs.train import held_out_sets
-from rewarddance.reward.calibration import calibration
-from rewarddance.reward.measure import measure_judge, measure_margins, spearman
+from rewarddance.reward.calibration import measured_and_calibrated
+from rewarddance.reward.measure import measure_margins, spearman
 from rewarddance.search.best_of_n import draw
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
@@ -59,7 +59,7 @@ def benchmark_judge(
             for i, record in enumerate(embedded_records(config, generator_draw(model)), 1):
                 records.append(record)
                 report(i, num_prompts)
-        found[title] = measure_judge(judge, records) | {"calibration": calibration(judge, records)}
+        found[title] = measured_and_calibrated(judge, records)
     return {**found, **margins(judge, model, every, seed), "edits": judge_blind_spots(judge, seed=seed)}
 
 
@@ -82,8 +82,7 @@ def measure_on_data(name: str | Path, folder: Path, seed: int = 0, most: int = 2
     judge, seen = load_judge(name), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     found: dict[str, Any] = {
-        n: measure_judge(judge, r) | {"calibration": calibration(judge, r), "num_trained_on": known}
-        for n, (r, known) in sets.items()
+        n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
     }
     return found | ({"chose_by": next(iter(found))} if config.get("patience") else {})
 

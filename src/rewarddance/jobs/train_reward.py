@@ -48,6 +48,14 @@ def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, in
     return [at_random(r, config.seed) for r in batch] if config.shuffle_labels else batch
 
 
+def _hashed(batch: list[PreferenceRecord]) -> list[PreferenceRecord]:
+    """With every picture's key computed, which takes as long as decoding it."""
+    for record in batch:
+        for media in record.media:
+            _ = media.key
+    return batch
+
+
 def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
     """What records are about, the most frequent first; no picture is decoded."""
     names = records.criteria if isinstance(records, RecordTable) else [r.criterion for r in records]
@@ -187,7 +195,7 @@ def train_judge(
             else None
         )
 
-    batches = Ahead(lambda index: training_batch(train, config, index), config.loop.num_steps)
+    batches = Ahead(lambda index: _hashed(training_batch(train, config, index)), config.loop.num_steps)
     with progress(title, "loss", "accuracy", "answer_mass") as bar, batches:
 
         def both(done: int, total: int, metrics: Metrics) -> None:

@@ -6,11 +6,10 @@ Fitted on one half of the prompts and reported on the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -19,35 +18,25 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
+from rewarddance.reward.measure import measure_judge
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Judged choices: margins and labels (N,), and the swap disagreement and answer mass of each."""
+@dataclass
+class Choices:
+    """Judged choices: margin, label (share of raters who prefer the candidate) and prompt of each."""
 
-    margins: Array
-    labels: Array
-    disagreement: Array
-    mass: Array
+    margins: list[float] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
 
-
-@torch.no_grad()
-def ask(judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int = 16) -> Answered:
-    """Judge every recorded choice."""
-    found: list[NDArray[np.float64]] = []
-    for i in range(0, len(records), chunk):
-        asked = [c for r in records[i : i + chunk] for c in r.comparisons() if c.label is not None]
-        if not asked:
-            continue
-        v = judge.judge(asked)
-        swaps = torch.full_like(v.margin, torch.nan) if v.disagreement is None else v.disagreement
-        labels = torch.tensor([c.label for c in asked], dtype=torch.float64)
-        found.append(torch.stack([x.double().cpu() for x in (v.margin, labels, swaps, v.answer_mass)]).numpy())
-    if not found:
-        raise InputError("calibration needs choices, and there are none")
-    return Answered(*np.concatenate(found, 1))
+    def note(self, record: PreferenceRecord, table: Array) -> None:
+        """Take a record's choices from its table of margins (K, K); for `measure_judge(each=...)`."""
+        for c in record.choices:
+            self.margins.append(float(table[c.first, c.second]))
+            self.labels.append(c.label)
+            self.prompts.append(record.prompt)
 
 
 def expected_calibration_error(p: Array, labels: Array, bins: int = 10) -> float:
@@ -92,34 +81,40 @@ def fit_tie_threshold(margins: Array, labels: Array) -> float:
     return float(tried[int(np.argmax([three_way(margins, labels, t) for t in tried]))])
 
 
-def calibration(judge: RewardModel, records: Sequence[PreferenceRecord], seed: int = 0) -> dict[str, Any]:
+def calibration(choices: Choices, seed: int = 0) -> dict[str, Any]:
     """Calibration figures, fitted on one random half of the prompts and reported on the other.
 
     Returns:
         ece, ece_scaled (after the temperature), temperature, tie_threshold, three_way (accuracy with that threshold),
-        share_of_ties, disagreement, answer_mass, num_fitted, num_reported.
+        share_of_ties, num_fitted, num_reported.
 
     Raises:
         InputError: fewer than two prompts, or a half without choices.
     """
-    prompts = sorted({r.prompt for r in records})
+    prompts = sorted(set(choices.prompts))
     if len(prompts) < 2:
         raise InputError("calibration is fitted on some prompts and reported on others; there is one prompt only")
     order = stream(seed, "calibration").permutation(len(prompts))
     half = {prompts[int(i)] for i in order[: len(prompts) // 2]}
-    fit, test = (ask(judge, [r for r in records if (r.prompt in half) == mine]) for mine in (True, False))
-    temperature, threshold = fit_temperature(fit.margins, fit.labels), fit_tie_threshold(fit.margins, fit.labels)
-    ties = (test.labels >= TIE[0]) & (test.labels <= TIE[1])
-    swaps = test.disagreement
+    fits = np.array([p in half for p in choices.prompts])
+    margins, labels = np.array(choices.margins), np.array(choices.labels)
+    temperature = fit_temperature(margins[fits], labels[fits])
+    threshold = fit_tie_threshold(margins[fits], labels[fits])
+    margins, labels = margins[~fits], labels[~fits]
     return {
-        "ece": expected_calibration_error(expit(test.margins), test.labels),
-        "ece_scaled": expected_calibration_error(expit(test.margins / temperature), test.labels),
+        "ece": expected_calibration_error(expit(margins), labels),
+        "ece_scaled": expected_calibration_error(expit(margins / temperature), labels),
         "temperature": temperature,
         "tie_threshold": threshold,
-        "three_way": three_way(test.margins, test.labels, threshold),
-        "share_of_ties": float(ties.mean()),
-        "disagreement": None if np.isnan(swaps).all() else float(np.nanmean(swaps)),
-        "answer_mass": float(test.mass.mean()),
-        "num_fitted": len(fit.labels),
-        "num_reported": len(test.labels),
+        "three_way": three_way(margins, labels, threshold),
+        "share_of_ties": float(((labels >= TIE[0]) & (labels <= TIE[1])).mean()),
+        "num_fitted": int(fits.sum()),
+        "num_reported": len(labels),
     }
+
+
+def measured_and_calibrated(judge: RewardModel, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
+    """`measure_judge` with `calibration` beside it, each pair asked once."""
+    choices = Choices()
+    found = measure_judge(judge, records, each=choices.note)
+    return found | {"calibration": calibration(choices)}

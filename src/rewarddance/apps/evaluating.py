@@ -1,0 +1,166 @@
+"""`rewarddance evaluate`: one command, five things to measure, each with flags of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from rewarddance.apps.commands import show
+from rewarddance.apps.flags import Flags, need
+
+_SAMPLING = {"num_steps", "guidance", "num_noises", "seed"}
+_TAKES: dict[str, set[str]] = {
+    "--generator": {"generator", "every", *_SAMPLING},
+    "--prompts": {"run_folder", "prompts", "judge", *_SAMPLING},
+    "--judge": {"judge", "data", "seed"},
+    "--vlm": {"vlm", "seed"},
+    "of a judge's run": {"run_folder"},
+    "of an alignment run": {"run_folder", "every", *_SAMPLING},
+}
+"""What is measured, and the flags that mean something then; any other one is an error, not ignored."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Flags):
+    """Measure what a run trained: oracle gain by category, or a judge's accuracy; or a model as it is.
+
+    Evaluations of runs are written into them too, as evaluation.json (with --prompts evaluation_prompts.json).
+
+    Example: rewarddance evaluate runs/refl
+
+    Example: rewarddance evaluate runs/refl --prompts held_out.txt --judge runs/other-judge
+
+    Example: rewarddance evaluate --generator tiny
+
+    Example: rewarddance evaluate --judge tiny
+
+    Example: rewarddance evaluate --judge runs/judge --data data/mine
+
+    Example: rewarddance evaluate --vlm tiny
+    """
+
+    run_folder: Annotated[Path | None, tyro.conf.Positional] = None
+    """A run of `rewarddance train` or `rewarddance align`."""
+    generator: str | None = None
+    """Measure a generator of the embedded world as it is, instead of a run."""
+    judge: str | None = None
+    """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
+    prompts: Path | None = None
+    """With a run of `align`: a file of prompts, one a line, on which a judge compares before and after."""
+    data: Path | None = None
+    """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
+    vlm: str | None = None
+    """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
+    num_steps: int | None = None
+    """Sampling steps; a run's own, or 10 for --generator, when not given."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; a run's own, or 1 (off) for --generator, when not given."""
+    num_noises: int = 4
+    """Fixed noises for each of the 240 prompts."""
+    every: int = 1
+    """Take every n-th benchmark prompt."""
+    seed: int = 0
+
+    def run(self) -> None:
+        kind = self._kind()
+        extra = sorted(self.given() - _TAKES[kind])
+        flags = ", ".join(str(self.run_folder) if f == "run_folder" else f"--{f.replace('_', '-')}" for f in extra)
+        need(not extra, f"evaluate {kind}: takes no {flags}")
+        show(_MEASURES[kind](self))
+
+    def _kind(self) -> str:
+        from rewarddance.core.runs import RunFolder
+
+        if self.generator is not None:
+            return "--generator"
+        if self.prompts is not None:
+            need(self.run_folder is not None, "evaluate: --prompts needs a run of `align`")
+            return "--prompts"
+        if self.run_folder is None and self.judge is not None:
+            return "--judge"
+        if self.vlm is not None:
+            return "--vlm"
+        need(self.run_folder is not None, "evaluate: name a run folder, --generator, --judge or --vlm")
+        assert self.run_folder is not None
+        judged = RunFolder(self.run_folder).read()["kind"] == "judge"
+        return "of a judge's run" if judged else "of an alignment run"
+
+
+def _generator(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.evaluate import evaluate_generator
+
+    assert asked.generator is not None
+    return evaluate_generator(
+        asked.generator,
+        num_noises=asked.num_noises,
+        num_steps=asked.num_steps or 10,
+        guidance=1.0 if asked.guidance is None else asked.guidance,
+        every=asked.every,
+        seed=asked.seed,
+    )
+
+
+def _prompts(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
+
+    assert asked.run_folder is not None
+    assert asked.prompts is not None
+    return evaluate_on_prompts(
+        asked.run_folder,
+        asked.prompts,
+        judge=asked.judge,
+        num_noises=asked.num_noises,
+        num_steps=asked.num_steps,
+        seed=asked.seed,
+        guidance=asked.guidance,
+    )
+
+
+def _judge(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.judge_benchmark import benchmark_judge, measure_on_data
+
+    assert asked.judge is not None
+    if asked.data is None:
+        return benchmark_judge(asked.judge, seed=asked.seed)
+    return measure_on_data(asked.judge, asked.data, asked.seed)
+
+
+def _vlm(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.vlm_benchmark import benchmark_vlm
+
+    assert asked.vlm is not None
+    return benchmark_vlm(asked.vlm, seed=asked.seed)
+
+
+def _judge_run(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.score import evaluate_judge
+
+    assert asked.run_folder is not None
+    return evaluate_judge(asked.run_folder)
+
+
+def _alignment_run(asked: Evaluate) -> dict[str, Any]:
+    from rewarddance.jobs.evaluate import evaluate_alignment
+
+    assert asked.run_folder is not None
+    return evaluate_alignment(
+        asked.run_folder,
+        num_noises=asked.num_noises,
+        every=asked.every,
+        seed=asked.seed,
+        num_steps=asked.num_steps,
+        guidance=asked.guidance,
+    )
+
+
+_MEASURES = {
+    "--generator": _generator,
+    "--prompts": _prompts,
+    "--judge": _judge,
+    "--vlm": _vlm,
+    "of a judge's run": _judge_run,
+    "of an alignment run": _alignment_run,
+}
