@@ -122,3 +122,14 @@ def test_the_command_prints_what_was_found(capsys):
         config_of("internvl9")
     with pytest.raises(ConfigError, match="give it like 80GB"):
         parse_memory("lots")
+
+
+def test_main_memory_and_disk_are_counted_too():
+    found = plan("internvl3.5-8b", 8, 80e9)
+    assert found.chosen.trained == "all"
+    assert found.loading == pytest.approx(8 * 4 * found.parts.total)
+    assert found.checkpoint == pytest.approx(16 * found.parts.total)  # weights, two moments, the average
+    small = plan("internvl3.5-8b", 1, 40e9)
+    assert small.chosen.trained == "adapters"
+    assert small.loading == pytest.approx(2 * small.parts.total)
+    assert small.checkpoint < 0.05 * found.checkpoint

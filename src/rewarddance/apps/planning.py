@@ -59,9 +59,17 @@ class PlanCommand(Flags):
             return
         kind = "internvl-lora" if found.chosen.trained == "adapters" else "internvl"
         recipe = "" if self.backbone.startswith("tiny") else f"recipes/{kind}.yaml "
+        console.print(
+            f"beside that: {found.loading / 1e9:,.3g} GB of main memory while {self.gpus} process"
+            f"{'es load' if self.gpus > 1 else ' loads'}, and {found.checkpoint / 1e9:,.3g} GB of disk a checkpoint "
+            "(three at the worst moment)",
+            highlight=False,
+            soft_wrap=True,
+        )
         start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
         console.print(
-            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} --data DATA --out RUN",
+            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} "
+            f"--prompts-per-step {self.gpus * found.chosen.records} --data DATA --out RUN",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -69,13 +77,14 @@ class PlanCommand(Flags):
 
 
 def _table(found: Any) -> Table:
-    parts = ("weights", "grads", "optim", "average", "gathered", "activ.", "total")
     setting_column = Column("setting", min_width=20, overflow="fold")
-    columns = ("total", *parts[:-1])  # a narrow terminal cuts at the right
+    columns = ("total", "weights", "optim", "average", "pass")
     table = Table("fits", setting_column, *(Column(p, justify="right") for p in columns), title="GiB of one process")
     for setting, memory in _worth_showing(found.tried):
-        *cells, total = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in memory.gib().values()]
-        table.add_row("yes" if memory.total <= found.limit else "no", setting.flags(), total, *cells)
+        lasting = (memory.weights, memory.optimizer, memory.average)
+        values = [v / 2**30 for v in (memory.total, *lasting, memory.total - sum(lasting))]
+        cells = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in values]
+        table.add_row("yes" if memory.total <= found.limit else "no", setting.flags(), *cells)
     return table
 
 
@@ -95,6 +104,8 @@ def _as_dict(found: Any) -> dict[str, Any]:
         "parameters": asdict(found.parts),
         "limit_gib": round(found.limit / 2**30, 2),
         "chosen": asdict(found.chosen) if found.chosen else None,
+        "loading_gib": round(found.loading / 2**30, 2),
+        "checkpoint_gib": round(found.checkpoint / 2**30, 2),
         "flags": found.chosen.flags() if found.chosen else None,
         "tried": [{**asdict(s), **m.gib(), "fits": m.total <= found.limit} for s, m in found.tried],
     }

@@ -40,11 +40,13 @@ class Setting:
     weights: str = "fp32"
     compute: str = "bf16"
     records: int = 4
-    lora_rank: int = 16
+    lora_rank: int = 32
 
     def flags(self) -> str:
         """The flags of `rewarddance train` that set it."""
         found = [f"--micro-batch {self.records}"]
+        if self.trained == "all":
+            found.append("--no-freeze-vision")
         if self.shard > 1:
             found.append(f"--shard {self.shard}")
         if self.checkpointing:
@@ -52,7 +54,7 @@ class Setting:
         if self.trained == "language":
             found.append("--freeze-vision")
         if self.trained == "adapters":
-            found.append(f"--lora.rank {self.lora_rank}")
+            found.append(f"--lora.rank {self.lora_rank} --lora.alpha {2 * self.lora_rank}")
         if self.weights == "bf16":
             found.append("--weights bf16")
         if not self.average:
@@ -85,6 +87,22 @@ WIDTH = {"fp32": 4, "bf16": 2}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def trained_parameters(setting: Setting, parts: Parts, num_adapters: int) -> int:
+    """How many numbers are trained."""
+    return {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
+
+
+def loading(setting: Setting, parts: Parts, gpus: int) -> float:
+    """Bytes of main memory that a node's processes hold together while they load: each all of it, until sharded."""
+    return float(parts.total * WIDTH[setting.weights] * gpus)
+
+
+def checkpoint(setting: Setting, parts: Parts, num_adapters: int = 0) -> float:
+    """Bytes of one checkpoint: what is trained, two moments of it, and its average."""
+    width = 4 if setting.trained == "adapters" else WIDTH[setting.weights]
+    return float(trained_parameters(setting, parts, num_adapters) * (3 * width + (4 if setting.average else 0)))
+
+
 def adapters(config: Any, rank: int) -> int:
     """Parameters of LoRA adapters on the seven matrices of every decoder layer."""
     t = config.text_config
@@ -103,7 +121,7 @@ def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0)
     with its gradients where it is trained.
     """
     stored, computed = WIDTH[setting.weights], WIDTH[setting.compute]
-    trained = {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
+    trained = trained_parameters(setting, parts, num_adapters)
     each = 4 if setting.trained == "adapters" else stored
     share = 1 / setting.shard
     weights = (parts.total * stored + (num_adapters * 4 if setting.trained == "adapters" else 0)) * share
@@ -198,6 +216,18 @@ class Plan:
     limit: float
     chosen: Setting | None
     tried: tuple[tuple[Setting, Memory], ...]
+    gpus: int = 1
+    num_adapters: int = 0
+
+    @property
+    def loading(self) -> float:
+        """Bytes of main memory that one node's processes take while they load the chosen setting."""
+        return loading(self.chosen, self.parts, self.gpus) if self.chosen else 0.0
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of one checkpoint of the chosen setting."""
+        return checkpoint(self.chosen, self.parts, self.num_adapters) if self.chosen else 0.0
 
     @property
     def memory(self) -> Memory | None:
@@ -218,8 +248,9 @@ def plan(backbone: str, gpus: int, memory: float, records: int = 4, pictures: in
         key = (setting.records, setting.compute)
         if key not in counted:
             counted[key] = kept_by(model, Pass(setting.records, pictures, text), TYPES[setting.compute])
-        found = memory_of(setting, parts, counted[key], adapters(config, setting.lora_rank))
+        extra = adapters(config, setting.lora_rank)
+        found = memory_of(setting, parts, counted[key], extra)
         tried.append((setting, found))
         if found.total <= limit:
-            return Plan(backbone, parts, limit, setting, tuple(tried))
-    return Plan(backbone, parts, limit, None, tuple(tried))
+            return Plan(backbone, parts, limit, setting, tuple(tried), gpus, extra)
+    return Plan(backbone, parts, limit, None, tuple(tried), gpus)
