@@ -11,7 +11,9 @@ from rewarddance.core import parallel
 
 PROGRAM = """
 import json, sys, torch
-from rewarddance.core.parallel import add_up_gradients, is_leader, processes, rank, wait_for_all, world_size
+from rewarddance.core.parallel import (
+    add_up_gradients, everyones, is_leader, processes, rank, together, wait_for_all, world_size
+)
 with processes():
     torch.manual_seed(0)
     model, x = torch.nn.Linear(3, 2), torch.arange(12.0).reshape(4, 3)
@@ -21,12 +23,24 @@ with processes():
         model.bias.grad = None
     add_up_gradients(model.parameters())
     wait_for_all()
+
+    def work():
+        if rank() == 1:
+            raise KeyError("mine")
+        return 1
+
+    try:
+        together(work, KeyError)
+        raised = None
+    except KeyError as error:
+        raised = str(error)
+    raised = everyones({rank(): raised})
     if is_leader():
-        open(sys.argv[1], "w").write(json.dumps([world_size(), model.weight.grad.tolist()]))
+        open(sys.argv[1], "w").write(json.dumps([world_size(), model.weight.grad.tolist(), raised]))
 """
 
 
-def test_gradients_of_two_processes_add_up(tmp_path):
+def test_gradients_of_two_processes_add_up_and_errors_are_everyones(tmp_path):
     program, result = tmp_path / "program.py", tmp_path / "result.json"
     program.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -34,8 +48,9 @@ def test_gradients_of_two_processes_add_up(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
     model(torch.arange(12.0).reshape(4, 3)).square().sum().backward()
-    size, grad = json.loads(result.read_text())
+    size, grad, raised = json.loads(result.read_text())
     assert size == 2
+    assert raised == {"0": "'another process could not go on'", "1": "'mine'"}
     torch.testing.assert_close(torch.tensor(grad), model.weight.grad)
 
 

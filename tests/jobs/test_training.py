@@ -21,7 +21,7 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.load import load_backbone, load_generator, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
@@ -253,7 +253,7 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
             "loss": mean * weights
         }
 
-    monkeypatch.setattr("rewarddance.jobs.align.refl_step", known_gradient)
+    monkeypatch.setattr("rewarddance.jobs.align_runs.refl_step", known_gradient)
     found = []
     for micro in (0, 1, 2):
         config = AlignConfig(
@@ -266,6 +266,35 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
         found.append(trajectory(out, "grad_norm", "reward"))
     same(found[1], found[0], rel=1e-5)
     same(found[2], found[0], rel=1e-5)
+
+
+class Moody:
+    """Does not answer in some calls."""
+
+    criterion = "fidelity"
+
+    def __init__(self, refuses):
+        self.calls, self.refuses = 0, refuses
+
+    def judge(self, comparisons):
+        self.calls += 1
+        if self.refuses(self.calls):
+            raise JudgementError("not answered")
+        return Verdict.from_margin(torch.stack([c.candidate.frames.mean() for c in comparisons]))
+
+
+def test_steps_that_are_not_judged_are_passed_over_and_many_end_the_run(pipeline_folder, tmp_path, quick_align):
+    config = quick_align("none")
+    loop, references = LoopConfig(num_steps=6, validate_every=6), ReferenceConfig(kind="random")
+    config = config.model_copy(update={"loop": loop, "references": references})
+    out = tmp_path / "some"
+    align_generator(config, load_generator(pipeline_folder), Moody(lambda n: n == 3), out)  # the first call is a look
+    lines = {m["step"]: m for m in RunFolder(out).metrics()}
+    assert lines[2]["skipped"] == "not answered"
+    assert "reward" not in lines[2]
+    assert all("reward" in lines[i] for i in (1, 3, 4, 5, 6))
+    with pytest.raises(JudgementError, match="4 of 4 steps could not be judged; last: not answered"):
+        align_generator(config, load_generator(pipeline_folder), Moody(lambda n: n > 1), tmp_path / "all")
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("sft", "best_of_n"), ("refl", "random"), ("refl", "none")])

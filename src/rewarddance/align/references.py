@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rewarddance.align.config import ReferenceConfig
+from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
-from rewarddance.core.parallel import add_up, rank, world_size
+from rewarddance.core.parallel import add_up, rank, together, world_size
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import RewardModel
@@ -43,13 +44,17 @@ class ReferenceBank:
         """Draw all references anew from the generator as it is; a function of seed, step and weights alone.
 
         Data-parallel processes draw a share each, with noise of their own, and exchange what they drew.
+
+        Raises:
+            JudgementError: in every process, where the judge does not answer in one; the bank is as it was.
         """
         if self.config.kind == "none":
             self.drawn_at = step
             return
         rng = torch.Generator().manual_seed(seed_of(self.seed, "references", step, rank()))
         num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
-        own = torch.cat(self._winners(generator, judge, self.prompts[rank() :: world_size()], num, rng))
+        mine = self.prompts[rank() :: world_size()]
+        own = torch.cat(together(lambda: self._winners(generator, judge, mine, num, rng), JudgementError))
         self.pictures = own.new_zeros(len(self.prompts), *own.shape[1:])
         self.pictures[rank() :: world_size()] = own
         add_up(self.pictures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
 from rewarddance.core.parallel import any_of, is_leader, wait_for_all
+from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import is_sharded, whole
 from rewarddance.core.termination import Termination
@@ -63,11 +64,11 @@ def trainable(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     """Warm-up, then constant, cosine to a tenth, or constant with a linear end over the last fifth."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    progress = min(1.0, step / max(1, num_steps))
+    passed = min(1.0, step / max(1, num_steps))
     if config.schedule == "cosine":
-        warm *= 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * progress))
+        warm *= 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * passed))
     elif config.schedule == "linear_end":
-        warm *= min(1.0, max(0.02, (1 - progress) / 0.2))
+        warm *= min(1.0, max(0.02, (1 - passed) / 0.2))
     return config.lr * warm
 
 
@@ -204,11 +205,36 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
+    def fit(
+        self,
+        title: str,
+        keys: Sequence[str],
+        step: Step,
+        validate: Validate | None = None,
+        stop: Callable[[Metrics], str | None] | None = None,
+        report: Progress | None = None,
+    ) -> None:
+        """`run` under a bar that shows the metrics named by `keys`; at the end the averaged weights are in place.
+
+        Args:
+            report: told of every step beside the bar.
+        """
+        with progress(title, *keys) as bar:
+
+            def both(done: int, total: int, metrics: Metrics) -> None:
+                bar(done, total, metrics)
+                if report is not None:
+                    report(done, total, metrics)
+
+            self.run(step, validate, both, stop)
+        if self.ema is not None:
+            self.ema.swap(self.parameters)
+
     def run(
         self,
         step: Step,
         validate: Validate | None = None,
-        progress: Progress | None = None,
+        report: Progress | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
     ) -> Literal["finished", "stopped"]:
         """Train until `num_steps` or a stop reason.
@@ -216,7 +242,7 @@ class Loop:
         Args:
             step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
             validate: called every `validate_every` steps and at the end; its metrics join the line.
-            progress: called with (step, num_steps, metrics) after every step.
+            report: called with (step, num_steps, metrics) after every step.
             stop: given the metrics of a step; a string ends the run and is logged as `stopped`.
 
         Raises:
@@ -224,13 +250,13 @@ class Loop:
                 resume from is written, and nothing is finished.
         """
         with Termination() as told:
-            return self._run(step, validate, progress, stop, told)
+            return self._run(step, validate, report, stop, told)
 
     def _run(
         self,
         step: Step,
         validate: Validate | None,
-        progress: Progress | None,
+        report: Progress | None,
         stop: Callable[[Metrics], str | None] | None,
         told: Termination,
     ) -> Literal["finished", "stopped"]:
@@ -249,8 +275,8 @@ class Loop:
             if is_leader() and (self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps):
                 line = {**metrics, "seconds": round(self.seconds, 2)}
                 self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
-            if progress is not None and is_leader():
-                progress(self.step, cfg.num_steps, metrics)
+            if report is not None and is_leader():
+                report(self.step, cfg.num_steps, metrics)
             over = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
             late = any_of(over or told.stop) and self.step < cfg.num_steps
             due = any_of(time.monotonic() - last_save > cfg.save_seconds)

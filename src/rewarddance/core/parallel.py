@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -88,6 +88,22 @@ def everyones(found: dict[K, V]) -> dict[K, V]:
     parts: list[dict[K, V] | None] = [None] * world_size()
     dist.all_gather_object(parts, found)
     return {k: v for part in parts if part for k, v in part.items()}
+
+
+def together(work: Callable[[], V], kind: type[Exception]) -> V:
+    """The result of `work`; where it raises `kind` in any process it does in all, so that none waits for another.
+
+    Whatever processes tell each other comes after this, or before.
+    """
+    found: V | None = None
+    error: Exception | None = None
+    try:
+        found = work()
+    except kind as raised:
+        error = raised
+    if any_of(error is not None):
+        raise error or kind("another process could not go on")
+    return cast(V, found)
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
-from rewarddance.core.parallel import add_up, everyones, rank, world_size
+from rewarddance.core.parallel import add_up, everyones, rank, together, world_size
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.rollout import sample
@@ -66,7 +67,11 @@ class Prober:
 
     @torch.no_grad()
     def look(self, step: int) -> Metrics:
-        """Draw, judge and measure; all processes call this together."""
+        """Draw, judge and measure; all processes call this together.
+
+        Raises:
+            JudgementError: in every process, where a judge does not answer in one.
+        """
         mine = range(len(self.prompts))[rank() :: world_size()]
         rows = [i * self.num_noises + k for i in mine for k in range(self.num_noises)]
         prompts = [self.prompts[i] for i in mine for _ in range(self.num_noises)]
@@ -75,15 +80,21 @@ class Prober:
             self.references = self._exchanged(pictures, rows)
         # each sample meets the start's sample of the next noise, so that the start itself scores about one half
         start = [Media.from_bytes(self.references[[self._other(i)]]) for i in rows]
-        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
-        found = {"proxy": self.judge.judge(asked).reward.tolist() if asked else []}
-        if self.gold is not None:
-            found["gold"] = self.gold(prompts, pictures, start) if asked else []
+        found = together(lambda: self._judged(prompts, pictures, start), JudgementError)
         told = everyones({row: [values[i] for values in found.values()] for i, row in enumerate(rows)})
         looked = np.array([told[row] for row in sorted(told)]).reshape(len(self.prompts), self.num_noises, len(found))
         if self.gold is None:
             return {"probe/proxy": float(looked[..., 0].mean()), "probe/proxy_std": float(looked[..., 0].std())}
         return self.monitor.add(step, looked[..., 0], looked[..., 1])
+
+    def _judged(
+        self, prompts: Sequence[str], pictures: Sequence[Media], start: Sequence[Media]
+    ) -> dict[str, list[float]]:
+        if not prompts:
+            return {"proxy": [], "gold": []} if self.gold else {"proxy": []}
+        asked = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
+        found = {"proxy": self.judge.judge(asked).reward.tolist()}
+        return found | ({"gold": self.gold(prompts, pictures, start)} if self.gold else {})
 
     def _draw(self, prompts: Sequence[str], rows: Sequence[int]) -> list[Media]:
         rng = torch.Generator().manual_seed(seed_of(self.seed, "probes"))

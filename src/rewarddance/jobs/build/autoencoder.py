@@ -12,7 +12,6 @@ from rewarddance.core.config import Config
 from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.generator.tiny import new_autoencoder
 from rewarddance.world.batches import scene_batch
@@ -60,10 +59,7 @@ def train_autoencoder(config: AutoencoderConfig, out: Path, *, resume: bool = Fa
         (l1 + mse + config.kl_weight * kl).backward()
         return {"l1": l1.item(), "mse": mse.item(), "kl": kl.item()}
 
-    with progress("autoencoder", "l1", "mse", "kl") as report:
-        loop.run(step, progress=report)
-    if loop.ema is not None:
-        loop.ema.swap(loop.parameters)
+    loop.fit("autoencoder", ("l1", "mse", "kl"), step)
     vae.eval()
     vae.register_to_config(**latent_scale(vae, config.seed))
     vae.save_pretrained(out / "model")

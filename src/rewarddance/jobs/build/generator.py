@@ -13,7 +13,6 @@ from rewarddance.core.config import Config
 from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.generator import flow
@@ -72,9 +71,6 @@ def train_generator(config: GeneratorConfig, vae_folder: Path, out: Path, *, res
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item()}
 
-    with progress("generator", "loss") as report:
-        loop.run(step, progress=report)
-    if loop.ema is not None:
-        loop.ema.swap(loop.parameters)
+    loop.fit("generator", ("loss",), step)
     pipeline.save_pretrained(out / "model")
     return out / "model"

@@ -20,7 +20,6 @@ from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import add_up_gradients, is_leader, rank, wait_for_all, world_size
-from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.vlm.preprocess import Preprocessor
@@ -122,10 +121,7 @@ def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Pa
             found = losses("vision-validation", 0)[1]
         return {f"val_{k}": v for k, v in found.items()}
 
-    with progress("vision", "loss", "kinds", "centre_pixels") as report:
-        loop.run(step, validate, report)
-    if loop.ema is not None:
-        loop.ema.swap(loop.parameters)
+    loop.fit("vision", ("loss", "kinds", "centre_pixels"), step, validate)
     target = out / "model" / "vision.safetensors"
     if is_leader():
         target.parent.mkdir(exist_ok=True)

@@ -19,7 +19,6 @@ from rewarddance.core.device import autocast
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import add_up, add_up_gradients, is_leader, rank, wait_for_all, world_size
-from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.jobs.build.lessons import LessonSource, PackedBatch, collate, pack
@@ -121,10 +120,7 @@ def train_vlm(
         parts = (torch.cat(p) for p in zip(*found, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
 
-    with progress("vlm", "loss", "verdicts", "captions") as report:
-        loop.run(step, validate, report)
-    if loop.ema is not None:
-        loop.ema.swap(loop.parameters)
+    loop.fit("vlm", ("loss", "verdicts", "captions"), step, validate)
     if is_leader():
         save_vlm(model.eval(), tokenizer, prepare, out / "model")
     wait_for_all()
