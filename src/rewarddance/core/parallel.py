@@ -67,15 +67,6 @@ def most(number: int) -> int:
     return int(found)
 
 
-def from_leader(value: float) -> float:
-    """The leader's number, for decisions that all processes must take alike."""
-    if world_size() == 1:
-        return value
-    found = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(found, 0)
-    return float(found)
-
-
 def any_of(flag: bool) -> bool:
     """Whether the flag is true in any process; all of them get the same answer."""
     return bool(add_up(torch.tensor(float(flag)))) if world_size() > 1 else flag

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rewarddance.core.ahead import Ahead
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import StuckLoss
-from rewarddance.core.parallel import from_leader, is_leader, rank, wait_for_all, world_size
+from rewarddance.core.parallel import is_leader, rank, wait_for_all, world_size
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import console, progress
+from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import write_seen
 from rewarddance.core.sharding import Inside, gathered, laid_out_like, plainly, shard
@@ -109,6 +110,8 @@ def train_judge(
     Returns:
         The judge's folder, for `load_judge`.
     """
+    if config.prompts_per_step < world_size():
+        raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes want as many or more")
     folder = RunFolder(out)
     if is_leader():
         folder.start("judge", config.model_dump(mode="json"), resume=resume)
@@ -129,101 +132,119 @@ def train_judge(
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
     if resume:
         loop.resume()
-
-    def say(text: str) -> None:
-        console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
-
-    if config.prompts_per_step < world_size():
-        raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes want as many or more")
+    run = JudgeRun(config, judge, train, validation, loop, inside, title)
     epochs = config.loop.num_steps * config.prompts_per_step / max(1, len(train))
-    say(f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records")
-    accumulate = Accumulator(
-        judge.single,
-        list(loop.parameters.values()),
-        config.paradigm,
-        config.label_smoothing,
-        config.micro_batch or config.prompts_per_step,
-        say,
-        shuffle=config.context.layout != "strict",
-        reason_weight=config.reason_weight,
-        inside=inside,
+    run.say(
+        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
     )
-    accumulate.size = loop.extra.get("micro_batch", accumulate.size)
-    stuck = StuckLoss(recent=loop.extra.get("recent_losses", []))
-
-    def step(index: int) -> Metrics:
-        batch = batches(index)
-        try:
-            metrics: Metrics = dict(accumulate(batch, index))
-        except RunError as error:
-            raise RunError(f"step {index}: {error}; {out} keeps its last checkpoint") from None
-        warning = None if config.paradigm == "regression" else stuck.note(index + 1, metrics["loss"])
-        if warning:
-            say(warning)
-            metrics["warning"] = warning
-        loop.extra |= {"micro_batch": accumulate.size, "recent_losses": stuck.recent}
-        return metrics
-
-    @torch.no_grad()
-    def validate(index: int) -> Metrics:
-        backbone.module.eval()
-        metrics: Metrics = {}
-        with loop.averaged():
-            for name, records in validation.items():
-                figures = inside(partial(measure_judge, shared=True), judge, records)
-                metrics |= {f"{name}/{k}": v for k, v in figures.items()}
-            if config.patience:  # last bits may differ with the passes that a process made
-                metrics[watched] = from_leader(metrics[watched])
-            if config.patience and metrics[watched] > loop.extra.get("best", -1.0):
-                best = gathered(loop.parameters)
-                if is_leader():
-                    save_file(best, best_file)
-        backbone.module.train()
-        return metrics
-
-    watched, best_file = f"{next(iter(validation), None)}/accuracy", out / "best.safetensors"
-
-    def stop(metrics: Metrics) -> str | None:
-        if watched not in metrics or config.patience == 0:
-            return None
-        best, since = loop.extra.get("best", -1.0), loop.extra.get("since", 0)
-        improved = metrics[watched] > best
-        loop.extra |= {"best": max(best, metrics[watched]), "since": 0 if improved else since + 1}
-        return (
-            f"{watched} has not risen for {config.patience} validations"
-            if loop.extra["since"] >= config.patience
-            else None
-        )
-
-    batches = Ahead(lambda index: _hashed(training_batch(train, config, index)), config.loop.num_steps)
-    with progress(title, "loss", "accuracy", "answer_mass") as bar, batches:
-
-        def both(done: int, total: int, metrics: Metrics) -> None:
-            bar(done, total, metrics)
-            if report is not None:
-                report(done, total, metrics)
-
-        loop.run(step, validate if validation else None, both, stop)
-    if loop.ema is not None:
-        loop.ema.swap(loop.parameters)
-    wait_for_all()
-    if config.patience and best_file.is_file():
-        with torch.no_grad():
-            for k, kept in load_file(best_file).items():
-                loop.parameters[k].copy_(laid_out_like(kept, loop.parameters[k]))
+    run.fit(report)
     backbone.module.eval()
-    weights = None
-    if config.shard > 1:
-        weights = {name: gathered(module.state_dict(keep_vars=True)) for name, module in judge.trainable().items()}
-        if config.lora.rank:
-            weights["vlm"] = merged(weights["vlm"], config.lora.rank, config.lora.alpha)
-    elif tuner is not None:
+    weights = _whole_weights(judge, config) if config.shard > 1 else None
+    if config.shard == 1 and tuner is not None:
         tuner.merge_and_unload()
     if is_leader():
         save_judge(judge, out / "model", weights)
         write_seen(out / "model", train.prompts if isinstance(train, RecordTable) else [r.prompt for r in train])
     wait_for_all()
     return out / "model"
+
+
+@dataclass
+class JudgeRun:
+    """What a training does in a step and at a validation, and when it stops early.
+
+    Attributes:
+        inside: how passes through sharded weights are called.
+    """
+
+    config: RewardConfig
+    judge: Judge
+    train: Sequence[PreferenceRecord]
+    validation: dict[str, Sequence[PreferenceRecord]]
+    loop: Loop
+    inside: Inside
+    title: str
+
+    def __post_init__(self) -> None:
+        config, kept = self.config, self.loop.extra
+        self.accumulate = Accumulator(
+            self.judge.single,
+            list(self.loop.parameters.values()),
+            config.paradigm,
+            config.label_smoothing,
+            config.micro_batch or config.prompts_per_step,
+            self.say,
+            shuffle=config.context.layout != "strict",
+            reason_weight=config.reason_weight,
+            inside=self.inside,
+        )
+        self.accumulate.size = kept.get("micro_batch", self.accumulate.size)
+        self.stuck = StuckLoss(recent=kept.get("recent_losses", []))
+        self.batches = Ahead(lambda index: _hashed(training_batch(self.train, config, index)), config.loop.num_steps)
+        self.watched = f"{next(iter(self.validation), None)}/accuracy"
+        """The figure that decides early stopping."""
+        self.best = self.loop.folder.path / "best.safetensors"
+
+    def say(self, text: str) -> None:
+        console.print(f"{self.title}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def fit(self, report: Callable[[int, int, Metrics], None] | None) -> None:
+        """To the end; then the best weights are in place where early stopping kept some, else the averaged ones."""
+        with self.batches:
+            validate = self.validate if self.validation else None
+            self.loop.fit(self.title, ("loss", "accuracy", "answer_mass"), self.step, validate, self.stop, report)
+        wait_for_all()
+        if self.config.patience and self.best.is_file():
+            with torch.no_grad():
+                for k, kept in load_file(self.best).items():
+                    self.loop.parameters[k].copy_(laid_out_like(kept, self.loop.parameters[k]))
+
+    def step(self, index: int) -> Metrics:
+        batch = self.batches(index)
+        try:
+            metrics: Metrics = dict(self.accumulate(batch, index))
+        except RunError as error:
+            raise RunError(f"step {index}: {error}; {self.loop.folder.path} keeps its last checkpoint") from None
+        warning = None if self.config.paradigm == "regression" else self.stuck.note(index + 1, metrics["loss"])
+        if warning:
+            self.say(warning)
+            metrics["warning"] = warning
+        self.loop.extra |= {"micro_batch": self.accumulate.size, "recent_losses": self.stuck.recent}
+        return metrics
+
+    @torch.no_grad()
+    def validate(self, index: int) -> Metrics:
+        module, patience = self.judge.engine.backbone.module, self.config.patience
+        module.eval()
+        metrics: Metrics = {}
+        with self.loop.averaged():
+            for name, records in self.validation.items():
+                figures = self.inside(partial(measure_judge, shared=True), self.judge, records)
+                metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            if patience and metrics[self.watched] > self.loop.extra.get("best", -1.0):
+                best = gathered(self.loop.parameters)
+                if is_leader():
+                    save_file(best, self.best)
+        module.train()
+        return metrics
+
+    def stop(self, metrics: Metrics) -> str | None:
+        """Why to end here: the watched accuracy has not risen for `patience` validations."""
+        if self.watched not in metrics or self.config.patience == 0:
+            return None
+        best, since = self.loop.extra.get("best", -1.0), self.loop.extra.get("since", 0)
+        since = 0 if metrics[self.watched] > best else since + 1
+        self.loop.extra |= {"best": max(best, metrics[self.watched]), "since": since}
+        over = since >= self.config.patience
+        return f"{self.watched} has not risen for {self.config.patience} validations" if over else None
+
+
+def _whole_weights(judge: Judge, config: RewardConfig) -> dict[str, dict[str, Tensor]]:
+    """Of every trained module the whole weights, from all processes, adapters merged."""
+    weights = {name: gathered(module.state_dict(keep_vars=True)) for name, module in judge.trainable().items()}
+    if config.lora.rank:
+        weights["vlm"] = merged(weights["vlm"], config.lora.rank, config.lora.alpha)
+    return weights
 
 
 def _shard(judge: Judge, config: RewardConfig) -> Inside:
