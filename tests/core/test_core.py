@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
+from rewarddance.core import config
 from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from rewarddance.core.config import Config, merge, parse_config
 from rewarddance.core.errors import ConfigError, InputError, RunError
@@ -245,3 +246,17 @@ def test_everything_public_is_there():
     assert all(getattr(rewarddance, name).__name__ == name for name in rewarddance.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         rewarddance.nothing  # noqa: B018
+
+
+def test_recipes_come_from_the_working_folder_or_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "package" / "core" / "config.py"))
+    monkeypatch.chdir(tmp_path)
+    shipped, own = tmp_path / "package" / "recipes" / "a.yaml", tmp_path / "recipes" / "a.yaml"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("seed: 1")
+    assert config.load_recipe("recipes/a.yaml") == {"seed": 1}
+    own.parent.mkdir()
+    own.write_text("seed: 2")
+    assert config.load_recipe("recipes/a.yaml") == {"seed": 2}
+    with pytest.raises(ConfigError, match="recipes/b.yaml: cannot read"):
+        config.load_recipe("recipes/b.yaml")

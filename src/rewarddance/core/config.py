@@ -53,13 +53,16 @@ def parse_config(model: type[M], values: Mapping[str, Any], source: str = "confi
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a YAML recipe as a mapping.
+    """Read a YAML recipe as a mapping. `recipes/...` that is not in the working folder is looked for in the package.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.
     """
+    shipped = Path(__file__).parents[1] / path
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(
+            (shipped if shipped.is_file() and not Path(path).is_file() else Path(path)).read_text()
+        )
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe ({error.strerror})") from None
     except yaml.YAMLError as error:
