@@ -258,5 +258,5 @@ def test_recipes_come_from_the_working_folder_or_the_package(tmp_path, monkeypat
     own.parent.mkdir()
     own.write_text("seed: 2")
     assert config.load_recipe("recipes/a.yaml") == {"seed": 2}
-    with pytest.raises(ConfigError, match="recipes/b.yaml: cannot read"):
+    with pytest.raises(ConfigError, match=r"recipes/b\.yaml: cannot read"):
         config.load_recipe("recipes/b.yaml")

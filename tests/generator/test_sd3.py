@@ -102,3 +102,11 @@ def test_decode_passes_gradients(generator):
     generator.decode(z)[0].frames.sum().backward()
     assert z.grad is not None
     assert z.grad.abs().sum() > 0
+
+
+def test_folders_of_other_pipelines_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="not a pipeline in diffusers layout"):
+        Sd3Generator.load(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ConfigError, match="a FluxPipeline; generators here are StableDiffusion3Pipelines"):
+        Sd3Generator.load(tmp_path)

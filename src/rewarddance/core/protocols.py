@@ -22,7 +22,7 @@ class Generator(Protocol):
         ...
 
     def condition(self, prompts: Sequence[str]) -> Any:
-        """What the model hears, one entry a prompt; indexable by `select`."""
+        """What the model hears, one entry a prompt."""
         ...
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:

@@ -53,19 +53,6 @@ class Sd3Condition:
     empty_embeds: Tensor | None = None
     empty_pooled: Tensor | None = None
 
-    def select(self, index: Tensor | slice) -> Sd3Condition:
-        """Rows of the batch."""
-        return Sd3Condition(self.embeds[index], self.pooled[index], self.empty_embeds, self.empty_pooled)
-
-    def repeat(self, times: int) -> Sd3Condition:
-        """Every row `times` times, neighbours together."""
-        return Sd3Condition(
-            self.embeds.repeat_interleave(times, 0),
-            self.pooled.repeat_interleave(times, 0),
-            self.empty_embeds,
-            self.empty_pooled,
-        )
-
 
 class Sd3Generator:
     """Condition, velocity and decoding from a pipeline's parts (its own `__call__` runs without gradients).
@@ -85,8 +72,18 @@ class Sd3Generator:
 
     @classmethod
     def load(cls, folder: str | Path, guidance: float = 1.0, dtype: torch.dtype = torch.float32) -> Sd3Generator:
-        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen."""
+        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen.
+
+        Raises:
+            ConfigError: not a pipeline's folder, or another pipeline's.
+        """
         folder = Path(folder)
+        try:
+            kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        except (OSError, json.JSONDecodeError):
+            raise ConfigError(f"{folder}: no model_index.json; not a pipeline in diffusers layout") from None
+        if kind != StableDiffusion3Pipeline.__name__:
+            raise ConfigError(f"{folder}: a {kind}; generators here are {StableDiffusion3Pipeline.__name__}s")
         missing = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
         with _no_bar():

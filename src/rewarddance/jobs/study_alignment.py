@@ -18,7 +18,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder, environment, write_json
-from rewarddance.core.statistics import bootstrap, paired_bootstrap, two_way_bootstrap
+from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, two_way_bootstrap
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
@@ -46,8 +46,10 @@ def study_alignment(
     Several processes may work on different seeds or arms of one folder at the same time.
 
     Returns:
-        Per arm the gain over the start with its interval over prompts, seed by seed and together; the differences
-        of `refl` to both controls; diversity as a share of the start's; seconds of training.
+        Per arm the gain over the start with its interval over prompts, seed by seed and together; the same with seeds
+        resampled too, and Student's interval over the seeds alone; the differences of `refl` to both controls;
+        diversity as a share of the start's; the mean KL of the last lines of each log (a control that hardly moved
+        shows only that moving gains); seconds of training.
     """
     if config.prompts is not None:
         raise ConfigError("study alignment: measures by the oracle, on the embedded world's prompts; give no --prompts")
@@ -116,14 +118,16 @@ def summarise(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"start": float(start.mean()), "arms": {}, "differences": {}}
     values: dict[str, dict[int, Array]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
-        ratios, seconds = {}, {}
+        ratios, seconds, kl = {}, {}, {}
         for folder in sorted(out.glob(f"{arm}-*")):
             if not (folder / "measured.json").is_file():
                 continue
             seed = int(folder.name.rsplit("-", 1)[1])
             values[arm][seed], own = _read(folder)
             ratios[seed] = own["feature"] / spread["feature"]
-            seconds[seed] = RunFolder(folder).metrics()[-1]["seconds"]
+            lines = RunFolder(folder).metrics()
+            seconds[seed] = lines[-1]["seconds"]
+            kl[seed] = float(np.mean([m["kl"] for m in lines[-20:] if "kl" in m] or [0.0]))
         if not values[arm]:
             continue
         gains = [v - start for v in values[arm].values()]
@@ -132,8 +136,10 @@ def summarise(out: Path) -> dict[str, Any]:
         found["arms"][arm] = {
             "gain": gain.as_dict() | {"verdict": gain.verdict},
             "gain_over_seeds": two_way_bootstrap(np.stack(gains, 1)).as_dict(),
+            "gain_over_seeds_students_t": over_runs([float(g.mean()) for g in gains]),
             "by_seed": by_seed,
             "feature_diversity_ratio": ratios,
+            "kl": kl,
             "seconds": seconds,
         }
     for control in ("sft", "shuffled"):
