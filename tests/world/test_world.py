@@ -193,3 +193,26 @@ def test_a_relation_joins_two_single_objects():
 def test_place_gives_up_on_what_does_not_fit():
     with pytest.raises(RuntimeError, match="no room"):
         place(Spec((Term("red", "circle", 9, large=True),)), stream(0, "big"))
+
+
+def test_lessons_say_where_things_stand():
+    """The answer follows from the pixels: the centre of the object's colour."""
+    rng, seen = stream(9, "where"), 0
+    colours = {"red": (0, None), "blue": (2, None)}
+    for _ in range(600):
+        found = lesson(rng)
+        for question, answer in found.turns:
+            words = question.split()
+            if words[0] != "where" or words[3] not in colours:
+                continue
+            image = found.images[int(words[-1].rstrip("?")) - 1].astype(int)
+            channel = colours[words[3]][0]
+            others = np.delete(image, channel, 2).max(2)
+            rows, columns = np.nonzero((image[..., channel] > 150) & (others < 110))
+            if len(rows) < 20 or np.ptp(rows) > 24 or np.ptp(columns) > 24:  # damaged, or several objects of the colour
+                continue
+            place = {"left": columns.mean() < 22, "right": columns.mean() > 26}
+            place |= {"above": rows.mean() < 22, "below": rows.mean() > 26}
+            assert all(place[word] for word in answer.split()), (question, answer, rows.mean(), columns.mean())
+            seen += 1
+    assert seen > 20

@@ -19,7 +19,7 @@ from rewarddance.world.grammar import NUMBERS, WORDINGS, parse, phrase, phrase_b
 from rewarddance.world.reading import read_scene
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import TRAIN_STYLES, sample_pair
-from rewarddance.world.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Spec, Term
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, MIRRORED, RELATIONS, SHAPES, Scene, Spec, Term
 from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, scene_is_trainable, split_of
 
 Turn = tuple[str, str]
@@ -104,6 +104,27 @@ def _relation(view: _View, i: int) -> Turn | None:
     return f"is the {text} in image {i + 1}?", _yes(holds(a, relation, b))
 
 
+def _where(view: _View, i: int) -> Turn | None:
+    """In which third of the picture an object stands, across and down; to say how two stand, one has to know first."""
+    objects = view.scenes[i].objects
+    if not objects:
+        return None
+    o = objects[int(view.rng.integers(len(objects)))]
+    return _place_of(view.scenes[i], o.colour, o.shape, i)
+
+
+def _place_of(scene: Scene, colour: str, shape: str, i: int) -> Turn | None:
+    """None for objects that are not there once, and for the middle of the picture."""
+    found = [o for o in scene.objects if (o.colour, o.shape) == (colour, shape)]
+    if len(found) != 1:
+        return None
+    third = CANVAS / 3
+    across = "left" if found[0].x < third else "right" if found[0].x > 2 * third else ""
+    down = "above" if found[0].y < third else "below" if found[0].y > 2 * third else ""
+    answer = f"{across} {down}".strip()
+    return (f"where is the {colour} {shape} in image {i + 1}?", answer) if answer else None
+
+
 def _size(view: _View, i: int) -> Turn | None:
     objects = view.scenes[i].objects
     if not objects:
@@ -139,11 +160,18 @@ def _about_side(name: str, i: int, right: bool) -> Turn:
     return f"{'are' if name == 'objects' else 'is'} the {name} of image {i + 1} right?", _yes(right)
 
 
-def _both_places(view: _View, i: int) -> tuple[Turn, Turn]:
+def _both_places(view: _View, i: int) -> list[Turn]:
     """What stands in the picture and what in the prompt: the two halves of a comparison, each to be found first."""
-    name = view.pick(("background", "style"))
-    shown, wanted = getattr(view.scenes[i], name), getattr(view.spec, name)
-    return (f"what is the {name} of image {i + 1}?", shown), (f"what is the {name} of the prompt?", wanted)
+    name, spec = view.pick(("background", "style")), view.spec
+    shown, wanted = getattr(view.scenes[i], name), getattr(spec, name)
+    turns: list[Turn | None] = [
+        (f"what is the {name} of image {i + 1}?", shown),
+        (f"what is the {name} of the prompt?", wanted),
+    ]
+    if spec.relation:
+        turns += [("what is the layout of the prompt?", spec.relation)]
+        turns += [_place_of(view.scenes[i], t.colour, t.shape, i) for t in spec.terms]
+    return [t for t in turns if t is not None]
 
 
 def _aspect(view: _View, i: int) -> Turn:
@@ -204,6 +232,8 @@ _ABOUT_ONE: tuple[Callable[[_View, int], Turn | None], ...] = (
     _is_there,
     _how_many,
     _style,
+    _where,
+    _where,
     _relation,
     _relation,
     _relation,
@@ -295,13 +325,22 @@ def _on_white(spec: Spec, scene: Scene) -> tuple[Spec, Scene]:
     return (white, drawn) if split_of(white) == "train" and scene_is_trainable(drawn) else (spec, scene)
 
 
+def _leaning(spec: Spec) -> Spec:
+    """The same relation told from the other object, so that it is "left of" or "above": most then are (see above)."""
+    if spec.relation not in MIRRORED:
+        return spec
+    return replace(spec, terms=spec.terms[::-1], relation=MIRRORED[spec.relation])
+
+
 def matching_lesson(rng: np.random.Generator) -> Lesson:
     """A lesson on nothing but whether pictures match a prompt, and on which side they do not; yes as often as no.
 
     To compare a word of the prompt with what a picture shows is the last thing that a small model learns: it told
     backgrounds apart without fault long before it minded that one was not the prompt's (docs/log.md).
     """
-    spec, scene = _on_white(*sample_pair(rng)) if rng.random() < 0.4 else sample_pair(rng)
+    spec, scene = sample_pair(rng, "relation" if rng.random() < 0.3 else None)
+    if rng.random() < 0.4:
+        spec, scene = _on_white(_leaning(spec), scene)
     scenes = tuple(
         _edit(scene, spec, rng, _HARD_WEIGHTS) if rng.random() < 0.6 else scene
         for _ in range(1 if rng.random() < 0.7 else 2)

@@ -25,6 +25,8 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 STYLES: tuple[Style, ...] = get_args(Style)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
+MIRRORED: dict[Relation, Relation] = {"right of": "left of", "below": "above"}
+"""What is said of two things the other way round."""
 ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from typing import Literal
 
-from rewarddance.world.scene import Scene, Spec, Term
+from rewarddance.world.scene import MIRRORED, Scene, Spec, Term
 
 Split = Literal["train", "held_out", "ood"]
 
@@ -34,10 +34,9 @@ def is_ood(spec: Spec) -> bool:
 
 def meaning(spec: Spec) -> str:
     """One string for everything that means the same: order of terms and mirrored relations do not count."""
-    mirrored = {"right of": "left of", "below": "above"}
     terms, relation = spec.terms, spec.relation
-    if relation in mirrored:
-        terms, relation = terms[::-1], mirrored[relation]  # type: ignore[assignment]
+    if relation in MIRRORED:
+        terms, relation = terms[::-1], MIRRORED[relation]
     names = [f"{t.count} {'large ' if t.large else ''}{t.colour} {t.shape}" for t in terms]
     if relation is None:
         names.sort()
