@@ -116,12 +116,18 @@ def draw_samples(
 
 @torch.no_grad()
 def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion: str) -> np.ndarray:
-    """P(after is better than before) by the judge, same prompt and noise, (prompts, noises)."""
+    """P(after is better than before) by the judge, same prompt and noise, (prompts, noises).
+
+    Of every second noise the picture before is the candidate, so that a lean to one place cancels.
+    """
     rows = []
     for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
-        rows += [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
+        asked = [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
+        rows += [c.swapped() if k % 2 else c for k, c in enumerate(asked)]
     parts = [judge.judge(rows[i : i + 256]).reward.cpu().numpy() for i in range(0, len(rows), 256)]
-    return np.concatenate(parts).reshape(len(after.prompts), -1)
+    found = np.concatenate(parts).reshape(len(after.prompts), -1)
+    found[:, 1::2] = 1 - found[:, 1::2]
+    return found
 
 
 def vision_features() -> Any:
