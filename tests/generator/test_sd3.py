@@ -3,10 +3,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.protocols import Generator
+from rewarddance.core.protocols import Generator, Tunable
 from rewarddance.generator import flow
 from rewarddance.generator.rollout import rollout, sample
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.load import load_generator
 
 PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
 
@@ -106,7 +107,12 @@ def test_decode_passes_gradients(generator):
 
 def test_folders_of_other_pipelines_are_named(tmp_path):
     with pytest.raises(ConfigError, match="not a pipeline in diffusers layout"):
-        Sd3Generator.load(tmp_path)
+        load_generator(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ConfigError, match="a FluxPipeline; generators here are StableDiffusion3Pipelines"):
-        Sd3Generator.load(tmp_path)
+    with pytest.raises(ConfigError, match="a FluxPipeline; known are StableDiffusion3Pipeline"):
+        load_generator(tmp_path)
+
+
+def test_the_adapter_keeps_the_protocols(generator):
+    assert isinstance(generator, Tunable)
+    assert isinstance(generator, Generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,4 +48,48 @@ class Generator(Protocol):
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, the model is the frozen policy that training started from."""
+        ...
+
+
+@runtime_checkable
+class Tunable(Generator, Protocol):
+    """A generator that can be aligned: by an adapter beside frozen weights, which stay reachable as `reference()`.
+
+    Attributes:
+        guidance: classifier-free guidance scale; 1 is off.
+    """
+
+    guidance: float
+
+    @property
+    def side(self) -> int:
+        """Side of its pictures in pixels."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] to latents, as `decode` takes them."""
+        ...
+
+    def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
+        """One picture a prompt."""
+        ...
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Make a LoRA adapter the only trainable part."""
+        ...
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them, decoder included."""
+        ...
+
+    def save_adapter(self, folder: Path) -> Path:
+        """Write the adapter with what `load_adapter` needs."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Put a saved adapter on, frozen."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
         ...

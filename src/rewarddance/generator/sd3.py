@@ -72,18 +72,8 @@ class Sd3Generator:
 
     @classmethod
     def load(cls, folder: str | Path, guidance: float = 1.0, dtype: torch.dtype = torch.float32) -> Sd3Generator:
-        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen.
-
-        Raises:
-            ConfigError: not a pipeline's folder, or another pipeline's.
-        """
+        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen."""
         folder = Path(folder)
-        try:
-            kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-        except (OSError, json.JSONDecodeError):
-            raise ConfigError(f"{folder}: no model_index.json; not a pipeline in diffusers layout") from None
-        if kind != StableDiffusion3Pipeline.__name__:
-            raise ConfigError(f"{folder}: a {kind}; generators here are {StableDiffusion3Pipeline.__name__}s")
         missing = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
         with _no_bar():
@@ -189,6 +179,13 @@ class Sd3Generator:
             if p.requires_grad:
                 p.data = p.data.float()  # bf16 masters freeze at the learning rates of reward feedback
         self._has_adapter = True
+
+    def checkpoint_gradients(self) -> None:
+        self.transformer.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
 
     def save_adapter(self, folder: Path) -> Path:
         """Write the LoRA adapter with its rank and alpha, which a plain state dict would lose.

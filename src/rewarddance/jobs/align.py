@@ -16,11 +16,11 @@ from rewarddance.core.parallel import (
     wait_for_all,
     world_size,
 )
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.seen import write_seen
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
-from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align_runs import AlignRun, ReflRun
 from rewarddance.jobs.probes import Gold, Prober, oracle_gold
 from rewarddance.world.grammar import WORDINGS, phrase
@@ -41,7 +41,7 @@ def training_prompts(num: int, num_others: int, seed: int) -> tuple[tuple[str, .
 
 def align_generator(
     config: AlignConfig,
-    generator: Sd3Generator,
+    generator: Tunable,
     judge: RewardModel,
     out: Path,
     *,
@@ -75,8 +75,7 @@ def align_generator(
     torch.manual_seed(config.seed)
     generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
-        generator.transformer.enable_gradient_checkpointing()
-        generator.vae.enable_gradient_checkpointing()
+        generator.checkpoint_gradients()
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     looks = (probe_prompts or others or chosen)[: config.probe_prompts]
     run = _run(config, generator, judge, loop, chosen, looks, gold)
@@ -96,7 +95,7 @@ def align_generator(
 
 def _run(
     config: AlignConfig,
-    generator: Sd3Generator,
+    generator: Tunable,
     judge: RewardModel,
     loop: Loop,
     chosen: tuple[str, ...],
@@ -113,7 +112,7 @@ def _run(
     return ReflRun(config, generator, loop, judge, bank, prober)
 
 
-def _check(config: AlignConfig, chosen: Sequence[str], generator: Sd3Generator, *, own: bool) -> None:
+def _check(config: AlignConfig, chosen: Sequence[str], generator: Tunable, *, own: bool) -> None:
     """Before a run folder is written."""
     if min(len(chosen), config.batch_size) < world_size():
         raise ConfigError(

@@ -18,11 +18,11 @@ from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import Probe
 from rewarddance.core.parallel import add_up_gradients, is_leader, rank, together, world_size
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.tally import Tally
 from rewarddance.core.types import RewardModel
 from rewarddance.generator import flow
-from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.probes import Prober
 from rewarddance.world.batches import captioned_batch
 
@@ -35,7 +35,7 @@ class AlignRun:
     """The supervised control: flow matching on captioned renders, as in pretraining. No judge, no probes."""
 
     config: AlignConfig
-    generator: Sd3Generator
+    generator: Tunable
     loop: Loop
 
     def begin(self) -> None:

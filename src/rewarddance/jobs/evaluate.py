@@ -13,10 +13,10 @@ from PIL import Image
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
-from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.load import load_generator, load_internvl, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.oracle import fidelity
@@ -85,7 +85,7 @@ def evaluate_alignment(
 
 def aligned_generator(
     run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None
-) -> tuple[Sd3Generator, int, int]:
+) -> tuple[Tunable, int, int]:
     """A run's generator with its adapter, in the run's own precision; sampling steps and pictures in one pass."""
     scale = config["guidance"] if guidance is None else guidance
     dtype = config.get("generator_dtype", "fp32")
@@ -107,7 +107,7 @@ def evaluate_generator(
 
 
 def draw_samples(
-    title: str, generator: Sd3Generator, prompts: Sequence[str], noises: int, steps: int, seed: int, batch: int = 120
+    title: str, generator: Tunable, prompts: Sequence[str], noises: int, steps: int, seed: int, batch: int = 120
 ) -> Samples:
     """Pictures of every prompt from the same noises, whatever the generator's weights."""
     with progress(f"samples {title}") as report:

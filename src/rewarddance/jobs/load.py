@@ -9,7 +9,8 @@ import torch
 
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
-from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.core.protocols import Tunable
+from rewarddance.generator.families import load_generator_folder
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
 from rewarddance.vlm.backbone import Backbone, load_backbone_folder
@@ -104,7 +105,7 @@ def load_generator(
     guidance: float = 1.0,
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
-) -> Sd3Generator:
+) -> Tunable:
     """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
 
     Args:
@@ -112,13 +113,12 @@ def load_generator(
         guidance: classifier-free guidance scale; 1 is off.
         dtype: of the frozen weights.
     """
-    generator = Sd3Generator.load(
-        find(name, "generator"), guidance, torch.bfloat16 if dtype == "bf16" else torch.float32
-    )
+    weights = torch.bfloat16 if dtype == "bf16" else torch.float32
+    generator = load_generator_folder(find(name, "generator"), guidance, weights)
     if adapter is not None:
         folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
         if not (folder / "adapter.json").is_file():
             raise RunError(f"{adapter}: no adapter there; name a finished run of `rewarddance align`")
         generator.load_adapter(folder)
-    generator.pipeline.to(resolve_device(device))
+    generator.to(resolve_device(device))
     return generator

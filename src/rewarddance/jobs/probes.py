@@ -14,10 +14,10 @@ from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
 from rewarddance.core.parallel import add_up, everyones, rank, together, world_size
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.rollout import sample
-from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.world.oracle import fidelity
 
 Gold = Callable[[Sequence[str], Sequence[Media], Sequence[Media]], list[float]]
@@ -50,7 +50,7 @@ class Prober:
     Data-parallel processes look at a share of the prompts each; all of them know what all saw.
     """
 
-    generator: Sd3Generator
+    generator: Tunable
     judge: RewardModel
     prompts: Sequence[str]
     num_noises: int

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, two_way_bootstrap
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
-from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.evaluate import gold, vision_features
 from rewarddance.jobs.load import load_generator, load_judge
@@ -108,7 +108,7 @@ def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: 
     write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread})
 
 
-def _spread(generator: Sd3Generator, prompts: list[str], config: AlignConfig) -> dict[str, float]:
+def _spread(generator: Tunable, prompts: list[str], config: AlignConfig) -> dict[str, float]:
     return diversity(fixed_samples(generator, prompts, 8, config.refl.num_steps, 1), vision_features())
 
 
