@@ -18,6 +18,7 @@ from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.monitors import Probe
 from rewarddance.core.parallel import add_up_gradients, is_leader, rank, together, world_size
+from rewarddance.core.progress import console
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.tally import Tally
@@ -87,6 +88,13 @@ class ReflRun(AlignRun):
         self.amp = partial(autocast, self.generator.device, self.config.precision)
 
     def begin(self) -> None:
+        """The first look; what comes before the first step is said, because with large pictures it takes minutes."""
+        looks = len(self.prober.prompts) * self.prober.num_noises
+        kind, each = self.config.references.kind, self.config.references.num_candidates
+        drawn = 0 if kind == "none" else len(self.bank.prompts) * (each if kind == "best_of_n" else 1)
+        if is_leader():
+            text = f"before the first step: {looks:,} pictures to look at, {drawn:,} to choose references from"
+            console.print(text, highlight=False)
         with self.amp():
             seen = self.prober.look(0)
         if is_leader():

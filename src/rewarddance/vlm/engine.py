@@ -9,7 +9,7 @@ Shapes: N dialogs, W answer words, D hidden width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -60,6 +60,24 @@ class Work:
     forwards: int = 0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A dialog to be read.
+
+    Attributes:
+        key: its tokens, with -1 - row in place of every image token: dialogs that begin alike have keys that do.
+        start: the first token whose state is wanted; all later ones are too.
+    """
+
+    key: Key
+    encoded: Encoded
+    start: int
+
+
+Read = Callable[[Sequence[Asked]], list[Tensor]]
+"""One packed pass: states of every sequence from its start on, (len - start, D) each."""
+
+
 @dataclass
 class Engine:
     """Drives a backbone.
@@ -92,7 +110,7 @@ class Engine:
     def in_lockstep(self) -> None:
         """From now on make as many passes as the data-parallel process that makes most, as sharded weights want it.
 
-        Passes too many are the first one again, without effect on results or gradients.
+        Surplus passes repeat the first one, without effect on results or gradients.
         """
         self.lockstep = self._eyes.lockstep = True
         self._room.measured = False
@@ -197,85 +215,91 @@ class Engine:
         With `every`, from the token before the tail on, (1 + len(tail), D): the states that its tokens are read from,
         and the last.
         """
+        asked, seen = self._look(dialogs, tails, every)
+        earliest: dict[Key, Asked] = {}  # alike dialogs are read once, from where any of them wants it
+        for a in asked:
+            if a.key not in earliest or a.start < earliest[a.key].start:
+                earliest[a.key] = a
+        todo = sorted(earliest.values(), key=lambda a: a.key)
+        states = self._all_passes(todo, lambda part: self._read(part, seen))
+        found = {a.key: (a.start, own) for a, own in zip(todo, states, strict=True)}
+        return [own[a.start - first :] for a in asked for first, own in [found[a.key]]]
+
+    def _look(
+        self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]] | None, every: bool
+    ) -> tuple[list[Asked], Tensor | None]:
+        """Dialogs as token sequences, and the tokens of their distinct pictures, (P, D); None without pictures."""
         plain = [self.backbone.encoder.chat([("user", d)]) for d in dialogs]
-        encoded = plain
-        if tails is not None:
-            encoded = [
-                replace(e, ids=(*e.ids, *t), answers=(*e.answers, *[True] * len(t)))
-                for e, t in zip(plain, tails, strict=True)
-            ]
-        shown = distinct(encoded)
+        ends = tails if tails is not None else [()] * len(plain)
+        whole = [_with_tail(e, t) for e, t in zip(plain, ends, strict=True)]
+        shown = distinct(whole)
         seen = self._eyes.table(shown)
         self.work = Work(images=self._eyes.looked)
-        asked = [_key(e, self.backbone.image_token_id, shown.first_row) for e in encoded]
-        starts = [len(p.ids) - 1 if every else len(key) - 1 for p, key in zip(plain, asked, strict=True)]
-        wanted: dict[Key, int] = {}
-        for key, start in zip(asked, starts, strict=True):
-            wanted[key] = min(start, wanted.get(key, start))
-        holder = dict(zip(asked, encoded, strict=True))
-        keys = sorted(wanted)
+        asked = []
+        for before, encoded in zip(plain, whole, strict=True):
+            start = len(before.ids) - 1 if every else len(encoded.ids) - 1
+            asked.append(Asked(_key(encoded, self.backbone.image_token_id, shown.first_row), encoded, start))
+        return asked, seen
 
-        def read(part: Sequence[Key]) -> list[Tensor]:
-            hidden = self._read(part, [wanted[key] for key in part], holder, seen)
-            return list(torch.split(hidden, [len(key) - wanted[key] for key in part]))
-
-        parts = self._all_passes(keys, read)
-        found = dict(zip(keys, parts, strict=True))
-        return [found[key][start - wanted[key] :] for key, start in zip(asked, starts, strict=True)]
-
-    def _all_passes(self, keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]]) -> list[Tensor]:
+    def _all_passes(self, todo: Sequence[Asked], read: Read) -> list[Tensor]:
         """Read all sequences in as many passes as the budget asks for."""
-        limit = self._room.units("language", self.budget, lambda: _probe(keys, read, self.work), self.backbone.device)
+        limit = self._room.units("language", self.budget, lambda: _probe(todo, read, self.work), self.backbone.device)
         parts: list[Tensor] = []
-        planned = batches(keys, limit)
+        planned = batches([a.key for a in todo], limit)
         passes = most(len(planned)) if self.lockstep else len(planned)  # asked before the first pass, by everyone
         for b in planned:
-            parts += self._halving(keys[b.start : b.stop], read, limit)
+            parts += self._halving(todo[b.start : b.stop], read, limit)
         for _ in range(len(planned), passes):
-            parts[0] = parts[0] + 0 * read(keys[:1])[0].sum()
+            parts[0] = parts[0] + 0 * read(todo[:1])[0].sum()
         return parts
 
-    def _halving(self, keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]], limit: int) -> list[Tensor]:
+    def _halving(self, todo: Sequence[Asked], read: Read, limit: int) -> list[Tensor]:
         """One pass, or passes of half the size where it does not fit in memory, from then on."""
         try:
-            return read(keys)
+            return read(todo)
         except torch.OutOfMemoryError:
-            if self.lockstep or torch.is_grad_enabled() or len(keys) == 1:
+            if self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
                 raise
         self.budget = limit // 2
-        again = batches(keys, self.budget)
-        return [t for b in again for t in self._halving(keys[b.start : b.stop], read, self.budget)]
+        again = batches([a.key for a in todo], self.budget)
+        return [t for b in again for t in self._halving(todo[b.start : b.stop], read, self.budget)]
 
-    def _read(
-        self, keys: Sequence[Key], starts: Sequence[int], holder: Mapping[Key, Encoded], seen: Tensor | None
-    ) -> Tensor:
-        """Hidden states of sorted sequences from a place on, one after another, from one packed pass."""
-        tree, device = grow(keys), self.backbone.device
+    def _read(self, todo: Sequence[Asked], seen: Tensor | None) -> list[Tensor]:
+        """Hidden states of sorted sequences, each from its start on, from one packed pass."""
+        keys, device = [a.key for a in todo], self.backbone.device
+        tree = grow(keys)
         packed = lay_out(tree, device)
         members = sorted({member for member, _ in packed.token_of})
         rows_of = dict(zip(members, itertools.accumulate((len(keys[m]) for m in members), initial=0), strict=False))
         at = torch.tensor([rows_of[member] + place for member, place in packed.token_of])
         tokens = torch.tensor([t for m in members for t in keys[m]])[at].to(device)
-        positions = torch.cat([self.backbone.positions(holder[keys[m]]) for m in members], 1)[:, at].to(device)
-        places = [p for i, start in enumerate(starts) for p in packed.places(tree, i, start)]
+        positions = torch.cat([self.backbone.positions(todo[m].encoded) for m in members], 1)[:, at].to(device)
+        places = [p for i, a in enumerate(todo) for p in packed.places(tree, i, a.start)]
         ends = torch.tensor(places, device=device)
         self.work.tokens += tree.num_tokens
         self.work.padded_tokens += len(tokens)
         self.work.forwards += 1
         rows = -1 - tokens[tokens < 0]
         pictures = None if seen is None or len(rows) == 0 else seen[rows]
-        return self.backbone.read(tokens.clamp(min=-1), pictures, positions, packed, ends)
+        hidden = self.backbone.read(tokens.clamp(min=-1), pictures, positions, packed, ends)
+        return list(torch.split(hidden, [len(a.key) - a.start for a in todo]))
 
 
-def _probe(keys: Sequence[Key], read: Callable[[Sequence[Key]], list[Tensor]], work: Work) -> Probe | None:
+def _with_tail(encoded: Encoded, tail: Sequence[int]) -> Encoded:
+    """The dialog with what the assistant has written already."""
+    return replace(encoded, ids=(*encoded.ids, *tail), answers=(*encoded.answers, *[True] * len(tail)))
+
+
+def _probe(todo: Sequence[Asked], read: Read, work: Work) -> Probe | None:
     """A pass small enough to be thrown away, and its tokens; None where the whole list is not much longer."""
+    keys = [a.key for a in todo]
     if len(batches(keys, 4 * PROBE_TOKENS)) == 1:
         return None
     b = batches(keys, PROBE_TOKENS)[0]
 
     def run() -> None:
         before = replace(work)
-        read(keys[b.start : b.stop])
+        read(todo[b.start : b.stop])
         work.tokens, work.padded_tokens, work.forwards = before.tokens, before.padded_tokens, before.forwards
 
     return run, grow(keys[b.start : b.stop]).num_tokens
