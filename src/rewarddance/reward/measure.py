@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
@@ -19,6 +20,7 @@ from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
 
+Array = NDArray[np.float64]
 MOST_REFUSED = 0.05
 """Share of records that may stay unanswered and be listed; a judge that refuses more is no judge yet."""
 CLEAR = 0.05
@@ -51,110 +53,121 @@ def measure_judge(
     Raises:
         JudgementError: more than `MOST_REFUSED` of the records are not answered.
     """
-    seen, refused = _Tally(), list[tuple[str, str]]()
-    for number, answer in _answered(judge, records, chunk, shared):
-        record = records[number]
-        if isinstance(answer, str):
-            refused.append((record.record_id, answer))
-            if len(refused) > max(1, MOST_REFUSED * len(records)):
-                raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; last: {answer}")
+    entries, refused = list[_Entry](), list[tuple[str, str]]()
+    for number, entry in _answered(judge, records, chunk, shared):
+        if entry.refused is None:
+            entries.append(entry)
+            if each is not None:
+                each(records[number], entry.table)
             continue
-        table = np.zeros((len(record.media), len(record.media)))
-        for (i, j), margin in zip(all_pairs(len(record.media)), answer.margin, strict=True):
-            table[i, j], table[j, i] = margin, -margin
-        if each is not None:
-            each(record, table)
-        seen.note(record, table, answer)
-    out = seen.figures()
+        refused.append((entry.record_id, entry.refused))
+        if len(refused) > max(1, MOST_REFUSED * len(records)):
+            raise JudgementError(f"{len(refused)} of {number + 1} records were not answered; last: {entry.refused}")
+    out = _figures(entries)
     if refused:
         out |= {"num_refused": len(refused), "refused": dict(refused)}
     return out
 
 
 @dataclass
-class _Answer:
-    """What a judge said to all pairs of one record (N of them)."""
+class _Entry:
+    """What a judge said about one record: its table of margins (K, K), and what of it was right; or why it refused.
 
-    margin: NDArray[np.float64]
-    mass: NDArray[np.float64]
-    disagreement: NDArray[np.float64] | None
+    Attributes:
+        pairs: right or not, of pairs whose exact values differ clearly; choices: of recorded choices that are no ties.
+        correlation: between round-robin margin and truth, where there is any to find.
+    """
+
+    record_id: str
+    prompt: str
+    source: str
+    refused: str | None = None
+    table: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    pairs: list[float] = field(default_factory=list)
+    choices: list[float] = field(default_factory=list)
+    correlation: float | None = None
+    mass: Array = field(default_factory=lambda: np.zeros(0))
+    disagreement: Array = field(default_factory=lambda: np.zeros(0))
 
 
-def _mean(parts: Sequence[NDArray[np.float64]]) -> float | None:
-    return float(np.concatenate(parts).mean()) if parts else None
+def _entry(record: PreferenceRecord, margin: Array, mass: Array, disagreement: Array) -> _Entry:
+    """From the answers to all pairs (K (K - 1) / 2)."""
+    k = len(record.media)
+    table = np.zeros((k, k))
+    for (i, j), m in zip(all_pairs(k), margin, strict=True):
+        table[i, j], table[j, i] = m, -m
+    found = _Entry(record.record_id, record.prompt, record.source, None, table, mass=mass, disagreement=disagreement)
+    found.choices = [_agree(table[c.first, c.second], c.label - 0.5) for c in record.choices if c.label != 0.5]
+    if record.truth is not None:
+        gaps = [(i, j, record.truth[i] - record.truth[j]) for i, j in all_pairs(k)]
+        found.pairs = [_agree(table[i, j], gap) for i, j, gap in gaps if abs(gap) > CLEAR]
+        if k >= 3 and np.ptp(record.truth) > CLEAR:
+            found.correlation = spearman(table.sum(1), np.array(record.truth))
+    return found
 
 
-@dataclass
-class _Tally:
-    """What was right: pairs by exact values (source, prompt, right), choices (prompt, right), rank correlations."""
+def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
+    choices = [(e.prompt, v) for e in entries for v in e.choices]
+    pairs = [(e.prompt, v) for e in entries for v in e.pairs]
+    out: dict[str, Any] = {"num_pairs": len(pairs) or len(choices)}
+    out["label_accuracy"] = _share(choices)
+    out["label_accuracy_ci"] = _interval(choices) if choices else None
+    out["accuracy"] = _share(pairs) if pairs else out["label_accuracy"]
+    for source in sorted({e.source for e in entries if e.pairs}):
+        own = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
+        out[f"accuracy_{source}"] = _share(own)
+        out[f"accuracy_{source}_ci"] = _interval(own)
+    correlations = [e.correlation for e in entries if e.correlation is not None]
+    out["spearman"] = float(np.nanmean(correlations)) if correlations else None
+    out["answer_mass"] = _mean([e.mass for e in entries])
+    out["disagreement"] = _mean([e.disagreement for e in entries])
+    return out
 
-    pairs: list[tuple[str, str, float]] = field(default_factory=list)
-    choices: list[tuple[str, float]] = field(default_factory=list)
-    correlations: list[float] = field(default_factory=list)
-    masses: list[NDArray[np.float64]] = field(default_factory=list)
-    disagreements: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def note(self, record: PreferenceRecord, table: NDArray[np.float64], answer: _Answer) -> None:
-        self.masses.append(answer.mass)
-        if answer.disagreement is not None:
-            self.disagreements.append(answer.disagreement)
-        for c in record.choices:
-            if c.label != 0.5:
-                self.choices.append((record.prompt, _agree(table[c.first, c.second], c.label - 0.5)))
-        if record.truth is None:
-            return
-        for i, j in all_pairs(len(record.media)):
-            gap = record.truth[i] - record.truth[j]
-            if abs(gap) > CLEAR:
-                self.pairs.append((record.source, record.prompt, _agree(table[i, j], gap)))
-        if len(record.media) >= 3 and np.ptp(record.truth) > CLEAR:
-            self.correlations.append(spearman(table.sum(1), np.array(record.truth)))
+def _share(rights: Sequence[tuple[str, float]]) -> float | None:
+    return float(np.mean([v for _, v in rights])) if rights else None
 
-    def figures(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"num_pairs": len(self.pairs) or len(self.choices)}
-        out["label_accuracy"] = float(np.mean([v for _, v in self.choices])) if self.choices else None
-        out["label_accuracy_ci"] = _interval(self.choices) if self.choices else None
-        out["accuracy"] = float(np.mean([v for *_, v in self.pairs])) if self.pairs else out["label_accuracy"]
-        for source in sorted({s for s, *_ in self.pairs}):
-            own = [(p, v) for s, p, v in self.pairs if s == source]
-            out[f"accuracy_{source}"] = float(np.mean([v for _, v in own]))
-            out[f"accuracy_{source}_ci"] = _interval(own)
-        out["spearman"] = float(np.nanmean(self.correlations)) if self.correlations else None
-        out["answer_mass"] = _mean(self.masses)
-        out["disagreement"] = _mean(self.disagreements)
-        return out
+
+def _mean(parts: Sequence[Array]) -> float | None:
+    values = np.concatenate([np.zeros(0), *parts])
+    return float(values.mean()) if len(values) else None
 
 
 def _answered(
     judge: RewardModel, records: Sequence[PreferenceRecord], chunk: int, shared: bool
-) -> Iterator[tuple[int, _Answer | str]]:
-    """What the judge says to every record; where it does not answer, why.
+) -> Iterator[tuple[int, _Entry]]:
+    """What the judge says to every record, by number.
 
     A chunk that is not answered is asked again record by record. Processes that share the work make the same number
-    of calls (a sharded judge needs all of them in each), so those with less to do ask something twice.
+    of calls (a sharded judge needs all of them in each), so those with less to do ask something twice. None reads
+    the pictures of another's share.
     """
     processes, mine = (world_size(), rank()) if shared else (1, 0)
     chunks = [range(start, min(start + chunk, len(records))) for start in range(0, len(records), chunk)]
     for first in range(0, len(chunks), processes):
         numbers = chunks[min(first + mine, len(chunks) - 1)]
-        answers, reason = _ask(judge, records, numbers)
-        if any_of(reason is not None) if shared else reason is not None:
-            for turn in range(chunk):
-                number = numbers[turn % len(numbers)]
-                alone, why = _ask(judge, records, [number])
-                answers[number] = alone[number] if why is None else why
+        part = [records[n] for n in numbers]
+        found = _ask(judge, part)
+        again = any_of(isinstance(found, str)) if shared else isinstance(found, str)
+        if again or isinstance(found, str):
+            alone = [part[turn % len(part)] for turn in range(chunk)]
+            found = [_or_refused(record, _ask(judge, [record])) for record in alone]
+        answers: dict[int, _Entry] = dict(zip(numbers, found, strict=False))
         yield from sorted((everyones(answers) if shared else answers).items())
 
 
-def _ask(
-    judge: RewardModel, records: Sequence[PreferenceRecord], numbers: Sequence[int]
-) -> tuple[dict[int, _Answer | str], str | None]:
-    """Answers to all pairs of some records in one call; none, and the reason, where the judge refuses.
+def _or_refused(record: PreferenceRecord, found: list[_Entry] | str) -> _Entry:
+    if isinstance(found, str):
+        return _Entry(record.record_id, record.prompt, record.source, found)
+    return found[0]
+
+
+def _ask(judge: RewardModel, part: Sequence[PreferenceRecord]) -> list[_Entry] | str:
+    """Answers to all pairs of some records in one call; the reason where the judge refuses.
 
     Which picture of a pair is the candidate is drawn: data may put the winner first always, and a judge that asks
     one order only may lean to a place.
     """
-    part = [records[n] for n in numbers]
     asked = [
         Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r in part for i, j in all_pairs(len(r.media))
     ]
@@ -162,15 +175,16 @@ def _ask(
     try:
         verdict = judge.judge([c.swapped() if turn else c for c, turn in zip(asked, turned, strict=True)])
     except JudgementError as error:
-        return {}, str(error)
+        return str(error)
     ends = np.cumsum([len(all_pairs(len(r.media))) for r in part])[:-1]
 
-    def cut(values: torch.Tensor, signs: NDArray[np.float64] | float = 1.0) -> list[NDArray[np.float64]]:
-        return np.split(values.double().cpu().numpy() * signs, ends)
+    def cut(values: Tensor) -> list[Array]:
+        return np.split(values.double().cpu().numpy(), ends)
 
-    swaps = [None] * len(numbers) if verdict.disagreement is None else cut(verdict.disagreement)
-    answers = zip(cut(verdict.margin, np.where(turned, -1.0, 1.0)), cut(verdict.answer_mass), swaps, strict=True)
-    return {n: _Answer(*answer) for n, answer in zip(numbers, answers, strict=True)}, None
+    swaps = [np.zeros(0)] * len(part) if verdict.disagreement is None else cut(verdict.disagreement)
+    signs = np.split(np.where(turned, -1.0, 1.0), ends)
+    answers = zip(part, cut(verdict.margin), signs, cut(verdict.answer_mass), swaps, strict=True)
+    return [_entry(r, margin * sign, mass, swap) for r, margin, sign, mass, swap in answers]
 
 
 def _turned(record: PreferenceRecord) -> NDArray[np.bool_]:
