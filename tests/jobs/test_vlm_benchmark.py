@@ -5,17 +5,19 @@ from rewarddance.jobs.build.lessons import pack
 from rewarddance.jobs.load import load_backbone
 from rewarddance.jobs.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
 from rewarddance.world.corrupt import EDITS
-from rewarddance.world.questions import lesson
+from rewarddance.world.questions import lesson, matching_lesson
 
 
 def test_every_question_has_a_kind():
     rng = stream(0, "kinds")
-    seen = {kind_of(q) for _ in range(60) for q, _ in lesson(rng, 6).turns}
+    seen = {kind_of(q) for _ in range(60) for q, _ in (*lesson(rng, 6).turns, *matching_lesson(rng).turns)}
     assert seen == {name for name, _ in KINDS}
     assert kind_of("is image 2 the same as image 1?") == "same"
     assert kind_of("is the layout of image 1 right?") == "aspect"
     assert kind_of("is the style of image 1 that of the prompt?") == "aspect"
     assert kind_of("is image 1 striped?") == "style or background"
+    assert kind_of("is the red circle in image 1 large?") == "size"
+    assert kind_of("is the red circle left of the blue square in image 1?") == "relation"
 
 
 def test_figures_are_shares(vlm_folder):

@@ -29,9 +29,12 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("same", "is image {} the same"),
     ("caption", "describe"),
     ("style or background", "is image"),
-    ("relation or size", "is the"),
+    ("place", "where is"),
+    ("prompt", "what is"),
+    ("size", "is the {size} large"),
+    ("relation", "is the"),
 )
-"""Names of question kinds and how their questions begin, the first that fits; an aspect is known by its end."""
+"""Question kinds and how their questions begin, the first that fits; aspects and sizes are known by their ends."""
 CHUNK = 16
 MAX_WORDS = 40
 
@@ -40,6 +43,8 @@ def kind_of(question: str) -> str:
     """The kind of a question."""
     if question.endswith(("right?", "that of the prompt?")):
         return "aspect"
+    if question.endswith(" large?"):
+        return "size"
     plain = question.replace("image 1", "image {}", 1).replace("image 2", "image {}", 1)
     return next(name for name, start in KINDS if plain.startswith(start))
 
