@@ -87,6 +87,7 @@ def ship(run: Path, target: Path) -> None:
         tensors = load_file(file)
         small = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}
         save_file(small, file, metadata={"format": "pt"})
+        file.chmod(0o644)
     found, last = RunFolder(run).read(), RunFolder(run).metrics()[-1]
     facts = {k: found[k] for k in ("kind", "config", "python", "packages", "git", "hardware")}
     facts["trained"] = {"steps": last["step"], "seconds": last["seconds"]}
