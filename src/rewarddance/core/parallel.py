@@ -58,7 +58,7 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
-def most(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of all processes' numbers."""
     if world_size() == 1:
         return number

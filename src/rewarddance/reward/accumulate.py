@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import add_up, add_up_gradients, any_of, most
+from rewarddance.core.parallel import add_up, add_up_gradients, any_of, max_over_processes
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import Inside, plainly
 from rewarddance.core.streams import stream
@@ -88,7 +88,7 @@ class Accumulator:
     def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> Tally:
         tally = Tally()
         starts = list(range(0, len(asked), self.size))
-        idle = most(len(starts)) - len(starts) if self._sharded else 0
+        idle = max_over_processes(len(starts)) - len(starts) if self._sharded else 0
         for i in [*starts, *[-1] * idle]:
             part = list(chain.from_iterable(asked[i : i + self.size] if i >= 0 else asked[:1]))
             found = self.inside(reward_step, self.judge, part, self.paradigm, self.smoothing, self.reason_weight)

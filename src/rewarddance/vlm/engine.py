@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
-from rewarddance.core.parallel import most
+from rewarddance.core.parallel import max_over_processes
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded
@@ -246,7 +246,9 @@ class Engine:
         limit = self._room.units("language", self.budget, lambda: _probe(todo, read, self.work), self.backbone.device)
         parts: list[Tensor] = []
         planned = batches([a.key for a in todo], limit)
-        passes = most(len(planned)) if self.lockstep else len(planned)  # asked before the first pass, by everyone
+        passes = (
+            max_over_processes(len(planned)) if self.lockstep else len(planned)
+        )  # asked before the first pass, by everyone
         for b in planned:
             parts += self._halving(todo[b.start : b.stop], read, limit)
         for _ in range(len(planned), passes):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewarddance.core.parallel import most
+from rewarddance.core.parallel import max_over_processes
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded, Frame
 from rewarddance.vlm.memory import Room
@@ -117,7 +117,9 @@ class Eyes:
 
         tokens = self.room.units("vision", self.budget * max(sizes), probe, self.backbone.device)
         planned = shares(sizes, tokens, self.budget)
-        passes = most(len(planned)) if self.lockstep else len(planned)  # asked before the first pass, by everyone
+        passes = (
+            max_over_processes(len(planned)) if self.lockstep else len(planned)
+        )  # asked before the first pass, by everyone
         parts = [self.backbone.see([frames[i] for i in part]) for part in planned]
         for _ in range(len(planned), passes):
             parts[0] = parts[0] + 0 * self.backbone.see(frames[:1]).sum()
