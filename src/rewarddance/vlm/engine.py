@@ -246,9 +246,8 @@ class Engine:
         limit = self._room.units("language", self.budget, lambda: _probe(todo, read, self.work), self.backbone.device)
         parts: list[Tensor] = []
         planned = batches([a.key for a in todo], limit)
-        passes = (
-            max_over_processes(len(planned)) if self.lockstep else len(planned)
-        )  # asked before the first pass, by everyone
+        # everyone says how many passes it makes before the first of them
+        passes = max_over_processes(len(planned)) if self.lockstep else len(planned)
         for b in planned:
             parts += self._halving(todo[b.start : b.stop], read, limit)
         for _ in range(len(planned), passes):

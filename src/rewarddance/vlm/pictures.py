@@ -117,9 +117,8 @@ class Eyes:
 
         tokens = self.room.units("vision", self.budget * max(sizes), probe, self.backbone.device)
         planned = shares(sizes, tokens, self.budget)
-        passes = (
-            max_over_processes(len(planned)) if self.lockstep else len(planned)
-        )  # asked before the first pass, by everyone
+        # everyone says how many passes it makes before the first of them
+        passes = max_over_processes(len(planned)) if self.lockstep else len(planned)
         parts = [self.backbone.see([frames[i] for i in part]) for part in planned]
         for _ in range(len(planned), passes):
             parts[0] = parts[0] + 0 * self.backbone.see(frames[:1]).sum()
