@@ -13,7 +13,17 @@ from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.plan import Setting, adapters, choices, config_of, memory_of, parse_memory, plan
+from rewarddance.jobs.plan import (
+    Setting,
+    adapters,
+    checkpoint,
+    choices,
+    config_of,
+    loading,
+    memory_of,
+    parse_memory,
+    plan,
+)
 from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
@@ -125,11 +135,9 @@ def test_the_command_prints_what_was_found(capsys):
 
 
 def test_main_memory_and_disk_are_counted_too():
-    found = plan("internvl3.5-8b", 8, 80e9)
-    assert found.chosen.trained == "all"
-    assert found.loading == pytest.approx(8 * 4 * found.parts.total)
-    assert found.checkpoint == pytest.approx(16 * found.parts.total)  # weights, two moments, the average
-    small = plan("internvl3.5-8b", 1, 40e9)
-    assert small.chosen.trained == "adapters"
-    assert small.loading == pytest.approx(2 * small.parts.total)
-    assert small.checkpoint < 0.05 * found.checkpoint
+    found = plan(SIZE, 8, parse_memory("80GB"), records=1)
+    assert found.loading == 8 * 4 * found.parts.total
+    assert found.checkpoint == 16 * found.parts.total  # weights, two moments, the average
+    small = Setting(trained="adapters", weights="bf16")
+    assert loading(small, found.parts, 1) == 2 * found.parts.total
+    assert checkpoint(small, found.parts, num_adapters=100) == 1600
