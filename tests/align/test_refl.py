@@ -1,9 +1,12 @@
+import itertools
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from rewarddance.align.config import ReferenceConfig, ReflConfig
 from rewarddance.align.references import ReferenceBank
-from rewarddance.align.refl import approach, gradient_index, refl_step, reward_loss, shifted, view_shifts
+from rewarddance.align.refl import approach, fly, gradient_index, refl_step, reward_loss, shifted, view_shifts
 from rewarddance.core.media import Media
 from rewarddance.core.types import Verdict
 from rewarddance.generator import flow
@@ -53,6 +56,40 @@ def test_gradient_falls_in_the_window():
     assert drawn == set(range(3, 10))
     assert gradient_index(ReflConfig(num_steps=1), rng) == 0
     assert gradient_index(ReflConfig(num_steps=10, window=(1.0, 1.0)), rng) == 9
+
+
+class Linear:
+    """Velocity w z; the frozen policy has another w."""
+
+    def __init__(self, w, frozen):
+        self.w, self.frozen, self.chosen = w, frozen, w
+
+    def times(self, num_steps):
+        return flow.times(num_steps)
+
+    def velocity(self, z, t, condition):
+        return self.chosen * z
+
+    @contextmanager
+    def reference(self):
+        self.chosen = self.frozen
+        yield
+        self.chosen = self.w
+
+
+@pytest.mark.parametrize("gradient_steps", [1, 3])
+def test_the_gradient_of_the_kl_takes_states_as_given(gradient_steps):
+    config = ReflConfig(num_steps=5, gradient_steps=gradient_steps)
+    w, frozen = torch.tensor(0.7, requires_grad=True), torch.tensor(0.4)
+    start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    (found,) = torch.autograd.grad(fly(Linear(w, frozen), None, start, 1, config).kl, w)
+    ts, z, expected = flow.times(5).tolist(), start.double(), 0.0
+    for now, after in itertools.pairwise(ts[1 : 2 + gradient_steps]):
+        sigma2 = config.kl_noise**2 * now / (1 - now)
+        reach = (1 + sigma2 * (1 - now) / (2 * now)) * (after - now)  # of the mean, for one of velocity
+        expected += float((reach**2 * z**2 * (0.7 - 0.4) / (sigma2 * (now - after))).mean()) / gradient_steps
+        z = z + 0.7 * z * (after - now)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_views_are_the_picture_and_small_shifts_of_it():

@@ -29,7 +29,7 @@ class Redness:
 
 pipeline, out, algorithm = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = AlignConfig(
-    algorithm=algorithm, precision="fp32", num_prompts=6, batch_size=4, lora_rank=2, probe_prompts=2,
+    algorithm=algorithm, precision="fp32", num_prompts=6, batch_size=4, lora_rank=2, probe_prompts=1,
     references=ReferenceConfig(num_candidates=2), refl=ReflConfig(num_steps=4), optim=OptimConfig(lr=2e-3),
     loop=LoopConfig(num_steps=3, validate_every=3),
 )

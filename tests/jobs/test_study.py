@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.study_alignment import study_alignment, summarise
@@ -29,8 +30,12 @@ def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
     assert found["arms"]["refl"]["gain"]["ci_low"] <= found["arms"]["refl"]["gain"]["mean"]
     assert found["arms"]["refl"]["feature_diversity_ratio"][0] > 0
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
-    again = study_alignment(config, str(vlm_folder), out, seeds=(0,), num_noises=2, every=60)
+    again = study_alignment(config, None, out, seeds=(0,), arms=("refl", "sft"), num_noises=2, every=60)
     assert again["arms"] == found["arms"]
+    with pytest.raises(ConfigError, match="needs --shuffled-judge"):
+        study_alignment(config, None, out, seeds=(0,), num_noises=2, every=60)
+    with pytest.raises(RunError, match="another setting"):
+        study_alignment(config, "another", out, seeds=(0,), num_noises=2, every=60)
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
 
 

@@ -26,9 +26,9 @@ class StudyAlignment(Flags):
 
     out: Path
     """Folder of the study: one run folder for every arm and seed, and study.json."""
-    shuffled_judge: str
-    """A judge trained with `rewarddance train --shuffle-labels`."""
     config: Annotated[AlignConfig, tyro.conf.arg(name="")]
+    shuffled_judge: str | None = None
+    """A judge trained with `rewarddance train --shuffle-labels`, for the arm `shuffled`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[Literal["refl", "sft", "shuffled"], ...] = ("refl", "sft", "shuffled")
     num_noises: int = 4

@@ -107,9 +107,10 @@ class Prober:
         return pictures
 
     def _exchanged(self, pictures: Sequence[Media], rows: Sequence[int]) -> Tensor:
-        own = torch.cat([m.to_bytes() for m in pictures])
-        everyone = own.new_zeros(len(self.prompts) * self.num_noises, *own.shape[1:])
-        everyone[list(rows)] = own
+        side = self.generator.side
+        everyone = torch.zeros(len(self.prompts) * self.num_noises, 3, side, side, dtype=torch.uint8)
+        if pictures:  # with more processes than prompts some have none
+            everyone[list(rows)] = torch.cat([m.to_bytes() for m in pictures])
         return add_up(everyone)
 
     def _other(self, i: int) -> int:

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 
 def study_alignment(
     config: AlignConfig,
-    shuffled_judge: str,
+    shuffled_judge: str | None,
     out: Path,
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -53,6 +53,8 @@ def study_alignment(
     """
     if config.prompts is not None:
         raise ConfigError("study alignment: measures by the oracle, on the embedded world's prompts; give no --prompts")
+    if shuffled_judge is None and "shuffled" in arms:
+        raise ConfigError("study alignment: the arm `shuffled` needs --shuffled-judge; --arms refl sft leaves it out")
     out.mkdir(parents=True, exist_ok=True)
     _same_study(out / "setting.json", config, shuffled_judge, num_noises, every)
     chosen = [p for _, p in benchmark_prompts()[::every]]
@@ -68,7 +70,7 @@ def study_alignment(
     return found
 
 
-def _same_study(target: Path, config: AlignConfig, shuffled_judge: str, num_noises: int, every: int) -> None:
+def _same_study(target: Path, config: AlignConfig, shuffled_judge: str | None, num_noises: int, every: int) -> None:
     """Refuse to mix arms of different settings in one folder.
 
     Raises:
@@ -80,13 +82,16 @@ def _same_study(target: Path, config: AlignConfig, shuffled_judge: str, num_nois
         "num_noises": num_noises,
         "every": every,
     }
-    if target.is_file() and json.loads(target.read_text()) != settings:
+    before = json.loads(target.read_text()) if target.is_file() else settings
+    if shuffled_judge is None or before["shuffled_judge"] is None:  # the arm that it is for may come later
+        settings["shuffled_judge"] = before["shuffled_judge"] = shuffled_judge or before["shuffled_judge"]
+    if before != settings:
         raise RunError(f"{target.parent}: holds a study of another setting; choose another --out")
     write_json(target, settings)
 
 
-def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str, folder: Path) -> None:
-    name = shuffled_judge if arm == "shuffled" else config.judge
+def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None, folder: Path) -> None:
+    name = shuffled_judge if arm == "shuffled" and shuffled_judge is not None else config.judge
     mine = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
     generator = load_generator(mine.generator, guidance=mine.guidance)
     judge = load_judge(name, precision=mine.precision, image_cache=mine.num_prompts)
