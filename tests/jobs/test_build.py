@@ -26,8 +26,8 @@ from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import SIZES, Size, new_tokenizer, new_vlm
+from rewarddance.world.lessons import Lesson, lesson
 from rewarddance.world.oracle import judge
-from rewarddance.world.questions import Lesson, lesson
 from rewarddance.world.raters import utility
 from rewarddance.world.scene import Placed, Scene
 

@@ -5,7 +5,7 @@ from rewarddance.jobs.build.lessons import pack
 from rewarddance.jobs.load import load_backbone
 from rewarddance.jobs.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
 from rewarddance.world.corrupt import EDITS
-from rewarddance.world.questions import lesson, matching_lesson
+from rewarddance.world.lessons import lesson, matching_lesson
 
 
 def test_every_question_has_a_kind():

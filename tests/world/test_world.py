@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from rewarddance.core.streams import stream
+from rewarddance.jobs.vlm_benchmark import kind_of
 from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, kinds, listing
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, PromptError, parse, phrase
+from rewarddance.world.lessons import lesson, lesson_on, matching_lesson, relation_lesson
 from rewarddance.world.oracle import judge
-from rewarddance.world.questions import lesson, lesson_on, matching_lesson
 from rewarddance.world.raters import Rater, crowd
 from rewarddance.world.reading import read_scene
 from rewarddance.world.render import render
@@ -94,7 +95,7 @@ def test_training_streams_hold_nothing_held_out():
     banned = [f"{c} {s}" for c, s in OOD_KINDS] + [OOD_STYLE]
     drawn = [lesson_on(p, x, rng) for p, x in (_as_if_drawn(rng) for _ in range(400))]
     assert sum(d is not None for d in drawn) > 100
-    matching = [matching_lesson(rng) for _ in range(400)]
+    matching = [draw(rng) for draw in (matching_lesson, relation_lesson) for _ in range(400)]
     for found in [lesson(rng) for _ in range(1500)] + matching + [d for d in drawn if d is not None]:
         texts = [found.prompt or "", *(t for turn in found.turns for t in turn)]
         for text in texts:
@@ -135,6 +136,28 @@ def test_matching_lessons_agree_with_the_oracle_and_say_no_as_often_as_yes():
                 answers.setdefault(name, []).append(right)
     assert set(answers) == {"match", "background", "style", "colour", "objects", "layout"}
     assert all(0.2 < np.mean(v) < 0.85 for v in answers.values())
+
+
+def test_relation_lessons_agree_with_the_oracle():
+    rng = stream(9, "relations")
+    said: list[bool] = []
+    kinds_asked: dict[str, int] = {}
+    for _ in range(300):
+        found = relation_lesson(rng)
+        assert found.prompt is not None
+        assert len(found.images) == 1
+        answers = dict(found.turns)
+        match = answers.get("does image 1 match the prompt?")
+        if match is not None:
+            assert answers["is the layout of image 1 right?"] == match  # nothing but the layout was changed
+            assert answers["what is the layout of the prompt?"] in found.prompt
+            fidelity = judge(found.images[0], found.prompt).fidelity
+            assert fidelity > 0.8 if match == "yes" else fidelity < 0.9
+            said.append(match == "yes")
+        for q in answers:
+            kinds_asked[kind_of(q)] = kinds_asked.get(kind_of(q), 0) + 1
+    assert 0.4 < np.mean(said) < 0.7
+    assert min(kinds_asked[k] for k in ("place", "relation", "aspect", "match")) > 100
 
 
 def test_ood_holds_every_kind_of_novelty():

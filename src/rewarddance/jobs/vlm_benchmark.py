@@ -16,7 +16,7 @@ from rewarddance.jobs.blind_spots import vlm_blind_spots
 from rewarddance.jobs.build.lessons import Packed, collate, pack
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.internvl import InternVLBackbone
-from rewarddance.world.questions import Lesson, lesson
+from rewarddance.world.lessons import Lesson, lesson
 
 KINDS: tuple[tuple[str, str], ...] = (
     ("presence", "is there"),

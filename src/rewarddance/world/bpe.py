@@ -7,7 +7,7 @@ import re
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rewarddance.core.streams import stream
-from rewarddance.world.questions import lesson
+from rewarddance.world.lessons import lesson
 
 JUDGE_WORDS = (
     "instruction prompt prefer reference candidate question answer yes or no tie better worse than the one image "

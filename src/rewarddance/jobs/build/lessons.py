@@ -19,7 +19,7 @@ from rewarddance.core.media import Media
 from rewarddance.data.parquet import RecordTable
 from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.plan import common_prefix
-from rewarddance.world.questions import Lesson, lesson, lesson_on, matching_lesson
+from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson
 
 WIDTH_STEP = 8
 
@@ -32,16 +32,20 @@ class LessonSource:
             needed, so that it may still be in the making while training begins.
         share: of lessons on such pictures; fewer come out, since doubtful pictures are passed over.
         matching: share of lessons on matching alone.
+        relations: share of lessons on relations alone.
     """
 
-    def __init__(self, drawn: Path | None, share: float, matching: float = 0.0) -> None:
-        self.drawn, self.share, self.matching = drawn, share, matching
+    def __init__(self, drawn: Path | None, share: float, matching: float = 0.0, relations: float = 0.0) -> None:
+        self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, with_drawn: bool = True) -> Lesson:
         """One lesson; equal generators give equal lessons."""
-        if rng.random() < self.matching:
+        chance = rng.random()
+        if chance < self.matching:
             return matching_lesson(rng)
+        if chance < self.matching + self.relations:
+            return relation_lesson(rng)
         if self.drawn is not None and with_drawn and rng.random() < self.share:
             record = self._records[int(rng.integers(len(self._records)))]
             found = lesson_on(record.prompt, [m.to_numpy() for m in record.media], rng, num_questions)

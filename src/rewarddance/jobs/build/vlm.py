@@ -1,4 +1,4 @@
-"""Pretrain the embedded VLM on captions and questions about one and two pictures (`world/questions.py`).
+"""Pretrain the embedded VLM on captions and questions about one and two pictures (`world/lessons.py`).
 
 Renders come first; then a part of the lessons is on pictures that the embedded generator drew, since a judge will have
 to see those too.
@@ -43,7 +43,9 @@ class VlmConfig(Config):
     """Share of lessons on the generator's pictures, from step `drawn_from` on."""
     drawn_from: int = 1000
     matching_share: float = 0.4
-    """Share of lessons on matching alone (`world/questions.py`)."""
+    """Share of lessons on matching alone (`world/lessons.py`)."""
+    relations_share: float = 0.15
+    """Share of lessons on relations alone; 1 for some hundred steps before they are mixed with others."""
     verdict_weight: float = 3.0
     """Weight of one-word answers against the words of longer ones."""
     optim: OptimConfig = OptimConfig(
@@ -69,7 +71,7 @@ def train_vlm(
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
-    source = LessonSource(drawn, config.drawn_share, config.matching_share)
+    source = LessonSource(drawn, config.drawn_share, config.matching_share, config.relations_share)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
