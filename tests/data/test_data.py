@@ -190,6 +190,32 @@ def test_soft_labels_and_what_a_choice_is_about(tmp_path, media_root):
     assert [r.criterion for r in table] == ["overall", "style"]
 
 
+def test_ratings_are_kept_and_imply_choices(tmp_path, media_root):
+    listed = {"prompt": "p", "images": ["a.png", "b.jpg", "c.webp"]}
+    rows = [
+        {**listed, "ratings": [4.5, 2, 2]},
+        pair(label=None, rating_a=1, rating_b="3.5"),
+        {**listed, "ratings": [0, 2, 5]},
+        pair(label="a", rating_a=1, rating_b=2),
+        pair(label=None, rating_a=1),
+        {**listed, "ratings": [1, 2]},
+    ]
+    source = write_jsonl(tmp_path / "v.jsonl", rows)
+    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    reasons = dict(found.rejected)
+    assert list(reasons) == [3, 4, 5, 6]
+    assert "rating 0 is not between 1 and 5" in reasons[3]
+    assert "keep one" in reasons[4]
+    assert "not a number" in reasons[5]
+    assert "3 images and 2 ratings" in reasons[6]
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    assert table.has_ratings
+    first, second = table
+    assert first.ratings == (4.5, 2.0, 2.0)
+    assert [c.label for c in first.choices] == [1.0, 1.0, 0.5]
+    assert (second.ratings, second.choices[0].label) == ((1.0, 3.5), 0.0)
+
+
 def test_labels_that_count_from_nought_stop_the_import(tmp_path, media_root):
     """Left out one by one, every 0 would be gone and every 1 would mean the first picture."""
     source = write_jsonl(tmp_path / "v.jsonl", [pair(label=1), pair(label=0)])

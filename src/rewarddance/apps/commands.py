@@ -92,9 +92,10 @@ class DataBuild(Flags):
 class DataImport(Flags):
     """Your own PNG, JPEG or WebP pictures and preferences to Parquet that `datasets.load_dataset` reads.
 
-    Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first) or
-    votes_a and votes_b; or chosen, rejected; or (JSONL) images and ranking, lower is better, equal ranks are ties. A
-    column criterion says what a choice is about. `import.json` counts rows and lists broken ones.
+    Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first),
+    votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and ranking, lower is
+    better, or ratings; equal ones are ties. A column criterion says what a choice is about. `import.json` counts rows
+    and lists broken ones.
 
     Example: rewarddance data import votes.csv --format csv --media-root images --out data/mine
     """

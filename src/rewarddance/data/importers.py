@@ -33,6 +33,7 @@ class Draft:
     choices: tuple[Choice, ...]
     groups: dict[str, str] = field(default_factory=dict)
     criterion: str = "overall"
+    ratings: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def _text(row: dict[str, Any], key: str) -> str:
     return value.strip()
 
 
+LOWEST, HIGHEST = 1, 5
 GROUPS = ("generator", "category", "style", "annotator")
 """Columns that say what a row belongs to; `train --leave-one-out` makes folds of them."""
 
@@ -76,27 +78,46 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
     """One row of any supported shape.
 
     Shapes: prompt with `image_a`, `image_b` and `label` (a, b, tie), `probability` (of the first) or `votes_a` and
-    `votes_b`; with `chosen`, `rejected`; with `images` (or `generations`)
-    and `ranking` (lower is better, equal is a tie).
+    `votes_b`, or `rating_a` and `rating_b` (1 to 5, higher is better); with `chosen`, `rejected`; with `images` (or
+    `generations`) and `ranking` (lower is better, equal is a tie) or `ratings`.
 
     Raises:
         InputError: what is wrong with the row.
     """
     prompt, name = _text(row, "prompt"), str(row.get("id") or f"row-{number}")
     if "image_a" in row or "image_b" in row:
-        return Draft(name, prompt, (_text(row, "image_a"), _text(row, "image_b")), (Choice(0, 1, _label(row)),))
+        paths = _text(row, "image_a"), _text(row, "image_b")
+        if row.get("rating_a") not in (None, "") or row.get("rating_b") not in (None, ""):
+            return _rated(name, prompt, paths, [row.get("rating_a"), row.get("rating_b")], row.get("label"))
+        return Draft(name, prompt, paths, (Choice(0, 1, _label(row)),))
     if "chosen" in row or "rejected" in row:
         return Draft(name, prompt, (_text(row, "chosen"), _text(row, "rejected")), (Choice(0, 1, 1.0),))
-    images, ranking = row.get("images", row.get("generations")), row.get("ranking")
-    if not isinstance(images, list) or not isinstance(ranking, list):
-        raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking")
-    if len(images) != len(ranking) or len(images) < 2:
-        raise InputError(f"{len(images)} images and {len(ranking)} ranks; needs two or more of each, as many of both")
+    images = row.get("images", row.get("generations"))
+    rated, given = ("ratings", row["ratings"]) if "ratings" in row else ("ranks", row.get("ranking"))
+    if not isinstance(images, list) or not isinstance(given, list):
+        raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking (or ratings)")
+    if len(images) != len(given) or len(images) < 2:
+        raise InputError(f"{len(images)} images and {len(given)} {rated}; needs two or more of each, as many of both")
     if not all(isinstance(p, str) for p in images):
         raise InputError("images must be paths")
+    return _rated(name, prompt, tuple(images), given) if rated == "ratings" else _ranked(name, prompt, images, given)
+
+
+def _ranked(name: str, prompt: str, images: list[str], ranking: list[Any]) -> Draft:
     if not all(isinstance(r, int | float) and math.isfinite(r) for r in ranking):
         raise InputError("ranks must be finite numbers")
     return Draft(name, prompt, tuple(images), from_ranking(ranking))
+
+
+def _rated(name: str, prompt: str, images: tuple[str, ...], given: list[Any], label: Any = None) -> Draft:
+    """Pictures with a mean rating each: the ratings for `regression`, and the choices that they imply."""
+    if label not in (None, ""):
+        raise InputError("both ratings and a label: keep one of them")
+    ratings = tuple(_number(r, "rating") for r in given)
+    wrong = [r for r in ratings if not LOWEST <= r <= HIGHEST]
+    if wrong:
+        raise InputError(f"rating {wrong[0]:g} is not between {LOWEST} and {HIGHEST}; rescale them")
+    return Draft(name, prompt, images, from_ranking([-r for r in ratings]), ratings=ratings)
 
 
 def _label(row: dict[str, Any]) -> float:
@@ -145,7 +166,14 @@ def load(draft: Draft, root: Path) -> dict[str, Any]:
     files = [_inside(root, p) for p in draft.paths]
     media = tuple(Media.open(f) for f in files)
     record = PreferenceRecord(
-        draft.record_id, draft.prompt, media, draft.choices, draft.criterion, "import", groups=draft.groups
+        draft.record_id,
+        draft.prompt,
+        media,
+        draft.choices,
+        draft.criterion,
+        "import",
+        ratings=draft.ratings,
+        groups=draft.groups,
     )
     return row_of(record, [f.read_bytes() for f in files])
 

@@ -26,6 +26,8 @@ from rewarddance.world.questions import (
     matches,
     missing,
     place_of,
+    prompted_places,
+    prompted_relation,
     relation_asked,
     sides_of,
 )
@@ -186,7 +188,8 @@ def relation_lesson(rng: np.random.Generator) -> Lesson:
     turns += [relation_asked(view, 0) for _ in range(3)]
     sides = sides_of(view, 0)
     if spec.relation and "layout" in sides:
-        turns += [("what is the layout of the prompt?", spec.relation)]
+        turns += [("what is the layout of the prompt?", spec.relation), *prompted_places(view, 0)]
+        turns += [prompted_relation(view, 0), prompted_relation(view, 0)]
         turns += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
     found = tuple(dict.fromkeys(t for t in turns if t is not None))
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]

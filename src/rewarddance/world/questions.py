@@ -114,6 +114,27 @@ def place_of(scene: Scene, colour: str, shape: str, i: int) -> Turn | None:
     return (f"where is the {colour} {shape} in image {i + 1}?", answer) if answer else None
 
 
+def prompted_places(view: View, i: int) -> list[Turn]:
+    """Where the things stand that the prompt names: the same question, with the words to be fetched from the prompt."""
+    turns = []
+    for nth, term in zip(("first", "second"), view.spec.terms, strict=False):
+        found = place_of(view.scenes[i], term.colour, term.shape, i)
+        if found is not None:
+            turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", found[1]))
+    return turns
+
+
+def prompted_relation(view: View, i: int) -> Turn | None:
+    """Whether the two things of the prompt stand in a relation that is named; None for prompts without one."""
+    spec, objects = view.spec, view.scenes[i].objects
+    found = [[o for o in objects if (o.colour, o.shape) == (t.colour, t.shape)] for t in spec.terms]
+    if spec.relation is None or any(len(f) != 1 for f in found):
+        return None
+    relation = RELATIONS[int(view.rng.integers(4))]
+    text = f"is the first object of the prompt {relation} the second in image {i + 1}?"
+    return text, _yes(holds(found[0][0], relation, found[1][0]))
+
+
 def _size(view: View, i: int) -> Turn | None:
     objects = view.scenes[i].objects
     if not objects:
