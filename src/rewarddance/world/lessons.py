@@ -26,7 +26,7 @@ from rewarddance.world.questions import (
     matches,
     missing,
     place_of,
-    prompted_places,
+    prompted_objects,
     prompted_relation,
     relation_asked,
     sides_of,
@@ -180,18 +180,20 @@ def relation_lesson(rng: np.random.Generator) -> Lesson:
 
     Among all other lessons these are never learnt, by themselves in minutes (docs/log.md).
     """
-    spec, scene = sample_pair(rng, "relation" if rng.random() < 0.8 else None)
+    spec, scene = sample_pair(rng, "relation" if rng.random() < 0.9 else None)
+    spec = _leaning(spec) if rng.random() < 0.5 else spec
     if spec.relation and rng.random() < 0.5:
         scene = _rearranged(scene, spec, rng)
     view = View((scene,), spec, rng)
-    turns = [place_of(scene, o.colour, o.shape, 0) for o in scene.objects]
-    turns += [relation_asked(view, 0) for _ in range(3)]
+    halves = [place_of(scene, o.colour, o.shape, 0) for o in scene.objects]
+    wholes = [relation_asked(view, 0)]
     sides = sides_of(view, 0)
     if spec.relation and "layout" in sides:
-        turns += [("what is the layout of the prompt?", spec.relation), *prompted_places(view, 0)]
-        turns += [prompted_relation(view, 0), prompted_relation(view, 0)]
-        turns += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
-    found = tuple(dict.fromkeys(t for t in turns if t is not None))
+        halves += [("what is the layout of the prompt?", spec.relation), *prompted_objects(view, 0)]
+        wholes += [prompted_relation(view, 0) for _ in range(3)]
+        wholes += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
+    halves = [halves[int(k)] for k in rng.permutation(len(halves))[:3]]  # the easier ones
+    found = tuple(dict.fromkeys(t for t in (*halves, *wholes) if t is not None))
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
     return Lesson(phrase(spec, wording), (render(scene),), found) if found else relation_lesson(rng)
 

@@ -114,10 +114,11 @@ def place_of(scene: Scene, colour: str, shape: str, i: int) -> Turn | None:
     return (f"where is the {colour} {shape} in image {i + 1}?", answer) if answer else None
 
 
-def prompted_places(view: View, i: int) -> list[Turn]:
-    """Where the things stand that the prompt names: the same question, with the words to be fetched from the prompt."""
+def prompted_objects(view: View, i: int) -> list[Turn]:
+    """What the prompt names first and second, and where it stands: the words have to be fetched before the place."""
     turns = []
     for nth, term in zip(("first", "second"), view.spec.terms, strict=False):
+        turns.append((f"what is the {nth} object of the prompt?", f"{term.colour} {term.shape}"))
         found = place_of(view.scenes[i], term.colour, term.shape, i)
         if found is not None:
             turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", found[1]))
@@ -131,6 +132,8 @@ def prompted_relation(view: View, i: int) -> Turn | None:
     if spec.relation is None or any(len(f) != 1 for f in found):
         return None
     relation = RELATIONS[int(view.rng.integers(4))]
+    if split_of(replace(spec, relation=relation)) != "train":
+        return None
     text = f"is the first object of the prompt {relation} the second in image {i + 1}?"
     return text, _yes(holds(found[0][0], relation, found[1][0]))
 
