@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from rewarddance.vlm.plan import common_prefix
 from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson
 
 WIDTH_STEP = 8
+Stage = Literal["renders", "relations", "all"]
+"""What lessons are drawn from: everything but a generator's pictures, relations alone, everything."""
 
 
 class LessonSource:
@@ -39,14 +42,16 @@ class LessonSource:
         self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
         self._table: RecordTable | None = None
 
-    def draw(self, rng: np.random.Generator, num_questions: int, with_drawn: bool = True) -> Lesson:
+    def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
         """One lesson; equal generators give equal lessons."""
+        if stage == "relations":
+            return relation_lesson(rng)
         chance = rng.random()
         if chance < self.matching:
             return matching_lesson(rng)
         if chance < self.matching + self.relations:
             return relation_lesson(rng)
-        if self.drawn is not None and with_drawn and rng.random() < self.share:
+        if self.drawn is not None and stage == "all" and rng.random() < self.share:
             record = self._records[int(rng.integers(len(self._records)))]
             found = lesson_on(record.prompt, [m.to_numpy() for m in record.media], rng, num_questions)
             if found is not None:

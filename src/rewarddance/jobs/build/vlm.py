@@ -21,7 +21,7 @@ from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import add_up, add_up_gradients, is_leader, rank, wait_for_all, world_size
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
-from rewarddance.jobs.build.lessons import LessonSource, PackedBatch, collate, pack
+from rewarddance.jobs.build.lessons import LessonSource, PackedBatch, Stage, collate, pack
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.preprocess import Preprocessor
@@ -45,13 +45,15 @@ class VlmConfig(Config):
     matching_share: float = 0.4
     """Share of lessons on matching alone (`world/lessons.py`)."""
     relations_share: float = 0.15
-    """Share of lessons on relations alone; 1 for some hundred steps before they are mixed with others."""
+    """Share of lessons on relations alone (`world/lessons.py`)."""
+    relations_alone: tuple[float, float] = (0.4, 0.7)
+    """Part of the run, in shares of its steps, that has no other lessons: among others these are never learnt."""
     verdict_weight: float = 3.0
     """Weight of one-word answers against the words of longer ones."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
-    loop: LoopConfig = LoopConfig(num_steps=2400, log_every=10, validate_every=400, save_every=200, save_seconds=300)
+    loop: LoopConfig = LoopConfig(num_steps=6000, log_every=10, validate_every=500, save_every=200, save_seconds=300)
 
 
 def train_vlm(
@@ -76,10 +78,10 @@ def train_vlm(
     if resume:
         loop.resume()
 
-    def batch(name: str, index: int, with_drawn: bool) -> list[PackedBatch]:
+    def batch(name: str, index: int, stage: Stage) -> list[PackedBatch]:
         """Lessons of one step (this process's share) in chunks of like length."""
         rng, share = stream(config.seed, name, index), config.batch_size // world_size()
-        lessons = [source.draw(rng, config.num_questions, with_drawn) for _ in range(share)]
+        lessons = [source.draw(rng, config.num_questions, stage) for _ in range(share)]
         packed = sorted((pack(x, encoder, config.verdict_weight) for x in lessons), key=lambda p: len(p.ids))
         return [collate(packed[i : i + CHUNK], tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
 
@@ -101,7 +103,7 @@ def train_vlm(
 
     def step(index: int) -> Metrics:
         total, weights, found = 0.0, torch.zeros(()), []
-        for chunk in batch("vlm", index * world_size() + rank(), index >= config.drawn_from):
+        for chunk in batch("vlm", index * world_size() + rank(), _stage(config, index)):
             loss, *rest = losses(chunk)
             (loss * rest[-1]).sum().backward()  # type: ignore[no-untyped-call]
             total, weights = total + float((loss.detach() * rest[-1]).sum()), weights + rest[-1].sum()
@@ -118,7 +120,7 @@ def train_vlm(
     @torch.no_grad()
     def validate(index: int) -> Metrics:
         with loop.averaged():
-            found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i, False)]
+            found = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i, "renders")]
         parts = (torch.cat(p) for p in zip(*found, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
 
@@ -127,6 +129,14 @@ def train_vlm(
         save_vlm(model.eval(), tokenizer, prepare, out / "model")
     wait_for_all()
     return out / "model"
+
+
+def _stage(config: VlmConfig, index: int) -> Stage:
+    """What lessons a step has."""
+    start, stop = (share * config.loop.num_steps for share in config.relations_alone)
+    if start <= index < stop:
+        return "relations"
+    return "all" if index >= config.drawn_from else "renders"
 
 
 def _begin(config: VlmConfig, vision: Path | None) -> tuple[Any, Any]:
