@@ -167,7 +167,7 @@ def _rearranged(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
     """The same objects, not standing as the prompt wants; as they were where that cannot be had in a few tries."""
     for _ in range(6):
         try:
-            found = edit_scene(scene, rng, "swap" if rng.random() < 0.7 else "move")
+            found = edit_scene(scene, rng, "swap" if spec.relation and rng.random() < 0.7 else "move")
         except RuntimeError:  # no room
             continue
         if not fulfils(found, spec):
@@ -176,21 +176,22 @@ def _rearranged(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
 
 
 def relation_lesson(rng: np.random.Generator) -> Lesson:
-    """A lesson on nothing but how objects stand: where each is, what the prompt says of two, and whether it is so.
+    """A lesson on nothing but how objects stand: where each is, what the prompt says of them, and whether it is so.
 
     Among all other lessons these are never learnt, by themselves in minutes (docs/log.md).
     """
-    spec, scene = sample_pair(rng, "relation" if rng.random() < 0.9 else None)
+    spec, scene = sample_pair(rng, "relation" if rng.random() < 0.75 else "concept")
     spec = _leaning(spec) if rng.random() < 0.5 else spec
-    if spec.relation and rng.random() < 0.5:
+    if rng.random() < 0.5:
         scene = _rearranged(scene, spec, rng)
     view = View((scene,), spec, rng)
     halves = [place_of(scene, o.colour, o.shape, 0) for o in scene.objects]
     wholes = [relation_asked(view, 0)]
     sides = sides_of(view, 0)
-    if spec.relation and "layout" in sides:
+    if spec.relation:
         halves += [("what is the layout of the prompt?", spec.relation), *prompted_objects(view, 0)]
         wholes += [prompted_relation(view, 0) for _ in range(3)]
+    if "layout" in sides:
         wholes += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
     halves = [halves[int(k)] for k in rng.permutation(len(halves))[:3]]  # the easier ones
     found = tuple(dict.fromkeys(t for t in (*halves, *wholes) if t is not None))
