@@ -116,3 +116,21 @@ def test_folders_of_other_pipelines_are_named(tmp_path):
 def test_the_adapter_keeps_the_protocols(generator):
     assert isinstance(generator, Tunable)
     assert isinstance(generator, Generator)
+
+
+def test_resolution_is_the_side_of_its_pictures(pipeline_folder):
+    """As the pipeline itself draws them at that height and width."""
+    small = Sd3Generator.load(pipeline_folder, resolution=32)
+    assert (small.side, small.latent_shape()[1:]) == (32, (8, 8))
+    noise = small.noise(1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine = small.decode_tensor(sample(small, small.condition(["a red circle"]), noise, 3))
+        theirs = small.pipeline(
+            "a red circle", latents=noise, height=32, width=32, num_inference_steps=3, guidance_scale=1.0,
+            sigmas=flow.times(3)[:-1].tolist(), output_type="pt", max_sequence_length=0,
+        ).images  # fmt: skip
+    assert mine.shape[-2:] == (32, 32)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    for wrong in (44, 4, 512):
+        with pytest.raises(ConfigError, match=f"resolution {wrong}: this generator draws multiples of 8 up to 48"):
+            Sd3Generator.load(pipeline_folder, resolution=wrong)

@@ -55,6 +55,8 @@ class AlignConfig(Config):
     """What the judge is asked about; what it was trained to judge by when not given."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
+    resolution: int | None = Field(None, ge=1)
+    """Side of the generator's pictures in pixels; the checkpoint's own when not given."""
     prompts: str | None = None
     """A text file, one prompt a line; the embedded world's own training prompts when not given."""
     prompts_sha256: str | None = None

@@ -259,6 +259,8 @@ class Sample(Flags):
     """Pictures sampled and decoded at once; 4 or so at 1024 pixels."""
     generator_dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the generator's weights."""
+    resolution: int | None = None
+    """Side of the pictures in pixels; the checkpoint's own when not given."""
 
     def run(self) -> None:
         from rewarddance.jobs.align_names import read_prompts
@@ -285,6 +287,7 @@ class Sample(Flags):
             seed=self.seed,
             batch=self.sample_batch,
             dtype=self.generator_dtype,
+            resolution=self.resolution,
         )
         show({"written": [str(self.out / x["file"]) for x in found]})
 

@@ -15,8 +15,8 @@ FAMILIES = {"StableDiffusion3Pipeline": Sd3Generator.load}
 """By the class that `model_index.json` names."""
 
 
-def load_generator_folder(folder: Path, guidance: float, dtype: torch.dtype) -> Tunable:
-    """Load a local folder in diffusers layout, frozen.
+def load_generator_folder(folder: Path, guidance: float, dtype: torch.dtype, resolution: int | None = None) -> Tunable:
+    """Load a local folder in diffusers layout, frozen; pictures of the checkpoint's own side unless it is given.
 
     Raises:
         ConfigError: not a pipeline's folder, or of a family that is not known.
@@ -27,4 +27,4 @@ def load_generator_folder(folder: Path, guidance: float, dtype: torch.dtype) -> 
         raise ConfigError(f"{folder}: no model_index.json; not a pipeline in diffusers layout") from None
     if kind not in FAMILIES:
         raise ConfigError(f"{folder}: a {kind}; known are {', '.join(FAMILIES)}")
-    return FAMILIES[kind](folder, guidance, dtype)
+    return FAMILIES[kind](folder, guidance, dtype, resolution)

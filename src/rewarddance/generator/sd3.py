@@ -44,6 +44,17 @@ def _no_bar() -> Iterator[None]:
             diffusers_logging.enable_progress_bar()
 
 
+def _side(config: Any, scale: int, resolution: int | None) -> int:
+    """Side of pictures in pixels, where the transformer can draw such."""
+    patch = scale * config.patch_size
+    most = patch * config.pos_embed_max_size
+    if resolution is None:
+        return int(config.sample_size * scale)
+    if resolution < patch or resolution % patch or resolution > most:
+        raise ConfigError(f"resolution {resolution}: this generator draws multiples of {patch} up to {most} pixels")
+    return resolution
+
+
 @dataclass(frozen=True)
 class Sd3Condition:
     """Text embeddings (B, S, D), pooled (B, P), and those of the empty prompt where guidance is on."""
@@ -61,17 +72,34 @@ class Sd3Generator:
         pipeline: with text_encoder_3 present or None.
         guidance: classifier-free guidance scale; 1 is off and costs one forward pass instead of two.
         max_sequence_length: T5 tokens; must be 0 where there is no T5.
+        resolution: side of the pictures in pixels; the checkpoint's own when None.
+
+    Raises:
+        ConfigError: the resolution does not fall into whole patches, or into more than there are places for.
     """
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, guidance: float = 1.0, max_sequence_length: int = 0) -> None:
+    def __init__(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        guidance: float = 1.0,
+        max_sequence_length: int = 0,
+        resolution: int | None = None,
+    ) -> None:
         self.pipeline, self.guidance, self.max_sequence_length = pipeline, guidance, max_sequence_length
         self.transformer: Any = pipeline.transformer
         self.vae: Any = pipeline.vae
+        self.side = _side(self.transformer.config, int(pipeline.vae_scale_factor), resolution)
         self._empty: tuple[Tensor, Tensor] | None = None
         self._has_adapter = False
 
     @classmethod
-    def load(cls, folder: str | Path, guidance: float = 1.0, dtype: torch.dtype = torch.float32) -> Sd3Generator:
+    def load(
+        cls,
+        folder: str | Path,
+        guidance: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        resolution: int | None = None,
+    ) -> Sd3Generator:
         """Load a local folder in diffusers layout; all parts in evaluation mode and frozen."""
         folder = Path(folder)
         missing = not (folder / "text_encoder_3").is_dir()
@@ -87,7 +115,7 @@ class Sd3Generator:
         ):
             if part is not None:
                 part.eval().requires_grad_(False)
-        return cls(pipeline, guidance, 0 if missing else 256)
+        return cls(pipeline, guidance, 0 if missing else 256, resolution)
 
     @property
     def device(self) -> torch.device:
@@ -110,13 +138,8 @@ class Sd3Generator:
         return Sd3Condition(embeds, pooled, *self._empty)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        side = self.transformer.config.sample_size
+        side = self.side // int(self.pipeline.vae_scale_factor)
         return self.transformer.config.in_channels, side, side
-
-    @property
-    def side(self) -> int:
-        """Side of its pictures in pixels."""
-        return int(self.transformer.config.sample_size * self.pipeline.vae_scale_factor)
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
         return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)

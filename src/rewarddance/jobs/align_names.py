@@ -37,7 +37,9 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     if config.probe_file is not None:
         probes, _ = read_prompts(Path(config.probe_file))
     judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
-    generator = load_generator(config.generator, guidance=config.guidance, dtype=config.generator_dtype)
+    generator = load_generator(
+        config.generator, guidance=config.guidance, dtype=config.generator_dtype, resolution=config.resolution
+    )
     gold: Gold | None = None if lines else oracle_gold
     if config.gold_judge is not None:
         other = load_judge(config.gold_judge, precision=config.precision)

@@ -89,7 +89,8 @@ def aligned_generator(
     """A run's generator with its adapter, in the run's own precision; sampling steps and pictures in one pass."""
     scale = config["guidance"] if guidance is None else guidance
     dtype = config.get("generator_dtype", "fp32")
-    generator = load_generator(config["generator"], adapter=run, guidance=scale, dtype=dtype)
+    side = config.get("resolution")
+    generator = load_generator(config["generator"], adapter=run, guidance=scale, dtype=dtype, resolution=side)
     return generator, num_steps or config["refl"]["num_steps"], config.get("sample_batch", 128)
 
 

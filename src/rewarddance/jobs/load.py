@@ -105,6 +105,7 @@ def load_generator(
     guidance: float = 1.0,
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
+    resolution: int | None = None,
 ) -> Tunable:
     """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
 
@@ -112,9 +113,10 @@ def load_generator(
         adapter: a run folder of `rewarddance align`, or its `adapter/`.
         guidance: classifier-free guidance scale; 1 is off.
         dtype: of the frozen weights.
+        resolution: side of its pictures in pixels; the checkpoint's own when None.
     """
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-    generator = load_generator_folder(find(name, "generator"), guidance, weights)
+    generator = load_generator_folder(find(name, "generator"), guidance, weights, resolution)
     if adapter is not None:
         folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
         if not (folder / "adapter.json").is_file():

@@ -30,6 +30,7 @@ def sample_to_folder(
     seed: int,
     batch: int = 128,
     dtype: Literal["fp32", "bf16"] = "fp32",
+    resolution: int | None = None,
 ) -> list[dict[str, Any]]:
     """Write `num` PNG files a prompt, each the judge's best of `best_of` samples, and `samples.json`.
 
@@ -42,7 +43,7 @@ def sample_to_folder(
     """
     if num < 1 or best_of < 1 or num_steps < 1 or batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
-    model = load_generator(generator, adapter=adapter, guidance=guidance, dtype=dtype)
+    model = load_generator(generator, adapter=adapter, guidance=guidance, dtype=dtype, resolution=resolution)
     ready = load_judge(judge) if best_of > 1 else None
     rng = torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
