@@ -30,6 +30,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("caption", "describe"),
     ("style or background", "is image"),
     ("place", "where is"),
+    ("order", "which object"),
     ("prompt", "what is"),
     ("size", "is the {size} large"),
     ("relation", "is the"),

@@ -190,10 +190,10 @@ def relation_lesson(rng: np.random.Generator) -> Lesson:
     sides = sides_of(view, 0)
     if spec.relation:
         halves += [("what is the layout of the prompt?", spec.relation), *prompted_objects(view, 0)]
-        wholes += [prompted_relation(view, 0) for _ in range(3)]
+        wholes += [prompted_relation(view, 0) for _ in range(2)]
     if "layout" in sides:
         wholes += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
-    halves = [halves[int(k)] for k in rng.permutation(len(halves))[:3]]  # the easier ones
+    halves = [halves[int(k)] for k in rng.permutation(len(halves))[:6]]
     found = tuple(dict.fromkeys(t for t in (*halves, *wholes) if t is not None))
     wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
     return Lesson(phrase(spec, wording), (render(scene),), found) if found else relation_lesson(rng)

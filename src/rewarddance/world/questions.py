@@ -115,14 +115,30 @@ def place_of(scene: Scene, colour: str, shape: str, i: int) -> Turn | None:
 
 
 def prompted_objects(view: View, i: int) -> list[Turn]:
-    """What the prompt names first and second, and where it stands: the words have to be fetched before the place."""
-    turns = []
+    """What the prompt names first and second, and where it stands, asked from the words, the place and the number.
+
+    A small model reads a prompt as a bag of words until it is asked which of them come first (docs/log.md).
+    """
+    turns: list[Turn] = []
     for nth, term in zip(("first", "second"), view.spec.terms, strict=False):
-        turns.append((f"what is the {nth} object of the prompt?", f"{term.colour} {term.shape}"))
-        found = place_of(view.scenes[i], term.colour, term.shape, i)
-        if found is not None:
-            turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", found[1]))
+        name, found = f"{term.colour} {term.shape}", place_of(view.scenes[i], term.colour, term.shape, i)
+        turns += [
+            (f"what is the {nth} object of the prompt?", name),
+            (f"which object of the prompt is the {name}?", nth),
+        ]
+        if found is None:
+            continue
+        turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", found[1]))
+        if _alone(view.scenes[i], found[1], i):
+            turns.append((f"what is {found[1]} in image {i + 1}?", name))
+            turns.append((f"which object of the prompt is {found[1]} in image {i + 1}?", nth))
     return turns
+
+
+def _alone(scene: Scene, place: str, i: int) -> bool:
+    """Whether one object alone stands at a place."""
+    found = [place_of(scene, o.colour, o.shape, i) for o in scene.objects]
+    return sum(t is not None and t[1] == place for t in found) == 1
 
 
 def prompted_relation(view: View, i: int) -> Turn | None:
@@ -183,7 +199,7 @@ def both_places(view: View, i: int) -> list[Turn]:
     ]
     if spec.relation:
         turns += [("what is the layout of the prompt?", spec.relation)]
-        turns += [place_of(view.scenes[i], t.colour, t.shape, i) for t in spec.terms]
+        turns += prompted_objects(view, i)
     return [t for t in turns if t is not None]
 
 
