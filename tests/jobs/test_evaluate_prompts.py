@@ -99,7 +99,7 @@ def test_only_the_first_prompts_of_a_long_file_are_trained_on(run, quick_align, 
 
 
 def test_the_embedded_world_is_not_asked_of_other_generators(quick_align, generator, monkeypatch, tmp_path):
-    monkeypatch.setattr(type(generator), "side", 1024)
+    monkeypatch.setattr(generator, "side", 1024)
     with pytest.raises(ConfigError, match="--prompts FILE"):
         align_generator(quick_align("tiny"), generator, None, tmp_path / "run")
     monkeypatch.undo()
