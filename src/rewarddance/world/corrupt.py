@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 Edit = Literal["colour", "shape", "size", "move", "swap", "drop", "add", "style", "background"]
 EDITS: tuple[Edit, ...] = get_args(Edit)
-_EDIT_WEIGHTS = (0.14, 0.14, 0.06, 0.12, 0.15, 0.09, 0.09, 0.05, 0.16)
+_EDIT_WEIGHTS = (0.15, 0.16, 0.07, 0.12, 0.13, 0.10, 0.10, 0.05, 0.12)
 """Of `EDITS`. With a background in twenty edits a judge forgot that backgrounds matter, which the model that it began
 from knew (docs/log.md)."""
 
