@@ -17,7 +17,7 @@ from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.build.assets import ship
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
-from rewarddance.jobs.build.lessons import collate, pack
+from rewarddance.jobs.build.lesson_batches import collate, pack
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
 from rewarddance.jobs.build.vision import NOTHING, VisionConfig, patch_targets, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm

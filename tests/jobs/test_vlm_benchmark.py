@@ -1,16 +1,19 @@
 import torch
 
 from rewarddance.core.streams import stream
-from rewarddance.jobs.build.lessons import pack
+from rewarddance.jobs.build.lesson_batches import pack
 from rewarddance.jobs.load import load_backbone
 from rewarddance.jobs.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
 from rewarddance.world.corrupt import EDITS
-from rewarddance.world.lessons import lesson, matching_lesson
+from rewarddance.world.lessons import lesson, matching_lesson, relation_lesson
 
 
 def test_every_question_has_a_kind():
     rng = stream(0, "kinds")
-    seen = {kind_of(q) for _ in range(60) for q, _ in (*lesson(rng, 6).turns, *matching_lesson(rng).turns)}
+    drawn = [lesson(rng, 6) for _ in range(60)] + [
+        draw(rng) for draw in (matching_lesson, relation_lesson) for _ in range(60)
+    ]
+    seen = {kind_of(q) for found in drawn for q, _ in found.turns}
     assert seen == {name for name, _ in KINDS}
     assert kind_of("is image 2 the same as image 1?") == "same"
     assert kind_of("is the layout of image 1 right?") == "aspect"
@@ -45,7 +48,7 @@ def test_exact_means_what_greedy_decoding_writes(vlm_folder):
 
 @torch.no_grad()
 def _best(backbone, packed):
-    from rewarddance.jobs.build.lessons import collate
+    from rewarddance.jobs.build.lesson_batches import collate
 
     batch = collate([packed], 0)
     seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare([m for m, _ in batch.frames]))

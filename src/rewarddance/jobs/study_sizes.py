@@ -39,7 +39,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
 
     Args:
         data: a folder with `train.parquet`, `id.parquet` and `ood.parquet`; the VLMs learn from its generated pictures
-            too (`jobs/build/lessons.py`), the judges from its choices.
+            too (`jobs/build/lesson_batches.py`), the judges from its choices.
 
     Returns:
         Figures by size; for sizes that are not finished, how far they are. Also in `out/study.json` and `out/table.md`.

@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.streams import stream
 from rewarddance.jobs.blind_spots import vlm_blind_spots
-from rewarddance.jobs.build.lessons import Packed, collate, pack
+from rewarddance.jobs.build.lesson_batches import Packed, collate, pack
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.world.lessons import Lesson, lesson
