@@ -158,7 +158,7 @@ def test_relation_lessons_agree_with_the_oracle():
         for q in answers:
             kinds_asked[kind_of(q)] = kinds_asked.get(kind_of(q), 0) + 1
     assert 0.4 < np.mean(said) < 0.7
-    assert np.mean(agreed) > 0.98  # the oracle is of two minds where objects are nearly level
+    assert np.mean(agreed) > 0.99  # the oracle is of two minds where objects are nearly level
     assert min(kinds_asked[k] for k in ("place", "relation", "aspect", "match")) > 100
 
 

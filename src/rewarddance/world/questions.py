@@ -199,7 +199,7 @@ def both_places(view: View, i: int) -> list[Turn]:
     ]
     if spec.relation:
         turns += [("what is the layout of the prompt?", spec.relation)]
-        turns += prompted_objects(view, i)
+        turns += [place_of(view.scenes[i], t.colour, t.shape, i) for t in spec.terms]
     return [t for t in turns if t is not None]
 
 
