@@ -199,18 +199,23 @@ def test_ratings_are_kept_and_imply_choices(tmp_path, media_root):
         pair(label="a", rating_a=1, rating_b=2),
         pair(label=None, rating_a=1),
         {**listed, "ratings": [1, 2]},
+        pair(label=None, rating_a=1, rating_b=2, votes_a=3),
+        {**listed, "ratings": [1, 2, 3], "ranking": [1, 2, 3]},
+        {**listed, "ratings": None, "ranking": [1, 2, 3]},
     ]
     source = write_jsonl(tmp_path / "v.jsonl", rows)
     found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
     reasons = dict(found.rejected)
-    assert list(reasons) == [3, 4, 5, 6]
+    assert list(reasons) == [3, 4, 5, 6, 7, 8]
     assert "rating 0 is not between 1 and 5" in reasons[3]
-    assert "keep one" in reasons[4]
+    assert [reasons[n] for n in (4, 7, 8)] == [
+        f"both ratings and {other}: keep one of them" for other in ("label", "votes_a", "ranking")
+    ]
     assert "not a number" in reasons[5]
     assert "3 images and 2 ratings" in reasons[6]
     table = RecordTable.open(tmp_path / "out" / "train.parquet")
-    assert table.has_ratings
-    first, second = table
+    first, second, ranked = table
+    assert ranked.ratings is None
     assert first.ratings == (4.5, 2.0, 2.0)
     assert [c.label for c in first.choices] == [1.0, 1.0, 0.5]
     assert (second.ratings, second.choices[0].label) == ((1.0, 3.5), 0.0)

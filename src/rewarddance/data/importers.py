@@ -57,6 +57,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 
 LOWEST, HIGHEST = 1, 5
+"""Of a rating."""
 GROUPS = ("generator", "category", "style", "annotator")
 """Columns that say what a row belongs to; `train --leave-one-out` makes folds of them."""
 
@@ -87,13 +88,16 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
     prompt, name = _text(row, "prompt"), str(row.get("id") or f"row-{number}")
     if "image_a" in row or "image_b" in row:
         paths = _text(row, "image_a"), _text(row, "image_b")
-        if row.get("rating_a") not in (None, "") or row.get("rating_b") not in (None, ""):
-            return _rated(name, prompt, paths, [row.get("rating_a"), row.get("rating_b")], row.get("label"))
+        if _given(row, "rating_a", "rating_b"):
+            _alone(row, "ratings", "label", "probability", "votes_a", "votes_b")
+            return _rated(name, prompt, paths, [row.get("rating_a"), row.get("rating_b")])
         return Draft(name, prompt, paths, (Choice(0, 1, _label(row)),))
     if "chosen" in row or "rejected" in row:
         return Draft(name, prompt, (_text(row, "chosen"), _text(row, "rejected")), (Choice(0, 1, 1.0),))
     images = row.get("images", row.get("generations"))
-    rated, given = ("ratings", row["ratings"]) if "ratings" in row else ("ranks", row.get("ranking"))
+    rated, given = ("ratings", row["ratings"]) if _given(row, "ratings") else ("ranks", row.get("ranking"))
+    if rated == "ratings":
+        _alone(row, "ratings", "ranking")
     if not isinstance(images, list) or not isinstance(given, list):
         raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking (or ratings)")
     if len(images) != len(given) or len(images) < 2:
@@ -109,10 +113,19 @@ def _ranked(name: str, prompt: str, images: list[str], ranking: list[Any]) -> Dr
     return Draft(name, prompt, tuple(images), from_ranking(ranking))
 
 
-def _rated(name: str, prompt: str, images: tuple[str, ...], given: list[Any], label: Any = None) -> Draft:
+def _given(row: dict[str, Any], *columns: str) -> list[str]:
+    """Those of the columns that say something."""
+    return [c for c in columns if row.get(c) not in (None, "")]
+
+
+def _alone(row: dict[str, Any], name: str, *others: str) -> None:
+    """Refuse a row that says twice which picture is better."""
+    if _given(row, *others):
+        raise InputError(f"both {name} and {_given(row, *others)[0]}: keep one of them")
+
+
+def _rated(name: str, prompt: str, images: tuple[str, ...], given: list[Any]) -> Draft:
     """Pictures with a mean rating each: the ratings for `regression`, and the choices that they imply."""
-    if label not in (None, ""):
-        raise InputError("both ratings and a label: keep one of them")
     ratings = tuple(_number(r, "rating") for r in given)
     wrong = [r for r in ratings if not LOWEST <= r <= HIGHEST]
     if wrong:
