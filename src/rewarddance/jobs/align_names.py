@@ -9,7 +9,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import InputError
 from rewarddance.core.progress import console
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.jobs.load import generator_of, load_judge
 from rewarddance.jobs.probes import Gold, judge_gold, oracle_gold
 
 
@@ -37,9 +37,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     if config.probe_file is not None:
         probes, _ = read_prompts(Path(config.probe_file))
     judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
-    generator = load_generator(
-        config.generator, guidance=config.guidance, dtype=config.generator_dtype, resolution=config.resolution
-    )
+    generator = generator_of(config)
     gold: Gold | None = None if lines else oracle_gold
     if config.gold_judge is not None:
         other = load_judge(config.gold_judge, precision=config.precision)

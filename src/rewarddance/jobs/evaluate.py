@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
@@ -17,7 +18,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
-from rewarddance.jobs.load import load_generator, load_internvl, load_judge
+from rewarddance.jobs.load import generator_of, load_generator, load_internvl, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.oracle import fidelity
 
@@ -87,11 +88,9 @@ def aligned_generator(
     run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None
 ) -> tuple[Tunable, int, int]:
     """A run's generator with its adapter, in the run's own precision; sampling steps and pictures in one pass."""
-    scale = config["guidance"] if guidance is None else guidance
-    dtype = config.get("generator_dtype", "fp32")
-    side = config.get("resolution")
-    generator = load_generator(config["generator"], adapter=run, guidance=scale, dtype=dtype, resolution=side)
-    return generator, num_steps or config["refl"]["num_steps"], config.get("sample_batch", 128)
+    own = AlignConfig.model_validate(config)
+    asked = own if guidance is None else own.model_copy(update={"guidance": guidance})
+    return generator_of(asked, run), num_steps or own.refl.num_steps, own.sample_batch
 
 
 def evaluate_generator(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from rewarddance.align.config import AlignConfig
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.protocols import Tunable
@@ -96,6 +97,17 @@ def load_judge(
     for module in judge.trainable().values():
         module.to(resolve_device(device))
     return judge
+
+
+def generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:
+    """The generator that a configuration names, with all that it says of it."""
+    return load_generator(
+        config.generator,
+        adapter=adapter,
+        guidance=config.guidance,
+        dtype=config.generator_dtype,
+        resolution=config.resolution,
+    )
 
 
 def load_generator(

@@ -23,7 +23,7 @@ from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, 
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.evaluate import gold, vision_features
-from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.jobs.load import generator_of, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
 
 Arm = Literal["refl", "sft", "shuffled"]
@@ -93,7 +93,7 @@ def _same_study(target: Path, config: AlignConfig, shuffled_judge: str | None, n
 def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None, folder: Path) -> None:
     name = shuffled_judge if arm == "shuffled" and shuffled_judge is not None else config.judge
     mine = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
-    generator = load_generator(mine.generator, guidance=mine.guidance)
+    generator = generator_of(mine)
     judge = load_judge(name, precision=mine.precision, image_cache=mine.num_prompts)
     resume = (folder / "run.json").is_file()
     align_generator(mine, generator, judge, folder, resume=resume, title=f"{arm} seed {seed}")
@@ -105,7 +105,7 @@ def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: 
     if target.is_file():
         return
     folder.mkdir(exist_ok=True)
-    generator = load_generator(config.generator, adapter=adapter, guidance=config.guidance)
+    generator = generator_of(config, adapter)
     few = prompts[:: max(1, len(prompts) // 60)][:60]
     with progress(f"samples {folder.name}") as report:
         values = measure(fixed_samples(generator, prompts, num_noises, config.refl.num_steps, 0, report), gold)
