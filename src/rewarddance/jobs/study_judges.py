@@ -21,6 +21,7 @@ from rewarddance.core.statistics import over_runs
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
+from rewarddance.jobs.study_differences import RightByPrompt, differences, differences_table
 from rewarddance.jobs.train import load_sets
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
@@ -41,6 +42,8 @@ PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
     "pairwise, answer first": {"paradigm": "generative_pairwise", "context": {"cot": "answer_first"}},
 }
 """What `study paradigms` compares; everything else of the configuration is the same."""
+AGAINST = "pairwise"
+"""What every variant is compared with."""
 FIGURES = ("accuracy", "accuracy_generator", "accuracy_rendered", "spearman", "disagreement")
 
 
@@ -55,8 +58,8 @@ def study_judges(
 
     Returns:
         For every variant: figures of each seed, and the mean of each figure with a 95% interval over seeds; variants
-        that the data cannot feed are left out and said so, under `skipped`. Also in `out/study.json`, with a table in
-        `out/table.md`.
+        that the data cannot feed are left out and said so, under `skipped`; under `differences`, every variant less
+        `AGAINST` on the same pairs. Also in `out/study.json`, with a table in `out/table.md`.
     """
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
@@ -78,10 +81,18 @@ def study_judges(
             mine = config.model_copy(update={"seed": seed, "data": str(source)})
             rows.append(measured_judge(mine, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
         found[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
-        result = {"variants": found, "skipped": skipped, **environment(), "config": base.model_dump(mode="json")}
-        if is_leader():
-            write_json(out / "study.json", result)
-            (out / "table.md").write_text(table(found))
+        _written(found, skipped, base, out)
+    return _written(found, skipped, base, out)
+
+
+def _written(found: dict[str, Any], skipped: dict[str, str], base: RewardConfig, out: Path) -> dict[str, Any]:
+    """The study so far, also in its files."""
+    gaps = differences(found, AGAINST)
+    result = {"variants": found, "skipped": skipped, "differences": gaps, "against": AGAINST}
+    result |= {**environment(), "config": base.model_dump(mode="json")}
+    if is_leader():
+        write_json(out / "study.json", result)
+        (out / "table.md").write_text(table(found) + differences_table(gaps, AGAINST))
     return result
 
 
@@ -104,8 +115,10 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
 
     def measure() -> dict[str, Any]:
         judge = load_judge(folder)
+        counted = {n: RightByPrompt() for n in held_out}
         return {
-            **{n: measure_judge(judge, r) for n, r in held_out.items()},
+            **{n: measure_judge(judge, r, each=counted[n]) for n, r in held_out.items()},
+            "right_by_prompt": {n: c.found for n, c in counted.items()},
             "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
             "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
             "peak_memory_mib": peak_memory(),

@@ -98,12 +98,18 @@ def _entry(record: PreferenceRecord, margin: Array, mass: Array, disagreement: A
         table[i, j], table[j, i] = m, -m
     found = _Entry(record.record_id, record.prompt, record.source, None, table, mass=mass, disagreement=disagreement)
     found.choices = [_agree(table[c.first, c.second], c.label - 0.5) for c in record.choices if c.label != 0.5]
-    if record.truth is not None:
-        gaps = [(i, j, record.truth[i] - record.truth[j]) for i, j in all_pairs(k)]
-        found.pairs = [_agree(table[i, j], gap) for i, j, gap in gaps if abs(gap) > CLEAR]
-        if k >= 3 and np.ptp(record.truth) > CLEAR:
-            found.correlation = spearman(table.sum(1), np.array(record.truth))
+    found.pairs = rights(record, table)
+    if record.truth is not None and k >= 3 and np.ptp(record.truth) > CLEAR:
+        found.correlation = spearman(table.sum(1), np.array(record.truth))
     return found
+
+
+def rights(record: PreferenceRecord, table: Array) -> list[float]:
+    """For every pair whose exact values differ clearly, whether margins (K, K) order it so; empty without `truth`."""
+    if record.truth is None:
+        return []
+    gaps = [(i, j, record.truth[i] - record.truth[j]) for i, j in all_pairs(len(record.truth))]
+    return [_agree(table[i, j], gap) for i, j, gap in gaps if abs(gap) > CLEAR]
 
 
 def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
