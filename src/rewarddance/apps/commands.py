@@ -294,7 +294,7 @@ class Sample(Flags):
 
 @dataclass(frozen=True)
 class Report(Flags):
-    """Write RUN/report.html, one self-contained page.
+    """Write report.html in the folder of a run, a demo or a study: one self-contained page.
 
     Example: rewarddance report runs/refl
     """

@@ -8,29 +8,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from rewarddance.apps.figures import curves, intervals
+from rewarddance.apps.report_study import study_content
 from rewarddance.core.errors import RunError
 from rewarddance.core.runs import RunFolder
 
-_COLOURS = {"ink": "#1d2733", "proxy": "#c2571a", "gold": "#1f6f8b", "soft": "#8a97a6", "good": "#2e7d4f"}
-
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` for a demo folder (with `summary.json`) or a single run folder.
+    """Write `report.html` for a demo folder (with `summary.json`), a study (`study.json`) or a single run folder.
 
     Raises:
         RunError: nothing there to report on.
     """
     if (folder / "summary.json").is_file():
         page = _demo_page(folder)
+    elif (folder / "study.json").is_file():
+        page = _study_page(folder)
     elif (folder / "run.json").is_file():
         page = _run_page(folder)
     else:
-        raise RunError(f"{folder}: neither a run nor a demo (no run.json, no summary.json)")
+        raise RunError(f"{folder}: neither a run nor a study nor a demo (no run.json, study.json or summary.json)")
     target = folder / "report.html"
     target.write_text(page)
     return target
@@ -55,53 +56,8 @@ def _image(path: Path) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-def _layout(figure: go.Figure, y: str, x: str = "step") -> str:
-    figure.update_layout(
-        template="simple_white",
-        height=300,
-        margin={"l": 56, "r": 16, "t": 52, "b": 44},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": _COLOURS["ink"]},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis_title=x,
-        yaxis_title=y,
-    )
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, default_width="100%", config={"displaylogo": False, "responsive": True}
-    )
-    return html
-
-
-def curves(metrics: list[dict[str, Any]], names: dict[str, str], y: str, dashed: tuple[str, ...] = ()) -> str | None:
-    """A line figure of some metrics over steps, or None where none was logged.
-
-    Args:
-        names: metric key to legend entry.
-    """
-    figure = go.Figure()
-    palette = [_COLOURS["gold"], _COLOURS["proxy"], _COLOURS["soft"], _COLOURS["good"]]
-    for i, (key, label) in enumerate(names.items()):
-        points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            line = {"color": palette[i % len(palette)], "dash": "dot" if key in dashed else "solid"}
-            mode = "lines+markers" if len(points) < 30 else "lines"
-            figure.add_trace(go.Scatter(x=xs, y=ys, name=label, mode=mode, line=line))
-    return _layout(figure, y) if figure.data else None
-
-
-def categories_figure(evaluation: dict[str, Any]) -> str:
-    """Gain in oracle fidelity by category, with 95% intervals."""
-    rows = {**evaluation["categories"], "all": evaluation["gain"]}
-    names, gain = list(rows), [r["mean"] for r in rows.values()]
-    up = [r["ci_high"] - r["mean"] for r in rows.values()]
-    down = [r["mean"] - r["ci_low"] for r in rows.values()]
-    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": _COLOURS["ink"]}
-    figure = go.Figure(
-        go.Scatter(x=gain, y=names, error_x=bars, mode="markers", marker={"size": 10, "color": _COLOURS["gold"]})
-    )
-    figure.add_vline(x=0, line={"color": _COLOURS["soft"], "dash": "dot"})
-    figure.update_yaxes(autorange="reversed")
-    return _layout(figure, "", "gain in oracle fidelity")
+def _categories(evaluation: dict[str, Any]) -> str:
+    return intervals({**evaluation["categories"], "all": evaluation["gain"]}, "gain in oracle fidelity")
 
 
 def _pairs(folder: Path) -> list[dict[str, Any]]:
@@ -175,13 +131,22 @@ def _demo_page(folder: Path) -> str:
         summary=_read(folder / "summary.json"),
         fast=bool((_read(folder / "demo.json") or {}).get("fast")),
         evaluation=evaluation,
-        categories=categories_figure(evaluation) if evaluation else None,
+        categories=_categories(evaluation) if evaluation else None,
         judge=_read(folder / "judge" / "evaluation.json"),
         figures=[*_align_figures(folder / "align"), *_judge_figures(folder / "judge")],
         pairs=_pairs(folder / "align" / "samples"),
         winners=_winners(folder / "best_of_n"),
         run=RunFolder(folder / "align").read(),
         next_steps=True,
+    )
+
+
+def _study_page(folder: Path) -> str:
+    study = _read(folder / "study.json")
+    title, tables, figures = study_content(study)
+    how = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
+    return _render(
+        title=f"{title}: {folder.name}", tables=tables, figures=_figure_list(figures), figures_title="Figures", run=how
     )
 
 
@@ -194,7 +159,7 @@ def _run_page(folder: Path) -> str:
         summary=None,
         fast=False,
         evaluation=evaluation if is_align else None,
-        categories=categories_figure(evaluation) if is_align and evaluation else None,
+        categories=_categories(evaluation) if is_align and evaluation else None,
         by_judge=_read(folder / "evaluation_prompts.json"),
         judge=evaluation if run["kind"] == "judge" else None,
         figures=_align_figures(folder) if is_align else _judge_figures(folder),

@@ -1,0 +1,83 @@
+"""Figures of the reports, as pieces of HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+
+COLOURS = {"ink": "#1d2733", "proxy": "#c2571a", "gold": "#1f6f8b", "soft": "#8a97a6", "good": "#2e7d4f"}
+
+
+def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str:
+    """The figure as HTML for a page that has plotly's script, in the house's colours."""
+    figure.update_layout(
+        template="simple_white",
+        height=height,
+        margin={"l": 56, "r": 16, "t": 52, "b": 44},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": COLOURS["ink"]},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis_title=x,
+        yaxis_title=y,
+    )
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, default_width="100%", config={"displaylogo": False, "responsive": True}
+    )
+    return html
+
+
+def curves(metrics: list[dict[str, Any]], names: dict[str, str], y: str, dashed: tuple[str, ...] = ()) -> str | None:
+    """A line figure of some metrics over steps, or None where none was logged.
+
+    Args:
+        names: metric key to legend entry.
+    """
+    figure = go.Figure()
+    palette = [COLOURS["gold"], COLOURS["proxy"], COLOURS["soft"], COLOURS["good"]]
+    for i, (key, label) in enumerate(names.items()):
+        points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            line = {"color": palette[i % len(palette)], "dash": "dot" if key in dashed else "solid"}
+            mode = "lines+markers" if len(points) < 30 else "lines"
+            figure.add_trace(go.Scatter(x=xs, y=ys, name=label, mode=mode, line=line))
+    return framed(figure, y) if figure.data else None
+
+
+def intervals(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
+    """Means with their 95% intervals (`mean`, `ci_low`, `ci_high`), one below the other, and a line at 0."""
+    names, mean = list(rows), [r["mean"] for r in rows.values()]
+    up = [r["ci_high"] - r["mean"] for r in rows.values()]
+    down = [r["mean"] - r["ci_low"] for r in rows.values()]
+    bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": COLOURS["ink"]}
+    figure = go.Figure(
+        go.Scatter(x=mean, y=names, error_x=bars, mode="markers", marker={"size": 10, "color": COLOURS["gold"]})
+    )
+    figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1.5})  # the template's width is 0
+    figure.update_yaxes(autorange="reversed")
+    return framed(figure, "", x, height=120 + 30 * len(rows))
+
+
+def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | None:
+    """Several measurements of each row as small dots and their mean as a large one, a colour for each series.
+
+    Args:
+        rows: for every row, its values by series; None is drawn where no row has any.
+    """
+    figure = go.Figure()
+    series = list(dict.fromkeys(s for values in rows.values() for s, found in values.items() if found))
+    for name, colour in zip(
+        series, [COLOURS["gold"], COLOURS["proxy"], COLOURS["good"], COLOURS["soft"]], strict=False
+    ):
+        single = [(v, row) for row, values in rows.items() for v in values.get(name, ())]
+        means = [(fmean(values[name]), row) for row, values in rows.items() if values.get(name)]
+        for points, size, shown in ((single, 5, False), (means, 11, True)):
+            xs, ys = zip(*points, strict=True)
+            marker = {"size": size, "color": colour, "opacity": 1.0 if shown else 0.6}
+            figure.add_trace(
+                go.Scatter(x=xs, y=ys, name=name, mode="markers", marker=marker, legendgroup=name, showlegend=shown)
+            )
+    figure.update_yaxes(autorange="reversed", showgrid=True)
+    return framed(figure, "", x, height=140 + 28 * len(rows)) if figure.data else None

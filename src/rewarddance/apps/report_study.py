@@ -1,0 +1,122 @@
+"""What a report says of a study: tables and figures from its `study.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from rewarddance.apps.figures import dots, intervals
+
+Figures = list[tuple[str, str | None]]
+SPLITS = {"id": "held-out prompts", "ood": "out of distribution"}
+MEASURES = {
+    "accuracy_generator": "the generator's own pairs",
+    "accuracy_rendered": "rendered and corrupted pairs",
+    "spearman": "rank correlation within a prompt",
+}
+"""Of `measure_judge`; data without exact values has `accuracy` alone."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of texts."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
+    """Title, tables and figures of a study of judges (paradigms or sizes) or of alignment."""
+    if "arms" in study:
+        return _alignment(study)
+    kind = "variants" if "variants" in study else "sizes"
+    return (
+        f"Study of {'paradigms' if kind == 'variants' else kind}",
+        _judge_tables(study, kind),
+        _judge_figures(study, kind),
+    )
+
+
+def _measures(entries: Mapping[str, Any]) -> dict[str, str]:
+    rows = [row for e in entries.values() for row in e["seeds"]]
+    known = {k: v for k, v in MEASURES.items() if any(_value(r, "id", k) is not None for r in rows)}
+    return known or {"accuracy": "held-out choices"}
+
+
+def _value(row: Mapping[str, Any], split: str, key: str) -> float | None:
+    found: float | None = row.get(split, {}).get(key)
+    return found
+
+
+def _values(entry: Mapping[str, Any], split: str, key: str) -> list[float]:
+    found = [_value(row, split, key) for row in entry["seeds"]]
+    return [v for v in found if v is not None]
+
+
+def _judge_tables(study: Mapping[str, Any], kind: str) -> list[Table]:
+    entries, measures = study[kind], _measures(study[kind])
+    columns = [(split, key) for split in SPLITS for key in measures]
+    head = ["", "parameters", *(f"{measures[k]}, {SPLITS[s]}" for s, k in columns), "training, s", "comparisons/s"]
+    rows = []
+    for name, entry in entries.items():
+        cells = [_spread(_values(entry, s, k)) for s, k in columns]
+        timed = [f"{median(r[k] for r in entry['seeds']):.0f}" for k in ("train_seconds", "comparisons_per_second")]
+        rows.append([name, f"{entry['parameters'] / 1e6:.1f}M", *cells, *timed])
+    left_out = {**study.get("skipped", {}), **study.get("unfinished", {})}
+    rows += [[name, reason, *[""] * (len(head) - 2)] for name, reason in left_out.items()]
+    title = (
+        "Mean of the seeds (smallest to largest)" if any(len(e["seeds"]) > 1 for e in entries.values()) else "Figures"
+    )
+    return [Table(title, head, rows), *_gap_table(study)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
+
+
+def _gap_table(study: Mapping[str, Any]) -> list[Table]:
+    gaps = {n: g for n, g in study.get("differences", {}).items() if g}
+    if not gaps:
+        return []
+    head = ["", *(f"accuracy, {SPLITS[s]}" for s in SPLITS)]
+    rows = [[n, *(_interval(g[s]) if s in g else "–" for s in SPLITS)] for n, g in gaps.items()]
+    return [Table(f"Less {study['against']}, on the same pairs [95% interval, prompts and seeds]", head, rows)]
+
+
+def _interval(gap: Mapping[str, float]) -> str:
+    return f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
+
+
+def _judge_figures(study: Mapping[str, Any], kind: str) -> Figures:
+    entries = study[kind]
+    figures: Figures = []
+    for key, label in _measures(entries).items():
+        rows = {n: {SPLITS[s]: _values(e, s, key) for s in SPLITS} for n, e in entries.items()}
+        figures.append((label[0].upper() + label[1:], dots(rows, "Spearman" if key == "spearman" else "ordered right")))
+    gaps = {n: g["id"] for n, g in study.get("differences", {}).items() if "id" in g}
+    if gaps:
+        title = f"Accuracy less that of {study['against']}, {SPLITS['id']}"
+        figures.append((title, intervals(gaps, "difference, 95% interval")))
+    return figures
+
+
+def _alignment(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
+    arms, less = study["arms"], study["differences"]
+    gains = {**{n: a["gain"] for n, a in arms.items()}, **{f"refl less {n}": d for n, d in less.items()}}
+    rows = []
+    for name, arm in arms.items():
+        kept = arm["feature_diversity_ratio"].values()
+        rows.append([name, _interval(arm["gain"]), ", ".join(f"{v:.2f}" for v in kept)])
+    rows += [[f"refl less {n}", _interval(d), ""] for n, d in less.items()]
+    head = ["arm", "gain in oracle fidelity [95% interval]", "feature diversity of the start's, by seed"]
+    return (
+        "Study of alignment",
+        [Table(f"Against the start ({study['start']:.3f})", head, rows)],
+        [("Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts"))],
+    )

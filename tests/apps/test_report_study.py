@@ -1,0 +1,69 @@
+"""Pages of studies: every figure of `study.json` comes onto them, what is missing says so."""
+
+import json
+
+import pytest
+
+from rewarddance.apps.report import write_report
+from rewarddance.apps.report_study import study_content
+from rewarddance.core.errors import RunError
+
+
+def _row(accuracy, **more):
+    figures = {"accuracy": accuracy, "accuracy_generator": accuracy, "accuracy_rendered": 0.9, "spearman": 0.5}
+    return {"id": figures, "ood": {**figures, "spearman": None}, "train_seconds": 60.0, "comparisons_per_second": 9.0}
+
+
+GAP = {"mean": 0.1, "ci_low": 0.05, "ci_high": 0.15}
+JUDGES = {
+    "variants": {
+        "pairwise": {"parameters": 2e6, "seeds": [_row(0.8), _row(0.7)]},
+        "ranking": {"parameters": 2e6, "seeds": [_row(0.6), _row(0.6)]},
+    },
+    "skipped": {"regression": "the records have no ratings"},
+    "differences": {"ranking": {"id": GAP}},
+    "against": "pairwise",
+}
+
+
+def test_a_study_of_judges_has_a_table_differences_and_figures(tmp_path):
+    title, (figures, gaps), drawn = study_content(JUDGES)
+    assert title == "Study of paradigms"
+    assert figures.rows[0][:3] == ["pairwise", "2.0M", "0.750 (0.700 to 0.800)"]
+    assert figures.rows[2][:2] == ["regression", "the records have no ratings"]
+    assert all(len(r) == len(figures.head) for r in figures.rows)
+    assert gaps.rows == [["ranking", "+0.100 [+0.050, +0.150]", "–"]]
+    assert [name for name, html in drawn if html] == [
+        "The generator's own pairs",
+        "Rendered and corrupted pairs",
+        "Rank correlation within a prompt",
+        "Accuracy less that of pairwise, held-out prompts",
+    ]
+    (tmp_path / "study.json").write_text(json.dumps(JUDGES))
+    page = write_report(tmp_path).read_text()
+    assert "0.750 (0.700 to 0.800)" in page
+    assert "the records have no ratings" in page
+
+
+def test_own_data_without_exact_values_shows_choices_alone():
+    rows = [{"id": {"accuracy": 0.7}, "ood": {}, "train_seconds": 1.0, "comparisons_per_second": 2.0}]
+    study = {"sizes": {"tiny-2m": {"parameters": 2e6, "seeds": rows}}, "unfinished": {"tiny-20m": "out of time"}}
+    title, (table,), drawn = study_content(study)
+    assert title == "Study of sizes"
+    assert table.head[2] == "held-out choices, held-out prompts"
+    assert table.rows == [["tiny-2m", "2.0M", "0.700", "–", "1", "2"], ["tiny-20m", "out of time", "", "", "", ""]]
+    assert len(drawn) == 1
+
+
+def test_a_study_of_alignment_shows_gains_and_differences():
+    arm = {"gain": GAP, "feature_diversity_ratio": {"0": 0.9, "1": 0.95}}
+    study = {"start": 0.6, "arms": {"refl": arm, "sft": arm}, "differences": {"sft": GAP}}
+    _, (table,), ((_, html),) = study_content(study)
+    assert table.rows[0] == ["refl", "+0.100 [+0.050, +0.150]", "0.90, 0.95"]
+    assert table.rows[2][0] == "refl less sft"
+    assert "refl less sft" in html
+
+
+def test_a_folder_without_anything_to_report_says_so(tmp_path):
+    with pytest.raises(RunError, match=r"study\.json"):
+        write_report(tmp_path)
