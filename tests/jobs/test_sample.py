@@ -2,15 +2,22 @@
 
 import json
 
+import pytest
+
+from rewarddance.align.config import AlignConfig
 from rewarddance.core.media import Media
-from rewarddance.jobs.sample import sample_to_folder
+from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.sample import Drawing, sample_to_folder
 
-SETTING = {"adapter": None, "criterion": "fidelity", "num_steps": 2, "guidance": 1.0, "seed": 0, "judge": "tiny"}
+
+@pytest.fixture
+def drawing(pipeline_folder):
+    return Drawing(str(pipeline_folder), num_steps=2, sample_batch=4)
 
 
-def test_winners_and_margins_of_every_prompt(pipeline_folder, tmp_path):
+def test_winners_and_margins_of_every_prompt(drawing, tmp_path):
     prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on grey"]
-    found = sample_to_folder(prompts, tmp_path, num=2, best_of=3, generator=str(pipeline_folder), batch=4, **SETTING)
+    found = sample_to_folder(prompts, tmp_path, drawing, num=2, best_of=3, criterion="fidelity")
     assert found == json.loads((tmp_path / "samples.json").read_text())
     assert [x["prompt"] for x in found] == [p for p in prompts for _ in range(2)]
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [x["file"] for x in found]
@@ -20,7 +27,14 @@ def test_winners_and_margins_of_every_prompt(pipeline_folder, tmp_path):
         assert Media.open(tmp_path / x["file"]).size == (48, 48)
 
 
-def test_without_best_of_no_judge_is_asked(pipeline_folder, tmp_path):
-    setting = SETTING | {"judge": "nowhere"}
-    found = sample_to_folder(["a dog"], tmp_path, num=3, best_of=1, generator=str(pipeline_folder), **setting)
+def test_without_best_of_no_judge_is_asked(drawing, tmp_path):
+    found = sample_to_folder(["a dog"], tmp_path, drawing, num=3, judge="nowhere")
     assert [set(x) for x in found] == [{"file", "prompt"}] * 3
+
+
+def test_an_aligned_generator_draws_as_it_was_aligned(tmp_path):
+    config = AlignConfig(generator="/models/sd3", guidance=4.5, resolution=512, sample_batch=4, generator_dtype="bf16")
+    RunFolder(tmp_path / "run").start("align", config.model_dump(mode="json"))
+    found = Drawing.of_run(tmp_path / "run")
+    assert found == Drawing("/models/sd3", config.refl.num_steps, 4.5, 4, "bf16", 512)
+    assert Drawing.of_run(tmp_path / "run" / "adapter") == Drawing.of_run(None) == Drawing()

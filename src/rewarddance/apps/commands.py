@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -244,27 +244,30 @@ class Sample(Flags):
     """A text file, one prompt a line, instead of --prompt."""
     num: int = 4
     """Pictures of each prompt."""
-    generator: str = "tiny"
     adapter: Path | None = None
-    """A run folder of `rewarddance align`."""
+    """A run folder of `rewarddance align`; what is not given of the six flags below is as that run had it."""
+    generator: str | None = None
+    """`tiny` (the default), or a local folder of a `StableDiffusion3Pipeline`."""
+    num_steps: int | None = None
+    """20 by default."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 (the default) is off, which public checkpoints were not made for: they take
+    about 4.5."""
+    sample_batch: int | None = None
+    """Pictures sampled and decoded at once, 128 by default; 4 or so at 1024 pixels."""
+    generator_dtype: Literal["fp32", "bf16"] | None = None
+    """Of the generator's weights; fp32 by default."""
+    resolution: int | None = None
+    """Side of the pictures in pixels; the checkpoint's own by default."""
     best_of: int = 1
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
-    num_steps: int = 20
-    guidance: float = 1.0
-    """Classifier-free guidance scale; 1 is off, which public checkpoints were not made for: they take about 4.5."""
     seed: int = 0
-    sample_batch: int = 128
-    """Pictures sampled and decoded at once; 4 or so at 1024 pixels."""
-    generator_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the generator's weights."""
-    resolution: int | None = None
-    """Side of the pictures in pixels; the checkpoint's own when not given."""
 
     def run(self) -> None:
         from rewarddance.jobs.align_names import read_prompts
-        from rewarddance.jobs.sample import sample_to_folder
+        from rewarddance.jobs.sample import Drawing, sample_to_folder
 
         need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
         for flag in ("judge", "criterion"):
@@ -273,21 +276,25 @@ class Sample(Flags):
                 f"sample: --{flag} chooses among candidates; add --best-of N",
             )
         asked = [self.prompt] if self.prompts is None else read_prompts(self.prompts)[0]
+        flags = {
+            "generator": self.generator,
+            "num_steps": self.num_steps,
+            "guidance": self.guidance,
+            "sample_batch": self.sample_batch,
+            "dtype": self.generator_dtype,
+            "resolution": self.resolution,
+        }
+        drawing = replace(Drawing.of_run(self.adapter), **{k: v for k, v in flags.items() if v is not None})  # type: ignore[arg-type]
         found = sample_to_folder(
             [p for p in asked if p is not None],
             self.out,
+            drawing,
             num=self.num,
-            generator=self.generator,
-            adapter=self.adapter,
             best_of=self.best_of,
+            adapter=self.adapter,
             judge=self.judge,
             criterion=self.criterion,
-            num_steps=self.num_steps,
-            guidance=self.guidance,
             seed=self.seed,
-            batch=self.sample_batch,
-            dtype=self.generator_dtype,
-            resolution=self.resolution,
         )
         show({"written": [str(self.out / x["file"]) for x in found]})
 

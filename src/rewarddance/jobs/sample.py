@@ -3,54 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from rewarddance.align.config import AlignConfig
 from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.runs import write_json
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.jobs.load import load_generator, load_judge
 from rewarddance.search.best_of_n import Selection, draw, select
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A generator and how it draws.
+
+    Attributes:
+        guidance: classifier-free guidance scale; 1 is off.
+        sample_batch: pictures sampled and decoded at once.
+        dtype: of the generator's weights.
+        resolution: side of the pictures in pixels; the checkpoint's own when None.
+    """
+
+    generator: str = "tiny"
+    num_steps: int = 20
+    guidance: float = 1.0
+    sample_batch: int = 128
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    resolution: int | None = None
+
+    @classmethod
+    def of_run(cls, adapter: Path | None) -> Drawing:
+        """As the generator was aligned, where `adapter` is the folder of that run; the defaults otherwise."""
+        if adapter is None or not (adapter / "run.json").is_file():
+            return cls()
+        run = RunFolder(adapter).read()
+        if run["kind"] != "align":
+            return cls()  # loading the adapter says what is wrong
+        own = AlignConfig.model_validate(run["config"])
+        return cls(
+            own.generator, own.refl.num_steps, own.guidance, own.sample_batch, own.generator_dtype, own.resolution
+        )
 
 
 def sample_to_folder(
     prompts: Sequence[str],
     out: Path,
+    drawing: Drawing,
     *,
     num: int,
-    generator: str,
-    adapter: Path | None,
-    best_of: int,
-    judge: str,
-    criterion: str | None,
-    num_steps: int,
-    guidance: float,
-    seed: int,
-    batch: int = 128,
-    dtype: Literal["fp32", "bf16"] = "fp32",
-    resolution: int | None = None,
+    best_of: int = 1,
+    adapter: Path | None = None,
+    judge: str = "tiny",
+    criterion: str | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Write `num` PNG files a prompt, each the judge's best of `best_of` samples, and `samples.json`.
-
-    Args:
-        batch: pictures sampled and decoded at once.
 
     Returns:
         What `samples.json` holds: file and prompt of every picture, and with `best_of` the mean log-odds of each
         candidate against the others, and which was kept.
     """
-    if num < 1 or best_of < 1 or num_steps < 1 or batch < 1:
+    if num < 1 or best_of < 1 or drawing.num_steps < 1 or drawing.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
-    model = load_generator(generator, adapter=adapter, guidance=guidance, dtype=dtype, resolution=resolution)
+    model = load_generator(
+        drawing.generator,
+        adapter=adapter,
+        guidance=drawing.guidance,
+        dtype=drawing.dtype,
+        resolution=drawing.resolution,
+    )
     ready = load_judge(judge) if best_of > 1 else None
     rng = torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
     for prompt in prompts:
         with autocast(model.device):
-            groups = draw(model, [prompt] * num, best_of, rng, num_steps, batch)
+            groups = draw(model, [prompt] * num, best_of, rng, drawing.num_steps, drawing.sample_batch)
         if ready is None:
             chosen: list[Selection | None] = [None] * num
         else:
