@@ -111,30 +111,31 @@ def _window(size: int) -> int:
 
 
 def _border_colour(image: Array) -> Array:
-    edge = np.concatenate(
-        [image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3), image[:, -2:].reshape(-1, 3)]
-    )
-    half = len(edge) // 2
-    middle = np.partition(edge, (half - 1, half), 0)[half - 1 : half + 1]  # the median, without np.median's overhead
-    return np.asarray(middle.mean(0), np.float32)
+    """Median of the two outer rows and columns, (3,)."""
+    sides = (image[:, :2], image[:, -2:], image[:, :, :2], image[:, :, -2:])
+    edge = np.concatenate([side.reshape(3, -1) for side in sides], 1)
+    half = edge.shape[1] // 2
+    middle = np.partition(edge, (half - 1, half))[:, half - 1 : half + 1]  # without np.median's overhead
+    return np.asarray(middle.mean(1), np.float32)
 
 
 def _unmix(image: Array, ground: Array) -> tuple[NDArray[np.intp], Array]:
-    """Best colour index and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`."""
-    rise = np.ascontiguousarray(image.reshape(-1, 3).T) - ground[:, None]  # (3, pixels): colours first, along memory
+    """Best colour index and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`.
+
+    Pixels of the background have coverage 0 and colour 0.
+    """
+    rise = image.reshape(3, -1) - ground[:, None]
+    square = np.einsum("cp,cp->p", rise, rise)
+    (painted,) = np.nonzero(square >= 18.0**2)  # the rest is too near the background to tell
     paint = _PALETTE - ground
     length = np.maximum((paint**2).sum(1), 1.0)[:, None]
-    along, square = paint @ rise, np.einsum("cp,cp->p", rise, rise)  # (colours, pixels), (pixels,)
+    along = paint @ rise[:, painted]  # (colours, painted)
     cover = (along / length).clip(0, 1)
     error = cover * (cover * length - 2 * along)  # the squared error less `square`, which is the same for all
-    best, least, chosen = np.zeros(error.shape[1], np.intp), error[0], cover[0]
-    for colour in range(1, len(error)):
-        closer = error[colour] < least
-        np.copyto(least, error[colour], where=closer)
-        np.copyto(chosen, cover[colour], where=closer)
-        np.copyto(best, colour, where=closer)
-    np.copyto(chosen, 0, where=square < 18.0**2)  # too near the background to tell
-    return best.reshape(CANVAS, CANVAS), chosen.reshape(CANVAS, CANVAS)
+    best = error.argmin(0)
+    colours, coverage = np.zeros(CANVAS * CANVAS, np.intp), np.zeros(CANVAS * CANVAS, np.float32)
+    colours[painted], coverage[painted] = best, cover[best, np.arange(len(best))]
+    return colours.reshape(CANVAS, CANVAS), coverage.reshape(CANVAS, CANVAS)
 
 
 def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tuple[list[NDArray[np.bool_]], int]:
@@ -155,8 +156,8 @@ def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tu
             if len(parts) >= 2:
                 inner, many = ndimage.label(part, _CROSS)
                 part = inner == 1 + np.bincount(inner.ravel())[1:].argmax() if many else part
-            area = int(part.sum())
-            if area >= MIN_AREA or int(_filled(part)[1:-1, 1:-1].sum()) >= MIN_AREA:
+            area = np.count_nonzero(part)
+            if area >= MIN_AREA or np.count_nonzero(_filled(part)[1:-1, 1:-1]) >= MIN_AREA:
                 pieces.append(part)
             else:
                 specks += area
@@ -185,12 +186,13 @@ def _overlap(cuts: Array, templates: Array, squares: Array) -> Array:
     return np.asarray((dot / np.maximum(union, 1e-6)).max(0), np.float32)
 
 
-def _cuts(source: Array, top: int, left: int, side: int) -> Array:
-    """Windows of `source` at the corner (top, left) and its eight neighbours, (9, side^2); zeros beyond the canvas."""
+def _cuts(inside: Array, side: int) -> Array:
+    """The object's box in the middle of a window and a pixel off it, (9, side^2); what does not fit in is cut off."""
     near = np.zeros((side + 2, side + 2), np.float32)
-    y, x = top - 1, left - 1
-    inside = source[max(y, 0) : y + side + 2, max(x, 0) : x + side + 2]
-    near[max(-y, 0) : max(-y, 0) + inside.shape[0], max(-x, 0) : max(-x, 0) + inside.shape[1]] = inside
+    height, width = inside.shape
+    y, x = 1 - (height - side) // 2, 1 - (width - side) // 2
+    fits = inside[max(-y, 0) : side + 2 - y, max(-x, 0) : side + 2 - x]
+    near[max(y, 0) : max(y, 0) + fits.shape[0], max(x, 0) : max(x, 0) + fits.shape[1]] = fits
     windows = as_strided(near, (3, 3, side, side), near.strides * 2)
     return windows.reshape(9, side * side)
 
@@ -198,24 +200,22 @@ def _cuts(source: Array, top: int, left: int, side: int) -> Array:
 def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> Detection:
     rows, columns = np.flatnonzero(piece.any(1)), np.flatnonzero(piece.any(0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    framed = _filled(piece[top:bottom, left:right])
+    box = slice(top, bottom), slice(left, right)
+    piece, best, cover = piece[box], best[box], cover[box]
+    framed = _filled(piece)
     filled = framed[1:-1, 1:-1]
     size = max(bottom - top, right - left)
-    soft = np.zeros((CANVAS, CANVAS), np.float32)
-    soft[top:bottom, left:right] = filled
+    soft = filled.astype(np.float32)
     # Edge pixels keep their partial coverage; the inside counts as full whatever the style.
     edge = filled & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
-    inside = soft[top:bottom, left:right]
-    inside[edge] = np.maximum(cover[top:bottom, left:right], 0.35)[edge]
+    soft[edge] = np.maximum(cover[edge], 0.35)
     side = _window(size)
-    where = ((top + bottom - side) // 2, (left + right - side) // 2, side)
-    fits = _overlap(_cuts(soft, *where), *_silhouettes(size)).reshape(3, -1)
+    fits = _overlap(_cuts(soft, side), *_silhouettes(size)).reshape(3, -1)
     shape_fit = fits.max(0)
     best_shape = int(shape_fit.argmax())
     fitted = _template_size(size - 1 + int(fits[:, best_shape].argmax()))
-    texture = np.where(piece, cover, 0).astype(np.float32)
     _, drawn, _, squares = _templates(fitted, side)
-    style_fit = _overlap(_cuts(texture, *where), drawn[best_shape], squares[best_shape])
+    style_fit = _overlap(_cuts(np.where(piece, cover, 0), side), drawn[best_shape], squares[best_shape])
     share = np.bincount(best[piece], cover[piece] ** 2, len(COLOURS)).astype(np.float32)
     share /= max(float(share.sum()), 1e-6)
     return Detection(
@@ -228,7 +228,7 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
         x=(left + right) / 2,
         y=(top + bottom) / 2,
         size=float(fitted),
-        area=int(filled.sum()),
+        area=np.count_nonzero(filled),
         box=(top, left, bottom, right),
     )
 
@@ -270,7 +270,7 @@ def detect(image: Image) -> Seen:
     """
     if image.shape != (CANVAS, CANVAS, 3) or image.dtype != np.uint8:
         raise ValueError(f"needs uint8 ({CANVAS}, {CANVAS}, 3), got {image.dtype} {image.shape}")
-    x = image.astype(np.float32)
+    x = image.transpose(2, 0, 1).astype(np.float32, order="C")  # colours first: what follows runs along memory
     ground = _border_colour(x)
     distance = np.sqrt(((_GROUNDS - ground) ** 2).sum(1))
     best, cover = _unmix(x, ground)

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from rewarddance.core.streams import stream
 from rewarddance.world.detect import Detection, Seen, detect
@@ -200,7 +201,7 @@ def _familiar() -> NDArray[np.float32]:
 
 def _novelty(seen: Seen) -> float:
     """1 - exp(-d / 4) with d the city-block distance to the nearest of the training layouts."""
-    nearest = np.abs(_familiar() - _layout(seen)).sum(1).min()
+    nearest = cdist(_familiar(), _layout(seen)[None], "cityblock").min()
     return float(1 - np.exp(-nearest / 4))
 
 
