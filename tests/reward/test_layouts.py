@@ -1,5 +1,7 @@
 """Layouts: what is shown, what is asked, and that it is asked of the right pictures."""
 
+import re
+
 import pytest
 import torch
 
@@ -22,6 +24,21 @@ def shown(dialog):
     return [p for p in dialog if not isinstance(p, str)]
 
 
+def named(question):
+    """The numbers of the candidate and the reference in a question about two of several pictures."""
+    one, other, asked = (int(n) for n in re.findall(r"image (\d+)", question))
+    assert asked == one
+    return one, other
+
+
+def test_questions_that_only_words_tell_apart_differ_in_their_words(pictures):
+    """And not in the order of words alone, which a small model does not read."""
+    pair = [Comparison(PROMPT, pictures[0], pictures[1]), Comparison(PROMPT, pictures[1], pictures[0])]
+    for layout in ("two_questions", "listwise"):
+        first, second = (sorted(re.findall(r"\w+", d[-1])) for d in dialogs_of(Context(layout=layout), pair))
+        assert first != second
+
+
 def test_two_questions_share_everything_before_the_question(pictures):
     a, b, c = pictures[:3]
     first, other, second = dialogs_of(
@@ -31,8 +48,8 @@ def test_two_questions_share_everything_before_the_question(pictures):
     assert shown(first) == shown(second) == [b, a]
     assert shown(other) == [c, a]
     assert first[:-1] == second[:-1]
-    assert first[-1] == "\nquestion: is the candidate better than the reference? answer yes or no."
-    assert second[-1] == "\nquestion: is the reference better than the candidate? answer yes or no."
+    assert first[-1] == "\nquestion: is the candidate the better one? answer yes or no."
+    assert second[-1] == "\nquestion: is the reference the better one? answer yes or no."
 
 
 def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
@@ -40,7 +57,7 @@ def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
     found = dialogs_of(Context(layout="listwise"), asked)
     assert len({tuple(map(id, shown(d))) for d in found}) == 1
     for c, d in zip(asked, found, strict=True):
-        first, second = (int(w) for w in d[-1].replace("?", " ").split() if w.isdigit())
+        first, second = named(d[-1])
         assert shown(d)[first - 1] is c.candidate
         assert shown(d)[second - 1] is c.reference
     assert found[0][0] == "instruction: prefer the picture that shows what the prompt asks for.\nprompt: a red circle\n"
@@ -69,9 +86,9 @@ class Oracle(Engine):
         for d in dialogs:
             media, text = shown(d), d[-1]
             if "image" in text:
-                x, y = (media[int(w) - 1] for w in text.replace("?", " ").split() if w.isdigit())
+                x, y = (media[n - 1] for n in named(text))
             else:
-                y, x = media if "is the candidate better" in text else media[::-1]
+                y, x = media if "is the candidate" in text else media[::-1]
             place = 0.3 if x is media[0] else -0.3
             margin = 50 * (x.frames.mean() - y.frames.mean()) + 0.7 + place
             rows.append(torch.stack([torch.nn.functional.logsigmoid(margin), torch.nn.functional.logsigmoid(-margin)]))

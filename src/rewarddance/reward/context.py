@@ -36,6 +36,10 @@ Cot = Literal["none", "answer_first", "reason_first"]
 VERDICT = "\nanswer:"
 """Stands between a reason and the verdict that follows it."""
 
+_BETTER_ONE = "is {} the better one?"
+"""Where only words tell two questions apart, other words are used and not another order of them: a small model reads
+"is A better than B" and "is B better than A" as one bag of words, and learns nothing (docs/log.md)."""
+
 
 class Context(Config):
     """How a question is put.
@@ -83,8 +87,10 @@ class Context(Config):
         if comparison.reference is None:
             question = f"\nquestion: is the candidate good for the prompt? {self._request}"
             return (f"{opening}candidate: ", comparison.candidate, question)
-        question = f"\nquestion: is the candidate better than the reference? {self._request}"
-        return (f"{opening}reference: ", comparison.reference, "\ncandidate: ", comparison.candidate, question)
+        alone = self.layout == "two_questions"
+        question = _BETTER_ONE.format("the candidate") if alone else "is the candidate better than the reference?"
+        tail = f"\nquestion: {question} {self._request}"
+        return (f"{opening}reference: ", comparison.reference, "\ncandidate: ", comparison.candidate, tail)
 
     def render_reversed(self, comparison: Comparison) -> Dialog:
         """The question whether the candidate is better, put to the pictures in each other's place.
@@ -92,7 +98,7 @@ class Context(Config):
         It shares everything before the question with `render` of the swapped comparison.
         """
         shown = self.render(comparison.swapped())
-        return (*shown[:-1], f"\nquestion: is the reference better than the candidate? {self._request}")
+        return (*shown[:-1], f"\nquestion: {_BETTER_ONE.format('the reference')} {self._request}")
 
     def render_listed(self, comparison: Comparison, pictures: Sequence[Media]) -> Dialog:
         """The question about two of several pictures that are all shown; both must be among them (by identity)."""
@@ -102,7 +108,8 @@ class Context(Config):
         shown: list[Part] = [self.render(comparison)[0].removesuffix("reference: ")]  # type: ignore[union-attr]
         for i, picture in enumerate(pictures, 1):
             shown += [f"image {i}: ", picture, "\n"]
-        return (*shown, f"question: is image {first} better than image {second}? {self._request}")
+        question = f"image {first} or image {second}: {_BETTER_ONE.format(f'image {first}')}"
+        return (*shown, f"question: {question} {self._request}")
 
     @property
     def _request(self) -> str:

@@ -156,7 +156,7 @@ def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tu
             if len(parts) >= 2:
                 inner, many = ndimage.label(part, _CROSS)
                 part = inner == 1 + np.bincount(inner.ravel())[1:].argmax() if many else part
-            area = np.count_nonzero(part)
+            area = int(np.count_nonzero(part))
             if area >= MIN_AREA or np.count_nonzero(_filled(part)[1:-1, 1:-1]) >= MIN_AREA:
                 pieces.append(part)
             else:
@@ -228,7 +228,7 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
         x=(left + right) / 2,
         y=(top + bottom) / 2,
         size=float(fitted),
-        area=np.count_nonzero(filled),
+        area=int(np.count_nonzero(filled)),
         box=(top, left, bottom, right),
     )
 
