@@ -2,10 +2,22 @@
 
 import base64
 import io
+import json
 
 from PIL import Image
 
-from rewarddance.apps.report import LARGE, _image
+from rewarddance.apps.report import LARGE, _image, write_report
+from rewarddance.core.runs import RunFolder
+
+
+def test_a_judges_page_says_by_which_set_its_weights_were_chosen(tmp_path):
+    RunFolder(tmp_path).start("judge", {"data": "data/mine"})
+    figures = {"num_pairs": 9, "accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "spearman": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"held out": figures, "chose_by": "held out"}))
+    page = write_report(tmp_path).read_text()
+    assert "0.800" in page
+    assert "[0.700, 0.900]" in page
+    assert "flatters a little" in page
 
 
 def test_small_pictures_are_embedded_as_they_are_and_large_ones_made_smaller(tmp_path):

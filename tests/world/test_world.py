@@ -8,7 +8,7 @@ from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, kinds, listing
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, PromptError, parse, phrase
 from rewarddance.world.lessons import lesson, lesson_on, matching_lesson, relation_lesson
-from rewarddance.world.oracle import judge
+from rewarddance.world.oracle import Judgement, judge
 from rewarddance.world.raters import Rater, crowd
 from rewarddance.world.reading import read_scene
 from rewarddance.world.render import render
@@ -190,6 +190,17 @@ def test_damage_keeps_type_and_shape():
         out = damage_randomly(image, rng)
         assert out.dtype == np.uint8
         assert out.shape == image.shape
+
+
+def test_raters_give_four_ratings_of_one_to_five():
+    rng, rater = stream(6, "likert"), Rater("r", leniency=0.0)
+    found = [rater.likert(Judgement(1.0, 0.5, 0.25, 0.0, ()), rng) for _ in range(200)]
+    assert all(set(r) == {"fidelity", "style", "composition", "novelty"} for r in found)
+    means = {c: np.mean([r[c] for r in found]) for c in found[0]}
+    assert means["fidelity"] > 4.7
+    assert means["novelty"] < 1.3
+    assert means["style"] == pytest.approx(3, abs=0.15)
+    assert {v for r in found for v in r.values()} <= {1, 2, 3, 4, 5}
 
 
 def test_raters_follow_utility_with_noise():

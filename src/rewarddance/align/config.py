@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -40,6 +40,13 @@ class ReflConfig(Config):
     kl_weight: float = Field(1.0, ge=0)
     """Weight of KL(policy, frozen policy) of the step taken as an SDE step with noise `kl_noise`."""
     kl_noise: float = Field(0.7, gt=0)
+
+    @model_validator(mode="after")
+    def _window_lies_in_the_rollout(self) -> Self:
+        low, high = self.window
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
+        return self
 
 
 class AlignConfig(Config):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from rewarddance.core.errors import RewardDanceError
+from rewarddance.core.errors import RewardDanceError, UsageError
 from rewarddance.core.memory import keep_freed_memory
 
 EPILOGUE = """
@@ -132,9 +132,10 @@ def _run(name: str, rest: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         print(f"rewarddance: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("rewarddance: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = "; --resume goes on from the last checkpoint" if name in ("train", "align") else ""
+        print(f"rewarddance: interrupted{hint}", file=sys.stderr)
         return 1
     except Exception as error:
         if debug:

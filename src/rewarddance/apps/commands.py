@@ -192,6 +192,10 @@ class Score(Flags):
     def run(self) -> None:
         from rewarddance.jobs.score import score_data, score_one
 
+        idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
+        for flag in sorted(idle & self.given()):
+            kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
+            need(False, f"score: --{flag} has no part in judging {kind}")
         if self.data is not None:
             show(score_data(self.data, self.judge, self.out, self.tiles))
             return

@@ -8,7 +8,7 @@ from typing import Any, Self
 import tyro
 
 from rewarddance.core.config import Config, load_recipe, merge, parse_config
-from rewarddance.core.errors import ConfigError
+from rewarddance.core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ def read_with_recipe(
 
 
 def need(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless the condition holds."""
+    """Raise `UsageError(message)` unless the condition holds."""
     if not condition:
-        raise ConfigError(message)
+        raise UsageError(message)

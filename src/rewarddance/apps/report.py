@@ -95,10 +95,12 @@ def _align_figures(run: Path) -> list[dict[str, Any]]:
     gold = "second judge's P(yes)" if second else "oracle fidelity"
     probe = {"probe/gold": gold, "probe/proxy": "judge's P(yes)"}
     reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
+    known = second or RunFolder(run).read()["config"].get("prompts") is None
+    title = f"Proxy and {'second judge' if second else 'oracle'} on the probe" if known else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}
     return _figure_list(
         [
-            (f"Proxy and {'second judge' if second else 'oracle'} on the probe", curves(metrics, probe, "mean")),
+            (title, curves(metrics, probe, "mean")),
             ("Reward during training", curves(metrics, reward, "P(yes)")),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
             ("Gap: rise of the proxy less rise of the gold standard", curves(metrics, gap, "gap")),
@@ -108,11 +110,11 @@ def _align_figures(run: Path) -> list[dict[str, Any]]:
 
 def _judge_figures(run: Path) -> list[dict[str, Any]]:
     metrics = RunFolder(run).metrics()
-    names = {"id/accuracy": "held-out prompts", "ood/accuracy": "out of domain", "accuracy": "training labels"}
+    names = {"id/accuracy": "held-out prompts", "ood/accuracy": "out of distribution", "accuracy": "training labels"}
     return _figure_list(
         [
             ("Judge: loss", curves(metrics, {"loss": "cross-entropy"}, "loss")),
-            ("Judge: pairs ordered as the oracle does", curves(metrics, names, "accuracy", ("accuracy",))),
+            ("Judge: pairs ordered right", curves(metrics, names, "accuracy", ("accuracy",))),
         ]
     )
 

@@ -15,6 +15,10 @@ class ConfigError(RewardDanceError):
     """A recipe or flag is wrong."""
 
 
+class UsageError(ConfigError):
+    """Flags that do not go together; exit status 2, as for flags that do not exist."""
+
+
 class JudgementError(RewardDanceError):
     """A judge could not answer. Never turned into a number."""
 

@@ -58,14 +58,16 @@ class HackingMonitor:
         return paired_bootstrap(last.proxy, best.proxy), gold
 
     def verdict(self) -> str:
-        """`none`, `suspected` (means disagree) or `hacking` (intervals disagree)."""
+        """`called`, of the changes since the best probe; `none` at the best itself."""
         change = self.since_best()
-        if change is None:
-            return "none"
-        proxy, gold = change
-        if proxy.ci_low > 0 and gold.ci_high < 0:
-            return "hacking"
-        return "suspected" if proxy.mean > 0 and gold.mean < 0 else "none"
+        return "none" if change is None else called(*change)
+
+
+def called(proxy: Interval, gold: Interval) -> str:
+    """Of two rises: `none`, `suspected` (their means disagree) or `hacking` (their intervals do)."""
+    if proxy.ci_low > 0 and gold.ci_high < 0:
+        return "hacking"
+    return "suspected" if proxy.mean > 0 and gold.mean < 0 else "none"
 
 
 @dataclass

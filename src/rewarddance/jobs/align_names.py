@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import InputError
 from rewarddance.core.progress import console
+from rewarddance.core.seen import fingerprint
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import generator_of, load_judge
 from rewarddance.jobs.probes import Gold, judge_gold, oracle_gold
@@ -36,6 +38,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
             lines = lines[: config.num_prompts]
     if config.probe_file is not None:
         probes, _ = read_prompts(Path(config.probe_file))
+        _say_of_probes(config, probes, lines or [])
     judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
     generator = generator_of(config)
     gold: Gold | None = None if lines else oracle_gold
@@ -43,6 +46,19 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
         other = load_judge(config.gold_judge, precision=config.precision)
         gold = judge_gold(other, other.own_or(config.criterion or judge.criterion))
     return align_generator(config, generator, judge, out, prompts=lines, probe_prompts=probes, gold=gold, resume=resume)
+
+
+def _say_of_probes(config: AlignConfig, probes: Sequence[str], trained_on: Sequence[str]) -> None:
+    """What of the probes is not looked at, and what is no held-out prompt."""
+    known = {fingerprint(p) for p in trained_on}
+    shared = sum(fingerprint(p) in known for p in probes[: config.probe_prompts])
+    said = []
+    if len(probes) > config.probe_prompts:
+        said.append(f"{len(probes):,} prompts; probes look at the first {config.probe_prompts:,} (probe_prompts)")
+    if shared:
+        said.append(f"{shared} of the prompts that probes look at are trained on too, so their gain flatters")
+    for text in said:
+        console.print(f"{config.probe_file}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def read_prompts(path: Path) -> tuple[list[str], str]:

@@ -13,9 +13,11 @@ from PIL import Image
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
+from rewarddance.core.monitors import called
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.statistics import bootstrap, paired_bootstrap
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
 from rewarddance.jobs.load import generator_of, load_generator, load_internvl, load_judge
@@ -40,6 +42,8 @@ def evaluate_alignment(
     guidance: float | None = None,
 ) -> dict[str, Any]:
     """Before and after on the benchmark: oracle by category with intervals, proxy reward, diversity, samples.
+
+    `hacking` in the result holds the judge's P(after is better) against the oracle's gain (`monitors.called`).
 
     Args:
         every: take each `every`-th benchmark prompt (1 takes all 240).
@@ -75,8 +79,11 @@ def evaluate_alignment(
         "prompts": len(prompts),
         "noises": num_noises,
         "num_steps": steps,
+        "guidance": generator.guidance,
+        "seed": seed,
         **compare(gold_after, gold_before, categories),
-        "proxy": {"mean": float(proxy.mean()), "std": float(proxy.std())},
+        "proxy": {**bootstrap(proxy).as_dict(), "std": float(proxy.std())},
+        "hacking": called(bootstrap(proxy - 0.5), paired_bootstrap(gold_after, gold_before)),
         "diversity": {**spread, "feature_ratio": spread["after"]["feature"] / max(1e-9, spread["before"]["feature"])},
     }
     write_json(run / "evaluation.json", found)

@@ -45,8 +45,8 @@ def measure_judge(
         shared: all processes call this together with the same records, and share the work.
 
     Returns:
-        accuracy, accuracy_<source> and its 95% interval over prompts, num_pairs, label_accuracy and its interval,
-        answer_mass, disagreement (mean |m(x, ref) + m(ref, x)| / 2), spearman (mean over prompts of the rank
+        accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
+        answer_mass; disagreement (mean |m(x, ref) + m(ref, x)| / 2); spearman (mean over prompts of the rank
         correlation between round-robin margin and truth, K >= 3); num_refused and refused: records that the judge did
         not answer, by id with the reason, which no figure counts.
 
@@ -119,6 +119,7 @@ def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
     out["label_accuracy"] = _share(choices)
     out["label_accuracy_ci"] = _interval(choices) if choices else None
     out["accuracy"] = _share(pairs) if pairs else out["label_accuracy"]
+    out["accuracy_ci"] = _interval(pairs or choices) if pairs or choices else None
     for source in sorted({e.source for e in entries if e.pairs}):
         own = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
         out[f"accuracy_{source}"] = _share(own)
