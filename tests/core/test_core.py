@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -75,6 +77,21 @@ def test_run_folder_refuses_another_configuration(tmp_path):
     run.start("judge", {"lr": 1}, resume=True)
     with pytest.raises(RunError, match="another configuration \\(lr\\)"):
         run.start("judge", {"lr": 2}, resume=True)
+
+
+def test_a_resumption_may_set_anew_what_error_messages_advise(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    config = {"micro_batch": 0, "optim": {"lr": 1.0, "warmup_steps": 3}, "loop": {"max_seconds": None, "num_steps": 5}}
+    run.start("judge", config)
+    changed = config | {"micro_batch": 2, "optim": {"lr": 0.5, "warmup_steps": 3}}
+    run.start("judge", changed, resume=True)
+    run.start("judge", changed, resume=True)
+    found = run.read()
+    assert found["config"] == changed
+    assert [b["config"] for b in found["before"]] == [config]
+    for wrong in ({"optim": {"lr": 0.5, "warmup_steps": 4}}, {"loop": {"max_seconds": None, "num_steps": 6}}):
+        with pytest.raises(RunError, match=f"another configuration \\({next(iter(wrong))}\\)"):
+            run.start("judge", changed | wrong, resume=True)
 
 
 def test_metrics_after_a_kill_are_cut_back(tmp_path):
@@ -218,6 +235,17 @@ def test_unreadable_files_are_named(tmp_path):
             Media.open(tmp_path / name)
 
 
+def test_a_picture_of_20_000_pixels_a_side_is_over_the_limit(tmp_path):
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = part(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + part(b"IDAT", zlib.compress(b"\0" * 100)) + part(b"IEND", b"")
+    (tmp_path / "huge.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"huge.png: over the limit of 64,000,000 pixels"):
+        Media.open(tmp_path / "huge.png")
+
+
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     Image.new("RGB", (100, 100)).save(tmp_path / "big.png")
     monkeypatch.setattr("rewarddance.core.media.MAX_PIXELS", 9_999)
@@ -238,6 +266,9 @@ def test_a_loss_stuck_at_a_coins_is_said_once():
     assert len(said) == 1
     assert "coin" in said[0]
     assert not any(learning.note(i, 0.69 - 0.001 * i) for i in range(1, 301))
+    # a coin costs more where ties are modelled, or answers share their probability with other words
+    other = StuckLoss()
+    assert sum(other.note(i, 1.79, coin=1.79) is not None for i in range(1, 301)) == 1
 
 
 def test_everything_public_is_there():

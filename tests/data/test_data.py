@@ -190,6 +190,17 @@ def test_soft_labels_and_what_a_choice_is_about(tmp_path, media_root):
     assert [r.criterion for r in table] == ["overall", "style"]
 
 
+def test_pictures_that_no_judge_can_look_at_are_broken_rows(tmp_path, media_root):
+    Image.new("RGB", (1, 1)).save(media_root / "dot.png")
+    Image.new("RGB", (900, 3)).save(media_root / "line.png")
+    rows = [pair(image_a="dot.png"), pair(image_b="line.png"), pair()]
+    found = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out", "skip")
+    reasons = dict(found.rejected)
+    assert set(reasons) == {1, 2}
+    assert "dot.png: 1x1 pixels is too small" in reasons[1]
+    assert "line.png: 900x3 pixels is too small or too narrow" in reasons[2]
+
+
 def test_ratings_are_kept_and_imply_choices(tmp_path, media_root):
     listed = {"prompt": "p", "images": ["a.png", "b.jpg", "c.webp"]}
     rows = [

@@ -1,8 +1,9 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import InputError, RunError
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
 from rewarddance.jobs.judge_benchmark import measure_on_data
@@ -58,4 +59,9 @@ def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder,
     assert again["accuracy"] == pytest.approx(figures["accuracy"])
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
     assert cross_validate(config, folds, table, tmp_path)["folds"] == found["folds"]
+    # figures of another configuration, or of other rows, are not passed off as this one's
+    with pytest.raises(RunError, match="another configuration \\(label_smoothing\\)"):
+        cross_validate(config.model_copy(update={"label_smoothing": 0.1}), folds, table, tmp_path)
+    with pytest.raises(RunError, match="a fold of other records"):
+        cross_validate(config, [replace(folds[0], train=folds[0].train[1:])], table, tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

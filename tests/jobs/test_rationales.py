@@ -1,10 +1,14 @@
 """Reasons by a teacher: the oracle, and a server that misbehaves in every way that servers do."""
 
+import base64
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from PIL import Image
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
@@ -101,7 +105,7 @@ def test_a_server_is_asked_in_the_open_format_and_its_tokens_are_counted(folder,
 def test_refusals_riddles_and_failures_are_recorded_and_failures_asked_again(folder, server, tmp_path):
     server.script = [
         (429, {}),
-        reply("yes. It is rounder."),
+        reply("yes. The candidate is rounder."),
         reply(None, refusal="I would rather not."),
         reply("Both are lovely!"),
         (200, {"odd": True}),
@@ -116,11 +120,48 @@ def test_refusals_riddles_and_failures_are_recorded_and_failures_asked_again(fol
         "disagrees": 1,
         "failed": 1,
     }
-    server.script, server.asked = [reply("no, the second is better")], []
+    server.script, server.asked = [reply("no, the reference is better")], []
     again = add_rationales(folder, teacher(server), tmp_path / "out")
     assert len(server.asked) == 1  # only the failed one
     assert again["kept"] == 2
     assert "failed" not in again
+
+
+def test_questions_that_a_server_turns_away_are_refused_and_the_rest_is_asked(folder, server, tmp_path):
+    server.script = [reply("Yes, the candidate is rounder."), (400, {"error": "content filter"}), reply("Yes, it is.")]
+    found = add_rationales(folder, teacher(server), tmp_path / "out")
+    assert {k: found[k] for k in ("kept", "refused", "unreadable")} == {"kept": 1, "refused": 1, "unreadable": 4}
+
+
+def test_a_server_that_turns_everything_away_is_not_asked_on(server, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.teacher_http.ALL_REFUSED", 3)
+    server.script = [(400, {"error": "no such model"})]
+    picture = Media(torch.rand(1, 3, 8, 8))
+    asked = teacher(server)
+    assert [asked.tell("a", picture, picture, "fidelity").problem for _ in range(2)] == ["refused", "refused"]
+    with pytest.raises(InputError, match="no such model"):
+        asked.tell("a", picture, picture, "fidelity")
+
+
+def test_reasons_that_hang_on_places_are_no_reasons():
+    """They would be false of the same pictures in the other order."""
+    told = [
+        read_answer({"choices": [{"message": {"content": f"Yes, {text}"}}]}).problem
+        for text in (
+            "the second image is better",
+            "it is red",
+            "Candidate A is red, image 1 is not",
+            "the candidate is red",
+        )
+    ]
+    assert told == ["unreadable", "unreadable", "unreadable", None]
+
+
+def test_large_pictures_are_sent_smaller(folder, server, tmp_path):
+    teacher(server, max_side=16).tell("a", *[Media(torch.rand(1, 3, 48, 32))] * 2, "fidelity")
+    url = server.asked[0][2]["messages"][0]["content"][1]["image_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as sent:
+        assert sent.size == (11, 16)
 
 
 def test_a_wrong_key_stops_at_once(folder, server, tmp_path):
@@ -137,7 +178,9 @@ def test_a_server_that_is_not_there_fails_and_says_so(folder, tmp_path):
 
 
 def test_answers_are_read_generously_but_not_guessed():
-    assert read_answer(reply("**Yes** - it has both.")[1]) == Told(True, "it has both.", None, (100, 10))
+    assert read_answer(reply("**Yes** - the candidate has both.")[1]) == Told(
+        True, "the candidate has both.", None, (100, 10)
+    )
     assert read_answer(reply("yes")[1]).problem == "unreadable"
     assert read_answer(reply("Yesterday was better")[1]).problem == "unreadable"
     assert outcome_of(Choice(0, 1, 0.9), Told(False, "x")) == "disagrees"

@@ -36,6 +36,21 @@ def test_a_frozen_judge_is_held_in_bf16_and_says_what_the_fp32_judge_says(
     assert half.judge(pairs(pictures)).margin.isfinite().all()
 
 
+def test_answer_words_never_have_more_than_all_probability(backbone, pictures, as_on_a_gpu):
+    """Exact logits of the answer words over a rounded sum would pass 1 where these words have nearly all of it."""
+    with torch.no_grad():
+        for i, word in enumerate(("yes", "no")):
+            row = backbone.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+            backbone.module.get_input_embeddings().weight[row] *= 40 + i
+    judge = new_judge(JudgeSpec(precision="bf16"), backbone)
+    judge.single.strict = False
+    verdict = judge.judge(pairs(pictures))
+    assert float(verdict.answer_mass.detach().max()) <= 1 + 1e-6
+    plain = new_judge(JudgeSpec(precision="fp32"), backbone)
+    plain.single.strict = False
+    assert torch.allclose(verdict.answer_mass, plain.judge(pairs(pictures)).answer_mass, atol=0.05)
+
+
 def test_margins_are_not_rounded_to_bf16(backbone, pictures, as_on_a_gpu):
     judge = new_judge(JudgeSpec(precision="bf16"), backbone)
     with torch.no_grad():

@@ -32,6 +32,27 @@ def plain_logp(backbone, dialog, tail):
     return out[len(e.ids) - 1 : -1]
 
 
+def test_without_any_reason_verdicts_are_learnt_where_they_are_read(backbone, pictures, monkeypatch):
+    judge = GenerativeJudge(Engine(backbone), Context(cot="reason_first", samples=1), strict=False)
+    monkeypatch.setattr(type(backbone), "generate", lambda self, dialogs, *rest: [""] * len(dialogs))
+    asked = comparisons(pictures, reasons=(None, None, None))
+    verdict, told = judge.learn(asked)
+    assert torch.isnan(told).all()
+    assert torch.allclose(verdict.margin, judge.judge(asked).margin, atol=1e-5)
+
+
+def test_roles_change_places_whatever_their_case():
+    assert swap_roles("Candidate good, the reference, REFERENCE") == "Reference good, the candidate, CANDIDATE"
+
+
+def test_reasons_are_drawn_from_the_models_own_distribution(backbone, pictures):
+    """A checkpoint's settings for chats (here: always the likeliest token) must not narrow it."""
+    backbone.model.generation_config.update(top_k=1, top_p=0.01, repetition_penalty=9.0)
+    torch.manual_seed(0)
+    dialog = Context(cot="reason_first").render(comparisons(pictures)[0])
+    assert len(set(backbone.generate([dialog] * 6, 4, temperature=1.0))) > 1
+
+
 @pytest.mark.parametrize("cot", ["answer_first", "reason_first"])
 def test_what_is_learnt_equals_plain_forwards(cot, backbone, pictures):
     engine = Engine(backbone)
@@ -43,7 +64,10 @@ def test_what_is_learnt_equals_plain_forwards(cot, backbone, pictures):
     ids = [engine.word_id(f"{space}{w}") for w in ("yes", "no")]
     for i, c in enumerate(asked):
         word = ids[0] if c.label >= 0.5 else ids[1]
-        if c.rationale is None:
+        if c.rationale is None and cot == "reason_first":
+            start = engine.tokens(VERDICT)  # an empty reason: the verdict stands where inference reads it
+            tail, place = [*start, word], len(start)
+        elif c.rationale is None:
             tail, place = [word], 0
         elif cot == "answer_first":
             tail, place = [word, *engine.tokens(f" because {c.rationale}"), *engine.end_of_turn], 0

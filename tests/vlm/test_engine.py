@@ -3,11 +3,14 @@
 import pytest
 import torch
 from dialogs import WORDS, mixed_dialogs, question
+from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen3Config
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.memory import peak_bytes
+from rewarddance.vlm.preprocess import Preprocessor
 
 
 def plain(backbone, dialogs):
@@ -21,14 +24,48 @@ def plain(backbone, dialogs):
     return torch.stack(rows)
 
 
+@pytest.fixture(params=["InternVL3", "InternVL3.5"])
+def either(request, backbone, tokenizer):
+    """Language models of both generations: Qwen2 as the embedded one, and Qwen3 (norms of queries and keys, keys shared
+    by heads of a width of their own, a head of its own) as in the public presets."""
+    if request.param == "InternVL3":
+        return backbone
+    base = backbone.model.config
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=96,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    config = InternVLConfig(
+        vision_config=base.vision_config,
+        text_config=text,
+        image_token_id=base.image_token_id,
+        image_seq_length=base.image_seq_length,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(1)
+    model = InternVLForConditionalGeneration(config).eval()
+    return InternVLBackbone(model, tokenizer, Preprocessor.square(48))
+
+
 @pytest.mark.parametrize("budget", [100, 700, 100_000])
-def test_logits_equal_plain_forwards(backbone, pictures, budget):
+def test_logits_equal_plain_forwards(either, pictures, budget):
+    backbone = either
     dialogs = mixed_dialogs(pictures)
     found = Engine(backbone, budget=budget).answer_logits(dialogs, WORDS)
     assert torch.allclose(found.logits, plain(backbone, dialogs), atol=1e-5)
 
 
-def test_gradients_to_pixels_and_weights_equal_plain_forwards(backbone, pictures):
+def test_gradients_to_pixels_and_weights_equal_plain_forwards(either, pictures):
+    backbone = either
     media = [Media(m.frames.clone().requires_grad_()) for m in pictures]
     dialogs = mixed_dialogs(media)
     weights = [p for n, p in backbone.module.named_parameters() if "k_proj.bias" not in n]  # those have no gradient

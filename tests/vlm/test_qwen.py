@@ -5,7 +5,6 @@ import pytest
 import torch
 from dialogs import WORDS, mixed_dialogs
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rewarddance.core.errors import ConfigError, InputError
@@ -13,52 +12,12 @@ from rewarddance.core.media import Media
 from rewarddance.vlm.backbone import load_backbone_folder
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.patches import PatchPreprocessor
-from rewarddance.vlm.qwen import CLASSES, MARKS, QwenBackbone
-from rewarddance.vlm.tiny import new_tokenizer
-
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-
-
-def qwen_tokenizer():
-    tokenizer = new_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)}, replace_extra_special_tokens=False)
-    return tokenizer
-
-
-def new_model(kind, tokenizer):
-    torch.manual_seed(3)
-    ids = {
-        name: tokenizer.convert_tokens_to_ids(mark) for name, mark in zip(("start", "image", "end"), MARKS, strict=True)
-    }
-    common = {"image_token_id": ids["image"], "vision_start_token_id": ids["start"], "vision_end_token_id": ids["end"]}
-    text = TEXT | {"vocab_size": len(tokenizer)}
-    if kind == "qwen2_5_vl":
-        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
-        vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
-        config = Qwen2_5_VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision, **common)
-    else:
-        rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
-        vision = {"depth": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64}
-        vision |= {"patch_size": 16, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
-        text |= {"rope_parameters": rope, "head_dim": 16}
-        config = Qwen3VLConfig(text_config=text, vision_config=vision, **common)
-    return CLASSES[kind](config).eval()
+from rewarddance.vlm.qwen import CLASSES, QwenBackbone
 
 
 @pytest.fixture(params=sorted(CLASSES))
-def backbone(request):
-    tokenizer = qwen_tokenizer()
-    model = new_model(request.param, tokenizer)
-    patch = model.config.vision_config.patch_size
-    return QwenBackbone(model, tokenizer, PatchPreprocessor(patch, min_pixels=16, max_pixels=120_000))
+def backbone(request, new_qwen):
+    return new_qwen(request.param)
 
 
 @pytest.fixture

@@ -52,6 +52,14 @@ def test_adapters_name_layers_that_do_not_exist(backbone):
         add_lora(backbone, 2, 4.0, targets=("w_pack",))
 
 
+def test_a_frozen_tower_drops_nothing(backbone):
+    backbone.vision.requires_grad_(False)
+    set_dropout(backbone, 0.5)
+    shares = {n: m.attention_dropout for n, m in backbone.module.named_modules() if hasattr(m, "attention_dropout")}
+    assert {v for n, v in shares.items() if "language_model" in n} == {0.5}
+    assert {v for n, v in shares.items() if "vision_tower" in n} == {0.0}
+
+
 def test_dropout_works_in_training_only(backbone, pictures):
     set_dropout(backbone, 0.5)
     backbone.module.train()

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Larger files are refused as decompression bombs; an 8K photograph has 33 million."""
+MIN_SIDE, MAX_ASPECT = 2, 200
+"""Of pictures that can be judged: least side in pixels, and how many times longer than wide at most."""
+
+
+def check_size(height: int, width: int, origin: str | None = None) -> None:
+    """Refuse pictures that no judge can look at.
+
+    Raises:
+        InputError: under `MIN_SIDE` pixels, or narrower than `MAX_ASPECT` allows.
+    """
+    if min(height, width) < MIN_SIDE or max(height, width) / min(height, width) > MAX_ASPECT:
+        raise InputError(f"{origin or 'picture'}: {width}x{height} pixels is too small or too narrow to judge")
+
 
 _unique = itertools.count()
 
@@ -123,8 +136,10 @@ class Media:
                 return cls.from_pil(image, origin=str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (UnidentifiedImageError, Image.DecompressionBombError):
+        except UnidentifiedImageError:
             raise InputError(f"{path}: not a PNG, JPEG or WebP picture") from None
+        except Image.DecompressionBombError:
+            raise InputError(f"{path}: over the limit of {MAX_PIXELS:,} pixels") from None
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{path}: unreadable or truncated picture ({error})") from None
 

@@ -72,10 +72,11 @@ def called(proxy: Interval, gold: Interval) -> str:
 
 @dataclass
 class StuckLoss:
-    """Notices a binary cross-entropy that stays at ln 2 = 0.693: the model answers every question by a coin.
+    """Notices a loss that stays where margins of 0 would put it (a cross-entropy at ln 2 = 0.693): a coin's.
 
     Attributes:
-        after: steps after which it speaks; window: steps that it averages; near: how close to ln 2 is stuck.
+        after: steps after which it speaks; window: steps that it averages; near: how close to a coin's is stuck.
+        recent: losses less those of a coin.
     """
 
     after: int = 200
@@ -83,13 +84,13 @@ class StuckLoss:
     near: float = 0.01
     recent: list[float] = field(default_factory=list)
 
-    def note(self, step: int, loss: float) -> str | None:
-        """A warning at step `after`, once, where the mean of the last `window` losses is ln 2."""
-        self.recent = [*self.recent[-(self.window - 1) :], loss]
+    def note(self, step: int, loss: float, coin: float = math.log(2)) -> str | None:
+        """A warning at step `after`, once, where the last `window` losses were a coin's on average."""
+        self.recent = [*self.recent[-(self.window - 1) :], loss - coin]
         mean = sum(self.recent) / len(self.recent)
-        if step != self.after or len(self.recent) < self.window or abs(mean - math.log(2)) > self.near:
+        if step != self.after or len(self.recent) < self.window or abs(mean) > self.near:
             return None
         return (
-            f"after {step} steps the loss is still {mean:.3f}, that of a coin: labels at random, a learning rate too "
-            "small or too large, frozen weights, or pictures that look alike after preprocessing"
+            f"after {step} steps the loss is still {coin + mean:.3f}, that of a coin: labels at random, a learning "
+            "rate too small or too large, frozen weights, or pictures that look alike after preprocessing"
         )

@@ -55,11 +55,15 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+_CHANGEABLE = {"": {"shard", "micro_batch"}, "loop": {"max_seconds"}, "optim": {"lr"}}
+"""What a resumption may set anew, by section: processes, memory, the time limit, and a learning rate that diverged."""
+
+
 def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what may differ from one resumption to the next: the time limit and the processes."""
-    kept = {k: v for k, v in config.items() if k != "shard"}
-    loop = kept.get("loop")
-    return {**kept, "loop": {k: v for k, v in loop.items() if k != "max_seconds"}} if loop else kept
+    """A configuration without what may differ from one resumption to the next."""
+    kept = {k: v for k, v in config.items() if k not in _CHANGEABLE[""]}
+    sections = {n: kept[n] for n in ("loop", "optim") if isinstance(kept.get(n), Mapping)}
+    return kept | {n: {k: v for k, v in s.items() if k not in _CHANGEABLE[n]} for n, s in sections.items()}
 
 
 class RunFolder:
@@ -81,7 +85,7 @@ class RunFolder:
 
         Raises:
             RunError: the folder holds a run already and `resume` is False, or it was made with
-                another configuration.
+                another configuration. What may change on a resumption is written down under `before`.
         """
         target = self.path / "run.json"
         if target.exists():
@@ -92,6 +96,9 @@ class RunFolder:
             different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
             if old["kind"] != kind or different:
                 raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
+            if old["config"] != json.loads(json.dumps(dict(config))):
+                again = {"resumed": time.time(), "config": old["config"]}
+                write_json(target, {**old, "config": dict(config), "before": [*old.get("before", []), again]})
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(target, {"kind": kind, "config": dict(config), "started": time.time(), **environment()})

@@ -52,7 +52,10 @@ def swap_roles(rationale: str) -> str:
     'the reference matches, the candidate does not'
     """
     roles = {"candidate": "reference", "reference": "candidate"}
-    return re.sub(r"\b(candidate|reference)\b", lambda found: roles[found[0]], rationale)
+    roles |= {a.capitalize(): b.capitalize() for a, b in roles.items()} | {
+        a.upper(): b.upper() for a, b in roles.items()
+    }
+    return re.sub(rf"\b({'|'.join(roles)})\b", lambda found: roles[found[0]], rationale)
 
 
 @dataclass(frozen=True)

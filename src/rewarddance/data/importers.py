@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import Media
+from rewarddance.core.media import Media, check_size
 from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import row_of, write_rows
@@ -178,6 +178,8 @@ def load(draft: Draft, root: Path) -> dict[str, Any]:
     """Open every picture of a draft; a Parquet row with the original files."""
     files = [_inside(root, p) for p in draft.paths]
     media = tuple(Media.open(f) for f in files)
+    for m in media:
+        check_size(*m.size, m.origin)
     record = PreferenceRecord(
         draft.record_id,
         draft.prompt,

@@ -288,5 +288,7 @@ def _decode(content: bytes, origin: str) -> Media:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{origin}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS:,}")
             return Media.from_pil(image, origin=origin)
+    except Image.DecompressionBombError:
+        raise InputError(f"{origin}: over the limit of {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{origin}: unreadable picture ({error})") from None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewarddance.core.errors import InputError
-from rewarddance.core.parallel import is_leader
+from rewarddance.core.errors import InputError, RunError
+from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.runs import environment, write_json
 from rewarddance.core.statistics import over_runs
 from rewarddance.core.streams import stream
@@ -88,9 +90,31 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
 
 
 def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str) -> dict[str, Any]:
+    _same_rows(fold, table, folder)
+
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
         return sizes | measure_judge(load_judge(folder), table.take(fold.held_out))
 
     train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)
+
+
+def _same_rows(fold: Fold, table: RecordTable, folder: Path) -> None:
+    """Write down what a fold is made of, or make sure that a folder from before was made of the same.
+
+    Raises:
+        RunError: it was not.
+    """
+    prompts = table.prompts
+    content = [[prompts[i] for i in rows] for rows in (fold.train, fold.held_out)]
+    now = {"rows_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    target = folder / "fold.json"
+    wait_for_all()
+    if target.is_file():
+        if json.loads(target.read_text()) != now:
+            raise RunError(f"{folder}: holds a fold of other records; name another --out")
+    elif is_leader():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(target, now)
+    wait_for_all()

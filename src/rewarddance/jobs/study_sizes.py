@@ -5,6 +5,7 @@ A study of hours, so it goes on where it was stopped; what did not fit the budge
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     """
     deadline = time.monotonic() + budget
     out.mkdir(parents=True, exist_ok=True)
+    _same_study(config, out / "study.json")
     found: dict[str, Any] = {}
     unfinished: dict[str, str] = {}
     for size in config.sizes:
@@ -60,6 +62,16 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
         write_json(out / "study.json", result)
         (out / "table.md").write_text(sizes_table(found, unfinished))
     return result
+
+
+def _same_study(config: SizesConfig, target: Path) -> None:
+    """What was measured with other steps or another judge is not this study's."""
+    if not target.is_file():
+        return
+    before, now = (dict(c) for c in (json.loads(target.read_text())["config"], config.model_dump(mode="json")))
+    different = sorted(k for k in now if k != "sizes" and before.get(k) != now[k])
+    if different:
+        raise RunError(f"{target.parent}: was made with another configuration ({', '.join(different)})")
 
 
 class OutOfTime(Exception):

@@ -79,11 +79,11 @@ def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
     """Say what is trained and how; the adapters, where there are any."""
     backbone.module.train()
     backbone.module.requires_grad_(True)
-    if config.freeze_vision:
-        backbone.vision.requires_grad_(False)
     tuner = None
     if config.lora.rank:
         tuner = add_lora(backbone, config.lora.rank, config.lora.alpha, config.lora.targets, config.dropout)
+    if config.freeze_vision is not None:
+        backbone.vision.requires_grad_(not config.freeze_vision)
     if config.dropout:
         set_dropout(backbone, config.dropout)
     if config.gradient_checkpointing:
@@ -178,7 +178,7 @@ class JudgeRun:
             reason_weight=config.reason_weight,
             inside=self.inside,
         )
-        self.accumulate.size = kept.get("micro_batch", self.accumulate.size)
+        self.accumulate.size = min(self.accumulate.size, kept.get("micro_batch", self.accumulate.size))
         self.stuck = StuckLoss(recent=kept.get("recent_losses", []))
         self.batches = Ahead(lambda index: _hashed(training_batch(self.train, config, index)), config.loop.num_steps)
         self.watched = f"{next(iter(self.validation), None)}/accuracy"
@@ -205,7 +205,8 @@ class JudgeRun:
             metrics: Metrics = dict(self.accumulate(batch, index))
         except RunError as error:
             raise RunError(f"step {index}: {error}; {self.loop.folder.path} keeps its last checkpoint") from None
-        warning = None if self.config.paradigm == "regression" else self.stuck.note(index + 1, metrics["loss"])
+        verdict, coin = float(metrics.pop("verdict_loss")), float(metrics.pop("coin_loss"))
+        warning = None if self.config.paradigm == "regression" else self.stuck.note(index + 1, verdict, coin)
         if warning:
             self.say(warning)
             metrics["warning"] = warning
@@ -258,8 +259,13 @@ def _shard(judge: Judge, config: RewardConfig) -> Inside:
 def train_once(
     config: RewardConfig, train: Sequence[PreferenceRecord], out: Path, load: Callable[[], Backbone], title: str
 ) -> None:
-    """Train without validation, unless it is finished; go on where it was stopped. For studies and folds."""
+    """Train without validation, unless it is finished; go on where it was stopped. For studies and folds.
+
+    Raises:
+        RunError: what is there was made with another configuration.
+    """
     if (out / "model" / "judge.json").is_file():
+        RunFolder(out).start("judge", config.model_dump(mode="json"), resume=True)
         return
     resume = (out / "run.json").is_file()
     wait_for_all()  # every process has looked before the first one writes

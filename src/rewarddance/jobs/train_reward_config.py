@@ -40,7 +40,9 @@ class RewardConfig(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     reason_weight: float = Field(0.5, ge=0)
     """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
-    freeze_vision: bool = False
+    freeze_vision: bool | None = None
+    """Leave the vision tower as it is. When not given it is trained with all weights, and left alone with LoRA; `false`
+    with LoRA trains the tower's own weights beside the adapters."""
     tiles: int = Field(1, ge=1)
     """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12). 1
     sees the whole alone, made square. Kept with the judge."""

@@ -20,7 +20,7 @@ from rewarddance.reward.config import Paradigm
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question, questions
 
-FIGURES = ("loss", "accuracy", "answer_mass", "margin", "margin_std", "reason_logp")
+FIGURES = ("loss", "accuracy", "answer_mass", "margin", "margin_std", "verdict_loss", "coin_loss", "reason_logp")
 """Of `reward_step`; the last is there where reasons are learnt."""
 
 

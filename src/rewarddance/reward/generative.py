@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Dialog
+from rewarddance.core.parallel import max_over_processes
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.context import VERDICT, Context
 from rewarddance.reward.layouts import dialogs_of, orders
@@ -68,8 +69,12 @@ class GenerativeJudge:
 
     def _reasons(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
         most, found = self.context.max_reason_tokens, list[str]()
-        for i in range(0, len(dialogs), chunk):
-            found += self.engine.backbone.generate(dialogs[i : i + chunk], most, temperature)
+        starts = range(0, len(dialogs), chunk)
+        # processes that share weights write together, so those with less to write do some of it twice
+        calls = max_over_processes(len(starts)) if self.engine.lockstep else len(starts)
+        for i in [*starts, *[0] * (calls - len(starts))]:
+            written = self.engine.backbone.generate(dialogs[i : i + chunk], most, temperature)
+            found += written if len(found) < len(dialogs) else []
         return found
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
@@ -79,11 +84,12 @@ class GenerativeJudge:
     def learn(self, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
         """For training: verdicts, and the mean log-probability of each rationale's tokens, (N,), NaN without one.
 
-        With chain of thought, verdicts stand behind (`reason_first`) or before (`answer_first`) the given rationale;
-        where none is given, the question is asked without.
+        With chain of thought, verdicts stand behind (`reason_first`) or before (`answer_first`) the given rationale, or
+        an empty one where none is given: always where inference reads them.
         """
         nothing = torch.full((len(comparisons),), torch.nan)
-        if self.context.cot == "none" or not any(c.rationale for c in comparisons):
+        told = self.context.cot == "reason_first" or any(c.rationale for c in comparisons)
+        if self.context.cot == "none" or not told:
             verdict = self._asked(comparisons)
             return verdict, nothing.to(verdict.margin.device)
         words = (self.context.yes, self.context.no)
@@ -92,15 +98,15 @@ class GenerativeJudge:
         tails, places = [], []
         for c in comparisons:
             before, verdict_word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "")
-            start = self.engine.tokens(before) if c.rationale else []
+            start = self.engine.tokens(before)
             rest = [*self.engine.tokens(after), *self.engine.end_of_turn] if c.rationale else []
             tails.append([*start, self.engine.word_id(verdict_word), *rest])
             places.append(len(start))
         answers, reasons = self.engine.answer_and_reasons(dialogs_of(self.context, comparisons), tails, places, words)
-        told = torch.stack(
-            [r.mean() if c.rationale else r.new_tensor(torch.nan) for r, c in zip(reasons, comparisons, strict=True)]
-        )
-        return Verdict(answers.logp[:, 0], answers.logp[:, 1], answers.mass), told
+        worth = [
+            r.mean() if c.rationale else r.new_tensor(torch.nan) for r, c in zip(reasons, comparisons, strict=True)
+        ]
+        return Verdict(answers.logp[:, 0], answers.logp[:, 1], answers.mass), torch.stack(worth)
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"vlm": self.engine.backbone.module}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -32,15 +33,15 @@ def reward_step(
             mean, not a sum, so that a long reason does not drown its verdict.
 
     Returns:
-        loss: weighted mean (see `paradigms.losses`); accuracy: share of decided targets (not ties) that the margin
-        orders right, for `regression` the share of scores within half a point; answer_mass: mean probability of the
-        answer words; margin, margin_std: mean and spread of the margins; reason_logp: mean log-probability of a
-        rationale's tokens; num_decided, num_told: of how many questions accuracy and reason_logp are the means (NaN of
-        none).
+        loss: weighted mean (see `paradigms.losses`); verdict_loss: the same without reasons; coin_loss: what margins of
+        0 would cost; accuracy: share of decided targets (not ties) that the margin orders right, for `regression` the
+        share of scores within half a point; answer_mass: mean probability of the answer words; margin, margin_std: mean
+        and spread of the margins; reason_logp: mean log-probability of a rationale's tokens; num_decided, num_told: of
+        how many questions accuracy and reason_logp are the means (NaN of none).
     """
     verdict, told = _verdicts(judge, [q.comparison for q in asked])
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(asked))
-    loss = (losses(paradigm, verdict, targets, smoothing) * weights).mean()
+    verdict_loss = loss = (losses(paradigm, verdict, targets, smoothing) * weights).mean()
     given = ~torch.isnan(told)
     if reason_weight and bool(given.any()):
         loss = loss - reason_weight * told[given].sum() / len(told)
@@ -50,8 +51,13 @@ def reward_step(
         accuracy = ((margin - targets).abs() < 0.5).float().mean()
     else:
         accuracy = agreement(margin[decided], targets[decided] - 0.5).mean()
+    coin = torch.full_like(verdict.margin.detach(), -math.log(2))
     return {
         "loss": loss,
+        "verdict_loss": verdict_loss.detach(),
+        "coin_loss": (
+            losses(paradigm, Verdict(coin, coin, torch.ones_like(coin)), targets, smoothing) * weights
+        ).mean(),
         "accuracy": accuracy,
         "answer_mass": verdict.answer_mass.detach().mean(),
         "margin": margin.mean(),

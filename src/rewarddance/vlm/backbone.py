@@ -90,7 +90,10 @@ class Backbone(ABC):
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(e.ids)) + list(e.ids) for e in encoded], device=self.device)
         mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=self.device)
-        drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        # from the model's own distribution: checkpoints bring settings for chats, which cut it and punish repetition
+        drawn: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
+        if temperature > 0:
+            drawn |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         types = {"mm_token_type_ids": (ids == self.image_token_id).int()} if self.needs_types else {}
         written = self.model.generate(
             input_ids=ids,

@@ -163,7 +163,9 @@ class Engine:
         chosen, total = [], []  # a whole vocabulary of logits is held for HEAD_ROWS questions at a time
         for rows in torch.split(hidden, HEAD_ROWS):
             logits = self.backbone.head(rows).float()
-            chosen.append(logits[:, ids] if self.autocast is None else self._exact(rows, ids))
+            if self.autocast is not None:
+                logits = logits.index_copy(1, ids, self._exact(rows, ids))  # in the sum too, or a share could pass 1
+            chosen.append(logits[:, ids])
             total.append(logits.logsumexp(-1, keepdim=True))
         found = torch.cat(chosen)
         return Answers(found, found - torch.cat(total))

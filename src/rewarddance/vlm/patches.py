@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.core.errors import InputError
-from rewarddance.vlm.preprocess import MAX_ASPECT, processor_settings
+from rewarddance.core.media import MAX_ASPECT
+from rewarddance.vlm.preprocess import processor_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewarddance.core.errors import ConfigError, InputError
-from rewarddance.core.media import Media
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media, check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_SIDE, MAX_ASPECT = 2, 200
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
@@ -126,8 +125,7 @@ class Preprocessor:
     def frames(self, frames: Tensor, origin: str | None = None) -> Tensor:
         """(F, 3, H, W) in [0, 1] to (F, 3, height, width), normalised. Gradients flow."""
         h, w = frames.shape[-2:]
-        if min(h, w) < MIN_SIDE or max(h, w) / min(h, w) > MAX_ASPECT:
-            raise InputError(f"{origin or 'picture'}: {w}x{h} pixels is too small or too narrow to judge")
+        check_size(h, w, origin)
         x = frames.float()
         if (h, w) != (self.height, self.width):
             size = (self.height, self.width)

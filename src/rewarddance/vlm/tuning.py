@@ -59,10 +59,11 @@ def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Te
 
 
 def set_dropout(backbone: Backbone, share: float) -> None:
-    """Drop this share of attention weights in training, in both towers."""
+    """Drop this share of attention weights in training, in both towers; not in a vision tower that is frozen."""
+    still = set() if any(p.requires_grad for p in backbone.vision.parameters()) else set(backbone.vision.modules())
     for module in backbone.module.modules():
         found: Any = module
-        if isinstance(getattr(module, "attention_dropout", None), float):
+        if module not in still and isinstance(getattr(module, "attention_dropout", None), float):
             found.attention_dropout = share
 
 

@@ -1,0 +1,55 @@
+"""Judges on Qwen backbones: trained whole and by adapters, saved, and loaded again."""
+
+import pytest
+import torch
+
+from rewarddance.core.types import Comparison
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
+from rewarddance.reward.checkpoint import new_judge
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.context import Context
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def folder(request, new_qwen, tmp_path):
+    return new_qwen(request.param).save(tmp_path / "vlm")
+
+
+def asked(data_folder):
+    media = RecordTable.open(data_folder / "id.parquet")[0].media
+    return [
+        Comparison("a red circle", media[0], media[1], "fidelity"),
+        Comparison("two", media[1], media[2], "fidelity"),
+    ]
+
+
+@pytest.mark.parametrize("how", ["whole", "adapters"])
+def test_a_judge_is_trained_saved_and_loaded(folder, data_folder, quick, tmp_path, monkeypatch, how):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    config = RewardConfig(
+        backbone=str(folder),
+        data=str(data_folder),
+        prompts_per_step=4,
+        precision="fp32",
+        lora=LoraSettings(rank=2 if how == "adapters" else 0),
+        gradient_checkpointing=how == "adapters",
+        **quick(num_steps=3),
+    )
+    train = RecordTable.open(data_folder / "train.parquet")
+    questions = asked(data_folder)
+    start = new_judge(JudgeSpec(precision="fp32"), load_backbone(folder)).judge(questions).margin.detach()
+    out = train_judge(config, load_backbone(folder), train, {}, tmp_path / "run")
+    first, again = (load_judge(out, precision="fp32").judge(questions) for _ in range(2))
+    assert torch.equal(first.margin, again.margin)
+    assert not torch.allclose(first.margin, start, atol=1e-4)
+    assert first.disagreement is not None
+
+
+def test_a_qwen_judge_thinks_aloud(folder, data_folder, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    context = Context(cot="reason_first", samples=2, max_reason_tokens=3)
+    judge = new_judge(JudgeSpec(context=context, precision="fp32"), load_backbone(folder))
+    assert judge.judge(asked(data_folder)).margin.isfinite().all()
