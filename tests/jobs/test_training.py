@@ -21,7 +21,7 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_backbone, load_generator, load_judge
+from rewarddance.jobs.load import ASSETS, load_backbone, load_generator, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
@@ -81,20 +81,50 @@ def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", res
 @pytest.fixture(scope="module")
 def trained(vlm_folder, data_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
-    config = RewardConfig(
+    train_from_data(golden_config(vlm_folder, data_folder), out)
+    return out
+
+
+def golden_config(vlm_folder, data_folder, lr=4e-3, num_steps=30, **changes):
+    return RewardConfig(
         backbone=str(vlm_folder),
         data=str(data_folder),
         prompts_per_step=4,
         precision="fp32",
-        optim=OptimConfig(lr=4e-3, warmup_steps=2),
-        loop=LoopConfig(num_steps=30, validate_every=15, save_every=10),
+        optim=OptimConfig(lr=lr, warmup_steps=2),
+        loop=LoopConfig(num_steps=num_steps, validate_every=15, save_every=10),
+        **changes,
     )
-    train_from_data(config, out)
-    return out
 
 
 def test_reward_training_follows_the_golden_trajectory(trained):
     check_golden("reward", trajectory(trained, "loss", "grad_norm", "answer_mass"), rel=2e-2, abs=2e-4)
+
+
+def from_the_shipped_judge(data_folder, out, **changes):
+    """From a model that has opinions, so that labels and scales show at once; a random one learns to answer first."""
+    train_from_data(golden_config(ASSETS / "judge-tiny", data_folder, num_steps=12, **{"lr": 1e-3} | changes), out)
+    return trajectory(out, "loss", "grad_norm", "margin_std")
+
+
+def test_a_trained_judges_further_training_follows_the_golden_trajectory(data_folder, tmp_path):
+    check_golden("reward_warm", from_the_shipped_judge(data_folder, tmp_path / "run"), rel=2e-2, abs=2e-3)
+
+
+@pytest.mark.parametrize("change", [{"shuffle_labels": True}, {"label_smoothing": 0.1}, {"lr": 1.5e-3}])
+def test_the_golden_reward_trajectory_catches_changed_labels_and_scales(change, data_folder, tmp_path):
+    golden = json.loads((GOLDEN / "reward_warm.json").read_text())
+    found = from_the_shipped_judge(data_folder, tmp_path / "run", **change)
+    with pytest.raises(AssertionError):
+        same(found, golden, rel=2e-2, abs=2e-3)
+
+
+def test_adapters_may_be_trained_beside_the_vision_tower(vlm_folder, data_folder, quick, tmp_path):
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=2)
+    config = config.model_copy(update={"lora": LoraSettings(rank=2), "freeze_vision": False})
+    train_from_data(config, tmp_path / "run")
+    before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "run" / "model"))
+    assert not all(torch.equal(v, after[k]) for k, v in before.items())
 
 
 def test_training_lowers_the_loss_and_learns_to_answer(trained):

@@ -20,7 +20,7 @@ PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy"
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the configuration: versions, git revision, hardware."""
+    """What a figure depends on besides the configuration: versions, git revision, hardware, number of processes."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -31,9 +31,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "git": _revision(),
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
+        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform(terse=True)} | _gpus(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _gpus() -> dict[str, Any]:
+    """Names of the accelerators in sight, where torch is loaded and there are any."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {"gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}
 
 
 def _revision() -> str | None:

@@ -1,0 +1,62 @@
+"""What is held out of training is held out of every stream that the jobs train on, wordings too."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rewarddance.jobs.align import training_prompts
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
+from rewarddance.world.batches import captioned_batch
+from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
+from rewarddance.world.grammar import HELD_OUT_WORDINGS, parse, phrase
+from rewarddance.world.oracle import fidelity
+from rewarddance.world.splits import meaning, split_of
+
+
+def _pattern(wording):
+    return re.compile(re.sub(r"\\{\w+\\}", r".+", re.escape(wording)))
+
+
+HELD_OUT_FRAMES = [_pattern(w) for w in HELD_OUT_WORDINGS]
+
+
+def prompts_of_generator_pretraining():
+    return [p for step in range(40) for p in captioned_batch(0, "generator", step, 32)[0]]
+
+
+def prompts_of_alignment():
+    return [p for part in training_prompts(512, 128, 0) for p in part]
+
+
+def prompts_of_preferences():
+    return [r.prompt for r in embedded_records(PreferencesConfig(num_prompts=400, pictures=2))]
+
+
+@pytest.mark.parametrize(
+    "stream", [prompts_of_generator_pretraining, prompts_of_alignment, prompts_of_preferences], ids=lambda f: f.__name__
+)
+def test_no_stream_of_prompts_holds_anything_held_out(stream):
+    prompts = stream()
+    assert len(prompts) >= 400
+    benchmark = {meaning(s) for split in ("held_out", "ood") for s in benchmark_specs(split)}
+    for prompt in prompts:
+        assert split_of(parse(prompt)) == "train", prompt
+        assert meaning(parse(prompt)) not in benchmark
+        assert not any(frame.fullmatch(prompt) for frame in HELD_OUT_FRAMES), prompt
+
+
+def test_the_held_out_wording_is_known_when_it_is_seen():
+    """The test above would pass if the pattern matched nothing."""
+    prompts = [p for _, p in benchmark_prompts("ood")]
+    seen = sum(any(frame.fullmatch(p) for frame in HELD_OUT_FRAMES) for p in prompts)
+    assert 0.2 * len(prompts) < seen < 0.5 * len(prompts)
+    assert HELD_OUT_FRAMES[0].fullmatch(phrase(parse(prompts[0]), HELD_OUT_WORDINGS[0]))
+
+
+def test_no_picture_of_a_preference_record_shows_what_is_held_out():
+    """By the oracle: no rendered picture of a training record fulfils a held-out prompt of the benchmark."""
+    chosen = benchmark_specs("ood")[::8]
+    records = list(embedded_records(PreferencesConfig(num_prompts=60, pictures=2)))
+    values = [fidelity(m.to_numpy(), s) for r in records for m in r.media for s in chosen]
+    assert np.max(values) < 0.9
