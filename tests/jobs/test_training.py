@@ -121,7 +121,7 @@ def test_the_golden_reward_trajectory_catches_changed_labels_and_scales(change, 
 
 def test_adapters_may_be_trained_beside_the_vision_tower(vlm_folder, data_folder, quick, tmp_path):
     config = reward_config(vlm_folder, data_folder, quick, num_steps=2)
-    config = config.model_copy(update={"lora": LoraSettings(rank=2), "freeze_vision": False})
+    config = config.model_copy(update={"lora": LoraSettings(rank=2, vision=True)})
     train_from_data(config, tmp_path / "run")
     before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "run" / "model"))
     assert not all(torch.equal(v, after[k]) for k, v in before.items())

@@ -42,7 +42,7 @@ def training_prompts(num: int, num_others: int, seed: int) -> tuple[tuple[str, .
 def align_generator(
     config: AlignConfig,
     generator: Tunable,
-    judge: RewardModel,
+    judge: RewardModel | None,
     out: Path,
     *,
     prompts: Sequence[str] | None = None,
@@ -55,13 +55,14 @@ def align_generator(
     """Train a LoRA adapter and save it to `out/adapter`.
 
     Args:
+        judge: None for the supervised control, which asks none.
         prompts: what to train on; drawn from the embedded world when None.
         probe_prompts: what probes look at; when None, the first of `prompts`, or of the embedded world other prompts
             than it trains on.
         gold: measure of the probes that the training does not see; without one (None) hacking cannot be called.
 
     Raises:
-        ConfigError: fewer prompts than processes, or a control that needs the embedded world.
+        ConfigError: no judge to learn from, fewer prompts than processes, or a control that needs the embedded world.
     """
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
@@ -96,7 +97,7 @@ def align_generator(
 def _run(
     config: AlignConfig,
     generator: Tunable,
-    judge: RewardModel,
+    judge: RewardModel | None,
     loop: Loop,
     chosen: tuple[str, ...],
     looks: Sequence[str],
@@ -104,6 +105,8 @@ def _run(
 ) -> AlignRun:
     if config.algorithm == "sft":
         return AlignRun(config, generator, loop)
+    if judge is None:
+        raise ConfigError(f"algorithm {config.algorithm}: needs a judge")
     steps, criterion = config.refl.num_steps, config.criterion or ""
     bank = ReferenceBank(config.references, chosen, steps, criterion, config.seed, config.sample_batch)
     prober = Prober(

@@ -79,9 +79,11 @@ class OutOfTime(Exception):
 
 
 def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
-    if (folder / "judge" / "measured.json").is_file():
-        return measured_judge(config.judge.model_copy(update={"data": str(data)}), folder / "judge", size)
     vision, vlm = folder / "vision", folder / "vlm"
+    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed}
+    judge = config.judge.model_copy(update=told)
+    if (folder / "judge" / "measured.json").is_file():
+        return measured_judge(judge, folder / "judge", size)
     weights, drawn = vision / "model" / "vision.safetensors", data / "train.parquet"
 
     def see(loop: LoopConfig, resume: bool) -> Path:
@@ -96,7 +98,6 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
     _phase(vlm, deadline, speak)
     if time.monotonic() > deadline:
         raise OutOfTime("the budget ended before the judge's training")
-    judge = config.judge.model_copy(update={"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed})
     left = judge.loop.model_copy(update={"max_seconds": deadline - time.monotonic()})
     try:
         return measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)

@@ -82,8 +82,9 @@ def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
     tuner = None
     if config.lora.rank:
         tuner = add_lora(backbone, config.lora.rank, config.lora.alpha, config.lora.targets, config.dropout)
-    if config.freeze_vision is not None:
-        backbone.vision.requires_grad_(not config.freeze_vision)
+        backbone.vision.requires_grad_(config.lora.vision)
+    if config.freeze_vision:
+        backbone.vision.requires_grad_(False)
     if config.dropout:
         set_dropout(backbone, config.dropout)
     if config.gradient_checkpointing:

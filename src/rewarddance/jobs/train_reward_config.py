@@ -20,6 +20,8 @@ class LoraSettings(Config):
     alpha: float = Field(32.0, gt=0)
     """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    vision: bool = False
+    """Train the vision tower's own weights beside the adapters."""
 
 
 class RewardConfig(Config):
@@ -40,9 +42,8 @@ class RewardConfig(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     reason_weight: float = Field(0.5, ge=0)
     """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
-    freeze_vision: bool | None = None
-    """Leave the vision tower as it is. When not given it is trained with all weights, and left alone with LoRA; `false`
-    with LoRA trains the tower's own weights beside the adapters."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is. With LoRA it is left so anyway, but for `lora.vision`."""
     tiles: int = Field(1, ge=1)
     """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12). 1
     sees the whole alone, made square. Kept with the judge."""
@@ -63,6 +64,12 @@ class RewardConfig(Config):
     """Processes (of those that torchrun starts) that share one copy of weights, gradients and optimizer state (FSDP2);
     the groups of them are data-parallel copies. 1 keeps a whole copy in every process."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_word_on_the_tower(self) -> Self:
+        if self.freeze_vision and self.lora.vision:
+            raise ValueError("freeze_vision and lora.vision say opposite things about the vision tower")
+        return self
 
     @model_validator(mode="after")
     def _pairs_only(self) -> Self:
