@@ -1,6 +1,7 @@
 """Pictures of several prompts to a folder, and what the judge said of those that were not kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_winners_and_margins_of_every_prompt(drawing, tmp_path):
         assert len(x["margins"]) == 3
         assert x["kept"] == max(range(3), key=x["margins"].__getitem__)
         assert Media.open(tmp_path / x["file"]).size == (48, 48)
+
+
+def test_a_prompts_pictures_do_not_depend_on_its_company(drawing, tmp_path):
+    prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on grey", "a dog"]
+    sample_to_folder(prompts, tmp_path / "all", replace(drawing, sample_batch=100), num=2)
+    sample_to_folder(prompts[1:2], tmp_path / "one", replace(drawing, sample_batch=1), num=2)
+    for i in range(2):
+        found, alone = (Media.open(tmp_path / n / f"{k:03d}.png") for n, k in (("all", 2 + i), ("one", i)))
+        assert float((found.frames - alone.frames).abs().max()) <= 1 / 255 + 1e-6
 
 
 def test_without_best_of_no_judge_is_asked(drawing, tmp_path):

@@ -12,9 +12,14 @@ import torch
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.streams import seed_of
+from rewarddance.generator.rollout import sample
 from rewarddance.jobs.load import load_generator, load_judge
-from rewarddance.search.best_of_n import Selection, draw, select
+from rewarddance.search.best_of_n import Selection, select
 
 
 @dataclass(frozen=True)
@@ -77,22 +82,37 @@ def sample_to_folder(
         resolution=drawing.resolution,
     )
     ready = load_judge(judge) if best_of > 1 else None
-    rng = torch.Generator().manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
-    for prompt in prompts:
-        with autocast(model.device):
-            groups = draw(model, [prompt] * num, best_of, rng, drawing.num_steps, drawing.sample_batch)
-        if ready is None:
-            chosen: list[Selection | None] = [None] * num
-        else:
-            chosen = [*select(ready, [prompt] * num, groups, criterion)]
-        for drawn, found in zip(groups, chosen, strict=True):
-            path = out / f"{len(listed):03d}.png"
-            entry: dict[str, Any] = {"file": path.name, "prompt": prompt}
-            if found is not None:
-                entry |= {"kept": found.best, "margins": found.margin.tolist()}
-            drawn[0 if found is None else found.best].to_pil().save(path)
-            listed.append(entry)
+    together = max(1, drawing.sample_batch // (num * best_of))
+    with progress("prompts") as report:
+        for start in range(0, len(prompts), together):
+            part = prompts[start : start + together]
+            drawn = _draw(model, part, num * best_of, drawing, seed)
+            asked = [p for p in part for _ in range(num)]
+            groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
+            chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
+            for prompt, group, found in zip(asked, groups, chosen, strict=True):
+                listed.append(_write(out, len(listed), prompt, group, found))
+            report(start + len(part), len(prompts))
     write_json(out / "samples.json", listed)
     return listed
+
+
+def _draw(model: Tunable, prompts: Sequence[str], each: int, drawing: Drawing, seed: int) -> list[Media]:
+    """`each` pictures of every prompt; their noise depends on seed and prompt alone, not on what else is drawn."""
+    rngs = [torch.Generator().manual_seed(seed_of(seed, "sample", p)) for p in prompts]
+    noise = torch.cat([model.noise(each, rng) for rng in rngs])
+    flat, found = [p for p in prompts for _ in range(each)], list[Media]()
+    with torch.no_grad(), autocast(model.device):
+        for i in range(0, len(flat), drawing.sample_batch):
+            rows = slice(i, i + drawing.sample_batch)
+            found += model.decode(sample(model, model.condition(flat[rows]), noise[rows], drawing.num_steps))
+    return found
+
+
+def _write(out: Path, number: int, prompt: str, group: Sequence[Media], found: Selection | None) -> dict[str, Any]:
+    path = out / f"{number:03d}.png"
+    group[0 if found is None else found.best].to_pil().save(path)
+    entry = {"file": path.name, "prompt": prompt}
+    return entry if found is None else {**entry, "kept": found.best, "margins": found.margin.tolist()}
