@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media, check_size
 from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
+from rewarddance.core.progress import Report, progress
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import row_of, write_rows
 
@@ -253,12 +254,11 @@ def import_preferences(
         raise InputError(f"{media_root}: the media root is not a folder")
     out.mkdir(parents=True, exist_ok=True)
     rejected: list[tuple[int, str]] = []
-    total = 0
+    given = list(_READERS[format](source))
 
-    def rows() -> Iterator[dict[str, Any]]:
-        nonlocal total
-        for number, row in _READERS[format](source):
-            total += 1
+    def rows(report: Report) -> Iterator[dict[str, Any]]:
+        for done, (number, row) in enumerate(given, 1):
+            report(done, len(given))
             try:
                 if isinstance(row, str):
                     raise InputError(row)
@@ -270,15 +270,16 @@ def import_preferences(
 
     target = out / "train.parquet"
     held = out / "unfinished.parquet"
-    accepted = write_rows(rows(), held)
-    report = ImportReport(total, accepted, tuple(rejected))
+    with progress("rows") as bar:
+        accepted = write_rows(rows(bar), held)
+    report = ImportReport(len(given), accepted, tuple(rejected))
     write_json(out / "import.json", report.as_dict())
     if accepted == 0 or (rejected and on_error == "stop"):
         held.unlink()
         first = f"; first: row {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         hint = " (--on-error skip leaves them out)" if accepted else ""
         raise InputError(
-            f"{source}: {len(rejected)} of {total} rows are broken{hint}, see {out / 'import.json'}{first}"
+            f"{source}: {len(rejected)} of {len(given)} rows are broken{hint}, see {out / 'import.json'}{first}"
         )
     held.replace(target)
     return report

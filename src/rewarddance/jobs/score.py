@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +52,30 @@ def score_data(data: Path, judge: str, out: Path | None, tiles: int | None = Non
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
     table = RecordTable.open(file)
     ready = load_judge(judge, tiles=tiles)
-    if out is None:
-        return {"file": str(file), **measure_judge(ready, table)}
-    beside = out.with_name(f".{out.name}.partial")
-    with open(beside, "w") as lines, progress("scoring") as report:
+    with progress("scoring") as report, _lines(out) as write:
         done = itertools.count(1)
 
-        def write(record: PreferenceRecord, margins: NDArray[np.float64]) -> None:
+        def note(record: PreferenceRecord, margins: NDArray[np.float64]) -> None:
             for c in record.choices:
                 margin = float(margins[c.first, c.second])
                 line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
-                lines.write(json.dumps({**line, "reward": float(expit(margin)), "margin": margin}) + "\n")
+                write({**line, "reward": float(expit(margin)), "margin": margin})
             report(next(done), len(table))
 
-        found = measure_judge(ready, table, each=write)
-    beside.replace(out)
+        found = measure_judge(ready, table, each=note)
     return {"file": str(file), **found}
+
+
+@contextmanager
+def _lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes JSON lines to a file that is there once all are; to nowhere without one."""
+    if out is None:
+        yield lambda line: None
+        return
+    beside = out.with_name(f".{out.name}.partial")
+    with open(beside, "w") as file:
+        yield lambda line: print(json.dumps(line), file=file)
+    beside.replace(out)
 
 
 def evaluate_judge(run: Path) -> dict[str, Any]:
