@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,13 +36,18 @@ def fixed_samples(
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
     batch: int = 120,
+    precision: Literal["fp32", "bf16"] = "bf16",
 ) -> Samples:
-    """Draw `num_noises` samples a prompt; prompt i, noise j always starts from the same latent for equal seeds."""
+    """Draw `num_noises` samples a prompt; prompt i, noise j always starts from the same latent for equal seeds.
+
+    Args:
+        precision: as a run was trained with; bf16 where the hardware has it.
+    """
     flat = [p for p in prompts for _ in range(num_noises)]
     rng = torch.Generator().manual_seed(seed)
     noise = generator.noise(len(flat), rng)
     pictures: list[torch.Tensor] = []
-    with autocast(noise.device):
+    with autocast(noise.device, precision):
         for start in range(0, len(flat), batch):
             part = flat[start : start + batch]
             z = sample(generator, generator.condition(part), noise[start : start + batch], num_steps)

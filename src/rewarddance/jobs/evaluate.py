@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,26 +60,24 @@ def evaluate_alignment(
         )
     chosen = benchmark_prompts()[::every]
     categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
-    generator, steps, batch = aligned_generator(run, config, num_steps, guidance)
+    aligned = Aligned.of_run(run, config, num_steps, guidance)
+    generator = aligned.generator
     judge = load_judge(config["judge"], precision="bf16")
     with generator.reference():
-        before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
-    after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
+        before = aligned.draw("before", prompts, num_noises, seed)
+    after = aligned.draw("after", prompts, num_noises, seed)
     gold_before, gold_after = measure(before, gold), measure(after, gold)
     proxy = proxy_reward(judge, after, before, config["criterion"])
     few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
     features = vision_features()
     spread = {}
     with generator.reference():
-        spread["before"] = diversity(
-            draw_samples("spread", generator, few, diversity_noises, steps, seed + 1, batch), features
-        )
-    drawn = draw_samples("spread", generator, few, diversity_noises, steps, seed + 1, batch)
-    spread["after"] = diversity(drawn, features)
+        spread["before"] = diversity(aligned.draw("spread", few, diversity_noises, seed + 1), features)
+    spread["after"] = diversity(aligned.draw("spread", few, diversity_noises, seed + 1), features)
     found = {
         "prompts": len(prompts),
         "noises": num_noises,
-        "num_steps": steps,
+        "num_steps": aligned.num_steps,
         "guidance": generator.guidance,
         "seed": seed,
         **compare(gold_after, gold_before, categories),
@@ -91,13 +90,27 @@ def evaluate_alignment(
     return found
 
 
-def aligned_generator(
-    run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None
-) -> tuple[Tunable, int, int]:
-    """A run's generator with its adapter, in the run's own precision; sampling steps and pictures in one pass."""
-    own = AlignConfig.model_validate(config)
-    asked = own if guidance is None else own.model_copy(update={"guidance": guidance})
-    return generator_of(asked, run), num_steps or own.refl.num_steps, own.sample_batch
+@dataclass(frozen=True)
+class Aligned:
+    """A run's generator with its adapter, and how it draws: as in the run, unless told otherwise."""
+
+    generator: Tunable
+    num_steps: int
+    batch: int
+    precision: Literal["fp32", "bf16"]
+
+    @classmethod
+    def of_run(cls, run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None) -> Aligned:
+        own = AlignConfig.model_validate(config)
+        asked = own if guidance is None else own.model_copy(update={"guidance": guidance})
+        return cls(generator_of(asked, run), num_steps or own.refl.num_steps, own.sample_batch, own.precision)
+
+    def draw(self, title: str, prompts: Sequence[str], noises: int, seed: int) -> Samples:
+        """Pictures of every prompt from the same noises, whatever the generator's weights."""
+        with progress(f"samples {title}") as report:
+            return fixed_samples(
+                self.generator, prompts, noises, self.num_steps, seed, report, self.batch, self.precision
+            )
 
 
 def evaluate_generator(
@@ -105,20 +118,12 @@ def evaluate_generator(
 ) -> dict[str, Any]:
     """Oracle fidelity of a generator of the embedded world on the benchmark, by category with intervals."""
     chosen = benchmark_prompts()[::every]
-    samples = draw_samples(
-        name, load_generator(name, guidance=guidance), [p for _, p in chosen], num_noises, num_steps, seed
-    )
+    generator = load_generator(name, guidance=guidance)
+    with progress("samples") as report:
+        samples = fixed_samples(generator, [p for _, p in chosen], num_noises, num_steps, seed, report)
     found = levels(measure(samples, gold), [c for c, _ in chosen])
     setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
     return {**setting, "fidelity": {c: i.as_dict() for c, i in found.items()}}
-
-
-def draw_samples(
-    title: str, generator: Tunable, prompts: Sequence[str], noises: int, steps: int, seed: int, batch: int = 120
-) -> Samples:
-    """Pictures of every prompt from the same noises, whatever the generator's weights."""
-    with progress(f"samples {title}") as report:
-        return fixed_samples(generator, prompts, noises, steps, seed, report, batch)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
 from rewarddance.evaluate.generator import diversity
 from rewarddance.jobs.align_names import read_prompts
-from rewarddance.jobs.evaluate import aligned_generator, draw_samples, proxy_reward, save_pairs
+from rewarddance.jobs.evaluate import Aligned, proxy_reward, save_pairs
 from rewarddance.jobs.load import find, load_judge
 from rewarddance.reward.checkpoint import Judge
 
@@ -53,11 +53,12 @@ def evaluate_on_prompts(
         raise RunError(f"{run}: holds a {content['kind']} run; prompts are for alignment runs")
     config = content["config"]
     prompts, _ = read_prompts(file)
-    generator, steps, batch = aligned_generator(run, config, num_steps, guidance)
+    aligned = Aligned.of_run(run, config, num_steps, guidance)
+    generator = aligned.generator
     ready = load_judge(judge or config["judge"], precision="bf16")
     with generator.reference():
-        before = draw_samples("before", generator, prompts, num_noises, steps, seed, batch)
-    after = draw_samples("after", generator, prompts, num_noises, steps, seed, batch)
+        before = aligned.draw("before", prompts, num_noises, seed)
+    after = aligned.draw("after", prompts, num_noises, seed)
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     seen = read_seen(run / "adapter")
     features = judge_features(ready)
@@ -65,7 +66,7 @@ def evaluate_on_prompts(
     found: dict[str, Any] = {
         "prompts": len(prompts),
         "noises": num_noises,
-        "num_steps": steps,
+        "num_steps": aligned.num_steps,
         "guidance": generator.guidance,
         "judge": judge or config["judge"],
         "same_judge": judge is None or find(judge, "judge").resolve() == find(config["judge"], "judge").resolve(),
@@ -76,7 +77,7 @@ def evaluate_on_prompts(
     write_json(run / "evaluation_prompts.json", found)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
     if not found["same_judge"]:
-        del ready, features, generator  # room for the next judge
+        del ready, features, generator, aligned  # room for the next judge
         own = proxy_reward(load_judge(config["judge"], precision="bf16"), after, before, config["criterion"])
         found |= held_against(own, wins)
         write_json(run / "evaluation_prompts.json", found)

@@ -108,13 +108,16 @@ def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: 
     generator = generator_of(config, adapter)
     few = prompts[:: max(1, len(prompts) // 60)][:60]
     with progress(f"samples {folder.name}") as report:
-        values = measure(fixed_samples(generator, prompts, num_noises, config.refl.num_steps, 0, report), gold)
+        steps, precision = config.refl.num_steps, config.precision
+        values = measure(fixed_samples(generator, prompts, num_noises, steps, 0, report, precision=precision), gold)
     spread = _spread(generator, few, config)
     write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread})
 
 
 def _spread(generator: Tunable, prompts: list[str], config: AlignConfig) -> dict[str, float]:
-    return diversity(fixed_samples(generator, prompts, 8, config.refl.num_steps, 1), vision_features())
+    return diversity(
+        fixed_samples(generator, prompts, 8, config.refl.num_steps, 1, precision=config.precision), vision_features()
+    )
 
 
 def summarise(out: Path) -> dict[str, Any]:
