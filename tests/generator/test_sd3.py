@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.protocols import Generator, Tunable
@@ -80,6 +81,27 @@ def test_adapter_survives_the_disk(generator, pipeline_folder, tmp_path):
     z = generator.noise(1, torch.Generator().manual_seed(0))
     condition = generator.condition(PROMPTS[:1])
     assert torch.allclose(generator.velocity(z, 0.4, condition), again.velocity(z, 0.4, condition), atol=1e-6)
+
+
+def test_a_loaded_adapter_stays_frozen_and_one_in_training_trains_on(generator, pipeline_folder, tmp_path):
+    saved_adapter(generator, tmp_path)
+    trained = {n for n, p in generator.transformer.named_parameters() if p.requires_grad}
+    with generator.reference():
+        pass
+    assert {n for n, p in generator.transformer.named_parameters() if p.requires_grad} == trained
+    again = Sd3Generator.load(pipeline_folder)
+    again.load_adapter(tmp_path)
+    with again.reference():
+        pass
+    assert not any(p.requires_grad for p in again.transformer.parameters())
+
+
+def test_an_adapter_that_lacks_layers_is_refused(generator, pipeline_folder, tmp_path):
+    saved_adapter(generator, tmp_path)
+    state = load_file(tmp_path / "adapter.safetensors")
+    save_file({k: v for k, v in state.items() if ".1." not in k}, tmp_path / "adapter.safetensors")
+    with pytest.raises(ConfigError, match="made for another generator"):
+        Sd3Generator.load(pipeline_folder).load_adapter(tmp_path)
 
 
 def test_diffusers_itself_loads_the_adapter(generator, pipeline_folder, tmp_path):

@@ -233,7 +233,8 @@ class Sd3Generator:
         found = json.loads((folder / "adapter.json").read_text())
         self.add_lora(found["rank"], found["alpha"])
         result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
-        if result.unexpected_keys:
+        lacking = [k for k in result.missing_keys if "lora_" in k]  # an adapter of a shallower model, say
+        if result.unexpected_keys or lacking:
             raise ConfigError(f"{folder}: the adapter was made for another generator")
         self.transformer.requires_grad_(False)
 
@@ -244,8 +245,12 @@ class Sd3Generator:
     def reference(self) -> Iterator[None]:
         if not self._has_adapter:
             raise ConfigError("no frozen policy: the generator has no adapter; call add_lora first")
+        trained = [p for p in self.transformer.parameters() if p.requires_grad]
         self.transformer.disable_adapters()
         try:
             yield
         finally:
             self.transformer.enable_adapters()
+            self.transformer.requires_grad_(False)  # peft makes all adapters trainable, a loaded one too
+            for p in trained:
+                p.requires_grad_(True)
