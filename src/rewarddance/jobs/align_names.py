@@ -39,10 +39,10 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     if config.probe_file is not None:
         probes, _ = read_prompts(Path(config.probe_file))
         _say_of_probes(config, probes, lines or [])
-    generator = generator_of(config)
     if config.algorithm == "sft":  # nothing is judged
-        return align_generator(config, generator, None, out, prompts=lines, resume=resume)
+        return align_generator(config, generator_of(config), None, out, prompts=lines, resume=resume)
     judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
+    generator = generator_of(config)
     gold: Gold | None = None if lines else oracle_gold
     if config.gold_judge is not None:
         other = load_judge(config.gold_judge, precision=config.precision)
