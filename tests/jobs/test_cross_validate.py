@@ -62,6 +62,9 @@ def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder,
     # figures of another configuration, or of other rows, are not passed off as this one's
     with pytest.raises(RunError, match="another configuration \\(label_smoothing\\)"):
         cross_validate(config.model_copy(update={"label_smoothing": 0.1}), folds, table, tmp_path)
+    slower = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 1e-5})})
+    with pytest.raises(RunError, match="another configuration \\(optim\\)"):  # though a resumption may change it
+        cross_validate(slower, folds, table, tmp_path)
     with pytest.raises(RunError, match="a fold of other records"):
         cross_validate(config, [replace(folds[0], train=folds[0].train[1:])], table, tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,24 @@ def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_fo
     same(trajectory(tmp_path / "parts", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-5)
 
 
+def test_a_stopped_run_goes_on_with_another_rate_and_smaller_passes(vlm_folder, data_folder, quick, tmp_path):
+    """What error messages advise after a divergence or out of memory."""
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=4)
+    stopped = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
+    for i in range(3):
+        with pytest.raises(RunError, match="out of time"):
+            train_from_data(stopped, tmp_path / "run", resume=i > 0)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    train_from_data(config, tmp_path / "run", resume=True)
+    gentle = config.model_copy(update={"micro_batch": 2, "optim": config.optim.model_copy(update={"lr": 1e-9})})
+    train_from_data(gentle, tmp_path / "other", resume=True)
+    state = json.loads(max((tmp_path / "other" / "checkpoints").glob("step_*/state.json")).read_text())
+    assert state["extra"]["micro_batch"] == 2
+    same(*(trajectory(tmp_path / n, "loss") for n in ("other", "run")), rel=1e-5)  # the rate of a step shows after it
+    weights = [load_backbone(tmp_path / n / "model").module.get_input_embeddings().weight for n in ("run", "other")]
+    assert float((weights[0] - weights[1]).detach().abs().max()) > 1e-5
+
+
 def test_what_a_run_has_noticed_survives_a_stop(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
     watch = partial(StuckLoss, after=3, window=3, near=10.0)
     monkeypatch.setattr("rewarddance.jobs.train_reward.StuckLoss", watch)
@@ -266,8 +285,6 @@ def test_equal_configurations_give_equal_trajectories_and_resume_is_exact(pipeli
     same(trajectory(tmp_path / "a", *keys), trajectory(tmp_path / "b", *keys), rel=1e-6)
     folder = RunFolder(tmp_path / "b")
     for step in (4,):  # forget the end of run b, as a kill after step 2 would
-        import shutil
-
         shutil.rmtree(folder.checkpoints / f"step_{step}")
     align(pipeline_folder, trained, tmp_path / "b", resume=True)
     same(trajectory(tmp_path / "b", *keys), trajectory(tmp_path / "a", *keys), rel=1e-5, abs=1e-7)

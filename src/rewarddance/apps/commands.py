@@ -193,9 +193,9 @@ class Score(Flags):
         from rewarddance.jobs.score import score_data, score_one
 
         idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
-        for flag in sorted(idle & self.given()):
-            kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
-            need(False, f"score: --{flag} has no part in judging {kind}")
+        kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
+        flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
+        need(not flags, f"score: {flags} has no part in judging {kind}")
         if self.data is not None:
             show(score_data(self.data, self.judge, self.out, self.tiles))
             return
@@ -249,7 +249,8 @@ class Sample(Flags):
     num: int = 4
     """Pictures of each prompt."""
     adapter: Path | None = None
-    """A run folder of `rewarddance align`; what is not given of the six flags below is as that run had it."""
+    """A run folder of `rewarddance align`; what is not given of generator, num-steps, guidance, sample-batch, dtype
+    and resolution is as that run had it."""
     generator: str | None = None
     """`tiny` (the default), or a local folder of a `StableDiffusion3Pipeline`."""
     num_steps: int | None = None

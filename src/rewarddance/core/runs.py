@@ -68,11 +68,16 @@ _CHANGEABLE = {"": {"shard", "micro_batch"}, "loop": {"max_seconds"}, "optim": {
 """What a resumption may set anew, by section: processes, memory, the time limit, and a learning rate that diverged."""
 
 
-def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what may differ from one resumption to the next."""
-    kept = {k: v for k, v in config.items() if k not in _CHANGEABLE[""]}
-    sections = {n: kept[n] for n in ("loop", "optim") if isinstance(kept.get(n), Mapping)}
-    return kept | {n: {k: v for k, v in s.items() if k not in _CHANGEABLE[n]} for n, s in sections.items()}
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], but_for: Mapping[str, set[str]]) -> list[str]:
+    """Keys of two configurations that differ, but for some, by section."""
+
+    def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in config.items() if k not in but_for[""]}
+        sections = {n: kept[n] for n in but_for if isinstance(kept.get(n), Mapping)}
+        return kept | {n: {k: v for k, v in s.items() if k not in but_for[n]} for n, s in sections.items()}
+
+    a, b = lasting(before), lasting(now)
+    return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
 
 
 class RunFolder:
@@ -101,8 +106,7 @@ class RunFolder:
             old = self.read()
             if not resume:
                 raise RunError(f"{self.path}: holds a {old['kind']} run already; pass --resume or another --out")
-            before, now = _lasting(old["config"]), _lasting(config)
-            different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+            different = _differences(old["config"], config, but_for=_CHANGEABLE)
             if old["kind"] != kind or different:
                 raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
             if old["config"] != json.loads(json.dumps(dict(config))):
@@ -111,6 +115,19 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(target, {"kind": kind, "config": dict(config), "started": time.time(), **environment()})
+
+    def must_be(self, kind: str, config: Mapping[str, Any]) -> None:
+        """Make sure that a finished run is the one that is asked for, before its figures are taken for another's.
+
+        Stricter than a resumption: only processes, their memory and the time limit may differ.
+
+        Raises:
+            RunError: it was made with another configuration.
+        """
+        old, now = self.read(), json.loads(json.dumps(dict(config)))
+        different = _differences(old["config"], now, but_for={**_CHANGEABLE, "optim": set()})
+        if old["kind"] != kind or different:
+            raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
 
     def read(self) -> dict[str, Any]:
         """The content of `run.json`."""

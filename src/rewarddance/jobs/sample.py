@@ -29,7 +29,7 @@ class Drawing:
     Attributes:
         guidance: classifier-free guidance scale; 1 is off.
         sample_batch: pictures sampled and decoded at once.
-        dtype: of the generator's weights.
+        dtype: of the generator's weights; precision: of its passes.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
     """
 
@@ -39,19 +39,17 @@ class Drawing:
     sample_batch: int = 128
     dtype: Literal["fp32", "bf16"] = "fp32"
     resolution: int | None = None
+    precision: Literal["fp32", "bf16"] = "bf16"
 
     @classmethod
     def of_run(cls, adapter: Path | None) -> Drawing:
-        """As the generator was aligned, where `adapter` is the folder of that run; the defaults otherwise."""
-        if adapter is None or not (adapter / "run.json").is_file():
-            return cls()
-        run = RunFolder(adapter).read()
-        if run["kind"] != "align":
-            return cls()  # loading the adapter says what is wrong
-        own = AlignConfig.model_validate(run["config"])
-        return cls(
-            own.generator, own.refl.num_steps, own.guidance, own.sample_batch, own.generator_dtype, own.resolution
-        )
+        """As the generator was aligned, where `adapter` is the folder of that run or in it; the defaults otherwise."""
+        for folder in () if adapter is None else (adapter, adapter.parent):
+            if (folder / "run.json").is_file() and (run := RunFolder(folder).read())["kind"] == "align":
+                own = AlignConfig.model_validate(run["config"])
+                size = own.sample_batch, own.generator_dtype, own.resolution
+                return cls(own.generator, own.refl.num_steps, own.guidance, *size, own.precision)
+        return cls()
 
 
 def sample_to_folder(
@@ -104,7 +102,7 @@ def _draw(model: Tunable, prompts: Sequence[str], each: int, drawing: Drawing, s
     rngs = [torch.Generator().manual_seed(seed_of(seed, "sample", p)) for p in prompts]
     noise = torch.cat([model.noise(each, rng) for rng in rngs])
     flat, found = [p for p in prompts for _ in range(each)], list[Media]()
-    with torch.no_grad(), autocast(model.device):
+    with torch.no_grad(), autocast(model.device, drawing.precision):
         for i in range(0, len(flat), drawing.sample_batch):
             rows = slice(i, i + drawing.sample_batch)
             found += model.decode(sample(model, model.condition(flat[rows]), noise[rows], drawing.num_steps))

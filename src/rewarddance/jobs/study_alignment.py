@@ -94,9 +94,9 @@ def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None,
     name = shuffled_judge if arm == "shuffled" and shuffled_judge is not None else config.judge
     mine = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
     generator = generator_of(mine)
-    judge = load_judge(name, precision=mine.precision, image_cache=mine.num_prompts)
+    asked = None if arm == "sft" else load_judge(name, precision=mine.precision, image_cache=mine.num_prompts)
     resume = (folder / "run.json").is_file()
-    align_generator(mine, generator, judge, folder, resume=resume, title=f"{arm} seed {seed}")
+    align_generator(mine, generator, asked, folder, resume=resume, title=f"{arm} seed {seed}")
 
 
 def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: list[str], num_noises: int) -> None:

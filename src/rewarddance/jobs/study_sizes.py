@@ -25,12 +25,15 @@ from rewarddance.jobs.study_judges import measured_judge, table
 from rewarddance.jobs.train_reward_config import RewardConfig
 
 
+VLM_STEPS = VlmConfig().loop.num_steps
+
+
 class SizesConfig(Config):
     """Steps of the three trainings, the same for every size."""
 
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     vision_steps: int = Field(1500, ge=1)
-    vlm_steps: int = Field(2400, ge=1)
+    vlm_steps: int = Field(VLM_STEPS, ge=1)
     judge: RewardConfig = RewardConfig()
     seed: int = 0
 
@@ -92,7 +95,8 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
 
     def speak(loop: LoopConfig, resume: bool) -> Path:
         mine = VlmConfig(size=size, seed=config.seed, loop=_steps(loop, config.vlm_steps))
-        return train_vlm(mine, weights, vlm, drawn=drawn, resume=resume)
+        drawn_from = round(mine.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
+        return train_vlm(mine.model_copy(update={"drawn_from": drawn_from}), weights, vlm, drawn=drawn, resume=resume)
 
     _phase(vision, deadline, see)
     _phase(vlm, deadline, speak)

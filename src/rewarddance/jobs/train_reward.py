@@ -266,7 +266,7 @@ def train_once(
         RunError: what is there was made with another configuration.
     """
     if (out / "model" / "judge.json").is_file():
-        RunFolder(out).start("judge", config.model_dump(mode="json"), resume=True)
+        RunFolder(out).must_be("judge", config.model_dump(mode="json"))
         return
     resume = (out / "run.json").is_file()
     wait_for_all()  # every process has looked before the first one writes
