@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
-from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.progress import console
 from rewarddance.core.runs import environment, write_json
@@ -23,13 +23,13 @@ from rewarddance.jobs.build.vision import VisionConfig, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
 from rewarddance.jobs.study_judges import measured_judge, table
 from rewarddance.jobs.train_reward_config import RewardConfig
-
+from rewarddance.vlm.tiny import SIZES
 
 VLM_STEPS = VlmConfig().loop.num_steps
 
 
 class SizesConfig(Config):
-    """Steps of the three trainings, the same for every size."""
+    """Steps of the three trainings, the same for every size; rates go down with the width (`scaled`)."""
 
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     vision_steps: int = Field(1500, ge=1)
@@ -83,7 +83,9 @@ class OutOfTime(Exception):
 
 def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
     vision, vlm = folder / "vision", folder / "vlm"
-    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed}
+    wide = SIZES[size]
+    optim = scaled(config.judge.optim, wide.text_width)
+    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed, "optim": optim}
     judge = config.judge.model_copy(update=told)
     if (folder / "judge" / "measured.json").is_file():
         return measured_judge(judge, folder / "judge", size)
@@ -91,12 +93,14 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
 
     def see(loop: LoopConfig, resume: bool) -> Path:
         mine = VisionConfig(size=size, seed=config.seed, loop=_steps(loop, config.vision_steps))
-        return train_vision(mine, vision, resume=resume)
+        rate = scaled(mine.optim, wide.vision_width)
+        return train_vision(mine.model_copy(update={"optim": rate}), vision, resume=resume)
 
     def speak(loop: LoopConfig, resume: bool) -> Path:
         mine = VlmConfig(size=size, seed=config.seed, loop=_steps(loop, config.vlm_steps))
         drawn_from = round(mine.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
-        return train_vlm(mine.model_copy(update={"drawn_from": drawn_from}), weights, vlm, drawn=drawn, resume=resume)
+        told = {"drawn_from": drawn_from, "optim": scaled(mine.optim, wide.text_width)}
+        return train_vlm(mine.model_copy(update=told), weights, vlm, drawn=drawn, resume=resume)
 
     _phase(vision, deadline, see)
     _phase(vlm, deadline, speak)
@@ -107,6 +111,11 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
         return measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)
     except RunError as error:
         raise OutOfTime(f"judge: {error}") from None
+
+
+def scaled(optim: OptimConfig, width: int) -> OptimConfig:
+    """The smallest size's learning rate for a wider tower: in inverse proportion (Yang et al. 2022, Table 8, Adam)."""
+    return optim.model_copy(update={"lr": optim.lr * SIZES["tiny-2m"].text_width / width})
 
 
 def _steps(loop: LoopConfig, num_steps: int) -> LoopConfig:
@@ -139,8 +148,6 @@ def parse_sizes(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         RunError: an unknown name.
     """
-    from rewarddance.vlm.tiny import SIZES
-
     for name in names:
         if name not in SIZES:
             raise RunError(f"no size {name!r}; known: {', '.join(SIZES)}")
