@@ -190,3 +190,22 @@ def test_a_pass_that_does_not_fit_is_halved_from_then_on(backbone, pictures, mon
     assert engine.budget < 16_384
     with pytest.raises(torch.OutOfMemoryError):
         Engine(backbone).answer_logits(dialogs, WORDS)  # with gradients, the caller makes smaller passes
+
+
+def test_pictures_that_do_not_fit_are_seen_in_halves_from_then_on(backbone, pictures, monkeypatch):
+    dialogs = [question("x", p) for p in pictures[:5]]
+    engine, see = Engine(backbone), InternVLBackbone.see
+
+    def small(self, frames):
+        if len(frames) > 2:
+            raise torch.OutOfMemoryError("no")
+        return see(self, frames)
+
+    with torch.no_grad():
+        whole = engine.answer_logits(dialogs, WORDS).logits
+        monkeypatch.setattr(InternVLBackbone, "see", small)
+        torch.testing.assert_close(engine.answer_logits(dialogs, WORDS).logits, whole, rtol=1e-4, atol=1e-5)
+        assert engine._eyes.budget == 2
+        assert engine.work.images == 5
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine(backbone).answer_logits(dialogs, WORDS)  # with gradients, the caller makes smaller passes

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.media import Dialog
+from rewarddance.core.media import Dialog, Media
 from rewarddance.core.parallel import max_over_processes
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
@@ -26,8 +26,11 @@ from rewarddance.vlm.encoding import Encoded
 from rewarddance.vlm.memory import Probe, Room
 from rewarddance.vlm.pictures import Eyes, distinct
 from rewarddance.vlm.plan import Key, batches, grow
+from rewarddance.vlm.portions import portions
 
 HEAD_ROWS = 512
+PORTION_IMAGE_TOKENS = 1 << 18
+"""Image tokens held at once where no gradient is wanted: 2 GiB at 4,096 channels in bf16."""
 PROBE_TOKENS = 1024
 """Size of the pass on which memory is measured, once, when there is more than four times as much to do."""
 
@@ -86,9 +89,10 @@ class Engine:
         budget: language-model tokens in one packed pass at most; a longer list takes several.
         image_budget: pictures in one pass of the vision tower at most.
         memory_share: without gradients, a pass takes at most this share of the free memory; bytes a token are measured
-            on the first long list. One that does not fit all the same is halved.
+            on the first long list. One that does not fit all the same is halved, of pictures as of words.
         image_cache: pictures whose tokens are kept for later calls, the least recently used go first; only while no
             weight is trained.
+        portion: without gradients, dialogs that are held in memory at once.
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
     """
 
@@ -97,6 +101,7 @@ class Engine:
     image_budget: int = 256
     memory_share: float = 0.5
     image_cache: int = 0
+    portion: int = 4096
     autocast: torch.dtype | None = None
     lockstep: bool = field(default=False, init=False)
     work: Work = field(default_factory=Work)
@@ -215,8 +220,25 @@ class Engine:
         """States at the last token of each dialog and its tail, (1, D) each.
 
         With `every`, from the token before the tail on, (1 + len(tail), D): the states that its tokens are read from,
-        and the last.
+        and the last. Without gradients a long list is read in portions.
         """
+        self.work = Work()
+        self._eyes.begin()
+        ends = tails if tails is not None else [()] * len(dialogs)
+        if torch.is_grad_enabled() or self.lockstep:
+            return self._together(dialogs, ends, every)
+        found: dict[int, Tensor] = {}
+        for p in portions(dialogs, self.portion, self._image_tokens, PORTION_IMAGE_TOKENS):
+            self._eyes.later = p.later
+            states = self._together([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
+            found.update(zip(p.rows, states, strict=True))
+        return [found[i] for i in range(len(dialogs))]
+
+    def _image_tokens(self, media: Media) -> int:
+        return self.backbone.encoder.count(media) * media.num_frames
+
+    def _together(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool) -> list[Tensor]:
+        """Those states, of dialogs whose pictures and tokens are held at once."""
         asked, seen = self._look(dialogs, tails, every)
         earliest: dict[Key, Asked] = {}  # alike dialogs are read once, from where any of them wants it
         for a in asked:
@@ -228,15 +250,14 @@ class Engine:
         return [own[a.start - first :] for a in asked for first, own in [found[a.key]]]
 
     def _look(
-        self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]] | None, every: bool
+        self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool
     ) -> tuple[list[Asked], Tensor | None]:
         """Dialogs as token sequences, and the tokens of their distinct pictures, (P, D); None without pictures."""
         plain = [self.backbone.encoder.chat([("user", d)]) for d in dialogs]
-        ends = tails if tails is not None else [()] * len(plain)
-        whole = [_with_tail(e, t) for e, t in zip(plain, ends, strict=True)]
+        whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
         shown = distinct(whole)
         seen = self._eyes.table(shown)
-        self.work = Work(images=self._eyes.looked)
+        self.work.images = self._eyes.looked
         asked = []
         for before, encoded in zip(plain, whole, strict=True):
             start = len(before.ids) - 1 if every else len(encoded.ids) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class Eyes:
             used go first, and only while no weight is trained.
 
     Attributes:
-        looked: pictures that went through the tower in the last call.
+        looked: pictures that went through the tower in this call.
+        later: keys of pictures that a later table of this call shows again, where no gradient is wanted.
     """
 
     backbone: Backbone
@@ -65,23 +67,32 @@ class Eyes:
     room: Room
     lockstep: bool
     looked: int = 0
+    later: frozenset[str] = frozenset()
     _kept: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict, repr=False)
+    _held: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def begin(self) -> None:
+        """A new call, which may come in several tables."""
+        self.looked, self.later = 0, frozenset()
+        self._held.clear()
 
     def table(self, shown: Shown) -> Tensor | None:
         """All image tokens, one row each; None where there are no pictures.
 
         While no weight is trained, pictures that want no gradient are seen without, or taken from the cache.
         """
-        self.looked = 0
         if not shown.frames:
             return None
-        if any(p.requires_grad for p in self.backbone.module.parameters()):
+        trained = any(p.requires_grad for p in self.backbone.module.parameters())
+        if trained:
             self._kept.clear()
+        if trained and torch.is_grad_enabled():
             return torch.cat(self._look(shown.frames, shown.sizes))
         wanted = [torch.is_grad_enabled() and media.frames.requires_grad for media, _ in shown.frames]
         found: list[Tensor | None] = [None] * len(wanted)
+        recall = partial(self._recall, cache=0 if trained else self.cache)
         for rows, look in (
-            ([i for i, want in enumerate(wanted) if not want], self._recall),
+            ([i for i, want in enumerate(wanted) if not want], recall),
             ([i for i, want in enumerate(wanted) if want], self._look),
         ):
             tokens = look([shown.frames[i] for i in rows], [shown.sizes[i] for i in rows])
@@ -90,19 +101,21 @@ class Eyes:
         return torch.cat([t for t in found if t is not None])
 
     @torch.no_grad()
-    def _recall(self, frames: list[Frame], sizes: list[int]) -> list[Tensor]:
-        """Tokens of each picture, from the cache where they are."""
+    def _recall(self, frames: list[Frame], sizes: list[int], cache: int) -> list[Tensor]:
+        """Tokens of each picture, from this call's earlier tables or the cache where they are."""
         names = [(media.key, i) for media, i in frames]
-        missing = [i for i, name in enumerate(names) if name not in self._kept]
+        known = self._kept | self._held
+        missing = [i for i, name in enumerate(names) if name not in known]
         new = self._look([frames[i] for i in missing], [sizes[i] for i in missing])
         made = dict(zip((names[i] for i in missing), new, strict=True))
-        found = [made[name] if name in made else self._kept[name] for name in names]
-        for name in names if self.cache else ():
-            if name in made:
-                self._kept[name] = made[name].clone()
+        found = [made[name] if name in made else known[name] for name in names]
+        lasting = {n: t.clone() for n, t in made.items() if cache or n[0] in self.later}
+        for name in names if cache else ():
+            self._kept[name] = lasting[name] if name in lasting else known[name]
             self._kept.move_to_end(name)
-        while len(self._kept) > self.cache:
+        while len(self._kept) > cache:
             self._kept.popitem(last=False)
+        self._held = {n: t for n, t in (known | lasting).items() if n[0] in self.later}
         return found
 
     def _look(self, frames: list[Frame], sizes: list[int]) -> list[Tensor]:
@@ -119,7 +132,17 @@ class Eyes:
         planned = shares(sizes, tokens, self.budget)
         # everyone says how many passes it makes before the first of them
         passes = max_over_processes(len(planned)) if self.lockstep else len(planned)
-        parts = [self.backbone.see([frames[i] for i in part]) for part in planned]
+        parts = [self._pass(frames[part.start : part.stop]) for part in planned]
         for _ in range(len(planned), passes):
             parts[0] = parts[0] + 0 * self.backbone.see(frames[:1]).sum()
         return list(torch.split(torch.cat(parts), sizes))
+
+    def _pass(self, frames: list[Frame]) -> Tensor:
+        """One pass, or passes of half the size where it does not fit in memory, from then on."""
+        try:
+            return self.backbone.see(frames)
+        except torch.OutOfMemoryError:
+            if self.lockstep or torch.is_grad_enabled() or len(frames) == 1:
+                raise
+        self.budget = half = len(frames) // 2
+        return torch.cat([self._pass(frames[i : i + half]) for i in range(0, len(frames), half)])
