@@ -8,10 +8,11 @@ from PIL import Image
 
 from rewarddance.apps.report import LARGE, _image, write_report
 from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.train_reward_config import RewardConfig
 
 
 def test_a_judges_page_says_by_which_set_its_weights_were_chosen(tmp_path):
-    RunFolder(tmp_path).start("judge", {"data": "data/mine"})
+    RunFolder(tmp_path).start("judge", RewardConfig(data="data/mine"))
     figures = {"num_pairs": 9, "accuracy": 0.8, "accuracy_ci": [0.7, 0.9], "spearman": None}
     (tmp_path / "evaluation.json").write_text(json.dumps({"held out": figures, "chose_by": "held out"}))
     page = write_report(tmp_path).read_text()

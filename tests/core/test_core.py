@@ -10,12 +10,12 @@ from pydantic import Field
 
 from rewarddance.core import config
 from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from rewarddance.core.config import Config, merge, parse_config
+from rewarddance.core.config import Config, differing, merge, parse_config
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
 from rewarddance.core.preferences import from_ranking
-from rewarddance.core.runs import RunFolder
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import bootstrap, change_from_best, over_runs, paired_bootstrap, two_way_bootstrap
 from rewarddance.core.types import Comparison, Verdict
 
@@ -69,29 +69,60 @@ def test_a_broken_checkpoint_says_which(tmp_path):
         load_checkpoint(tmp_path)
 
 
+class Rate(Config):
+    lr: float = 1.0
+    warmup_steps: int = 3
+
+
+class Steps(Config):
+    max_seconds: float | None = None
+    num_steps: int = 5
+
+
+class Settings(Config):
+    micro_batch: int = 0
+    smoothing: float = 0.0
+    optim: Rate = Rate()
+    loop: Steps = Steps()
+
+
 def test_run_folder_refuses_another_configuration(tmp_path):
     run = RunFolder(tmp_path / "run")
-    run.start("judge", {"lr": 1})
+    run.start("judge", Settings())
     with pytest.raises(RunError, match="--resume"):
-        run.start("judge", {"lr": 1})
-    run.start("judge", {"lr": 1}, resume=True)
-    with pytest.raises(RunError, match="another configuration \\(lr\\)"):
-        run.start("judge", {"lr": 2}, resume=True)
+        run.start("judge", Settings())
+    run.start("judge", Settings(), resume=True)
+    with pytest.raises(RunError, match="another configuration \\(smoothing\\)"):
+        run.start("judge", Settings(smoothing=0.1), resume=True)
+    with pytest.raises(RunError, match="another configuration \\(align\\)"):
+        run.start("align", Settings(), resume=True)
 
 
 def test_a_resumption_may_set_anew_what_error_messages_advise(tmp_path):
     run = RunFolder(tmp_path / "run")
-    config = {"micro_batch": 0, "optim": {"lr": 1.0, "warmup_steps": 3}, "loop": {"max_seconds": None, "num_steps": 5}}
-    run.start("judge", config)
-    changed = config | {"micro_batch": 2, "optim": {"lr": 0.5, "warmup_steps": 3}}
-    run.start("judge", changed, resume=True)
-    run.start("judge", changed, resume=True)
+    run.start("judge", Settings())
+    changed = Settings(micro_batch=2, optim=Rate(lr=0.5))
+    for _ in range(2):
+        run.start("judge", changed, resume=True)
     found = run.read()
-    assert found["config"] == changed
-    assert [b["config"] for b in found["before"]] == [config]
-    for wrong in ({"optim": {"lr": 0.5, "warmup_steps": 4}}, {"loop": {"max_seconds": None, "num_steps": 6}}):
-        with pytest.raises(RunError, match=f"another configuration \\({next(iter(wrong))}\\)"):
-            run.start("judge", changed | wrong, resume=True)
+    assert found["config"] == changed.model_dump(mode="json")
+    assert [b["config"] for b in found["before"]] == [Settings().model_dump(mode="json")]
+    for key, wrong in (("optim", Rate(lr=0.5, warmup_steps=4)), ("loop", Steps(num_steps=6))):
+        with pytest.raises(RunError, match=f"another configuration \\({key}\\)"):
+            run.start("judge", changed.model_copy(update={key: wrong}), resume=True)
+    run.must_be("judge", changed.model_copy(update={"micro_batch": 1}))
+    with pytest.raises(RunError, match="another configuration \\(optim\\)"):  # finished: its rate is part of what it is
+        run.must_be("judge", changed.model_copy(update={"optim": Rate()}))
+
+
+def test_a_run_from_before_a_key_existed_goes_on_with_its_default(tmp_path):
+    old = Settings().model_dump(mode="json", exclude={"smoothing"}) | {"optim": {"lr": 1.0}}
+    assert differing(old, Settings()) == []
+    assert differing(old, Settings(smoothing=0.1)) == ["smoothing"]
+    assert differing(old | {"gone": 1}, Settings()) == ["gone", "optim", "smoothing"]
+    write_json(tmp_path / "run.json", {"kind": "judge", "config": old})
+    RunFolder(tmp_path).start("judge", Settings(), resume=True)
+    assert RunFolder(tmp_path).read()["config"] == Settings().model_dump(mode="json")
 
 
 def test_metrics_after_a_kill_are_cut_back(tmp_path):
@@ -254,7 +285,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 
 
 def test_run_json_names_versions(tmp_path):
-    RunFolder(tmp_path).start("judge", {})
+    RunFolder(tmp_path).start("judge", Settings())
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["packages"]["torch"]
     assert found["hardware"]["cores"] >= 1

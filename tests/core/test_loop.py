@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Ema, Loop, build_optimizers, learning_rate, trainable
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -15,7 +16,7 @@ def fit(folder, optim, num_steps=20, stop=None, **changes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     run = RunFolder(folder)
-    run.start("test", {}, resume=True)
+    run.start("test", Config(), resume=True)
     loop = Loop({"m": model}, optim, LoopConfig(num_steps=num_steps, save_every=5, **changes), run)
     loop.resume()
 
@@ -63,7 +64,7 @@ def test_a_stop_reason_ends_and_is_logged(tmp_path):
 def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path):
     model = nn.Linear(2, 1)
     run = RunFolder(tmp_path)
-    run.start("test", {})
+    run.start("test", Config())
     loop = Loop({"m": model}, OptimConfig(), LoopConfig(num_steps=3), run)
 
     def step(index):

@@ -46,7 +46,7 @@ def test_an_aligned_generator_draws_as_it_was_aligned(tmp_path):
     config = AlignConfig(
         generator="/models/sd3", guidance=4.5, resolution=512, sample_batch=4, generator_dtype="bf16", precision="fp32"
     )
-    RunFolder(tmp_path / "run").start("align", config.model_dump(mode="json"))
+    RunFolder(tmp_path / "run").start("align", config)
     found = Drawing.of_run(tmp_path / "run")
     assert found == Drawing("/models/sd3", config.refl.num_steps, 4.5, 4, "bf16", 512, "fp32")
     assert Drawing.of_run(tmp_path / "run" / "adapter") == found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -50,6 +53,26 @@ def parse_config(model: type[M], values: Mapping[str, Any], source: str = "confi
             else:
                 problems.append(f"{where}: {e['msg'].lower()} (got {e['input']!r})")
         raise ConfigError(f"{source}: {'; '.join(problems)}") from None
+
+
+def differing(
+    before: Mapping[str, Any], now: Config, but_for: Mapping[str, AbstractSet[str]] = MappingProxyType({})
+) -> list[str]:
+    """Keys in which a configuration differs from one that was written down, perhaps before some keys existed.
+
+    Args:
+        but_for: keys that do not count, by section; those of the top under "".
+    """
+    with contextlib.suppress(ValidationError):  # what it does not know is a difference
+        before = type(now).model_validate(dict(before)).model_dump(mode="json")
+
+    def counting(config: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in config.items() if k not in but_for.get("", ())}
+        sections = {n: kept[n] for n in but_for if isinstance(kept.get(n), Mapping)}
+        return kept | {n: {k: v for k, v in s.items() if k not in but_for[n]} for n, s in sections.items()}
+
+    a, b = counting(before), counting(now.model_dump(mode="json"))
+    return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rewarddance.core.config import Config, differing
 from rewarddance.core.errors import RunError
 
 PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy")
@@ -68,18 +69,6 @@ _CHANGEABLE = {"": {"shard", "micro_batch"}, "loop": {"max_seconds"}, "optim": {
 """What a resumption may set anew, by section: processes, memory, the time limit, and a learning rate that diverged."""
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], but_for: Mapping[str, set[str]]) -> list[str]:
-    """Keys of two configurations that differ, but for some, by section."""
-
-    def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in config.items() if k not in but_for[""]}
-        sections = {n: kept[n] for n in but_for if isinstance(kept.get(n), Mapping)}
-        return kept | {n: {k: v for k, v in s.items() if k not in but_for[n]} for n, s in sections.items()}
-
-    a, b = lasting(before), lasting(now)
-    return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
-
-
 class RunFolder:
     """Writes and reads one run. Lines of `metrics.jsonl` are flushed as they are written."""
 
@@ -94,7 +83,7 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
-    def start(self, kind: str, config: Mapping[str, Any], *, resume: bool = False) -> None:
+    def start(self, kind: str, config: Config, *, resume: bool = False) -> None:
         """Create the folder and write `run.json`.
 
         Raises:
@@ -106,17 +95,19 @@ class RunFolder:
             old = self.read()
             if not resume:
                 raise RunError(f"{self.path}: holds a {old['kind']} run already; pass --resume or another --out")
-            different = _differences(old["config"], config, but_for=_CHANGEABLE)
+            different = differing(old["config"], config, but_for=_CHANGEABLE)
             if old["kind"] != kind or different:
                 raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
-            if old["config"] != json.loads(json.dumps(dict(config))):
+            now = config.model_dump(mode="json")
+            if old["config"] != now:
                 again = {"resumed": time.time(), "config": old["config"]}
-                write_json(target, {**old, "config": dict(config), "before": [*old.get("before", []), again]})
+                write_json(target, {**old, "config": now, "before": [*old.get("before", []), again]})
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(target, {"kind": kind, "config": dict(config), "started": time.time(), **environment()})
+        values = config.model_dump(mode="json")
+        write_json(target, {"kind": kind, "config": values, "started": time.time(), **environment()})
 
-    def must_be(self, kind: str, config: Mapping[str, Any]) -> None:
+    def must_be(self, kind: str, config: Config) -> None:
         """Make sure that a finished run is the one that is asked for, before its figures are taken for another's.
 
         Stricter than a resumption: only processes, their memory and the time limit may differ.
@@ -124,8 +115,8 @@ class RunFolder:
         Raises:
             RunError: it was made with another configuration.
         """
-        old, now = self.read(), json.loads(json.dumps(dict(config)))
-        different = _differences(old["config"], now, but_for={**_CHANGEABLE, "optim": set()})
+        old = self.read()
+        different = differing(old["config"], config, but_for={**_CHANGEABLE, "optim": set()})
         if old["kind"] != kind or different:
             raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
 

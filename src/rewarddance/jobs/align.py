@@ -71,7 +71,7 @@ def align_generator(
     _check(config, chosen, generator, own=prompts is not None)
     folder = RunFolder(out)
     if is_leader():
-        folder.start("align", config.model_dump(mode="json"), resume=resume)
+        folder.start("align", config, resume=resume)
     wait_for_all()
     torch.manual_seed(config.seed)
     generator.add_lora(config.lora_rank, config.lora_alpha)

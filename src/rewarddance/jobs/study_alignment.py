@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.config import differing
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Tunable
@@ -76,18 +77,15 @@ def _same_study(target: Path, config: AlignConfig, shuffled_judge: str | None, n
     Raises:
         RunError: the folder holds a study of another setting.
     """
-    settings = {
-        "config": config.model_dump(mode="json", exclude={"seed"}),
-        "shuffled_judge": shuffled_judge,
-        "num_noises": num_noises,
-        "every": every,
-    }
-    before = json.loads(target.read_text()) if target.is_file() else settings
+    settings: dict[str, Any] = {"shuffled_judge": shuffled_judge, "num_noises": num_noises, "every": every}
+    written = config.model_dump(mode="json", exclude={"seed"})
+    before: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {**settings, "config": written}
     if shuffled_judge is None or before["shuffled_judge"] is None:  # the arm that it is for may come later
         settings["shuffled_judge"] = before["shuffled_judge"] = shuffled_judge or before["shuffled_judge"]
-    if before != settings:
+    other = differing(before.pop("config"), config, but_for={"": {"seed"}})
+    if other or before != settings:
         raise RunError(f"{target.parent}: holds a study of another setting; choose another --out")
-    write_json(target, settings)
+    write_json(target, {**settings, "config": written})
 
 
 def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rewarddance.core.config import Config
+from rewarddance.core.config import Config, differing
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import is_leader
@@ -71,8 +71,8 @@ def _same_study(config: SizesConfig, target: Path) -> None:
     """What was measured with other steps or another judge is not this study's."""
     if not target.is_file():
         return
-    before, now = (dict(c) for c in (json.loads(target.read_text())["config"], config.model_dump(mode="json")))
-    different = sorted(k for k in now if k != "sizes" and before.get(k) != now[k])
+    before = json.loads(target.read_text())["config"]
+    different = differing(before, config, but_for={"": {"sizes"}})
     if different:
         raise RunError(f"{target.parent}: was made with another configuration ({', '.join(different)})")
 

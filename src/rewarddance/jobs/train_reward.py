@@ -115,7 +115,7 @@ def train_judge(
         raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes want as many or more")
     folder = RunFolder(out)
     if is_leader():
-        folder.start("judge", config.model_dump(mode="json"), resume=resume)
+        folder.start("judge", config, resume=resume)
     wait_for_all()
     torch.manual_seed(config.seed)
     backbone.tile(config.tiles)
@@ -266,7 +266,7 @@ def train_once(
         RunError: what is there was made with another configuration.
     """
     if (out / "model" / "judge.json").is_file():
-        RunFolder(out).must_be("judge", config.model_dump(mode="json"))
+        RunFolder(out).must_be("judge", config)
         return
     resume = (out / "run.json").is_file()
     wait_for_all()  # every process has looked before the first one writes

@@ -39,7 +39,7 @@ def pixels(seed: int, step: int, size: int) -> Tensor:
 def train_autoencoder(config: AutoencoderConfig, out: Path, *, resume: bool = False) -> Path:
     """Train and save to `out/model` (Hugging Face layout). Resumes from `out` when asked."""
     folder = RunFolder(out)
-    folder.start("autoencoder", config.model_dump(mode="json"), resume=resume)
+    folder.start("autoencoder", config, resume=resume)
     torch.manual_seed(config.seed)
     vae = new_autoencoder().to(memory_format=torch.channels_last)
     vae.train()

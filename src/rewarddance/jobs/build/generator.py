@@ -45,7 +45,7 @@ def flow_loss(generator: Sd3Generator, prompts: list[str], x: Tensor, rng: torch
 def train_generator(config: GeneratorConfig, vae_folder: Path, out: Path, *, resume: bool = False) -> Path:
     """Train and save to `out/model` (diffusers layout)."""
     folder = RunFolder(out)
-    folder.start("generator", config.model_dump(mode="json"), resume=resume)
+    folder.start("generator", config, resume=resume)
     vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
     pipeline = new_pipeline(vae, config.seed)
     generator = Sd3Generator(pipeline)

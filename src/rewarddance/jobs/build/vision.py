@@ -82,7 +82,7 @@ def train_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Pa
     """Train and save `out/model/vision.safetensors`, the tower's weights, and `heads.safetensors` beside it."""
     folder = RunFolder(out)
     if is_leader():
-        folder.start("vision", config.model_dump(mode="json"), resume=resume)
+        folder.start("vision", config, resume=resume)
     wait_for_all()
     tower = new_vlm(config.size, new_tokenizer(), config.seed).model.vision_tower.train()
     heads = Heads(SIZES[config.size].vision_width)

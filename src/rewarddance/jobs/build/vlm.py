@@ -68,7 +68,7 @@ def train_vlm(
     """
     folder = RunFolder(out)
     if is_leader():
-        folder.start("vlm", config.model_dump(mode="json"), resume=resume)
+        folder.start("vlm", config, resume=resume)
     wait_for_all()
     model, tokenizer = _begin(config, vision)
     model.train()
