@@ -77,6 +77,16 @@ def test_pairwise_asks_both_orders_and_scalars_one(record):
         assert [q.target for q in questions(record, paradigm)] == [1, 1, 0, 0.5]
 
 
+def test_best_references_leave_the_choices_that_the_best_picture_is_part_of(record, pictures):
+    asked = questions(record, "generative_pairwise", "best_of_n")
+    assert [q.target for q in asked] == [1, 0, 0.5, 0, 1, 0.5]
+    best = record.media[0]  # two wins and a tie
+    assert all(best in (q.comparison.candidate, q.comparison.reference) for q in asked)
+    assert sum(best is q.comparison.reference for q in asked) == 3
+    unmet = PreferenceRecord("u", "x", tuple(pictures[:3]), (Choice(1, 2, 0.5),))
+    assert len(questions(unmet, "bradley_terry", "best_of_n")) == 1
+
+
 def test_ranking_weighs_choices_by_how_far_apart_they_stand(record):
     weights = [q.weight for q in questions(record, "ranking")]
     assert sum(weights) / 4 == pytest.approx(1)

@@ -177,6 +177,7 @@ class JudgeRun:
             self.say,
             shuffle=config.context.layout != "strict",
             reason_weight=config.reason_weight,
+            reference=config.context.reference,
             inside=self.inside,
         )
         self.accumulate.size = min(self.accumulate.size, kept.get("micro_batch", self.accumulate.size))

@@ -76,6 +76,8 @@ class RewardConfig(Config):
         special = self.context.layout != "strict" or self.context.cot != "none"
         if special and self.paradigm != "generative_pairwise":
             raise ValueError(f"context.layout and context.cot are for generative_pairwise, not {self.paradigm}")
+        if self.context.reference != "random" and self.paradigm in ("generative_pointwise", "regression"):
+            raise ValueError(f"context.reference is for paradigms that compare; {self.paradigm} looks at one picture")
         return self
 
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)

@@ -17,6 +17,7 @@ from rewarddance.core.streams import stream
 from rewarddance.core.tally import Tally
 from rewarddance.core.types import RewardModel
 from rewarddance.reward.config import Paradigm
+from rewarddance.reward.context import Reference
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question, questions
 
@@ -43,6 +44,7 @@ class Accumulator:
     say: Callable[[str], None]
     shuffle: bool = False
     reason_weight: float = 0.0
+    reference: Reference = "random"
     inside: Inside = plainly
 
     @property
@@ -59,7 +61,7 @@ class Accumulator:
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
-        asked = [self._ordered(questions(r, self.paradigm), r.record_id, index) for r in records]
+        asked = [self._ordered(questions(r, self.paradigm, self.reference), r.record_id, index) for r in records]
         total = int(add_up(torch.tensor(sum(map(len, asked)))))
         while True:
             try:

@@ -31,6 +31,7 @@ UNNAMED = "overall"
 
 Layout = Literal["strict", "two_questions", "listwise"]
 Cot = Literal["none", "answer_first", "reason_first"]
+Reference = Literal["random", "best_of_n"]
 
 
 VERDICT = "\nanswer:"
@@ -58,6 +59,10 @@ class Context(Config):
     """`strict` swaps the pictures for the other order; `two_questions` leaves them and asks the question both ways, so
     that all before it is shared (yes-bias cancels, position bias does not; training shuffles places); `listwise` shows
     all pictures of a prompt once and asks about pairs of them. Judges of different layouts do not compare."""
+    reference: Reference = "random"
+    """In training, what pictures are compared with: `random`, whatever the record compares them with; `best_of_n`, the
+    record's best by its choices alone, as alignment against best-of-N references asks. No reference at all is
+    paradigm generative_pointwise. At inference a comparison brings its own."""
     cot: Cot = "none"
     """Chain of thought, with layout `strict`. `answer_first`: the verdict, then the reason, which costs nothing at
     inference; `reason_first`: the reason is written first, and the verdict hangs on it."""

@@ -17,6 +17,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
+from rewarddance.reward.context import Reference
 
 TIE_STRENGTH = 5.0
 """k of the Rao-Kupper model: two equal pictures tie with probability (k - 1) / (k + 1)."""
@@ -36,8 +37,11 @@ class Question:
     weight: float = 1.0
 
 
-def questions(record: PreferenceRecord, paradigm: Paradigm) -> list[Question]:
+def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference = "random") -> list[Question]:
     """What a paradigm asks about one record.
+
+    Args:
+        reference: `best_of_n` asks about those choices alone that the record's best picture is part of.
 
     Raises:
         InputError: `regression` on a record without ratings.
@@ -47,6 +51,10 @@ def questions(record: PreferenceRecord, paradigm: Paradigm) -> list[Question]:
             raise InputError(f"record {record.record_id}: regression needs ratings, and the record has only choices")
         alone = (Comparison(record.prompt, m, None, record.criterion) for m in record.media)
         return [Question(c, r) for c, r in zip(alone, record.ratings, strict=True)]
+    if reference == "best_of_n" and record.choices:
+        won = _share_of_wins(record)
+        best = max(sorted({i for c in record.choices for i in (c.first, c.second)}), key=won.__getitem__)
+        record = replace(record, choices=tuple(c for c in record.choices if best in (c.first, c.second)))
     pairs = record.comparisons(both_orders=paradigm == "generative_pairwise")
     if paradigm == "generative_pointwise":
         return [q for c in pairs for q in _alone(c)]
@@ -65,19 +73,23 @@ def _alone(pair: Comparison) -> list[Question]:
     return [Question(first, label), Question(second, 1 - label)]
 
 
-def _rank_gaps(record: PreferenceRecord) -> list[float]:
-    """How far apart the sides of every choice stand in the order that all choices together imply, mean 1.
-
-    Pictures are ordered by the share of their comparisons that they win (Copeland); equal shares stand half a
-    place apart, so that no choice is without weight.
-    """
+def _share_of_wins(record: PreferenceRecord) -> list[float]:
+    """The share of its comparisons that each picture wins (Copeland); one half where it was in none."""
     wins, met = [0.0] * len(record.media), [0] * len(record.media)
     for c in record.choices:
         wins[c.first] += c.label
         wins[c.second] += 1 - c.label
         met[c.first] += 1
         met[c.second] += 1
-    share = [w / m if m else 0.5 for w, m in zip(wins, met, strict=True)]
+    return [w / m if m else 0.5 for w, m in zip(wins, met, strict=True)]
+
+
+def _rank_gaps(record: PreferenceRecord) -> list[float]:
+    """How far apart the sides of every choice stand in the order that all choices together imply, mean 1.
+
+    Equal shares of wins stand half a place apart, so that no choice is without weight.
+    """
+    share = _share_of_wins(record)
     rank = [sum(other > mine for other in share) for mine in share]
     gaps = [max(0.5, abs(rank[c.first] - rank[c.second])) for c in record.choices]
     mean = sum(gaps) / max(1, len(gaps))
