@@ -61,7 +61,7 @@ def test_help_needs_no_torch():
         (("train", "--out", "x", "--nonsense", "1"), 2, "nonsense"),
         (("train", "none.yaml", "--out", "x"), 1, "none.yaml: cannot read the recipe"),
         (("rank", "missing.png", "--prompt", "x"), 1, "missing.png: no such file"),
-        (("report", "nowhere"), 1, "nowhere: neither a run nor a study nor a demo"),
+        (("report", "nowhere"), 1, "nowhere: nothing to report on"),
         (("evaluate", "nowhere"), 1, "nowhere: not a run folder"),
         (("evaluate", "--judge", "tiny", "--guidance", "4.5"), 2, "evaluate --judge: takes no --guidance"),
         (("evaluate", "runs/a", "--generator", "tiny"), 2, "evaluate --generator: takes no runs/a"),

@@ -64,6 +64,20 @@ def test_a_study_of_alignment_shows_gains_and_differences():
     assert "refl less sft" in html
 
 
+def test_a_cross_validation_shows_every_fold_and_the_mean(tmp_path):
+    fold = {"num_train": 90, "num_held_out": 10, "accuracy": 0.7, "spearman": None, "answer_mass": 0.99}
+    means = {"accuracy": {"mean": 0.75, "ci_low": 0.6, "ci_high": 0.9}, "answer_mass": {**GAP, "mean": 0.99}}
+    study = {"mean": means, "folds": {"style-flat": fold, "style-outline": {**fold, "accuracy": 0.8}}}
+    title, (table,), drawn = study_content(study)
+    assert title == "Cross-validation"
+    assert table.head[:4] == ["held out", "trained on", "measured on", "ordered right"]
+    assert table.rows[1] == ["style-outline", "90", "10", "0.800", "0.990"]
+    assert table.rows[-1][:4] == ["mean [95%]", "", "", "0.750 [0.600, 0.900]"]
+    assert len(drawn) == 1
+    (tmp_path / "cross_validation.json").write_text(json.dumps(study))
+    assert "style-outline" in write_report(tmp_path).read_text()
+
+
 def test_a_folder_without_anything_to_report_says_so(tmp_path):
     with pytest.raises(RunError, match=r"study\.json"):
         write_report(tmp_path)

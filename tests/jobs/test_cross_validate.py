@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rewarddance.core.errors import InputError, RunError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
 from rewarddance.jobs.judge_benchmark import measure_on_data
@@ -65,6 +65,8 @@ def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder,
     slower = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 1e-5})})
     with pytest.raises(RunError, match="another configuration \\(optim\\)"):  # though a resumption may change it
         cross_validate(slower, folds, table, tmp_path)
+    with pytest.raises(ConfigError, match="patience"):
+        cross_validate(config.model_copy(update={"patience": 1}), folds, table, tmp_path / "early")
     with pytest.raises(RunError, match="a fold of other records"):
         cross_validate(config, [replace(folds[0], train=folds[0].train[1:])], table, tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

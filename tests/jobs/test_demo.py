@@ -31,6 +31,7 @@ def test_the_summary_holds_the_promised_figures(demo):
     assert {"mean", "ci_low", "ci_high"} <= set(found["gain"])
     assert {"accuracy_id", "accuracy_ood"} <= set(found["judge"])
     assert found["seconds"] > 0
+    assert 100 < found["peak_memory_mib"] < 16_384
 
 
 def test_the_page_is_one_file_without_links_out(demo):

@@ -24,8 +24,8 @@ def run(*command):
 
 
 def run_with_kills(out, *command, kills=1):
-    """Kill a command some moments after each step that it logs, `kills` times; then let it end."""
-    log, dice = out / "metrics.jsonl", random.Random(0)
+    """Kill a command at a random step, some moments after it is logged, `kills` times; then let it end."""
+    log, dice = out / "metrics.jsonl", random.Random()
 
     def steps():
         return len(log.read_text().splitlines()) if log.exists() else 0
@@ -33,8 +33,8 @@ def run_with_kills(out, *command, kills=1):
     done, resume = 0, []
     while done < kills:
         process = subprocess.Popen([*CLI, *map(str, command), *resume], stderr=subprocess.DEVNULL)
-        before = steps()
-        while process.poll() is None and steps() <= before + 1:
+        until = steps() + dice.randint(1, 5)
+        while process.poll() is None and steps() < until:
             time.sleep(0.02)
         time.sleep(dice.random() * 0.5)
         if process.poll() is not None:

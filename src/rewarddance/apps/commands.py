@@ -41,7 +41,7 @@ class Demo(Flags):
         gain = summary["gain"]
         console.print(
             f"oracle fidelity {gain['mean']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] ({gain['verdict']}); "
-            f"{summary['seconds']:.0f} s; open {page}",
+            f"{summary['seconds']:.0f} s, {summary['peak_memory_mib'] / 1024:.1f} GiB; open {page}",
             highlight=False,
             soft_wrap=True,
         )
@@ -306,7 +306,7 @@ class Sample(Flags):
 
 @dataclass(frozen=True)
 class Report(Flags):
-    """Write report.html in the folder of a run, a demo or a study: one self-contained page.
+    """Write report.html in the folder of a run, a demo, a study or a cross-validation: one self-contained page.
 
     Example: rewarddance report runs/refl
     """

@@ -19,7 +19,8 @@ from rewarddance.core.runs import RunFolder
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` for a demo folder (with `summary.json`), a study (`study.json`) or a single run folder.
+    """Write `report.html` for a demo folder (with `summary.json`), a study (`study.json`), folds
+    (`cross_validation.json`) or a single run folder.
 
     Raises:
         RunError: nothing there to report on.
@@ -27,11 +28,15 @@ def write_report(folder: Path) -> Path:
     if (folder / "summary.json").is_file():
         page = _demo_page(folder)
     elif (folder / "study.json").is_file():
-        page = _study_page(folder)
+        page = _study_page(folder, "study.json")
+    elif (folder / "cross_validation.json").is_file():
+        page = _study_page(folder, "cross_validation.json")
     elif (folder / "run.json").is_file():
         page = _run_page(folder)
     else:
-        raise RunError(f"{folder}: neither a run nor a study nor a demo (no run.json, study.json or summary.json)")
+        raise RunError(
+            f"{folder}: nothing to report on (no run.json, study.json, cross_validation.json or summary.json)"
+        )
     target = folder / "report.html"
     target.write_text(page)
     return target
@@ -143,8 +148,8 @@ def _demo_page(folder: Path) -> str:
     )
 
 
-def _study_page(folder: Path) -> str:
-    study = _read(folder / "study.json")
+def _study_page(folder: Path, name: str) -> str:
+    study = _read(folder / name)
     title, tables, figures = study_content(study)
     how = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
     return _render(

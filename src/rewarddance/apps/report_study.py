@@ -29,7 +29,9 @@ class Table:
 
 
 def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
-    """Title, tables and figures of a study of judges (paradigms or sizes) or of alignment."""
+    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, or of a cross-validation."""
+    if "folds" in study:
+        return _folds(study)
     if "arms" in study:
         return _alignment(study)
     kind = "variants" if "variants" in study else "sizes"
@@ -119,4 +121,43 @@ def _alignment(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         "Study of alignment",
         [Table(f"Against the start ({study['start']:.3f})", head, rows)],
         [("Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts"))],
+    )
+
+
+FOLD_MEASURES = {
+    "accuracy": "ordered right",
+    "label_accuracy": "as people chose",
+    "spearman": "rank correlation within a prompt",
+    "disagreement": "disagreement of both orders",
+    "answer_mass": "answer mass",
+}
+
+
+def _folds(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
+    folds, means = study["folds"], study["mean"]
+    known = {k: label for k, label in FOLD_MEASURES.items() if k in means}
+    rows = [
+        [
+            name,
+            str(f["num_train"]),
+            str(f["num_held_out"]),
+            *("–" if f.get(k) is None else f"{f[k]:.3f}" for k in known),
+        ]
+        for name, f in folds.items()
+    ]
+    summary = [
+        "mean [95%]",
+        "",
+        "",
+        *(f"{m['mean']:.3f} [{m['ci_low']:.3f}, {m['ci_high']:.3f}]" for m in map(means.get, known)),
+    ]
+    head = ["held out", "trained on", "measured on", *known.values()]
+    title = (
+        "Every fold on records that its judge has not seen; the interval over folds is rough: they share most records"
+    )
+    values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds.items() if f.get("accuracy") is not None}
+    return (
+        "Cross-validation",
+        [Table(title, head, [*rows, summary])],
+        [("Accuracy by fold", dots(values, "ordered right"))],
     )

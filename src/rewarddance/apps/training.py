@@ -69,7 +69,7 @@ class Train(Flags):
             folds = folds_by_prompt(table.prompts, self.cross_validate, self.config.seed)
         found = cross_validate(self.config, folds, table, self.out)
         if is_leader():
-            show({"mean": found["mean"], "folds": found["folds"]})
+            show({"mean": found["mean"], "folds": found["folds"], "next": f"rewarddance report {self.out}"})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
@@ -22,3 +23,9 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return all(mallopt(k, v) == 1 for k, v in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 1 << 30), (TOP_PAD, 64 << 20)))
+
+
+def peak_resident_mib() -> float:
+    """Most main memory that this process has held so far, MiB."""
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -94,7 +94,7 @@ def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, tit
 
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
-        return sizes | measure_judge(load_judge(folder), table.take(fold.held_out))
+        return sizes | measure_judge(load_judge(folder), table.take(fold.held_out), shared=True)
 
     train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)

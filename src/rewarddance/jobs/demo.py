@@ -13,6 +13,7 @@ import torch
 from rewarddance.align.config import AlignConfig, ReflConfig
 from rewarddance.core.device import autocast
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console, progress
 from rewarddance.core.runs import RunFolder, write_json
@@ -93,6 +94,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
         "best_of_n": best,
         "hacking": _hacking(out / "align"),
         "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_mib": round(peak_resident_mib()),
     }
     write_json(out / "judge" / "evaluation.json", accuracy)
     write_json(out / "summary.json", summary)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from rewarddance.core.config import merge, parse_config
+from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
@@ -118,7 +117,7 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
         judge = load_judge(folder)
         counted = {n: RightByPrompt() for n in held_out}
         return {
-            **{n: measure_judge(judge, r, each=counted[n]) for n, r in held_out.items()},
+            **{n: measure_judge(judge, r, each=counted[n], shared=True) for n, r in held_out.items()},
             "right_by_prompt": {n: c.found for n, c in counted.items()},
             "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
             "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
@@ -126,6 +125,8 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
             **latency(judge, next(iter(held_out.values()))),
         }
 
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     train_once(config, train, folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)
 
@@ -134,8 +135,7 @@ def peak_memory() -> float:
     """Most memory held so far, MiB: of the accelerator where there is one, else of this process and all it did."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    return peak_resident_mib()
 
 
 @torch.no_grad()

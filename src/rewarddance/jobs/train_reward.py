@@ -265,7 +265,10 @@ def train_once(
 
     Raises:
         RunError: what is there was made with another configuration.
+        ConfigError: `patience`, which would choose weights by what they are then measured on.
     """
+    if config.patience:
+        raise ConfigError("patience: folds and studies keep nothing apart to stop early by; leave it 0")
     if (out / "model" / "judge.json").is_file():
         RunFolder(out).must_be("judge", config)
         return
@@ -275,9 +278,13 @@ def train_once(
 
 
 def measured_once(target: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The figures in a file; the leader measures and writes them when it is not there."""
-    if not target.is_file() and is_leader():
-        write_json(target, measure())
+    """The figures in a file; when it is not there, all processes measure together and the leader writes it."""
+    known = target.is_file()
+    wait_for_all()  # every process has looked before the first one writes
+    if not known:
+        found = measure()
+        if is_leader():
+            write_json(target, found)
     wait_for_all()
     content: dict[str, Any] = json.loads(target.read_text())
     return content
