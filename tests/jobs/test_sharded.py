@@ -99,6 +99,23 @@ def test_two_processes_that_share_the_weights_do_what_one_does(changes, vlm_fold
     assert two == pytest.approx(one, rel=1e-4)
 
 
+def test_two_whole_copies_that_share_the_records_do_what_one_does(vlm_folder, data_folder, quick, tmp_path):
+    """Data-parallel without sharding, records that do not divide evenly."""
+    config = recipe(quick)
+    alone(vlm_folder, data_folder, tmp_path / "one", config)
+    in_processes(2, vlm_folder, data_folder, tmp_path / "two", config)
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_reasons_are_written_by_processes_together(vlm_folder, data_folder, quick, tmp_path):
+    """Shared weights, and validation that writes before it judges: not as many calls on every process."""
+    config = recipe(quick, context={"cot": "reason_first", "samples": 1, "max_reason_tokens": 3}, patience=0)
+    alone(vlm_folder, data_folder, tmp_path / "one", config)
+    in_processes(2, vlm_folder, data_folder, tmp_path / "two", config.model_copy(update={"shard": 2}))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.slow
 def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(vlm_folder, data_folder, quick, tmp_path):
     config = recipe(quick)
