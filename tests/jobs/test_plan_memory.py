@@ -100,14 +100,14 @@ def test_sharding_divides_what_it_shares():
 
 
 def test_the_setting_that_gives_up_least_is_chosen():
-    roomy = plan(SIZE, 1, parse_memory("80GB"), records=1)
+    roomy = plan(SIZE, 1, parse_memory("80GB"), Pass(1))
     assert roomy.chosen == Setting(records=1)
-    tight = plan(SIZE, 8, parse_memory("60MB"), records=1)
+    tight = plan(SIZE, 8, parse_memory("60MB"), Pass(1))
     assert tight.chosen is not None
     assert tight.chosen != roomy.chosen
     assert tight.memory.total <= tight.limit
     assert all(m.total > tight.limit for s, m in tight.tried if s != tight.chosen)
-    assert plan(SIZE, 1, parse_memory("1MB"), records=1).chosen is None
+    assert plan(SIZE, 1, parse_memory("1MB"), Pass(1)).chosen is None
 
 
 def test_every_setting_is_flags_that_train_understands():
@@ -135,9 +135,35 @@ def test_the_command_prints_what_was_found(capsys):
 
 
 def test_main_memory_and_disk_are_counted_too():
-    found = plan(SIZE, 8, parse_memory("80GB"), records=1)
+    found = plan(SIZE, 8, parse_memory("80GB"), Pass(1))
     assert found.loading == 8 * 4 * found.parts.total
     assert found.checkpoint == 16 * found.parts.total  # weights, two moments, the average
     small = Setting(trained="adapters", weights="bf16")
     assert loading(small, found.parts, 1) == 2 * found.parts.total
     assert checkpoint(small, found.parts, num_adapters=100) == 1600
+
+
+def test_larger_pictures_take_more_memory_and_only_what_a_model_takes(monkeypatch):
+    model = empty_model(config_of(SIZE))
+    one, four = (kept_by(model, Pass(2, tiles=t), torch.float32) for t in (1, 4))
+    assert four.vision == 5 * one.vision  # four parts and the whole
+    assert four.tokens > 3 * one.tokens
+    qwen = config_of("qwen3-vl-2b")
+    assert Pass(1).squares(qwen) == (1, 14**2)
+    assert Pass(1, side=1024).squares(qwen) == (1, 32**2)
+    with pytest.raises(ConfigError, match="sees pictures whole; give --side"):
+        Pass(1, tiles=2).squares(qwen)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("internvl3.5-38b", 38.4),
+        ("qwen2.5-vl-3b", 3.75),
+        ("qwen2.5-vl-72b", 73.4),
+        ("qwen3-vl-2b", 2.13),
+        ("qwen3-vl-8b", 8.77),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(name, billions):
+    assert parts_of(empty_model(config_of(name))).total / 1e9 == pytest.approx(billions, rel=4e-3)

@@ -19,11 +19,14 @@ class PlanCommand(Flags):
 
     Example: rewarddance plan --backbone internvl3.5-38b --gpus 8 --memory 80GB
 
-    Example: rewarddance plan --backbone models/my-internvl --gpus 1 --memory 24GB --json
+    Example: rewarddance plan --backbone qwen3-vl-8b --gpus 2 --memory 80GB --side 1024
+
+    Example: rewarddance plan --backbone models/my-internvl --gpus 1 --memory 24GB --tiles 4 --json
     """
 
     backbone: str
-    """A size (tiny-2m ... tiny-200m, internvl3.5-1b ... internvl3.5-38b) or a local folder with a config.json."""
+    """A size (tiny-2m ... tiny-200m, internvl3.5-1b ... 38b, qwen2.5-vl-3b ... 72b, qwen3-vl-2b ... 32b) or a local
+    folder with a config.json."""
     gpus: int = 1
     """Processes, one GPU each."""
     memory: str = "80GB"
@@ -34,16 +37,20 @@ class PlanCommand(Flags):
     """Pictures of each prompt, all compared with each other in both orders."""
     text_tokens: int = 96
     """Tokens of instruction, prompt and question."""
+    tiles: int = 1
+    """InternVL: parts that a picture is cut into beside a view of the whole, as in `train`."""
+    side: int = 448
+    """Qwen: side of the pictures in pixels."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
         from rewarddance.jobs.plan import parse_memory, plan
+        from rewarddance.vlm.footprint import Pass
 
-        found = plan(
-            self.backbone, self.gpus, parse_memory(self.memory), self.micro_batch, self.pictures, self.text_tokens
-        )
+        work = Pass(self.micro_batch, self.pictures, self.text_tokens, self.tiles, self.side)
+        found = plan(self.backbone, self.gpus, parse_memory(self.memory), work)
         if self.json:
             show(_as_dict(found))
             return
@@ -66,9 +73,10 @@ class PlanCommand(Flags):
             highlight=False,
             soft_wrap=True,
         )
+        tiles = f"--tiles {self.tiles} " if self.tiles > 1 else ""
         start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
         console.print(
-            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} "
+            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} {tiles}"
             f"--prompts-per-step {self.gpus * found.chosen.records} --data DATA --out RUN",
             highlight=False,
             markup=False,

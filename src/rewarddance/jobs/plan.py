@@ -16,7 +16,7 @@ import torch
 from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.backbone import open_config
 from rewarddance.vlm.footprint import Kept, Parts, Pass, empty_model, kept_by, parts_of
-from rewarddance.vlm.presets import HUB, INTERNVL
+from rewarddance.vlm.presets import PRESETS
 from rewarddance.vlm.tiny import SIZES, new_tokenizer, tiny_config
 
 SPARE = 0.1
@@ -156,15 +156,14 @@ def config_of(backbone: str) -> Any:
     Raises:
         ConfigError: none of these.
     """
-    if backbone in INTERNVL:
-        return INTERNVL[backbone].config()
+    if backbone in PRESETS:
+        return PRESETS[backbone].config()
     if backbone in SIZES:
         return tiny_config(backbone, new_tokenizer())
     if (Path(backbone) / "config.json").is_file():
         return open_config(backbone, ("internvl", "qwen2_5_vl", "qwen3_vl"))
-    shapes = ", ".join([*SIZES, *INTERNVL])
-    more = " (its shapes are not known here: download its config.json)" if backbone in HUB else ""
-    raise ConfigError(f"backbone {backbone!r}: not a local folder with a config.json{more}; known by name: {shapes}")
+    shapes = ", ".join([*SIZES, *PRESETS])
+    raise ConfigError(f"backbone {backbone!r}: not a local folder with a config.json; known by name: {shapes}")
 
 
 def parse_memory(text: str) -> float:
@@ -234,20 +233,23 @@ class Plan:
         return next((m for s, m in self.tried if s == self.chosen), None)
 
 
-def plan(backbone: str, gpus: int, memory: float, records: int = 4, pictures: int = 4, text: int = 96) -> Plan:
+def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
     """Look for the setting that gives up least and fits.
 
     Args:
-        memory: bytes of one GPU; records: prompts in one pass; pictures: of each prompt; text: tokens beside pictures.
+        memory: bytes of one GPU; work: the pass that is wanted; smaller ones are tried where it does not fit.
+
+    Raises:
+        ConfigError: an unknown backbone, or pictures that it does not take.
     """
     config, counted = config_of(backbone), dict[tuple[int, str], Kept]()
     model = empty_model(config)
     parts, limit = parts_of(model), memory * (1 - SPARE)
     tried: list[tuple[Setting, Memory]] = []
-    for setting in choices(gpus, records):
+    for setting in choices(gpus, work.records):
         key = (setting.records, setting.compute)
         if key not in counted:
-            counted[key] = kept_by(model, Pass(setting.records, pictures, text), TYPES[setting.compute])
+            counted[key] = kept_by(model, replace(work, records=setting.records), TYPES[setting.compute])
         extra = adapters(config, setting.lora_rank)
         found = memory_of(setting, parts, counted[key], extra)
         tried.append((setting, found))

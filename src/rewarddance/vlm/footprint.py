@@ -64,12 +64,15 @@ class Pass:
 
     Attributes:
         records: prompts; pictures: of each, all compared with each other in both orders; text: tokens of instruction,
-        prompt and question.
+        prompt and question; tiles: parts that InternVL sees of a picture beside the whole; side: of a picture in
+        pixels, where models take pictures of any size.
     """
 
     records: int
     pictures: int = 4
     text: int = 96
+    tiles: int = 1
+    side: int = 448
 
     def keys(self, image_tokens: int) -> list[Key]:
         """Sequences as the engine sees them, pictures as negative numbers."""
@@ -88,6 +91,20 @@ class Pass:
     @property
     def images(self) -> int:
         return self.records * self.pictures
+
+    def squares(self, config: PreTrainedConfig) -> tuple[int, int]:
+        """How many squares a picture is seen in, and image tokens of all of them.
+
+        Raises:
+            ConfigError: tiles, of a model that sees pictures whole.
+        """
+        if config.model_type == "internvl":
+            num = self.tiles + 1 if self.tiles > 1 else 1
+            return num, num * int(config.image_seq_length)
+        if self.tiles > 1:
+            raise ConfigError(f"tiles: {config.model_type} sees pictures whole; give --side, their side in pixels")
+        c = config.vision_config
+        return 1, max(1, self.side // (c.patch_size * c.spatial_merge_size)) ** 2
 
 
 @dataclass(frozen=True)
@@ -113,10 +130,10 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
     """Run one pass on the meta device and count what autograd keeps.
 
     Vision is counted for InternVL; a Qwen tower's pass depends on numbers, so its share is estimated from the number of
-    patches of the same pictures (448 pixels a side), with the constant of the language model's layers.
+    patches, with the constant of the language model's layers.
     """
     config = model.config
-    image_tokens = getattr(config, "image_seq_length", None) or (448 // config.vision_config.patch_size // 2) ** 2
+    _, image_tokens = work.squares(config)
     attach(model.model.language_model)
     model.to(dtype)
     tree = grow(work.keys(image_tokens))
@@ -150,14 +167,15 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
 def _vision(model: Any, work: Pass, dtype: torch.dtype, own: set[int], share: float) -> tuple[int, int, int]:
     c, size = model.config.vision_config, torch.empty(0, dtype=dtype).element_size()
     if model.config.model_type != "internvl":
-        patches = (448 // c.patch_size) ** 2
+        patches = work.squares(model.config)[1] * c.spatial_merge_size**2
         inputs = c.depth * work.images * patches * c.hidden_size * size
         return int(share / size * inputs), inputs, c.depth
-    pixels = torch.empty(work.images, 3, *c.image_size, dtype=dtype, device="meta")
+    images = work.images * work.squares(model.config)[0]
+    pixels = torch.empty(images, 3, *c.image_size, dtype=dtype, device="meta")
     with _Counting(own) as counted:
         model.model.get_image_features(pixel_values=pixels, return_dict=True)
     patches = (c.image_size[0] // c.patch_size[0]) * (c.image_size[1] // c.patch_size[1]) + 1
-    inputs = c.num_hidden_layers * work.images * patches * c.hidden_size * size
+    inputs = c.num_hidden_layers * images * patches * c.hidden_size * size
     return counted.bytes, inputs, c.num_hidden_layers
 
 
