@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from rewarddance.core.streams import stream
 from rewarddance.world.detect import Detection, Seen, detect
@@ -178,31 +177,35 @@ def _gap(a: Detection, b: Detection) -> float:
     return max(abs(a.x - b.x), abs(a.y - b.y)) - (a.size + b.size) / 2
 
 
-def _layout(seen: Seen) -> NDArray[np.float32]:
+def _layout(seen: Seen) -> NDArray[np.float64]:
     """Objects of every colour in the nine cells of the picture, then shapes, style and background: (71,)."""
-    out = np.zeros((len(COLOURS), 9), np.float32)
-    shapes, styles = np.zeros(len(SHAPES), np.float32), np.zeros(len(STYLES), np.float32)
+    out = np.zeros((len(COLOURS), 9))
+    shapes, styles = np.zeros(len(SHAPES)), np.zeros(len(STYLES))
     for o in seen.objects:
         cell = 3 * min(2, int(3 * o.y / CANVAS)) + min(2, int(3 * o.x / CANVAS))
         out[COLOURS.index(o.colour), cell] += 1  # type: ignore[arg-type]
         shapes[SHAPES.index(o.shape)] += 1  # type: ignore[arg-type]
         styles[STYLES.index(o.style)] += 1 / max(1, len(seen.objects))  # type: ignore[arg-type]
-    ground = np.zeros(len(BACKGROUNDS), np.float32)
+    ground = np.zeros(len(BACKGROUNDS))
     ground[BACKGROUNDS.index(seen.background)] = 1  # type: ignore[arg-type]
     return np.concatenate([out.ravel(), shapes, styles, ground])
 
 
 @cache
-def _familiar() -> NDArray[np.float32]:
-    """Layouts of 512 training scenes."""
+def _familiar() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Layouts of 512 training scenes, (71, 512), and their sums, (512,)."""
     rng = stream(0, "novelty")
-    return np.stack([_layout(detect(render(sample_pair(rng)[1]))) for _ in range(512)])
+    found = np.stack([_layout(detect(render(sample_pair(rng)[1]))) for _ in range(512)], 1)
+    return found, found.sum(0)
 
 
 def _novelty(seen: Seen) -> float:
     """1 - exp(-d / 4) with d the city-block distance to the nearest of the training layouts."""
-    nearest = cdist(_familiar(), _layout(seen)[None], "cityblock").min()
-    return float(1 - np.exp(-nearest / 4))
+    layout, (known, sums) = _layout(seen), _familiar()
+    (there,) = np.nonzero(layout)
+    own = layout[there, None]
+    distance = sums + layout.sum() - 2 * np.minimum(known[there], own).sum(0)  # |a - b| = a + b - 2 min(a, b)
+    return 1 - math.exp(-max(0.0, float(distance.min())) / 4)
 
 
 @lru_cache(4096)
