@@ -5,7 +5,8 @@ import numpy as np
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.parquet import row_of, write_rows
-from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges, table
+from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges
+from rewarddance.jobs.study_table import table
 from rewarddance.jobs.train_reward_config import RewardConfig
 
 

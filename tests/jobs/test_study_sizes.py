@@ -1,10 +1,10 @@
 import pytest
 
-from rewarddance.core.errors import RunError
-from rewarddance.core.loop_config import LoopConfig
+from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
-from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
+from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, scaled, sizes_table, study_sizes
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.vlm.tiny import SIZES, Size
 
@@ -38,6 +38,30 @@ def test_sizes_are_trained_within_the_budget_and_go_on(data, tmp_path, monkeypat
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
     assert study_sizes(config, data, tmp_path / "out", budget=1.0)["sizes"] == found["sizes"]
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
+    row = found["sizes"]["test-a"]["seeds"][0]
+    assert row["pretrain_seconds"] > 0
+    assert row["peak_memory_mib"] > 100
+    assert row["id"]["accuracy_ci"][0] <= row["id"]["accuracy"] <= row["id"]["accuracy_ci"][1]
+    # what is there of another study, in whatever phase, is not passed off as this one's
+    with pytest.raises(RunError, match="another configuration \\(vlm_steps\\)"):
+        study_sizes(config.model_copy(update={"vlm_steps": 2}), data, tmp_path / "out", budget=600.0)
+    (tmp_path / "out" / "setting.json").unlink()
+    (tmp_path / "out" / "test-b" / "vlm" / "model" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"test-a.*another configuration"):
+        study_sizes(config.model_copy(update={"seed": 1}), data, tmp_path / "out", budget=600.0)
+
+
+def test_a_study_refuses_to_stop_early_before_it_has_trained_anything(data, tmp_path):
+    with pytest.raises(ConfigError, match="patience"):
+        study_sizes(SizesConfig(judge=RewardConfig(patience=1)), data, tmp_path / "out", budget=1.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_learning_rates_fall_with_the_width_as_each_optimizer_wants_it():
+    found = {
+        name: scaled(OptimConfig(name=name, lr=1.0), 4 * SIZES["tiny-2m"].text_width).lr for name in ("adamw", "muon")
+    }
+    assert found == {"adamw": 0.25, "muon": 0.5}
 
 
 def test_unknown_sizes_name_the_known_ones():

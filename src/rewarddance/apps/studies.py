@@ -79,15 +79,18 @@ class StudyParadigms(Flags):
         return found
 
     def run(self) -> None:
+        from rewarddance.core.parallel import processes
         from rewarddance.core.progress import console
-        from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges, table
+        from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges
+        from rewarddance.jobs.study_table import table
         from rewarddance.jobs.train import data_folder
 
         unknown = [n for n in self.only if n not in PARADIGM_VARIANTS]
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; known: {', '.join(map(repr, PARADIGM_VARIANTS))}")
         chosen = {n: PARADIGM_VARIANTS[n] for n in self.only or PARADIGM_VARIANTS}
-        found = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
+        with processes():
+            found = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
         console.print(table(found["variants"]), highlight=False, markup=False, soft_wrap=True)
 
 

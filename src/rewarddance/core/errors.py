@@ -25,3 +25,7 @@ class JudgementError(RewardDanceError):
 
 class RunError(RewardDanceError):
     """A run folder is missing, incomplete or belongs to another configuration."""
+
+
+class StoppedError(RunError):
+    """A run was told to stop or ran out of its time; it can be resumed."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
 from rewarddance.core.parallel import any_of, is_leader, wait_for_all
@@ -287,5 +287,7 @@ class Loop:
                 return "stopped"
             if late:
                 reason = "out of time" if over else "told to stop"
-                raise RunError(f"{self.folder.path}: {reason} at step {self.step} of {cfg.num_steps}; resume goes on")
+                raise StoppedError(
+                    f"{self.folder.path}: {reason} at step {self.step} of {cfg.num_steps}; resume goes on"
+                )
         return "finished"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import resource
 import sys
+from pathlib import Path
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """Parameters of glibc's `mallopt`."""
@@ -25,7 +26,19 @@ def keep_freed_memory() -> bool:
     return all(mallopt(k, v) == 1 for k, v in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 1 << 30), (TOP_PAD, 64 << 20)))
 
 
+def forget_peak() -> None:
+    """Let `peak_resident_mib` count from what is held now; where the system cannot, it counts from the start."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_resident_mib() -> float:
-    """Most main memory that this process has held so far, MiB."""
+    """Most main memory that this process has held since its start or `forget_peak`, MiB."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    import resource
+
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from rewarddance.core.config import merge, parse_config
-from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
@@ -21,6 +21,7 @@ from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.study_differences import RightByPrompt, differences, differences_table
+from rewarddance.jobs.study_table import table
 from rewarddance.jobs.train import load_sets
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
@@ -28,12 +29,12 @@ from rewarddance.reward.checkpoint import Judge
 from rewarddance.reward.measure import measure_judge
 
 PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
-    "regression": {"paradigm": "regression"},
+    "regression": {"paradigm": "regression", "context": {"reference": "random"}},
     "bradley_terry": {"paradigm": "bradley_terry"},
     "bradley_terry_ties": {"paradigm": "bradley_terry_ties"},
     "uncertainty": {"paradigm": "uncertainty"},
     "ranking": {"paradigm": "ranking"},
-    "pointwise": {"paradigm": "generative_pointwise"},
+    "pointwise": {"paradigm": "generative_pointwise", "context": {"reference": "random"}},
     "pairwise, no instruction": {"paradigm": "generative_pairwise", "context": {"instruction": False}},
     "pairwise": {"paradigm": "generative_pairwise"},
     "pairwise, best references": {"paradigm": "generative_pairwise", "context": {"reference": "best_of_n"}},
@@ -112,6 +113,7 @@ def _file_name(name: str) -> str:
 def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
     """Train a judge in `folder` (or go on, or keep what is finished) and measure it once, in `measured.json`."""
     train, held_out = load_sets(Path(config.data), 0)
+    trained = folder / "trained.json"
 
     def measure() -> dict[str, Any]:
         judge = load_judge(folder)
@@ -121,21 +123,12 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
             "right_by_prompt": {n: c.found for n, c in counted.items()},
             "parameters": sum(p.numel() for p in judge.engine.backbone.module.parameters()),
             "train_seconds": RunFolder(folder).metrics()[-1]["seconds"],
-            "peak_memory_mib": peak_memory(),
-            **latency(judge, next(iter(held_out.values()))),
+            **(json.loads(trained.read_text()) if trained.is_file() else {}),
+            **(latency(judge, next(iter(held_out.values()))) if is_leader() else {}),
         }
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     train_once(config, train, folder, lambda: load_to_train(config), title)
     return measured_once(folder / "measured.json", measure)
-
-
-def peak_memory() -> float:
-    """Most memory held so far, MiB: of the accelerator where there is one, else of this process and all it did."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return peak_resident_mib()
 
 
 @torch.no_grad()
@@ -169,40 +162,3 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if values:
                 out[f"{split}/{figure}"] = over_runs(values)
     return out
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """A Markdown table: one row a variant; of several seeds the mean, with the smallest and largest."""
-    head = ["variant", "parameters"]
-    head += [f"{s.upper()} {f}" for s in ("id", "ood") for f in ("accuracy", "generator", "rendered", "Spearman")]
-    head += ["training, s", "peak of the process so far, MiB", "latency p50 / p95, ms", "comparisons/s"]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name, entry in found.items():
-        rows = entry["seeds"]
-
-        def cell(split: str, figure: str, rows: Sequence[Mapping[str, Any]] = rows) -> str:
-            values = [r[split][figure] for r in rows if r.get(split, {}).get(figure) is not None]
-            if not values:
-                return ""
-            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-            return f"{statistics.mean(values):.3f}{spread}"
-
-        figures = [cell(s, f) for s in ("id", "ood") for f in FIGURES if f != "disagreement"]
-
-        def middle(key: str, rows: Sequence[Mapping[str, Any]] = rows) -> float:
-            return float(statistics.median(r[key] for r in rows))
-
-        lines.append(
-            " | ".join(
-                [
-                    name,
-                    f"{entry['parameters'] / 1e6:.1f}M",
-                    *figures,
-                    f"{middle('train_seconds'):.0f}",
-                    f"{middle('peak_memory_mib'):.0f}",
-                    f"{middle('latency_p50') * 1e3:.0f} / {middle('latency_p95') * 1e3:.0f}",
-                    f"{middle('comparisons_per_second'):.0f}",
-                ]
-            )
-        )
-    return "".join(f"| {line} |\n" for line in lines)

@@ -6,22 +6,24 @@ A study of hours, so it goes on where it was stopped; what did not fit the budge
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from rewarddance.core.config import Config, differing
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.parallel import is_leader
+from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.progress import console
-from rewarddance.core.runs import environment, write_json
+from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.jobs.build.vision import VisionConfig, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
-from rewarddance.jobs.study_judges import measured_judge, table
+from rewarddance.jobs.study_judges import measured_judge
+from rewarddance.jobs.study_table import table
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.vlm.tiny import SIZES
 
@@ -48,9 +50,10 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     Returns:
         Figures by size; for sizes that are not finished, how far they are. Also in `out/study.json` and `out/table.md`.
     """
+    if config.judge.patience:
+        raise ConfigError("patience: a study keeps nothing apart to stop early by; leave it 0")
     deadline = time.monotonic() + budget
-    out.mkdir(parents=True, exist_ok=True)
-    _same_study(config, out / "study.json")
+    _same_study(config, out / "setting.json")
     found: dict[str, Any] = {}
     unfinished: dict[str, str] = {}
     for size in config.sizes:
@@ -68,11 +71,15 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
 
 
 def _same_study(config: SizesConfig, target: Path) -> None:
-    """What was measured with other steps or another judge is not this study's."""
-    if not target.is_file():
+    """Write the setting down, or make sure that it is the one of what is there already."""
+    known = target.is_file()
+    wait_for_all()  # every process has looked before the first one writes
+    if not known:
+        if is_leader():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_json(target, config.model_dump(mode="json"))
         return
-    before = json.loads(target.read_text())["config"]
-    different = differing(before, config, but_for={"": {"sizes"}})
+    different = differing(json.loads(target.read_text()), config, but_for={"": {"sizes"}})
     if different:
         raise RunError(f"{target.parent}: was made with another configuration ({', '.join(different)})")
 
@@ -82,57 +89,68 @@ class OutOfTime(Exception):
 
 
 def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
-    vision, vlm = folder / "vision", folder / "vlm"
-    wide = SIZES[size]
-    optim = scaled(config.judge.optim, wide.text_width)
-    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed, "optim": optim}
-    judge = config.judge.model_copy(update=told)
-    if (folder / "judge" / "measured.json").is_file():
-        return measured_judge(judge, folder / "judge", size)
+    vision, vlm, wide = folder / "vision", folder / "vlm", SIZES[size]
+    seeing = VisionConfig(size=size, seed=config.seed)
+    seeing = _for_width(seeing, wide.vision_width, config.vision_steps)
+    speaking = VlmConfig(size=size, seed=config.seed)
+    drawn_from = round(speaking.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
+    speaking = _for_width(speaking.model_copy(update={"drawn_from": drawn_from}), wide.text_width, config.vlm_steps)
+    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed}
+    judge = config.judge.model_copy(update={**told, "optim": scaled(config.judge.optim, wide.text_width)})
     weights, drawn = vision / "model" / "vision.safetensors", data / "train.parquet"
-
-    def see(loop: LoopConfig, resume: bool) -> Path:
-        mine = VisionConfig(size=size, seed=config.seed, loop=_steps(loop, config.vision_steps))
-        rate = scaled(mine.optim, wide.vision_width)
-        return train_vision(mine.model_copy(update={"optim": rate}), vision, resume=resume)
-
-    def speak(loop: LoopConfig, resume: bool) -> Path:
-        mine = VlmConfig(size=size, seed=config.seed, loop=_steps(loop, config.vlm_steps))
-        drawn_from = round(mine.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
-        told = {"drawn_from": drawn_from, "optim": scaled(mine.optim, wide.text_width)}
-        return train_vlm(mine.model_copy(update=told), weights, vlm, drawn=drawn, resume=resume)
-
-    _phase(vision, deadline, see)
-    _phase(vlm, deadline, speak)
-    if time.monotonic() > deadline:
+    _phase("vision", seeing, vision, deadline, lambda c, resume: train_vision(c, vision, resume=resume))
+    _phase("vlm", speaking, vlm, deadline, lambda c, resume: train_vlm(c, weights, vlm, drawn=drawn, resume=resume))
+    if time.monotonic() > deadline and not (folder / "judge" / "measured.json").is_file():
         raise OutOfTime("the budget ended before the judge's training")
-    left = judge.loop.model_copy(update={"max_seconds": deadline - time.monotonic()})
+    left = judge.loop.model_copy(update={"max_seconds": max(1.0, deadline - time.monotonic())})
     try:
-        return measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)
-    except RunError as error:
+        found = measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)
+    except StoppedError as error:
         raise OutOfTime(f"judge: {error}") from None
+    return {**found, "pretrain_seconds": sum(RunFolder(f).metrics()[-1]["seconds"] for f in (vision, vlm))}
+
+
+Pretraining = TypeVar("Pretraining", VisionConfig, VlmConfig)
+
+
+def _for_width(config: Pretraining, width: int, num_steps: int) -> Pretraining:
+    loop = LoopConfig(num_steps=num_steps, log_every=10, validate_every=500, save_every=200, save_seconds=300)
+    return config.model_copy(update={"optim": scaled(config.optim, width), "loop": loop})
 
 
 def scaled(optim: OptimConfig, width: int) -> OptimConfig:
-    """The smallest size's learning rate for a wider tower: in inverse proportion (Yang et al. 2022, Table 8, Adam)."""
-    return optim.model_copy(update={"lr": optim.lr * SIZES["tiny-2m"].text_width / width})
+    """The smallest size's learning rate for a wider tower, so that updates change what layers say as much as there.
+
+    AdamW's updates are nearly of one direction, so that their effect grows with the width (Yang et al. 2022, Tensor
+    Programs V, Table 8); Muon's are orthogonal at a fixed root mean square, so that theirs grows with its square root.
+    """
+    ratio = SIZES["tiny-2m"].text_width / width
+    return optim.model_copy(update={"lr": optim.lr * (math.sqrt(ratio) if optim.name == "muon" else ratio)})
 
 
-def _steps(loop: LoopConfig, num_steps: int) -> LoopConfig:
-    return loop.model_copy(update={"num_steps": num_steps})
+def _phase(
+    kind: str,
+    config: Pretraining,
+    folder: Path,
+    deadline: float,
+    train: Callable[[Pretraining, bool], Path],
+) -> None:
+    """One pretraining, unless it is finished.
 
-
-def _phase(folder: Path, deadline: float, train: Callable[[LoopConfig, bool], Path]) -> None:
-    """One pretraining, unless it is finished."""
+    Raises:
+        RunError: what is there was made with another configuration.
+    """
+    begun = (folder / "run.json").is_file()
+    if begun:
+        RunFolder(folder).must_be(kind, config)
     if any((folder / "model").rglob("*.safetensors")):
         return
     left = deadline - time.monotonic()
     if left <= 0:
         raise OutOfTime(f"the budget ended before {folder.name}")
-    loop = LoopConfig(log_every=10, validate_every=500, save_every=200, save_seconds=300, max_seconds=left)
     try:
-        train(loop, (folder / "run.json").is_file())
-    except RunError as error:
+        train(config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": left})}), begun)
+    except StoppedError as error:
         raise OutOfTime(f"{folder.name}: {error}") from None
 
 

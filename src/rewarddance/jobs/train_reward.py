@@ -18,6 +18,7 @@ from rewarddance.core.ahead import Ahead
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.memory import forget_peak, peak_resident_mib
 from rewarddance.core.monitors import StuckLoss
 from rewarddance.core.parallel import is_leader, rank, wait_for_all, world_size
 from rewarddance.core.preferences import PreferenceRecord
@@ -263,6 +264,8 @@ def train_once(
 ) -> None:
     """Train without validation, unless it is finished; go on where it was stopped. For studies and folds.
 
+    The most memory that it took (of its last part, if it was stopped) goes to `trained.json`.
+
     Raises:
         RunError: what is there was made with another configuration.
         ConfigError: `patience`, which would choose weights by what they are then measured on.
@@ -274,7 +277,17 @@ def train_once(
         return
     resume = (out / "run.json").is_file()
     wait_for_all()  # every process has looked before the first one writes
+    forget_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     train_judge(config, load(), train, {}, out, resume=resume, title=title)
+    if is_leader():
+        write_json(out / "trained.json", {"peak_memory_mib": _peak_memory_mib()})
+
+
+def _peak_memory_mib() -> float:
+    """Of the accelerator where there is one, else of this process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_resident_mib()
 
 
 def measured_once(target: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

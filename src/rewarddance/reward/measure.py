@@ -46,9 +46,9 @@ def measure_judge(
 
     Returns:
         accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
-        answer_mass; disagreement (mean |m(x, ref) + m(ref, x)| / 2); spearman (mean over prompts of the rank
-        correlation between round-robin margin and truth, K >= 3); num_refused and refused: records that the judge did
-        not answer, by id with the reason, which no figure counts.
+        answer_mass; disagreement (mean |m(x, ref) + m(ref, x)| / 2); spearman, spearman_ci (mean over records of the
+        rank correlation between round-robin margin and truth, K >= 3); num_refused and refused: records that the judge
+        did not answer, by id with the reason, which no figure counts.
 
     Raises:
         JudgementError: more than `MOST_REFUSED` of the records are not answered.
@@ -124,8 +124,9 @@ def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
         own = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
         out[f"accuracy_{source}"] = _share(own)
         out[f"accuracy_{source}_ci"] = _interval(own)
-    correlations = [e.correlation for e in entries if e.correlation is not None]
-    out["spearman"] = float(np.nanmean(correlations)) if correlations else None
+    correlations = [(e.prompt, e.correlation) for e in entries if e.correlation is not None]
+    out["spearman"] = _share(correlations)
+    out["spearman_ci"] = _interval(correlations) if correlations else None
     out["answer_mass"] = _mean([e.mass for e in entries])
     out["disagreement"] = _mean([e.disagreement for e in entries])
     return out
@@ -201,7 +202,7 @@ def _turned(record: PreferenceRecord) -> NDArray[np.bool_]:
 
 
 def _interval(rights: Sequence[tuple[str, float]]) -> list[float]:
-    """95% bootstrap interval of the share of pairs that are right; prompts are drawn, with all their records."""
+    """95% bootstrap interval of the mean of what is known by prompt; prompts are drawn, with all their records."""
     place = {prompt: i for i, prompt in enumerate(sorted({p for p, _ in rights}))}
     sums = np.zeros((len(place), 2))
     for prompt, right in rights:

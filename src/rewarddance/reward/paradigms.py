@@ -51,14 +51,17 @@ def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference
             raise InputError(f"record {record.record_id}: regression needs ratings, and the record has only choices")
         alone = (Comparison(record.prompt, m, None, record.criterion) for m in record.media)
         return [Question(c, r) for c, r in zip(alone, record.ratings, strict=True)]
+    gaps = _rank_gaps(record) if paradigm == "ranking" else [1.0] * len(record.choices)
     if reference == "best_of_n" and record.choices:
         won = _share_of_wins(record)
         best = max(sorted({i for c in record.choices for i in (c.first, c.second)}), key=won.__getitem__)
-        record = replace(record, choices=tuple(c for c in record.choices if best in (c.first, c.second)))
+        kept = [i for i, c in enumerate(record.choices) if best in (c.first, c.second)]
+        record, gaps = replace(record, choices=tuple(record.choices[i] for i in kept)), [gaps[i] for i in kept]
     pairs = record.comparisons(both_orders=paradigm == "generative_pairwise")
     if paradigm == "generative_pointwise":
         return [q for c in pairs for q in _alone(c)]
-    weights = _rank_gaps(record) if paradigm == "ranking" else [1.0] * len(pairs)
+    mean = sum(gaps) / max(1, len(gaps))
+    weights = [g / mean for g in gaps] * (len(pairs) // max(1, len(gaps)))
     return [Question(c, _label(c), w) for c, w in zip(pairs, weights, strict=True)]
 
 
@@ -85,15 +88,13 @@ def _share_of_wins(record: PreferenceRecord) -> list[float]:
 
 
 def _rank_gaps(record: PreferenceRecord) -> list[float]:
-    """How far apart the sides of every choice stand in the order that all choices together imply, mean 1.
+    """How far apart the sides of every choice stand in the order that all choices together imply.
 
     Equal shares of wins stand half a place apart, so that no choice is without weight.
     """
     share = _share_of_wins(record)
     rank = [sum(other > mine for other in share) for mine in share]
-    gaps = [max(0.5, abs(rank[c.first] - rank[c.second])) for c in record.choices]
-    mean = sum(gaps) / max(1, len(gaps))
-    return [g / mean for g in gaps]
+    return [max(0.5, abs(rank[c.first] - rank[c.second])) for c in record.choices]
 
 
 def losses(paradigm: Paradigm, verdict: Verdict, targets: Tensor, smoothing: float = 0.0) -> Tensor:
