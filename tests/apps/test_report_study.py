@@ -74,6 +74,8 @@ def test_a_cross_validation_shows_every_fold_and_the_mean(tmp_path):
     assert table.rows[1] == ["style-outline", "90", "10", "0.800", "0.990"]
     assert table.rows[-1][:4] == ["mean [95%]", "", "", "0.750 [0.600, 0.900]"]
     assert len(drawn) == 1
+    single = {**means, "spearman": {"mean": 0.4, "ci_low": None, "ci_high": None}}  # one fold alone had any
+    assert study_content({**study, "mean": single})[1][0].rows[-1][4] == "0.400"
     (tmp_path / "cross_validation.json").write_text(json.dumps(study))
     assert "style-outline" in write_report(tmp_path).read_text()
 

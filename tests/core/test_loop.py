@@ -105,3 +105,15 @@ def test_muon_takes_hidden_matrices_only():
     adam, muon = build_optimizers(trainable({"m": model}), OptimConfig(name="muon"))
     assert [p.shape for g in muon.param_groups for p in g["params"]] == [(2, 2)]
     assert sum(len(g["params"]) for g in adam.param_groups) == 4
+
+
+def test_matrices_decay_and_vectors_do_not():
+    """One step of AdamW without any gradient multiplies by 1 - lr * weight_decay (Loshchilov and Hutter 2019)."""
+    model = nn.Linear(3, 2)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in build_optimizers(dict(model.named_parameters()), OptimConfig(lr=0.1, weight_decay=0.5)):
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before["weight"] * 0.95)
+    torch.testing.assert_close(model.bias.detach(), before["bias"])

@@ -25,7 +25,9 @@ def run(*command):
 
 def run_with_kills(out, *command, kills=1):
     """Kill a command at a random step, some moments after it is logged, `kills` times; then let it end."""
-    log, dice = out / "metrics.jsonl", random.Random()
+    seed = random.randrange(10_000)
+    log, dice = out / "metrics.jsonl", random.Random(seed)
+    print(f"kills drawn with seed {seed}")  # shown where the test fails
 
     def steps():
         return len(log.read_text().splitlines()) if log.exists() else 0
@@ -33,7 +35,7 @@ def run_with_kills(out, *command, kills=1):
     done, resume = 0, []
     while done < kills:
         process = subprocess.Popen([*CLI, *map(str, command), *resume], stderr=subprocess.DEVNULL)
-        until = steps() + dice.randint(1, 5)
+        until = steps() + dice.randint(1, 4)
         while process.poll() is None and steps() < until:
             time.sleep(0.02)
         time.sleep(dice.random() * 0.5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
@@ -125,6 +125,34 @@ def test_refusals_riddles_and_failures_are_recorded_and_failures_asked_again(fol
     assert len(server.asked) == 1  # only the failed one
     assert again["kept"] == 2
     assert "failed" not in again
+
+
+def test_answers_to_other_questions_are_not_taken_for_these(folder, server, tmp_path):
+    add_rationales(folder, OracleTeacher(), tmp_path / "out")
+    with pytest.raises(RunError, match=r"other questions \(teacher\)"):
+        add_rationales(folder, teacher(server), tmp_path / "out")
+    table = list(RecordTable.open(folder / "train.parquet"))
+    write_rows((row_of(r) for r in table[::-1]), folder / "train.parquet")
+    with pytest.raises(RunError, match=r"other questions \(train_sha256\)"):
+        add_rationales(folder, OracleTeacher(), tmp_path / "out")
+    assert not server.asked
+
+
+def test_several_questions_are_under_way_at_once(folder, server, tmp_path):
+    """As many as there are workers meet; a client that asked one after the other would never let them."""
+    meeting, tell = threading.Barrier(3, timeout=20), OracleTeacher.tell
+
+    class Waiting(OracleTeacher):
+        def tell(self, *asked):
+            meeting.wait()
+            return tell(self, *asked)
+
+    assert add_rationales(folder, Waiting(), tmp_path / "out", workers=3)["choices"] == 6
+
+
+def test_a_reason_that_was_cut_off_is_no_reason():
+    answer = {"choices": [{"message": {"content": "Yes, because the candidate is"}, "finish_reason": "length"}]}
+    assert read_answer(answer).problem == "unreadable"
 
 
 def test_questions_that_a_server_turns_away_are_refused_and_the_rest_is_asked(folder, server, tmp_path):

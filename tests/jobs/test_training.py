@@ -393,3 +393,29 @@ def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, t
     assert "has not risen" in RunFolder(tmp_path / "run").metrics()[-1]["stopped"]
     kept = load_backbone(tmp_path / "run" / "model").module.get_input_embeddings().weight
     assert torch.equal(kept, seen[1])
+
+
+def test_every_key_of_regularisation_and_context_reaches_the_step(
+    vlm_folder, data_folder, quick, tmp_path, monkeypatch
+):
+    made = {}
+
+    class EnoughError(Exception):
+        pass
+
+    def accumulator(judge, parameters, paradigm, smoothing, size, say, **rest):
+        found = (getattr(m, "attention_dropout", None) for m in judge.engine.backbone.module.modules())
+        dropped = {share for share in found if isinstance(share, float)}
+        made.update(rest, smoothing=smoothing, size=size, dropped=dropped)
+        raise EnoughError
+
+    monkeypatch.setattr("rewarddance.jobs.train_reward.Accumulator", accumulator)
+    told = {"label_smoothing": 0.1, "reason_weight": 0.3, "dropout": 0.2, "micro_batch": 3}
+    base = reward_config(vlm_folder, data_folder, quick).model_dump()
+    for context in ({"layout": "two_questions", "reference": "best_of_n"}, {"layout": "strict"}):
+        config = RewardConfig.model_validate({**base, **told, "context": context})
+        with pytest.raises(EnoughError):
+            train_from_data(config, tmp_path / context["layout"])
+        assert (made["smoothing"], made["reason_weight"], made["size"], made["dropped"]) == (0.1, 0.3, 3, {0.2})
+        assert made["reference"] == context.get("reference", "random")
+        assert made["shuffle"] == (context["layout"] == "two_questions")

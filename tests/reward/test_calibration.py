@@ -5,6 +5,7 @@ import torch
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.streams import stream
 from rewarddance.core.types import Verdict
 from rewarddance.reward.calibration import (
     Choices,
@@ -80,6 +81,20 @@ def test_calibration_is_reported_on_prompts_that_it_was_not_fitted_on():
     assert found["num_fitted"] == found["num_reported"] == 900
     with pytest.raises(InputError, match="one prompt only"):
         calibration(Choices([1.0, -1.0], [1.0, 0.0], ["a", "a"]))
+
+
+def test_what_is_reported_is_never_what_was_fitted():
+    """Halves of the prompts that differ: as sure as they should be, and four times as sure."""
+    margins, labels = world(1.0)
+    prompts = [f"prompt {i // 5}" for i in range(len(margins))]
+    names = sorted(set(prompts))
+    order = stream(0, "calibration").permutation(len(names))
+    fitted = {names[int(i)] for i in order[: len(names) // 2]}
+    shown = np.where([p in fitted for p in prompts], margins, 4 * margins)
+    found = calibration(Choices(shown.tolist(), labels.tolist(), prompts))
+    assert found["temperature"] == pytest.approx(1.0, rel=0.1)
+    assert found["ece_scaled"] == pytest.approx(found["ece"], abs=0.02)
+    assert found["ece"] > 0.1
 
 
 def test_winners_that_always_stand_first_do_not_change_the_error():

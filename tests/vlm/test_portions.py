@@ -25,7 +25,11 @@ def test_portions_hold_everything_once_within_bounds_and_know_what_comes_again(d
         assert len(p.rows) <= most
         assert sum(2 * m.num_frames for m in shown[number]) <= room  # no single dialog takes more than 8
         before, after = set().union(*shown[: number + 1]), set().union(*shown[number + 1 :])
-        assert p.later == {m.key for m in before & after}
+        again = {m.key: 2 * m.num_frames for m in before & after}
+        assert p.later <= set(again)
+        assert sum(again[k] for k in p.later) <= room
+        if number == 0 and sum(again.values()) <= room:
+            assert p.later == set(again)
     texts = [dialogs[i][0] for p in found for i in p.rows]
     assert texts == sorted(texts)
 
@@ -64,3 +68,27 @@ def test_weights_that_changed_between_calls_are_looked_at_with_anew(backbone, pi
         fresh = Engine(backbone).answer_logits(dialogs, WORDS).logits
     torch.testing.assert_close(after, fresh, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, after)
+
+
+def test_what_a_call_that_failed_held_is_not_taken_for_the_next_ones(backbone, pictures, monkeypatch):
+    engine = Engine(backbone, portion=1)
+    dialogs = [question("x", pictures[0], p) for p in pictures[1:4]]
+    with torch.no_grad():
+        with monkeypatch.context() as broken:
+            reads, read = [], Engine._read
+            fail = ValueError("lost")
+
+            def once(self, *args):
+                reads.append(1)
+                if len(reads) > 1:
+                    raise fail
+                return read(self, *args)
+
+            broken.setattr(Engine, "_read", once)
+            with pytest.raises(ValueError, match="lost"):
+                engine.answer_logits(dialogs, WORDS)
+        assert engine._eyes._held  # the first portion's picture, for the portions that never came
+        for p in backbone.model.model.vision_tower.parameters():
+            p.mul_(1.5)
+        found, fresh = (e.answer_logits(dialogs, WORDS).logits for e in (engine, Engine(backbone)))
+    torch.testing.assert_close(found, fresh, rtol=1e-4, atol=1e-5)

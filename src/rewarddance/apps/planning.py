@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from rewarddance.apps.flags import Flags
+from rewarddance.apps.flags import Flags, need
 from rewarddance.core.progress import console
 
 
@@ -49,10 +49,13 @@ class PlanCommand(Flags):
         from rewarddance.jobs.plan import parse_memory, plan
         from rewarddance.vlm.footprint import Pass
 
+        whole = self.backbone.startswith(("tiny", "internvl"))
+        needless = whole and "side" in self.given()
+        need(not needless, f"plan: --side has no part in {self.backbone}; --tiles cuts its pictures")
         work = Pass(self.micro_batch, self.pictures, self.text_tokens, self.tiles, self.side)
         found = plan(self.backbone, self.gpus, parse_memory(self.memory), work)
         if self.json:
-            show(_as_dict(found))
+            show(_as_dict(found, self._tiles()))
             return
         parts = found.parts
         console.print(
@@ -73,15 +76,17 @@ class PlanCommand(Flags):
             highlight=False,
             soft_wrap=True,
         )
-        tiles = f"--tiles {self.tiles} " if self.tiles > 1 else ""
         start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
         console.print(
-            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()} {tiles}"
+            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()}{self._tiles()} "
             f"--prompts-per-step {self.gpus * found.chosen.records} --data DATA --out RUN",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
+
+    def _tiles(self) -> str:
+        return f" --tiles {self.tiles}" if self.tiles > 1 else ""
 
 
 def _table(found: Any) -> Table:
@@ -104,7 +109,7 @@ def _worth_showing(tried: Any) -> list[Any]:
     return list(found.values())
 
 
-def _as_dict(found: Any) -> dict[str, Any]:
+def _as_dict(found: Any, more: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -114,6 +119,6 @@ def _as_dict(found: Any) -> dict[str, Any]:
         "chosen": asdict(found.chosen) if found.chosen else None,
         "loading_gib": round(found.loading / 2**30, 2),
         "checkpoint_gib": round(found.checkpoint / 2**30, 2),
-        "flags": found.chosen.flags() if found.chosen else None,
+        "flags": found.chosen.flags() + more if found.chosen else None,
         "tried": [{**asdict(s), **m.gib(), "fits": m.total <= found.limit} for s, m in found.tried],
     }

@@ -149,7 +149,7 @@ def _folds(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         "mean [95%]",
         "",
         "",
-        *(f"{m['mean']:.3f} [{m['ci_low']:.3f}, {m['ci_high']:.3f}]" for m in map(means.get, known)),
+        *(_mean(means[k]) for k in known),
     ]
     head = ["held out", "trained on", "measured on", *known.values()]
     title = (
@@ -161,3 +161,10 @@ def _folds(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         [Table(title, head, [*rows, summary])],
         [("Accuracy by fold", dots(values, "ordered right"))],
     )
+
+
+def _mean(found: Mapping[str, float | None]) -> str:
+    """A mean with its interval, which a single fold has none of."""
+    if found["ci_low"] is None:
+        return f"{found['mean']:.3f}"
+    return f"{found['mean']:.3f} [{found['ci_low']:.3f}, {found['ci_high']:.3f}]"

@@ -17,7 +17,7 @@ from rewarddance.core.statistics import over_runs
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
-from rewarddance.jobs.train import check_labels
+from rewarddance.jobs.train import warn_of_labels
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.measure import measure_judge
@@ -73,7 +73,7 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
         most of their training records); also in
         `out/cross_validation.json`.
     """
-    check_labels(table)
+    warn_of_labels(table)
     found = {}
     for i, fold in enumerate(folds, 1):
         folder = out / re.sub(r"[^\w.-]+", "_", fold.name)

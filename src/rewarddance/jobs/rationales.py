@@ -6,6 +6,7 @@ cannot be read, and what disagrees is counted and listed; nothing is made up for
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.progress import progress
@@ -42,11 +43,18 @@ class Told:
 
 
 class Teacher(Protocol):
+    @property
+    def name(self) -> str:
+        """Whose reasons these are; answers of another one are not taken for its own."""
+        ...
+
     def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told: ...
 
 
 class OracleTeacher:
     """The embedded world's oracle, in the words of the embedded VLM."""
+
+    name = "oracle"
 
     def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
         found = [oracle_judge(m.to_numpy(), prompt) for m in (candidate, reference)]
@@ -112,9 +120,10 @@ def add_rationales(
 
     Raises:
         InputError: no training records, or nothing was kept.
+        RunError: `out` holds answers about other records, or of another teacher.
     """
     table = RecordTable.open(source / "train.parquet")
-    out.mkdir(parents=True, exist_ok=True)
+    _same_question(source / "train.parquet", teacher, out)
     answers = _Answers(out / "answers.jsonl")
     asked = [(i, j) for i, row in enumerate(table.choice_labels) for j, x in enumerate(row) if x != 0.5][:limit]
     todo = [place for place in asked if _name(place) not in answers.known]
@@ -142,6 +151,18 @@ def add_rationales(
     if not report.outcomes["kept"]:
         raise InputError(f"{out}: no reason was kept; see rationales.json for what the teacher said")
     return {k: v for k, v in found.items() if k != "not_kept"}
+
+
+def _same_question(records: Path, teacher: Teacher, out: Path) -> None:
+    """Write down what was asked whom, or make sure that it is what answers from before are about."""
+    with records.open("rb") as file:
+        now = {"teacher": teacher.name, "train_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    target = out / "asked.json"
+    if target.is_file() and (before := json.loads(target.read_text())) != now:
+        other = ", ".join(k for k in now if before.get(k) != now[k])
+        raise RunError(f"{out}: holds answers to other questions ({other}); choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(target, now)
 
 
 def _name(place: tuple[int, int]) -> str:

@@ -84,7 +84,8 @@ def _same_study(target: Path, config: AlignConfig, shuffled_judge: str | None, n
         settings["shuffled_judge"] = before["shuffled_judge"] = shuffled_judge or before["shuffled_judge"]
     other = differing(before.pop("config"), config, but_for={"": {"seed"}})
     if other or before != settings:
-        raise RunError(f"{target.parent}: holds a study of another setting; choose another --out")
+        other += [k for k in settings if before.get(k) != settings[k]]
+        raise RunError(f"{target.parent}: holds a study of another setting ({', '.join(other)}); choose another --out")
     write_json(target, {**settings, "config": written})
 
 

@@ -22,7 +22,7 @@ from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.study_differences import RightByPrompt, differences, differences_table
 from rewarddance.jobs.study_table import table
-from rewarddance.jobs.train import load_sets
+from rewarddance.jobs.train import load_sets, warn_of_labels
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge
@@ -65,6 +65,7 @@ def study_judges(
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     train = RecordTable.open(data / "train.parquet")
+    warn_of_labels(train)
     for name, change in variants.items():
         config = parse_config(RewardConfig, merge(base.model_dump(), change), name)
         lacking = _lacking(config, train)

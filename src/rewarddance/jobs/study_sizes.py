@@ -20,10 +20,12 @@ from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
+from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.vision import VisionConfig, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
 from rewarddance.jobs.study_judges import measured_judge
 from rewarddance.jobs.study_table import table
+from rewarddance.jobs.train import warn_of_labels
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.vlm.tiny import SIZES
 
@@ -53,6 +55,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     if config.judge.patience:
         raise ConfigError("patience: a study keeps nothing apart to stop early by; leave it 0")
     deadline = time.monotonic() + budget
+    warn_of_labels(RecordTable.open(data / "train.parquet"))
     _same_study(config, out / "setting.json")
     found: dict[str, Any] = {}
     unfinished: dict[str, str] = {}

@@ -60,6 +60,10 @@ class HttpTeacher:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = httpx2.Client(base_url=self.url.rstrip("/"), headers=headers, timeout=self.timeout)
 
+    @property
+    def name(self) -> str:
+        return f"{self.model} at {self.url}"
+
     def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
         """The server's verdict and reason; a question that it turns away (a content filter, say) is refused.
 
@@ -124,7 +128,8 @@ def read_answer(answer: dict[str, Any]) -> Told:
     usage = answer.get("usage") or {}
     tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
     try:
-        message = answer["choices"][0]["message"]
+        choice = answer["choices"][0]
+        message = choice["message"]
     except (KeyError, IndexError, TypeError):
         return Told(None, problem="unreadable", tokens=tokens)
     if message.get("refusal"):
@@ -133,6 +138,8 @@ def read_answer(answer: dict[str, Any]) -> Told:
     if found is None or not found[2].strip():
         return Told(None, str(message.get("content") or ""), "unreadable", tokens)
     reason = " ".join(found[2].split())
+    if choice.get("finish_reason") == "length":  # half a sentence
+        return Told(None, reason, "unreadable", tokens)
     if not _ROLE.search(reason) or _PLACE.search(reason):  # it would be false of the same pictures in the other order
         return Told(None, reason, "unreadable", tokens)
     return Told(found[1].lower() == "yes", reason, None, tokens)

@@ -31,9 +31,7 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     train, validation = load_sets(data_folder(config, out), config.seed)
     if config.context.cot != "none" and not train.has_rationales:
         raise InputError(f"{train.name}: chain of thought needs reasons; `rewarddance data rationales` asks for them")
-    warning = check_labels(train)
-    if warning:
-        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+    warn_of_labels(train)
     return train_judge(config, load_to_train(config), train, validation, out, resume=resume)
 
 
@@ -93,6 +91,17 @@ def held_out_sets(
 def _spread(table: RecordTable, most: int) -> RecordTable:
     """At most `most` rows, evenly over the table, so that every source is among them."""
     return table if len(table) <= most else table.take([i * len(table) // most for i in range(most)])
+
+
+def warn_of_labels(table: RecordTable) -> None:
+    """Say what `check_labels` finds.
+
+    Raises:
+        InputError: no choice prefers anything.
+    """
+    warning = check_labels(table)
+    if warning and is_leader():
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_labels(table: RecordTable) -> str | None:

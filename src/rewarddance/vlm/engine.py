@@ -30,7 +30,8 @@ from rewarddance.vlm.portions import portions
 
 HEAD_ROWS = 512
 PORTION_IMAGE_TOKENS = 1 << 18
-"""Image tokens held at once where no gradient is wanted: 2 GiB at 4,096 channels in bf16."""
+"""Image tokens of a portion of a long list where no gradient is wanted, and as many again for later ones: 2 GiB each at
+4,096 channels in bf16 (Qwen3-VL's tokens are four times as wide)."""
 PROBE_TOKENS = 1024
 """Size of the pass on which memory is measured, once, when there is more than four times as much to do."""
 
@@ -92,7 +93,7 @@ class Engine:
             on the first long list. One that does not fit all the same is halved, of pictures as of words.
         image_cache: pictures whose tokens are kept for later calls, the least recently used go first; only while no
             weight is trained.
-        portion: without gradients, dialogs that are held in memory at once.
+        portion: without gradients (and unsharded), dialogs that are held in memory at once.
         autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
     """
 

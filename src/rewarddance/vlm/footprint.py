@@ -64,8 +64,8 @@ class Pass:
 
     Attributes:
         records: prompts; pictures: of each, all compared with each other in both orders; text: tokens of instruction,
-        prompt and question; tiles: parts that InternVL sees of a picture beside the whole; side: of a picture in
-        pixels, where models take pictures of any size.
+        prompt and question; tiles: parts that InternVL sees of a picture beside the whole; side: of a square picture in
+        pixels, where models take pictures of any size (within the bounds of their processors).
     """
 
     records: int
@@ -104,7 +104,7 @@ class Pass:
         if self.tiles > 1:
             raise ConfigError(f"tiles: {config.model_type} sees pictures whole; give --side, their side in pixels")
         c = config.vision_config
-        return 1, max(1, self.side // (c.patch_size * c.spatial_merge_size)) ** 2
+        return 1, max(1, round(self.side / (c.patch_size * c.spatial_merge_size))) ** 2
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import MAX_ASPECT
-from rewarddance.vlm.preprocess import processor_settings
+from rewarddance.vlm.preprocess import processor_settings, resized
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -101,9 +100,7 @@ class PatchPreprocessor:
     def __call__(self, pixels: Tensor, origin: str | None = None) -> Tensor:
         """(3, H, W) in [0, 1] to (patches, 3 * temporal * patch * patch), the patches of a token side by side."""
         height, width = self.size(pixels.shape[-2], pixels.shape[-1], origin)
-        x = pixels.float()[None]
-        if x.shape[-2:] != (height, width):
-            x = F.interpolate(x, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        x = resized(pixels.float()[None], height, width)
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         x, m, p = (x - mean) / std, self.merge, self.patch
         x = x.view(3, height // p // m, m, p, width // p // m, m, p).permute(1, 4, 2, 5, 0, 3, 6)

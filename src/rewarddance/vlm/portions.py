@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ class Portion:
     """Dialogs that are asked together.
 
     Attributes:
-        rows: which of the list; later: keys of pictures, shown by now, that a later portion shows too.
+        rows: which of the list; later: keys of pictures, shown by now, that a later portion shows too; of more than
+        there is room for, those that are done with first. The others are looked at again.
     """
 
     rows: list[int]
@@ -25,7 +27,7 @@ def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int
 
     Args:
         tokens: how many a picture takes (all frames of a video); room: for the tokens of a portion's pictures, of which
-            there may be more only where a single dialog shows more.
+            there may be more only where a single dialog shows more; and as many again that are kept for later.
     """
     begin_alike = sorted(range(len(dialogs)), key=lambda i: [p if isinstance(p, str) else p.key for p in dialogs[i]])
     cuts, shown, taken = [0], set[str](), 0
@@ -39,9 +41,15 @@ def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int
         shown |= new.keys()
         taken += sum(new.values())
         last.update({p.key: len(cuts) - 1 for p in dialogs[i] if not isinstance(p, str)})
-    open_still = set[str]()
+    held = dict[str, int]()
     for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(dialogs)], strict=True)):
         rows = begin_alike[start:stop]
-        open_still |= {p.key for i in rows for p in dialogs[i] if not isinstance(p, str)}
-        open_still = {k for k in open_still if last[k] > number}
-        yield Portion(rows, frozenset(open_still))
+        held |= {p.key: tokens(p) for i in rows for p in dialogs[i] if not isinstance(p, str)}
+        held = _fitting({k: held[k] for k in sorted(held, key=last.__getitem__) if last[k] > number}, room)
+        yield Portion(rows, frozenset(held))
+
+
+def _fitting(sizes: dict[str, int], room: int) -> dict[str, int]:
+    """The first ones that fit together."""
+    sums = itertools.accumulate(sizes.values())
+    return {k: n for (k, n), total in zip(sizes.items(), sums, strict=True) if total <= room}
