@@ -12,13 +12,14 @@ from rewarddance.reward.accumulate import Accumulator
 class Linear:
     """One weight on the difference of brightness; `room` comparisons fit the memory."""
 
-    def __init__(self, room=10**6):
+    def __init__(self, room=10**6, error=None):
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
         self.weight = torch.nn.Parameter(torch.tensor(1.0))
         self.room = room
 
     def judge(self, comparisons):
         if len(comparisons) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         gaps = torch.stack([c.candidate.frames.mean() - c.reference.frames.mean() for c in comparisons])
         return Verdict.from_margin(self.weight * gaps)
 
@@ -47,9 +48,18 @@ def test_small_passes_give_the_gradient_and_figures_of_the_whole(records, size):
         assert parts[1][key] == pytest.approx(whole[1][key], rel=1e-5)
 
 
-def test_memory_that_runs_out_halves_the_pass_and_is_said_once(records):
+def main_memory_ran_out():
+    """torch's own error."""
+    try:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), main_memory_ran_out()], ids=["device", "main"])
+def test_memory_that_runs_out_halves_the_pass_and_is_said_once(records, error):
     whole = run(Linear(), records, 4)
-    model, said = Linear(room=12), []
+    model, said = Linear(room=12, error=error), []
     accumulate = Accumulator(model, [model.weight], "generative_pairwise", 0.0, 4, said.append)
     accumulate(records)
     assert model.weight.grad.item() == pytest.approx(whole[0], rel=1e-5)

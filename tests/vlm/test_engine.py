@@ -95,6 +95,26 @@ def test_every_picture_is_seen_once_and_every_prefix_read_once(backbone, picture
     assert engine.work.tokens == shared + sum(n - shared for n in lengths)
 
 
+def test_the_model_itself_sees_and_reads_no_more_than_the_engine_says(backbone, pictures):
+    """Counted where they arrive: pictures at the vision tower, tokens at the first layer, answers at the last."""
+    seen, read, answered = [], [], []
+    model = backbone.model.model
+    model.vision_tower.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"] if "pixel_values" in kwargs else args[0])),
+        with_kwargs=True,
+    )
+    layers = model.language_model.layers
+    layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    layers[-1].mlp.register_forward_pre_hook(lambda _, args: answered.append(args[0].shape[1]))
+    dialogs = [d for d in mixed_dialogs(pictures) if len(d) > 1]
+    engine = Engine(backbone, budget=200, image_budget=2)
+    engine.answer_logits(dialogs, WORDS)
+    assert sum(seen) == engine.work.images == 5
+    assert sum(read) == engine.work.padded_tokens
+    assert sum(answered) == len(set(dialogs))
+    assert len(read) == engine.work.forwards > 1
+
+
 def test_equal_pixels_are_one_picture(backbone, pictures):
     a, b = pictures[0], Media(pictures[0].frames.clone())
     engine = Engine(backbone)

@@ -52,7 +52,8 @@ def test_logits_equal_plain_forwards(backbone, pictures, budget):
     assert engine.work.images == 5
 
 
-def test_gradients_equal_plain_forwards(backbone, pictures):
+@pytest.mark.parametrize("limits", [{}, {"budget": 200, "image_budget": 2}], ids=["one_pass", "several"])
+def test_gradients_equal_plain_forwards(backbone, pictures, limits):
     media = [Media(m.frames.clone().requires_grad_()) for m in pictures]
     dialogs = mixed_dialogs(media)
     inputs = [m.frames for m in media] + list(backbone.module.parameters())
@@ -60,7 +61,7 @@ def test_gradients_equal_plain_forwards(backbone, pictures):
     def gradients(logits):
         return torch.autograd.grad((logits[:, 0] - logits[:, 1]).square().sum(), inputs, allow_unused=True)
 
-    ours = gradients(Engine(backbone).answer_logits(dialogs, WORDS).logits)
+    ours = gradients(Engine(backbone, **limits).answer_logits(dialogs, WORDS).logits)
     theirs = gradients(plain(backbone, dialogs))
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)

@@ -42,3 +42,8 @@ def peak_resident_mib() -> float:
 
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Is it torch's error of an accelerator that has no memory left, or its nameless one of main memory?"""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

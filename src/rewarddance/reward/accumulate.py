@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rewarddance.core.errors import RunError
+from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import add_up, add_up_gradients, any_of, max_over_processes
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import Inside, plainly
@@ -69,7 +70,9 @@ class Accumulator:
                 if not self._sharded:  # sharded gradients are summed as they are made
                     add_up_gradients(self.parameters)
                 return {name: v for name, v in tally.means(FIGURES).items() if v is not None}
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 if self._sharded:  # the other processes are in the middle of their pass
                     raise RunError(
                         f"out of memory with {self.size} records in a pass: {error}; set micro_batch lower"

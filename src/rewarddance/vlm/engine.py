@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog, Media
+from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import max_over_processes
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
@@ -282,8 +283,8 @@ class Engine:
         """One pass, or passes of half the size where it does not fit in memory, from then on."""
         try:
             return read(todo)
-        except torch.OutOfMemoryError:
-            if self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
+        except RuntimeError as error:
+            if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
                 raise
         self.budget = limit // 2
         again = batches([a.key for a in todo], self.budget)

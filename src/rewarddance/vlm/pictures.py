@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import max_over_processes
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded, Frame
@@ -141,8 +142,8 @@ class Eyes:
         """One pass, or passes of half the size where it does not fit in memory, from then on."""
         try:
             return self.backbone.see(frames)
-        except torch.OutOfMemoryError:
-            if self.lockstep or torch.is_grad_enabled() or len(frames) == 1:
+        except RuntimeError as error:
+            if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(frames) == 1:
                 raise
         self.budget = half = len(frames) // 2
         return torch.cat([self._pass(frames[i : i + half]) for i in range(0, len(frames), half)])
