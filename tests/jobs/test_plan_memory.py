@@ -167,3 +167,10 @@ def test_larger_pictures_take_more_memory_and_only_what_a_model_takes(monkeypatc
 )
 def test_presets_have_the_published_number_of_parameters(name, billions):
     assert parts_of(empty_model(config_of(name))).total / 1e9 == pytest.approx(billions, rel=4e-3)
+
+
+def test_the_largest_preset_fits_eight_gpus_by_adapters_on_shared_weights():
+    found = plan("internvl3.5-38b", 8, parse_memory("80GB"), Pass(4))
+    assert (found.chosen.trained, found.chosen.shard, found.chosen.checkpointing) == ("adapters", 8, True)
+    assert found.memory.total < found.limit
+    assert all(m.total > found.limit for s, m in found.tried if s != found.chosen)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
-from rewarddance.core.errors import InputError, JudgementError, RunError
+from rewarddance.core.errors import ConfigError, InputError, JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import StuckLoss
@@ -24,7 +25,7 @@ from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import ASSETS, load_backbone, load_generator, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
-from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.train_reward import train_judge, training_batch
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
@@ -419,3 +420,57 @@ def test_every_key_of_regularisation_and_context_reaches_the_step(
         assert (made["smoothing"], made["reason_weight"], made["size"], made["dropped"]) == (0.1, 0.3, 3, {0.2})
         assert made["reference"] == context.get("reference", "random")
         assert made["shuffle"] == (context["layout"] == "two_questions")
+
+
+def _without_template(folder):
+    (folder / "chat_template.jinja").unlink()
+
+
+def _that_splits_yes(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = [m for m in content["model"]["merges"] if "".join(m) not in ("yes", "\u0120yes")]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def _of_another_kind(folder):
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_template, "no chat template; put a chat_template.jinja beside"),
+        (_that_splits_yes, "splits the answer word 'yes' into 2 tokens; choose another"),
+        (_of_another_kind, "architecture 'bert' is not supported; known: 'internvl'"),
+    ],
+    ids=["template", "yes", "architecture"],
+)
+def test_a_backbone_folder_that_cannot_judge_is_refused_before_anything_is_trained(
+    spoil, message, vlm_folder, data_folder, quick, tmp_path
+):
+    folder = tmp_path / "backbone"
+    shutil.copytree(vlm_folder, folder)
+    spoil(folder)
+    with pytest.raises(ConfigError, match=message):
+        train_from_data(reward_config(folder, data_folder, quick), tmp_path / "run")
+    with pytest.raises(ConfigError, match=message):
+        load_judge(folder)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_checkpoint(
+    vlm_folder, data_folder, quick, tmp_path
+):
+    records = list(RecordTable.open(data_folder / "train.parquet"))[:4]
+    spoilt = records[0].media[0].frames.clone()
+    spoilt[0, 0, 0, 0] = torch.nan
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=4, save_every=1)
+    config = config.model_copy(update={"prompts_per_step": 1})
+    second = training_batch(records, config, 1)[0]
+    i = next(i for i, r in enumerate(records) if r is second)
+    bad = replace(second, media=(Media(spoilt), *second.media[1:]))
+    train = [bad if k == i else r for k, r in enumerate(records)]
+    with pytest.raises(RunError, match=rf"step 1: .*{re.escape(second.record_id)}.*keeps its last checkpoint"):
+        train_judge(config, load_backbone(vlm_folder), train, {}, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_1"]
+    train_judge(config, load_backbone(vlm_folder), records, {}, tmp_path / "run", resume=True)  # mended, it goes on
+    assert RunFolder(tmp_path / "run").metrics()[-1]["step"] == 4

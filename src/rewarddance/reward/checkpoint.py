@@ -125,11 +125,17 @@ def new_judge(
 
     Args:
         device: where it will compute; a backbone that is to be sharded is still in main memory.
+
+    Raises:
+        ConfigError: an answer word is more than one token of the backbone's.
     """
     half = computes_in_bf16(spec.precision, device)
     engine = Engine(backbone, image_cache=image_cache, autocast=torch.bfloat16 if half else None)
     if spec.paradigm in SCALAR:
         return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm))
+    before = " " if spec.context.cot == "reason_first" else ""
+    for word in (spec.context.yes, spec.context.no):
+        engine.word_id(before + word)  # say now what no question could be answered with
     return Judge(spec, GenerativeJudge(engine, spec.context, strict))
 
 
