@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from rewarddance.core.errors import ConfigError, InputError, RunError
-from rewarddance.data.parquet import RecordTable
+from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
 from rewarddance.jobs.judge_benchmark import measure_on_data
 from rewarddance.jobs.train_reward_config import RewardConfig
@@ -67,6 +67,13 @@ def test_folds_are_trained_measured_summarised_and_kept(vlm_folder, data_folder,
         cross_validate(slower, folds, table, tmp_path)
     with pytest.raises(ConfigError, match="patience"):
         cross_validate(config.model_copy(update={"patience": 1}), folds, table, tmp_path / "early")
+    other = tmp_path / "other.parquet"  # the same prompts, one label turned
+    records = list(table)
+    first = records[0].choices[0]
+    turned = (replace(first, label=1 - first.label + 0.01), *records[0].choices[1:])
+    write_rows((row_of(r) for r in [replace(records[0], choices=turned), *records[1:]]), other)
+    with pytest.raises(RunError, match="a fold of other records"):
+        cross_validate(config, folds, RecordTable.open(other), tmp_path)
     with pytest.raises(RunError, match="a fold of other records"):
         cross_validate(config, [replace(folds[0], train=folds[0].train[1:])], table, tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

@@ -106,8 +106,8 @@ def _same_rows(fold: Fold, table: RecordTable, folder: Path) -> None:
     Raises:
         RunError: it was not.
     """
-    prompts = table.prompts
-    content = [[prompts[i] for i in rows] for rows in (fold.train, fold.held_out)]
+    prompts, labels = table.prompts, table.choice_labels
+    content = [[(prompts[i], list(labels[i])) for i in rows] for rows in (fold.train, fold.held_out)]
     now = {"rows_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
     target = folder / "fold.json"
     wait_for_all()
