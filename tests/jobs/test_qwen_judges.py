@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_backbone, load_judge
@@ -11,6 +12,7 @@ from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
+from rewarddance.reward.measure import measure_judge
 
 
 @pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
@@ -38,12 +40,17 @@ def test_a_judge_is_trained_saved_and_loaded(folder, data_folder, quick, tmp_pat
         gradient_checkpointing=how == "adapters",
         **quick(num_steps=3),
     )
-    train = RecordTable.open(data_folder / "train.parquet")
+    train, held_out = (RecordTable.open(data_folder / f"{n}.parquet") for n in ("train", "id"))
     questions = asked(data_folder)
     start = new_judge(JudgeSpec(precision="fp32"), load_backbone(folder)).judge(questions).margin.detach()
-    out = train_judge(config, load_backbone(folder), train, {}, tmp_path / "run")
-    first, again = (load_judge(out, precision="fp32").judge(questions) for _ in range(2))
+    out = train_judge(config, load_backbone(folder), train, {"id": held_out}, tmp_path / "run")
+    loaded = load_judge(out, precision="fp32")
+    first, again = (loaded.judge(questions) for _ in range(2))
     assert torch.equal(first.margin, again.margin)
+    # what is on the disk, adapters merged, says what the judge said at its last validation
+    trained, saved = RunFolder(tmp_path / "run").metrics()[-1], measure_judge(loaded, held_out)
+    for name in ("disagreement", "answer_mass", "spearman", "accuracy"):
+        assert trained[f"id/{name}"] == pytest.approx(saved[name], rel=1e-3), name
     assert not torch.allclose(first.margin, start, atol=1e-4)
     assert first.disagreement is not None
 
