@@ -92,3 +92,17 @@ def test_what_a_call_that_failed_held_is_not_taken_for_the_next_ones(backbone, p
             p.mul_(1.5)
         found, fresh = (e.answer_logits(dialogs, WORDS).logits for e in (engine, Engine(backbone)))
     torch.testing.assert_close(found, fresh, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_judge_need_not_be_told_that_no_gradient_is_wanted(backbone, pictures, monkeypatch):
+    backbone.module.requires_grad_(False)
+    dialogs = [question("x", pictures[0], p) for p in pictures[1:4]]
+    engine, tables, table = Engine(backbone, portion=1), [], Eyes.table
+    monkeypatch.setattr(Eyes, "table", lambda self, shown: tables.append(len(shown.frames)) or table(self, shown))
+    engine.answer_logits(dialogs, WORDS)
+    assert len(tables) == 3
+    wanted = Media(pictures[1].frames.clone().requires_grad_())
+    found = engine.answer_logits([question("x", pictures[0], wanted), *dialogs], WORDS).logits
+    assert len(tables) == 4  # one graph
+    found[0].sum().backward()
+    assert wanted.frames.grad.abs().sum() > 0

@@ -222,19 +222,27 @@ class Engine:
         """States at the last token of each dialog and its tail, (1, D) each.
 
         With `every`, from the token before the tail on, (1 + len(tail), D): the states that its tokens are read from,
-        and the last. Without gradients a long list is read in portions.
+        and the last. Where nothing wants a gradient, a long list is read in portions, in passes that fit the memory.
         """
         self.work = Work()
         self._eyes.begin()
         ends = tails if tails is not None else [()] * len(dialogs)
-        if torch.is_grad_enabled() or self.lockstep:
+        if self.lockstep or self._wants_gradient(dialogs):
             return self._together(dialogs, ends, every)
         found: dict[int, Tensor] = {}
-        for p in portions(dialogs, self.portion, self._image_tokens, PORTION_IMAGE_TOKENS):
-            self._eyes.later = p.later
-            states = self._together([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
-            found.update(zip(p.rows, states, strict=True))
+        with torch.no_grad():
+            for p in portions(dialogs, self.portion, self._image_tokens, PORTION_IMAGE_TOKENS):
+                self._eyes.later = p.later
+                states = self._together([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
+                found.update(zip(p.rows, states, strict=True))
         return [found[i] for i in range(len(dialogs))]
+
+    def _wants_gradient(self, dialogs: Sequence[Dialog]) -> bool:
+        """Is there anything to differentiate by, a weight or a picture? (A frozen judge is often asked without.)"""
+        if not torch.is_grad_enabled():
+            return False
+        pictures = (p.frames for d in dialogs for p in d if isinstance(p, Media))
+        return any(x.requires_grad for x in itertools.chain(self.backbone.module.parameters(), pictures))
 
     def _image_tokens(self, media: Media) -> int:
         return self.backbone.encoder.count(media) * media.num_frames
