@@ -1,6 +1,6 @@
 import pytest
 
-from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
@@ -68,3 +68,16 @@ def test_unknown_sizes_name_the_known_ones():
     assert parse_sizes(["tiny-2m"]) == ("tiny-2m",)
     with pytest.raises(RunError, match="tiny-200m"):
         parse_sizes(["huge"])
+
+
+def test_a_study_that_is_told_to_stop_begins_no_other_size(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 2))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 1, 64, 1, 2))
+
+    def told(*args, **kwargs):
+        raise StoppedError("vision: told to stop at step 1 of 9; resume goes on")
+
+    monkeypatch.setattr("rewarddance.jobs.study_sizes.train_vision", told)
+    with pytest.raises(StoppedError, match="told to stop"):
+        study_sizes(SizesConfig(sizes=("test-a", "test-b")), data, tmp_path / "out", budget=600.0)
+    assert not (tmp_path / "out" / "study.json").exists()

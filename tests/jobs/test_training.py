@@ -2,18 +2,17 @@
 
 import json
 import os
-import re
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_runs import reward_config
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
-from rewarddance.core.errors import ConfigError, InputError, JudgementError, RunError
+from rewarddance.core.errors import JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import StuckLoss
@@ -24,8 +23,8 @@ from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import ASSETS, load_backbone, load_generator, load_judge
-from rewarddance.jobs.train import check_labels, train_from_data
-from rewarddance.jobs.train_reward import train_judge, training_batch
+from rewarddance.jobs.train import train_from_data
+from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
@@ -49,17 +48,6 @@ def check_golden(name, found, **tolerance):
     if os.environ.get("REWARDDANCE_GOLDEN") == "write":
         path.write_text(json.dumps(found, indent=1) + "\n")
     same(found, json.loads(path.read_text()), **tolerance)
-
-
-def reward_config(vlm_folder, data_folder, quick, paradigm="generative_pairwise", **changes):
-    return RewardConfig(
-        backbone=str(vlm_folder),
-        data=str(data_folder),
-        paradigm=paradigm,
-        prompts_per_step=4,
-        precision="fp32",
-        **quick(**changes),
-    )
 
 
 def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n", every=2):
@@ -357,27 +345,6 @@ def test_a_judge_trained_to_compare_does_not_judge_a_picture_alone(trained, pict
         load_judge(trained).judge([Comparison("a red circle", pictures[0])])
 
 
-def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, quick, tmp_path):
-    config = reward_config(vlm_folder, data_folder, quick, num_steps=1)
-    train_from_data(config, tmp_path / "run")
-    with pytest.raises(RunError, match="--resume"):
-        train_from_data(config, tmp_path / "run")
-
-
-def test_labels_that_teach_nothing_stop_and_one_sided_ones_warn(data_folder, tmp_path):
-    def table(label):
-        records = [replace(r, choices=tuple(replace(c, label=label) for c in r.choices)) for r in opened[:3]]
-        write_rows((row_of(r) for r in records), tmp_path / f"{label}.parquet")
-        return RecordTable.open(tmp_path / f"{label}.parquet")
-
-    opened = RecordTable.open(data_folder / "train.parquet")
-    assert check_labels(opened) is None
-    with pytest.raises(InputError, match="all of them ties"):
-        check_labels(table(0.5))
-    assert "every choice names the first picture" in check_labels(table(1.0))
-    assert "second" in check_labels(table(0.0))
-
-
 def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
     accuracies, seen = iter([0.5, 0.7, 0.6, 0.65, 0.9]), []
 
@@ -394,83 +361,3 @@ def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, t
     assert "has not risen" in RunFolder(tmp_path / "run").metrics()[-1]["stopped"]
     kept = load_backbone(tmp_path / "run" / "model").module.get_input_embeddings().weight
     assert torch.equal(kept, seen[1])
-
-
-def test_every_key_of_regularisation_and_context_reaches_the_step(
-    vlm_folder, data_folder, quick, tmp_path, monkeypatch
-):
-    made = {}
-
-    class EnoughError(Exception):
-        pass
-
-    def accumulator(judge, parameters, paradigm, smoothing, size, say, **rest):
-        found = (getattr(m, "attention_dropout", None) for m in judge.engine.backbone.module.modules())
-        dropped = {share for share in found if isinstance(share, float)}
-        made.update(rest, smoothing=smoothing, size=size, dropped=dropped)
-        raise EnoughError
-
-    monkeypatch.setattr("rewarddance.jobs.train_reward.Accumulator", accumulator)
-    told = {"label_smoothing": 0.1, "reason_weight": 0.3, "dropout": 0.2, "micro_batch": 3}
-    base = reward_config(vlm_folder, data_folder, quick).model_dump()
-    for context in ({"layout": "two_questions", "reference": "best_of_n"}, {"layout": "strict"}):
-        config = RewardConfig.model_validate({**base, **told, "context": context})
-        with pytest.raises(EnoughError):
-            train_from_data(config, tmp_path / context["layout"])
-        assert (made["smoothing"], made["reason_weight"], made["size"], made["dropped"]) == (0.1, 0.3, 3, {0.2})
-        assert made["reference"] == context.get("reference", "random")
-        assert made["shuffle"] == (context["layout"] == "two_questions")
-
-
-def _without_template(folder):
-    (folder / "chat_template.jinja").unlink()
-
-
-def _that_splits_yes(folder):
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["merges"] = [m for m in content["model"]["merges"] if "".join(m) not in ("yes", "\u0120yes")]
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-
-
-def _of_another_kind(folder):
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (_without_template, "no chat template; put a chat_template.jinja beside"),
-        (_that_splits_yes, "splits the answer word 'yes' into 2 tokens; choose another"),
-        (_of_another_kind, "architecture 'bert' is not supported; known: 'internvl'"),
-    ],
-    ids=["template", "yes", "architecture"],
-)
-def test_a_backbone_folder_that_cannot_judge_is_refused_before_anything_is_trained(
-    spoil, message, vlm_folder, data_folder, quick, tmp_path
-):
-    folder = tmp_path / "backbone"
-    shutil.copytree(vlm_folder, folder)
-    spoil(folder)
-    with pytest.raises(ConfigError, match=message):
-        train_from_data(reward_config(folder, data_folder, quick), tmp_path / "run")
-    with pytest.raises(ConfigError, match=message):
-        load_judge(folder)
-
-
-def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_checkpoint(
-    vlm_folder, data_folder, quick, tmp_path
-):
-    records = list(RecordTable.open(data_folder / "train.parquet"))[:4]
-    spoilt = records[0].media[0].frames.clone()
-    spoilt[0, 0, 0, 0] = torch.nan
-    config = reward_config(vlm_folder, data_folder, quick, num_steps=4, save_every=1)
-    config = config.model_copy(update={"prompts_per_step": 1})
-    second = training_batch(records, config, 1)[0]
-    i = next(i for i, r in enumerate(records) if r is second)
-    bad = replace(second, media=(Media(spoilt), *second.media[1:]))
-    train = [bad if k == i else r for k, r in enumerate(records)]
-    with pytest.raises(RunError, match=rf"step 1: .*{re.escape(second.record_id)}.*keeps its last checkpoint"):
-        train_judge(config, load_backbone(vlm_folder), train, {}, tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_1"]
-    train_judge(config, load_backbone(vlm_folder), records, {}, tmp_path / "run", resume=True)  # mended, it goes on
-    assert RunFolder(tmp_path / "run").metrics()[-1]["step"] == 4

@@ -17,7 +17,7 @@ from pydantic import Field
 from rewarddance.core.config import Config, differing
 from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.parallel import is_leader, wait_for_all
+from rewarddance.core.parallel import any_of, is_leader, wait_for_all
 from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.data.parquet import RecordTable
@@ -103,14 +103,22 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
     weights, drawn = vision / "model" / "vision.safetensors", data / "train.parquet"
     _phase("vision", seeing, vision, deadline, lambda c, resume: train_vision(c, vision, resume=resume))
     _phase("vlm", speaking, vlm, deadline, lambda c, resume: train_vlm(c, weights, vlm, drawn=drawn, resume=resume))
-    if time.monotonic() > deadline and not (folder / "judge" / "measured.json").is_file():
+    measured = (folder / "judge" / "measured.json").is_file()
+    if _over(deadline) and not measured:
         raise OutOfTime("the budget ended before the judge's training")
     left = judge.loop.model_copy(update={"max_seconds": max(1.0, deadline - time.monotonic())})
     try:
         found = measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)
     except StoppedError as error:
+        if not _over(deadline):
+            raise  # told to stop
         raise OutOfTime(f"judge: {error}") from None
     return {**found, "pretrain_seconds": sum(RunFolder(f).metrics()[-1]["seconds"] for f in (vision, vlm))}
+
+
+def _over(deadline: float) -> bool:
+    """Whether the time is over for any process: all of them then end together."""
+    return any_of(time.monotonic() > deadline)
 
 
 Pretraining = TypeVar("Pretraining", VisionConfig, VlmConfig)
@@ -143,17 +151,20 @@ def _phase(
     Raises:
         RunError: what is there was made with another configuration.
     """
-    begun = (folder / "run.json").is_file()
+    begun, finished = (folder / "run.json").is_file(), any((folder / "model").rglob("*.safetensors"))
+    over = _over(deadline)  # every process has looked before the first one writes
     if begun:
         RunFolder(folder).must_be(kind, config)
-    if any((folder / "model").rglob("*.safetensors")):
+    if finished:
         return
-    left = deadline - time.monotonic()
-    if left <= 0:
+    if over:
         raise OutOfTime(f"the budget ended before {folder.name}")
+    left = max(1.0, deadline - time.monotonic())
     try:
         train(config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": left})}), begun)
     except StoppedError as error:
+        if not _over(deadline):
+            raise  # told to stop
         raise OutOfTime(f"{folder.name}: {error}") from None
 
 
