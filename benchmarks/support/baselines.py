@@ -44,16 +44,17 @@ class Padded:
         self.batches = spread(len(dialogs), batch, sample)
         self.rows = [i for b in self.batches for i in b]
         self.scale = len(dialogs) / len(self.rows)
-        self.ids = torch.tensor([backbone.tokenizer.convert_tokens_to_ids(w) for w in WORDS])
+        words = [backbone.tokenizer.convert_tokens_to_ids(w) for w in WORDS]
+        self.ids = torch.tensor(words, device=backbone.device)
 
     def __call__(self) -> torch.Tensor:
         rows, model = [], self.backbone.model
         for batch in self.batches:
             encoded = [self.backbone.encoder.chat([("user", self.dialogs[i])]) for i in batch]
             width = max(len(e.ids) for e in encoded)
-            tokens = torch.tensor([[0] * (width - len(e.ids)) + list(e.ids) for e in encoded])
-            mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded])
-            pixels = self.backbone.prepare([m for e in encoded for m, _ in e.images]).to(model.dtype)
+            tokens = torch.tensor([[0] * (width - len(e.ids)) + list(e.ids) for e in encoded]).to(model.device)
+            mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded]).to(model.device)
+            pixels = self.backbone.prepare([m for e in encoded for m, _ in e.images]).to(model.device, model.dtype)
             found = model.model(input_ids=tokens, attention_mask=mask, pixel_values=pixels, use_cache=False)
             logits = model.lm_head(found[0][:, -1])[:, self.ids].float()
             if self.train:
@@ -79,8 +80,9 @@ class Processor:
             pixels.append(Media.from_pil(part["image"]))
             text += "<img>" + "<IMG_CONTEXT>" * self.backbone.model.config.image_seq_length + "</img>"
         found = self.tokenizer(f"{text}<|assistant|>", add_special_tokens=False, return_tensors="pt")
-        pixel_values = self.backbone.prepare(pixels).to(self.backbone.model.dtype)
-        return {"input_ids": found["input_ids"], "pixel_values": pixel_values}
+        model = self.backbone.model
+        pixel_values = self.backbone.prepare(pixels).to(model.device, model.dtype)
+        return {"input_ids": found["input_ids"].to(model.device), "pixel_values": pixel_values}
 
 
 class Decision:

@@ -55,6 +55,17 @@ def test_a_judge_is_trained_saved_and_loaded(folder, data_folder, quick, tmp_pat
     assert first.disagreement is not None
 
 
+def test_a_frozen_tower_stays_and_its_projection_learns(folder, data_folder, quick, tmp_path):
+    config = RewardConfig(
+        backbone=str(folder), prompts_per_step=4, precision="fp32", freeze_vision=True, **quick(num_steps=3)
+    )
+    train = RecordTable.open(data_folder / "train.parquet")
+    before = {k: v.clone() for k, v in load_backbone(folder).vision.state_dict().items()}
+    train_judge(config, backbone := load_backbone(folder), train, {}, tmp_path / "run")
+    moved = {k for k, v in backbone.vision.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split(".")[0] for k in moved} == {k.split(".")[0] for k in before if "merger" in k}
+
+
 def test_a_qwen_judge_thinks_aloud(folder, data_folder, monkeypatch):
     monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
     context = Context(cot="reason_first", samples=2, max_reason_tokens=3)

@@ -17,6 +17,7 @@ from rewarddance.jobs.load import load_backbone, load_judge
 from rewarddance.jobs.train import check_labels, train_from_data
 from rewarddance.jobs.train_reward import train_judge, training_batch
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.context import Context
 
 
 def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, quick, tmp_path):
@@ -78,6 +79,25 @@ def _that_splits_yes(folder):
 
 def _of_another_kind(folder):
     (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+@pytest.mark.parametrize("context", [{"reference": "none"}, Context(reference="none")])
+def test_the_generative_judge_without_a_reference_is_the_pointwise_one(context):
+    config = RewardConfig(context=context)
+    assert (config.paradigm, config.context.reference) == ("generative_pointwise", "none")
+    assert RewardConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "reference", "message"),
+    [
+        ("bradley_terry", "none", "bradley_terry learns from comparisons"),
+        ("regression", "best_of_n", "regression looks at one picture"),
+    ],
+)
+def test_paradigms_that_have_no_use_for_a_reference_say_so(paradigm, reference, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(paradigm=paradigm, context={"reference": reference})
 
 
 @pytest.mark.parametrize(

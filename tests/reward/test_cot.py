@@ -56,7 +56,7 @@ def test_reasons_are_drawn_from_the_models_own_distribution(backbone, pictures):
 @pytest.mark.parametrize("cot", ["answer_first", "reason_first"])
 def test_what_is_learnt_equals_plain_forwards(cot, backbone, pictures):
     engine = Engine(backbone)
-    judge = GenerativeJudge(engine, Context(cot=cot), strict=False)
+    judge = GenerativeJudge(engine, Context(cot=cot, names="roles"), strict=False)
     asked = comparisons(pictures)
     verdict, told = judge.learn(asked)
     assert torch.isnan(told).tolist() == [False, True, False]
@@ -105,13 +105,21 @@ def test_reasons_weigh_a_mean_and_reach_the_weights(backbone, pictures):
 def test_questions_say_what_comes_first(pictures):
     a, b = pictures[:2]
     c = Comparison("x", a, b, "fidelity")
-    assert Context().render(c)[-1].endswith("answer yes or no.")
-    assert Context(cot="answer_first").render(c)[-1].endswith("first answer yes or no, second the reason.")
-    assert Context(cot="reason_first").render(c)[-1].endswith("first the reason, second answer yes or no.")
+    for names, part in (("numbers", 0), ("roles", -1)):
+        assert "answer yes or no." in Context(names=names).render(c)[part]
+        assert "first answer yes or no, second the reason." in Context(names=names, cot="answer_first").render(c)[part]
+        assert "first the reason, second answer yes or no." in Context(names=names, cot="reason_first").render(c)[part]
     assert Context(cot="answer_first").answer(True, " so ") == ("", "yes", " because so")
     assert Context(cot="reason_first").answer(False, "so") == ("so\nanswer:", " no", "")
     with pytest.raises(ValidationError, match="needs layout 'strict'"):
         Context(cot="answer_first", layout="listwise")
+
+
+def test_reasons_call_pictures_as_the_question_does():
+    _, _, said = Context(cot="answer_first").answer(True, "The candidate matches, the reference is a candidate's twin")
+    assert said == " because image 2 matches, image 1 is a image 2's twin"
+    _, _, said = Context(cot="answer_first", names="roles").answer(True, "the candidate matches")
+    assert said == " because the candidate matches"
 
 
 def test_reasons_change_sides_with_the_order(pictures):

@@ -39,16 +39,19 @@ def grey(level):
     return Media(torch.full((1, 3, 48, 48), float(level)))
 
 
-def test_context_words_roles_in_sharing_order(pictures):
+def test_context_words_a_question_in_sharing_order(pictures):
     a, b = pictures[:2]
     parts = Context().render(Comparison("a red circle", b, a, "fidelity"))
     assert parts[1] is a
     assert parts[3] is b
-    assert parts[0].startswith(f"instruction: {INSTRUCTIONS['fidelity']}\nprompt: a red circle")
-    assert parts[-1].endswith("is the candidate better than the reference? answer yes or no.")
+    opening = f"instruction: {INSTRUCTIONS['fidelity']}\nanswer yes or no.\nprompt: a red circle\nimage 1: "
+    assert parts == (opening, a, "\nimage 2: ", b, "\nquestion: is image 2 the better one?")
     alone = Context(instruction=False).render(Comparison("a red circle", b))
-    assert alone[0].startswith("prompt:")
-    assert len([p for p in alone if not isinstance(p, str)]) == 1
+    opening = "answer yes or no.\nprompt: a red circle\nimage 1: "
+    assert alone == (opening, b, "\nquestion: is image 1 good for the prompt?")
+    roles = Context(names="roles").render(Comparison("a red circle", b, a, "fidelity"))
+    assert roles[0] == f"instruction: {INSTRUCTIONS['fidelity']}\nprompt: a red circle\nreference: "
+    assert roles[-1] == "\nquestion: is the candidate better than the reference? answer yes or no."
 
 
 def test_context_refuses_what_it_cannot_ask(pictures):

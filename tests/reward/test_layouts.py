@@ -26,17 +26,15 @@ def shown(dialog):
 
 def named(question):
     """The numbers of the candidate and the reference in a question about two of several pictures."""
-    one, other, asked = (int(n) for n in re.findall(r"image (\d+)", question))
-    assert asked == one
+    other, one = (int(n) for n in re.findall(r"image (\d+)", question))
     return one, other
 
 
 def test_questions_that_only_words_tell_apart_differ_in_their_words(pictures):
     """And not in the order of words alone, which a small model does not read."""
     pair = [Comparison(PROMPT, pictures[0], pictures[1]), Comparison(PROMPT, pictures[1], pictures[0])]
-    for layout in ("two_questions", "listwise"):
-        first, second = (sorted(re.findall(r"\w+", d[-1])) for d in dialogs_of(Context(layout=layout), pair))
-        assert first != second
+    first, second = (sorted(re.findall(r"\w+", d[-1])) for d in dialogs_of(Context(layout="two_questions"), pair))
+    assert first != second
 
 
 def test_two_questions_share_everything_before_the_question(pictures):
@@ -48,8 +46,8 @@ def test_two_questions_share_everything_before_the_question(pictures):
     assert shown(first) == shown(second) == [b, a]
     assert shown(other) == [c, a]
     assert first[:-1] == second[:-1]
-    assert first[-1] == "\nquestion: is the candidate the better one? answer yes or no."
-    assert second[-1] == "\nquestion: is the reference the better one? answer yes or no."
+    assert first[-1] == "\nquestion: is image 2 the better one?"
+    assert second[-1] == "\nquestion: is image 1 the better one?"
 
 
 def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
@@ -60,7 +58,8 @@ def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
         first, second = named(d[-1])
         assert shown(d)[first - 1] is c.candidate
         assert shown(d)[second - 1] is c.reference
-    assert found[0][0] == "instruction: prefer the picture that shows what the prompt asks for.\nprompt: a red circle\n"
+    opening = "instruction: prefer the picture that shows what the prompt asks for.\nanswer yes or no.\n"
+    assert found[0][0] == f"{opening}prompt: a red circle\nimage 1: "
 
 
 def test_listwise_contexts_hold_no_more_than_they_may(pictures):
@@ -85,10 +84,10 @@ class Oracle(Engine):
         rows = []
         for d in dialogs:
             media, text = shown(d), d[-1]
-            if "image" in text:
+            if "against" in text:
                 x, y = (media[n - 1] for n in named(text))
             else:
-                y, x = media if "is the candidate" in text else media[::-1]
+                y, x = media[::-1] if "image 1" in text else media
             place = 0.3 if x is media[0] else -0.3
             margin = 50 * (x.frames.mean() - y.frames.mean()) + 0.7 + place
             rows.append(torch.stack([torch.nn.functional.logsigmoid(margin), torch.nn.functional.logsigmoid(-margin)]))

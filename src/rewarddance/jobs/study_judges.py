@@ -37,6 +37,7 @@ PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
     "pointwise": {"paradigm": "generative_pointwise", "context": {"reference": "random"}},
     "pairwise, no instruction": {"paradigm": "generative_pairwise", "context": {"instruction": False}},
     "pairwise": {"paradigm": "generative_pairwise"},
+    "pairwise, by roles": {"paradigm": "generative_pairwise", "context": {"names": "roles"}},
     "pairwise, best references": {"paradigm": "generative_pairwise", "context": {"reference": "best_of_n"}},
     "pairwise, two questions": {"paradigm": "generative_pairwise", "context": {"layout": "two_questions"}},
     "pairwise, listwise": {"paradigm": "generative_pairwise", "context": {"layout": "listwise"}},

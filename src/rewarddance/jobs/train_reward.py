@@ -85,7 +85,7 @@ def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
         tuner = add_lora(backbone, config.lora.rank, config.lora.alpha, config.lora.targets, config.dropout)
         backbone.vision.requires_grad_(config.lora.vision)
     if config.freeze_vision:
-        backbone.vision.requires_grad_(False)
+        backbone.freeze_vision()
     if config.dropout:
         set_dropout(backbone, config.dropout)
     if config.gradient_checkpointing:

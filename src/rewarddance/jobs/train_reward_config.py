@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -43,7 +43,8 @@ class RewardConfig(Config):
     reason_weight: float = Field(0.5, ge=0)
     """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
     freeze_vision: bool = False
-    """Leave the vision tower as it is. With LoRA it is left so anyway, but for `lora.vision`."""
+    """Leave the vision tower as it is; what projects its tokens into the language model is trained on. With LoRA both
+    are left as they are, but for `lora.vision`."""
     tiles: int = Field(1, ge=1)
     """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its processor takes 12). 1
     sees the whole alone, made square. Kept with the judge."""
@@ -71,13 +72,26 @@ class RewardConfig(Config):
             raise ValueError("freeze_vision and lora.vision say opposite things about the vision tower")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_reference(cls, given: Any) -> Any:
+        """Two names of one thing: the generative judge that sees no reference is the pointwise one."""
+        if not isinstance(given, dict) or given.get("paradigm", "generative_pairwise") != "generative_pairwise":
+            return given
+        context = given.get("context") or {}
+        reference = context.get("reference") if isinstance(context, dict) else context.reference
+        return {**given, "paradigm": "generative_pointwise"} if reference == "none" else given
+
     @model_validator(mode="after")
     def _pairs_only(self) -> Self:
         special = self.context.layout != "strict" or self.context.cot != "none"
         if special and self.paradigm != "generative_pairwise":
             raise ValueError(f"context.layout and context.cot are for generative_pairwise, not {self.paradigm}")
-        if self.context.reference != "random" and self.paradigm in ("generative_pointwise", "regression"):
+        alone = self.paradigm in ("generative_pointwise", "regression")
+        if self.context.reference == "best_of_n" and alone:
             raise ValueError(f"context.reference is for paradigms that compare; {self.paradigm} looks at one picture")
+        if self.context.reference == "none" and not alone:
+            raise ValueError(f"context.reference none: {self.paradigm} learns from comparisons; leave random")
         return self
 
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)

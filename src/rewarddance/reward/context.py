@@ -1,10 +1,11 @@
 """The only file that words a question: comparison in, dialog out.
 
-Part order puts what comparisons share first: instruction, prompt, reference, candidate, question.
+Part order puts what comparisons share first: instruction, how to answer, prompt, reference, candidate, question.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -31,15 +32,20 @@ UNNAMED = "overall"
 
 Layout = Literal["strict", "two_questions", "listwise"]
 Cot = Literal["none", "answer_first", "reason_first"]
-Reference = Literal["random", "best_of_n"]
+Reference = Literal["random", "best_of_n", "none"]
+Names = Literal["roles", "numbers"]
 
 
 VERDICT = "\nanswer:"
 """Stands between a reason and the verdict that follows it."""
 
-_BETTER_ONE = "is {} the better one?"
-"""Where only words tell two questions apart, other words are used and not another order of them: a small model reads
-"is A better than B" and "is B better than A" as one bag of words, and learns nothing (docs/log.md)."""
+_BETTER_ONE = "is image {} the better one?"
+"""Two questions that only words tell apart use other words, not another order of them: a small model reads "is A better
+than B" and "is B better than A" as one bag of words. It says nothing after the number but what VLMs are asked about
+numbered pictures anyway, so that a model that has not been trained to judge understands it (docs/log.md)."""
+
+
+_ROLE = re.compile(r"\b(?:the )?(candidate|reference)\b", re.IGNORECASE)
 
 
 class Context(Config):
@@ -59,10 +65,14 @@ class Context(Config):
     """`strict` swaps the pictures for the other order; `two_questions` leaves them and asks the question both ways, so
     that all before it is shared (yes-bias cancels, position bias does not; training shuffles places); `listwise` shows
     all pictures of a prompt once and asks about pairs of them. Judges of different layouts do not compare."""
+    names: Names = "numbers"
+    """What pictures are called: `numbers`, image 1 and image 2, as VLMs know them from their training on several
+    pictures; `roles`, reference and candidate, which they have to learn (layout `strict` alone)."""
     reference: Reference = "random"
     """In training, what pictures are compared with: `random`, whatever the record compares them with; `best_of_n`, the
-    record's best by its choices alone, as alignment against best-of-N references asks. No reference at all is
-    paradigm generative_pointwise. At inference a comparison brings its own."""
+    record's best by its choices alone, as alignment against best-of-N references asks; `none`, nothing: the generative
+    judge is then asked about single pictures (paradigm generative_pointwise). At inference a comparison brings its own.
+    """
     cot: Cot = "none"
     """Chain of thought, with layout `strict`. `answer_first`: the verdict, then the reason, which costs nothing at
     inference; `reason_first`: the reason is written first, and the verdict hangs on it."""
@@ -78,6 +88,8 @@ class Context(Config):
     def _reasons_need_roles(self) -> Self:
         if self.cot != "none" and self.layout != "strict":
             raise ValueError("chain of thought needs layout 'strict': reasons speak of a candidate and a reference")
+        if self.names == "roles" and self.layout != "strict":
+            raise ValueError(f"layout {self.layout} asks about either picture by its number; leave names 'numbers'")
         return self
 
     def render(self, comparison: Comparison) -> Dialog:
@@ -88,14 +100,26 @@ class Context(Config):
         """
         if not comparison.prompt.strip():
             raise InputError("a comparison needs a prompt; it is empty")
+        candidate, reference = comparison.candidate, comparison.reference
+        if self.names == "numbers":
+            if reference is None:
+                return self._numbered(comparison, (candidate,), "is image 1 good for the prompt?")
+            return self._numbered(comparison, (reference, candidate), _BETTER_ONE.format(2))
         opening = f"{self._instruction(comparison.criterion)}prompt: {comparison.prompt}\n"
-        if comparison.reference is None:
+        if reference is None:
             question = f"\nquestion: is the candidate good for the prompt? {self._request}"
-            return (f"{opening}candidate: ", comparison.candidate, question)
-        alone = self.layout == "two_questions"
-        question = _BETTER_ONE.format("the candidate") if alone else "is the candidate better than the reference?"
-        tail = f"\nquestion: {question} {self._request}"
-        return (f"{opening}reference: ", comparison.reference, "\ncandidate: ", comparison.candidate, tail)
+            return (f"{opening}candidate: ", candidate, question)
+        tail = f"\nquestion: is the candidate better than the reference? {self._request}"
+        return (f"{opening}reference: ", reference, "\ncandidate: ", candidate, tail)
+
+    def _numbered(self, comparison: Comparison, pictures: Sequence[Media], question: str) -> Dialog:
+        """What questions share comes first, what differs last; nothing stands between the question and its answer."""
+        opening = f"{self._instruction(comparison.criterion)}{self._request}\nprompt: {comparison.prompt}\n"
+        shown: list[Part] = []
+        for i, picture in enumerate(pictures, 1):
+            shown += [f"{opening}image {i}: ", picture]
+            opening = "\n"
+        return (*shown, f"\nquestion: {question}")
 
     def render_reversed(self, comparison: Comparison) -> Dialog:
         """The question whether the candidate is better, put to the pictures in each other's place.
@@ -103,18 +127,14 @@ class Context(Config):
         It shares everything before the question with `render` of the swapped comparison.
         """
         shown = self.render(comparison.swapped())
-        return (*shown[:-1], f"\nquestion: {_BETTER_ONE.format('the reference')} {self._request}")
+        return (*shown[:-1], f"\nquestion: {_BETTER_ONE.format(1)}")
 
     def render_listed(self, comparison: Comparison, pictures: Sequence[Media]) -> Dialog:
         """The question about two of several pictures that are all shown; both must be among them (by identity)."""
         first, second = (
             next(i for i, m in enumerate(pictures, 1) if m is x) for x in (comparison.candidate, comparison.reference)
         )
-        shown: list[Part] = [self.render(comparison)[0].removesuffix("reference: ")]  # type: ignore[union-attr]
-        for i, picture in enumerate(pictures, 1):
-            shown += [f"image {i}: ", picture, "\n"]
-        question = f"image {first} or image {second}: {_BETTER_ONE.format(f'image {first}')}"
-        return (*shown, f"question: {question} {self._request}")
+        return self._numbered(comparison, pictures, f"against image {second}, {_BETTER_ONE.format(first)}")
 
     @property
     def _request(self) -> str:
@@ -127,11 +147,18 @@ class Context(Config):
         )
 
     def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
-        """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it."""
-        word = self.yes if yes else self.no
+        """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it.
+
+        Args:
+            rationale: calls the pictures candidate and reference; the answer calls them as the question did.
+        """
+        word, reason = self.yes if yes else self.no, rationale.strip()
+        if self.names == "numbers":
+            numbers = {"candidate": "image 2", "reference": "image 1"}
+            reason = _ROLE.sub(lambda found: numbers[found[1].lower()], reason)
         if self.cot == "reason_first":
-            return f"{rationale.strip()}{VERDICT}", f" {word}", ""
-        return "", word, f" because {rationale.strip()}"
+            return f"{reason}{VERDICT}", f" {word}", ""
+        return "", word, f" because {reason}"
 
     def _instruction(self, criterion: str | None) -> str:
         if not self.instruction:

@@ -18,6 +18,9 @@ from rewarddance.core.media import Dialog
 from rewarddance.vlm.attention import Packed, attach
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
 
+PROJECTORS = ("merger", "deepstack_merger_list")
+"""What Qwen's vision towers hold beside their own layers; InternVL's projector stands outside."""
+
 
 @dataclass
 class Backbone(ABC):
@@ -121,17 +124,27 @@ class Backbone(ABC):
 
     @property
     def vision(self) -> nn.Module:
-        """What pictures go through before they are tokens, but for the projection into the language model."""
+        """What pictures go through before they are tokens; Qwen's holds the projection into the language model too."""
         model = self.model.model
         found: nn.Module = model.vision_tower if hasattr(model, "vision_tower") else model.visual
         return found
 
     @property
+    def vision_blocks(self) -> list[nn.Module]:
+        """Layers of the vision tower."""
+        vision: Any = self.vision
+        return [*(vision.blocks if hasattr(vision, "blocks") else vision.encoder.layer)]
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """Layers of both towers, all of one kind in each: what is sharded, one by one."""
-        vision: Any = self.vision
-        layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layer
-        return [*layers, *self.model.model.language_model.layers]
+        return [*self.vision_blocks, *self.model.model.language_model.layers]
+
+    def freeze_vision(self) -> None:
+        """Leave the vision tower as it is. What projects its tokens into the language model keeps its state."""
+        for name, p in self.vision.named_parameters():
+            if not name.startswith(PROJECTORS):
+                p.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedConfig
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.attention import attach, lay_out
+from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
 from rewarddance.vlm.plan import Key, grow
 from rewarddance.vlm.qwen import CLASSES
@@ -34,7 +35,8 @@ class Parts:
     """Numbers of parameters.
 
     Attributes:
-        block: of the largest layer of either tower; root: of all that is in no layer.
+        vision: without what projects into the language model; block: of the largest layer of either tower; root: of
+        all that is in no layer.
     """
 
     total: int
@@ -55,7 +57,8 @@ def parts_of(model: Any) -> Parts:
     layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layer
     blocks = [size(b) for b in [*layers, *model.model.language_model.layers]]
     matrices = sum(p.numel() for b in model.model.language_model.layers for p in b.parameters() if p.ndim == 2)
-    return Parts(size(model), size(vision), max(blocks), size(model) - sum(blocks), matrices)
+    tower = sum(p.numel() for name, p in vision.named_parameters() if not name.startswith(PROJECTORS))
+    return Parts(size(model), tower, max(blocks), size(model) - sum(blocks), matrices)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Te
 
 def set_dropout(backbone: Backbone, share: float) -> None:
     """Drop this share of attention weights in training, in both towers; not in a vision tower that is frozen."""
-    still = set() if any(p.requires_grad for p in backbone.vision.parameters()) else set(backbone.vision.modules())
+    layers = backbone.vision_blocks
+    moving = any(p.requires_grad for layer in layers for p in layer.parameters())
+    still = set() if moving else {m for layer in layers for m in layer.modules()}
     for module in backbone.module.modules():
         found: Any = module
         if module not in still and isinstance(getattr(module, "attention_dropout", None), float):

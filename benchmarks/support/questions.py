@@ -1,0 +1,54 @@
+"""What is asked in the benchmarks, and the engine that answers it."""
+
+import torch
+
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison
+from rewarddance.reward.context import Context
+from rewarddance.reward.layouts import dialogs_of
+from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.internvl import InternVLBackbone
+from support.baselines import WORDS, loss
+
+PROMPT = "striped drawing of two red circles and a blue square on grey"
+
+
+def pictures(num: int, side: int, seed: int = 0) -> list[Media]:
+    rng = torch.Generator().manual_seed(seed)
+    return [Media(torch.rand(1, 3, side, side, generator=rng)) for _ in range(num)]
+
+
+def against_one(num: int, side: int) -> list[Comparison]:
+    """`num` candidates against one reference, both orders."""
+    reference, *candidates = pictures(num + 1, side)
+    pairs = [Comparison(PROMPT, c, reference, "fidelity") for c in candidates]
+    return [*pairs, *(p.swapped() for p in pairs)]
+
+
+def round_robin(num: int, side: int, seed: int = 0, prompt: str = PROMPT) -> list[Comparison]:
+    """All ordered pairs of `num` pictures."""
+    media = pictures(num, side, seed)
+    return [Comparison(prompt, a, b, "fidelity") for a in media for b in media if a is not b]
+
+
+def step_of(prompts: int, side: int) -> list[Comparison]:
+    """A training step: all ordered pairs of six pictures for each of so many prompts, which are of mixed lengths."""
+    texts = [f"{PROMPT}{' and a cross' * (i % 3)}{i}" for i in range(prompts)]
+    return [c for i, text in enumerate(texts) for c in round_robin(6, side, i, text)]
+
+
+class Ours:
+    """The engine with one layout, on every question."""
+
+    scale = 1.0
+
+    def __init__(self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool) -> None:
+        self.engine, self.train = Engine(backbone, budget=1 << 20), train
+        self.dialogs = dialogs_of(Context(layout=layout), asked)  # type: ignore[arg-type]
+        self.rows = list(range(len(asked))) if layout == "strict" else []
+
+    def __call__(self) -> torch.Tensor:
+        logits = self.engine.answer_logits(self.dialogs, WORDS).logits
+        if self.train:
+            loss(logits).backward()
+        return logits.detach()
