@@ -13,8 +13,8 @@ from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
-from rewarddance.jobs.load import load_backbone, load_judge
-from rewarddance.jobs.train import check_labels, train_from_data
+from rewarddance.jobs.load import ASSETS, load_backbone, load_judge
+from rewarddance.jobs.train import asked_otherwise, check_labels, train_from_data
 from rewarddance.jobs.train_reward import train_judge, training_batch
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.context import Context
@@ -79,6 +79,16 @@ def _that_splits_yes(folder):
 
 def _of_another_kind(folder):
     (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+def test_training_on_from_a_judge_that_knows_another_question_says_so(vlm_folder):
+    assert asked_otherwise(RewardConfig(backbone=str(vlm_folder))) is None
+    names = load_judge("tiny").spec.context.names
+    assert asked_otherwise(RewardConfig(backbone=str(ASSETS / "judge-tiny"), context={"names": names})) is None
+    other = "roles" if names == "numbers" else "numbers"
+    said = asked_otherwise(RewardConfig(backbone=str(ASSETS / "judge-tiny"), context={"names": other}))
+    assert said is not None
+    assert f"context.names: {names!r}, now {other!r}" in said
 
 
 @pytest.mark.parametrize("context", [{"reference": "none"}, Context(reference="none")])

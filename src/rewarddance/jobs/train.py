@@ -14,13 +14,16 @@ from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.preferences import PreferencesConfig
 from rewarddance.jobs.data_build import build_data
-from rewarddance.jobs.load import load_to_train
+from rewarddance.jobs.load import find, load_to_train
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.config import JudgeSpec
 
 VALIDATION_SHARE = 0.1
 MAX_VALIDATION = 128
 """Records scored at every validation."""
+WORDING = ("instruction", "instructions", "yes", "no", "layout", "names", "cot")
+"""What of a context decides the words of a question."""
 
 
 def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) -> Path:
@@ -32,7 +35,20 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     if config.context.cot != "none" and not train.has_rationales:
         raise InputError(f"{train.name}: chain of thought needs reasons; `rewarddance data rationales` asks for them")
     warn_of_labels(train)
+    if is_leader() and (other := asked_otherwise(config)):
+        console.print(other, highlight=False, markup=False, soft_wrap=True)
     return train_judge(config, load_to_train(config), train, validation, out, resume=resume)
+
+
+def asked_otherwise(config: RewardConfig) -> str | None:
+    """A warning where training goes on from a judge that knows another question than the one that is put now."""
+    file = find(config.backbone, "vlm") / "judge.json"
+    if not file.is_file():
+        return None
+    before = JudgeSpec.model_validate_json(file.read_text()).context
+    words = [k for k in WORDING if getattr(before, k) != getattr(config.context, k)]
+    changes = ", ".join(f"context.{k}: {getattr(before, k)!r}, now {getattr(config.context, k)!r}" for k in words)
+    return f"{config.backbone}: a judge that knows another question, and begins anew ({changes})" if words else None
 
 
 def data_folder(config: RewardConfig, out: Path) -> Path:
