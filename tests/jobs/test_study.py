@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +39,28 @@ def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
     with pytest.raises(RunError, match="another setting"):
         study_alignment(config, "another", out, seeds=(0,), num_noises=2, every=60)
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
+
+
+def test_an_arm_that_another_process_is_at_is_left_to_it(config, tmp_path, capsys):
+    at_work = """
+import sys
+from pathlib import Path
+from rewarddance.core.claim import claimed
+with claimed(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+    folder = tmp_path / "study" / "refl-0"
+    at = {"out": tmp_path / "study", "seeds": (0,), "num_noises": 2, "every": 60}
+    started = [sys.executable, "-c", at_work, str(folder)]
+    with subprocess.Popen(started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        study_alignment(config, None, arms=("refl", "sft"), **at)
+        other.kill()  # what it held is free, whatever became of it
+    assert not (folder / "run.json").exists()
+    assert (folder.parent / "sft-0" / "measured.json").is_file()
+    assert "refl seed 0: another process is at work on it" in "".join(capsys.readouterr())
+    assert set(study_alignment(config, None, arms=("refl",), **at)["arms"]) == {"refl", "sft"}
 
 
 def test_gains_and_differences_are_those_of_the_values(tmp_path):

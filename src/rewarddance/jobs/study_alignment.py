@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.claim import claimed
 from rewarddance.core.config import differing
 from rewarddance.core.errors import ConfigError, RunError
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import console, progress
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, two_way_bootstrap
@@ -44,7 +45,8 @@ def study_alignment(
 ) -> dict[str, Any]:
     """Run what is missing under `out` (finished arms are kept, stopped ones resumed) and write `study.json`.
 
-    Several processes may work on different seeds or arms of one folder at the same time.
+    Several processes may work in one folder at the same time: each takes what no other one is at. The last one to end
+    writes the figures of all.
 
     Returns:
         Per arm the gain over the start with its interval over prompts, seed by seed and together; the same with seeds
@@ -63,9 +65,13 @@ def study_alignment(
     for seed in seeds:
         for arm in arms:
             folder = out / f"{arm}-{seed}"
-            if not (folder / "adapter" / "adapter.json").is_file():
-                _train(config, arm, seed, shuffled_judge, folder)
-            _measured(folder, folder, config, chosen, num_noises)
+            with claimed(folder) as mine:
+                if not mine:
+                    console.print(f"{arm} seed {seed}: another process is at work on it", highlight=False)
+                    continue
+                if not (folder / "adapter" / "adapter.json").is_file():
+                    _train(config, arm, seed, shuffled_judge, folder)
+                _measured(folder, folder, config, chosen, num_noises)
     found = {**summarise(out), **environment(), "config": config.model_dump(mode="json")}
     write_json(out / "study.json", found)
     return found
