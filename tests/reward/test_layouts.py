@@ -37,6 +37,12 @@ def test_questions_that_only_words_tell_apart_differ_in_their_words(pictures):
     assert first != second
 
 
+@pytest.mark.parametrize("layout", ["two_questions", "listwise"])
+def test_roles_are_for_strict_alone(layout):
+    with pytest.raises(ValueError, match=f"layout {layout} asks about either picture by its number"):
+        Context(layout=layout, names="roles")
+
+
 def test_two_questions_share_everything_before_the_question(pictures):
     a, b, c = pictures[:3]
     first, other, second = dialogs_of(

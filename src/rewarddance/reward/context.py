@@ -40,12 +40,11 @@ VERDICT = "\nanswer:"
 """Stands between a reason and the verdict that follows it."""
 
 _BETTER_ONE = "is image {} the better one?"
-"""Two questions that only words tell apart use other words, not another order of them: a small model reads "is A better
-than B" and "is B better than A" as one bag of words. It says nothing after the number but what VLMs are asked about
-numbered pictures anyway, so that a model that has not been trained to judge understands it (docs/log.md)."""
-
+"""A question that a VLM understands before it is trained to judge (docs/log.md). Where only words tell two questions
+apart, they name another picture: "is A better than B" and "is B better than A" are one bag of words to a small one."""
 
 _ROLE = re.compile(r"\b(?:the )?(candidate|reference)\b", re.IGNORECASE)
+"""What reasons call the two pictures, in whatever order they are asked about."""
 
 
 class Context(Config):
@@ -85,7 +84,7 @@ class Context(Config):
     """`listwise`: pictures in one context; more are asked in several."""
 
     @model_validator(mode="after")
-    def _reasons_need_roles(self) -> Self:
+    def _layouts_fit(self) -> Self:
         if self.cot != "none" and self.layout != "strict":
             raise ValueError("chain of thought needs layout 'strict': reasons speak of a candidate and a reference")
         if self.names == "roles" and self.layout != "strict":
