@@ -4,9 +4,12 @@ from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
+from rewarddance.jobs.build.vlm import save_vlm
+from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, scaled, sizes_table, study_sizes
 from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.vlm.tiny import SIZES, Size
+from rewarddance.vlm.preprocess import Preprocessor
+from rewarddance.vlm.tiny import SIZES, Size, new_vlm
 
 
 @pytest.fixture
@@ -49,6 +52,26 @@ def test_sizes_are_trained_within_the_budget_and_go_on(data, tmp_path, monkeypat
     (tmp_path / "out" / "test-b" / "vlm" / "model" / "model.safetensors").unlink()
     with pytest.raises(RunError, match=r"test-a.*another configuration"):
         study_sizes(config.model_copy(update={"seed": 1}), data, tmp_path / "out", budget=600.0)
+
+
+def test_sizes_can_begin_from_a_small_vlm_that_was_grown(data, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 1))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 2, 64, 1, 2))
+    start = save_vlm(new_vlm("test-a", tokenizer), tokenizer, Preprocessor.square(48), tmp_path / "start")
+    judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
+    config = SizesConfig(sizes=("test-a", "test-b"), start=str(start), vlm_steps=0, judge=judge)
+    found = study_sizes(config, data, tmp_path / "none", budget=600.0)
+    assert not found["unfinished"]
+    rows = [found["sizes"][n]["seeds"][0] for n in config.sizes]
+    assert [r["pretrain_seconds"] for r in rows] == [0, 0]
+    assert not list((tmp_path / "none").rglob("vision"))
+    grown = [load_internvl(tmp_path / "none" / n / "grown").model.config for n in config.sizes]
+    assert [c.vision_config.num_hidden_layers for c in grown] == [1, 2]
+    few = study_sizes(config.model_copy(update={"vlm_steps": 1}), data, tmp_path / "few", budget=600.0)
+    assert few["sizes"]["test-b"]["seeds"][0]["pretrain_seconds"] > 0
+    with pytest.raises(ConfigError, match="vlm_steps 0"):
+        study_sizes(config.model_copy(update={"start": None}), data, tmp_path / "no", budget=600.0)
 
 
 def test_a_study_refuses_to_stop_early_before_it_has_trained_anything(data, tmp_path):

@@ -67,6 +67,30 @@ def test_every_key_of_regularisation_and_context_reaches_the_step(
         assert made["shuffle"] == (context["layout"] == "two_questions")
 
 
+def test_a_generative_judge_begins_as_sure_as_it_may_be(data_folder, quick, tmp_path):
+    """From the embedded VLM, whose answers are logits apart and hardly better than a coin."""
+    first = {}
+    for name, temperature in (("fit", "fit"), ("given", 7.0), ("as-it-is", 1.0)):
+        changes = {"temperature": temperature, "precision": "fp32", **quick(1, validate_every=9)}
+        config = RewardConfig(backbone="tiny", data=str(data_folder), prompts_per_step=8, **changes)
+        train_from_data(config, tmp_path / name)
+        first[name] = RunFolder(tmp_path / name).metrics()[0]["loss"]
+        kept = load_judge(tmp_path / name).spec.temperature
+        assert kept == temperature if temperature != "fit" else kept > 2
+    assert first["fit"] < first["given"] + 0.01
+    assert first["fit"] < 0.75 < 1.0 < first["as-it-is"]
+
+
+def test_a_run_that_goes_on_keeps_its_temperature(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest: 3.0)
+    config = reward_config(vlm_folder, data_folder, quick)
+    train_from_data(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest: 5.0)
+    train_from_data(config, tmp_path / "run", resume=True)
+    assert load_judge(tmp_path / "run").spec.temperature == 3.0
+
+
 def _without_template(folder):
     (folder / "chat_template.jinja").unlink()
 

@@ -22,11 +22,13 @@ from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.vision import VisionConfig, train_vision
-from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
+from rewarddance.jobs.build.vlm import VlmConfig, save_vlm, train_vlm
+from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.study_judges import measured_judge
 from rewarddance.jobs.study_table import table
 from rewarddance.jobs.train import warn_of_labels
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.vlm.grow import grow
 from rewarddance.vlm.tiny import SIZES
 
 VLM_STEPS = VlmConfig().loop.num_steps
@@ -37,7 +39,10 @@ class SizesConfig(Config):
 
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     vision_steps: int = Field(1500, ge=1)
-    vlm_steps: int = Field(VLM_STEPS, ge=1)
+    vlm_steps: int = Field(VLM_STEPS, ge=0)
+    start: str | None = None
+    """A VLM of the embedded class that every size begins from, grown to its widths and depths without a change of what
+    it computes (`vlm/grow.py`), in place of the first training; `vlm_steps` then come on top and may be 0."""
     judge: RewardConfig = RewardConfig()
     seed: int = 0
 
@@ -54,6 +59,8 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     """
     if config.judge.patience:
         raise ConfigError("patience: a study keeps nothing apart to stop early by; leave it 0")
+    if config.start is None and not config.vlm_steps:
+        raise ConfigError("vlm_steps 0: a VLM without lessons is only of use where it begins from one (start)")
     deadline = time.monotonic() + budget
     warn_of_labels(RecordTable.open(data / "train.parquet"))
     _same_study(config, out / "setting.json")
@@ -92,17 +99,10 @@ class OutOfTime(Exception):
 
 
 def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
-    vision, vlm, wide = folder / "vision", folder / "vlm", SIZES[size]
-    seeing = VisionConfig(size=size, seed=config.seed)
-    seeing = _for_width(seeing, wide.vision_width, config.vision_steps)
-    speaking = VlmConfig(size=size, seed=config.seed)
-    drawn_from = round(speaking.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
-    speaking = _for_width(speaking.model_copy(update={"drawn_from": drawn_from}), wide.text_width, config.vlm_steps)
-    told = {"backbone": str(vlm / "model"), "data": str(data), "seed": config.seed}
-    judge = config.judge.model_copy(update={**told, "optim": scaled(config.judge.optim, wide.text_width)})
-    weights, drawn = vision / "model" / "vision.safetensors", data / "train.parquet"
-    _phase("vision", seeing, vision, deadline, lambda c, resume: train_vision(c, vision, resume=resume))
-    _phase("vlm", speaking, vlm, deadline, lambda c, resume: train_vlm(c, weights, vlm, drawn=drawn, resume=resume))
+    """One row of the table: pretraining and judge of a size, as far as they are not there already."""
+    backbone, trained = _pretrained(config, size, data / "train.parquet", folder, deadline)
+    told = {"backbone": str(backbone), "data": str(data), "seed": config.seed}
+    judge = config.judge.model_copy(update={**told, "optim": scaled(config.judge.optim, SIZES[size].text_width)})
     measured = (folder / "judge" / "measured.json").is_file()
     if _over(deadline) and not measured:
         raise OutOfTime("the budget ended before the judge's training")
@@ -113,7 +113,39 @@ def _one(config: SizesConfig, size: str, data: Path, folder: Path, deadline: flo
         if not _over(deadline):
             raise  # told to stop
         raise OutOfTime(f"judge: {error}") from None
-    return {**found, "pretrain_seconds": sum(RunFolder(f).metrics()[-1]["seconds"] for f in (vision, vlm))}
+    return {**found, "pretrain_seconds": sum(RunFolder(f).metrics()[-1]["seconds"] for f in trained)}
+
+
+def _pretrained(
+    config: SizesConfig, size: str, drawn: Path, folder: Path, deadline: float
+) -> tuple[Path, Sequence[Path]]:
+    """The folder of a VLM of this size, and the runs that made it."""
+    vision, grown, vlm, wide = folder / "vision", folder / "grown", folder / "vlm", SIZES[size]
+    speaking = VlmConfig(size=size, seed=config.seed)
+    drawn_from = round(speaking.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
+    weights, trained = None, [vlm]
+    if config.start is None:
+        seeing = _for_width(VisionConfig(size=size, seed=config.seed), wide.vision_width, config.vision_steps)
+        _phase("vision", seeing, vision, deadline, lambda c, resume: train_vision(c, vision, resume=resume))
+        weights, trained = vision / "model" / "vision.safetensors", [vision, vlm]
+    else:
+        _grown(config.start, size, grown)
+        speaking, drawn_from = speaking.model_copy(update={"start": str(grown)}), 0  # it has seen renders
+        if not config.vlm_steps:
+            return grown, []
+    speaking = _for_width(speaking.model_copy(update={"drawn_from": drawn_from}), wide.text_width, config.vlm_steps)
+    _phase("vlm", speaking, vlm, deadline, lambda c, resume: train_vlm(c, weights, vlm, drawn=drawn, resume=resume))
+    return vlm / "model", trained
+
+
+def _grown(start: str, size: str, target: Path) -> None:
+    """Write `start` in another size to `target`, once."""
+    done = (target / "preprocessor_config.json").is_file()  # written last
+    wait_for_all()  # every process has looked before the first one writes
+    if not done and is_leader():
+        found = load_internvl(start, "cpu")
+        save_vlm(grow(found.model, size, found.tokenizer), found.tokenizer, found.prepare, target)
+    wait_for_all()
 
 
 def _over(deadline: float) -> bool:

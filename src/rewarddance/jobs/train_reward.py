@@ -32,7 +32,9 @@ from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.checkpoint import Judge, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.measure import measure_judge
+from rewarddance.reward.start import FIT_PROMPTS, fitting_records, starting_temperature
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
 
@@ -135,6 +137,7 @@ def train_judge(
     if resume:
         loop.resume()
     run = JudgeRun(config, judge, train, validation, loop, inside, title)
+    run.begin_calibrated()
     epochs = config.loop.num_steps * config.prompts_per_step / max(1, len(train))
     run.say(
         f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
@@ -187,6 +190,23 @@ class JudgeRun:
         self.watched = f"{next(iter(self.validation), None)}/accuracy"
         """The figure that decides early stopping."""
         self.best = self.loop.folder.path / "best.safetensors"
+
+    def begin_calibrated(self) -> None:
+        """Give a generative judge its temperature: the configuration's, a resumed run's, or the likeliest one."""
+        config, single = self.config, self.judge.single
+        if not isinstance(single, GenerativeJudge):
+            return
+        chosen = self.loop.extra.get("temperature", config.temperature)
+        if chosen == "fit":
+            records = fitting_records(self.train, config.seed)
+            if config.shuffle_labels:
+                records = {place: at_random(r, config.seed) for place, r in records.items()}
+            module = self.judge.engine.backbone.module.eval()
+            chosen = starting_temperature(single, records, config.paradigm, config.context.reference, self.inside)
+            module.train()
+            self.say(f"answers divided by {chosen:.3g}, the likeliest temperature on {FIT_PROMPTS} prompts")
+        self.loop.extra["temperature"] = single.temperature = float(chosen)
+        self.judge.spec = self.judge.spec.model_copy(update={"temperature": single.temperature})
 
     def say(self, text: str) -> None:
         console.print(f"{self.title}: {text}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,9 @@ class RewardConfig(Config):
     paradigm: Paradigm = "generative_pairwise"
     """Generative judges answer yes or no; the others put a scalar head on the same backbone (`reward/paradigms.py`)."""
     context: Context = Context()
+    temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = "fit"
+    """Generative judges: what the log-odds of their answers are divided by, kept with the judge. `fit` takes the
+    likeliest for the VLM's answers before training, so that the first steps need not undo how sure it is."""
     shuffle_labels: bool = False
     """Train on choices made at random: the control judge, which has seen the pictures and knows nothing of taste."""
     prompts_per_step: int = Field(24, ge=1)

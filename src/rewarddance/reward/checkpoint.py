@@ -136,7 +136,7 @@ def new_judge(
     before = " " if spec.context.cot == "reason_first" else ""
     for word in (spec.context.yes, spec.context.no):
         engine.word_id(before + word)  # say now what no question could be answered with
-    return Judge(spec, GenerativeJudge(engine, spec.context, strict))
+    return Judge(spec, GenerativeJudge(engine, spec.context, strict, spec.temperature))
 
 
 def save_judge(judge: Judge, folder: Path, weights: Mapping[str, Mapping[str, Tensor]] | None = None) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from pydantic import Field
+
 from rewarddance.core.config import Config
 from rewarddance.reward.context import Context
 
@@ -27,6 +29,8 @@ class JudgeSpec(Config):
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
     precision: Literal["fp32", "bf16"] = "fp32"
+    temperature: float = Field(1.0, gt=0)
+    """What the log-odds of a generative judge's answers are divided by."""
     tiles: int = 1
     """Parts that it was trained to see a large picture in, beside a view of the whole."""
     criteria: tuple[str, ...] = ()

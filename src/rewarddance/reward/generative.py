@@ -27,11 +27,13 @@ class GenerativeJudge:
 
     Args:
         strict: refuse judgements whose answer mass is under `MIN_ANSWER_MASS` (training switches this off and logs).
+        temperature: what log-odds of the answers are divided by; their mass stays as it is.
     """
 
     engine: Engine
     context: Context
     strict: bool = True
+    temperature: float = 1.0
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """One question each, in the given order only.
@@ -55,7 +57,7 @@ class GenerativeJudge:
         dialogs = [d for way in ways for d in dialogs_of(self.context, [comparisons[i] for i in way])]
         found = self.engine.answer_logits(dialogs, (self.context.yes, self.context.no))
         back = torch.tensor(ways, device=found.logp.device).argsort(1)
-        logp = found.logp.view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
+        logp = self._tempered(found.logp).view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
         return Verdict(logp[:, 0], logp[:, 1], found.mass.view(len(ways), n).gather(1, back).mean(0))
 
     def _after_reasons(self, comparisons: Sequence[Comparison]) -> Verdict:
@@ -64,7 +66,7 @@ class GenerativeJudge:
         written = self._reasons(dialogs, temperature=1.0 if k > 1 else 0.0)
         tails = [self.engine.tokens(f"{r.split(VERDICT.strip())[0].strip()}{VERDICT}") for r in written]
         found = self.engine.answer_logits(dialogs, (f" {self.context.yes}", f" {self.context.no}"), tails)
-        logp = found.logp.view(-1, k, 2).logsumexp(1) - math.log(k)
+        logp = self._tempered(found.logp).view(-1, k, 2).logsumexp(1) - math.log(k)
         return Verdict(logp[:, 0], logp[:, 1], found.mass.view(-1, k).mean(1))
 
     def _reasons(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
@@ -106,7 +108,14 @@ class GenerativeJudge:
         worth = [
             r.mean() if c.rationale else r.new_tensor(torch.nan) for r, c in zip(reasons, comparisons, strict=True)
         ]
-        return Verdict(answers.logp[:, 0], answers.logp[:, 1], answers.mass), torch.stack(worth)
+        logp = self._tempered(answers.logp)
+        return Verdict(logp[:, 0], logp[:, 1], answers.mass), torch.stack(worth)
+
+    def _tempered(self, logp: Tensor) -> Tensor:
+        """(N, 2): the same probability of both words together, their log-odds divided by the temperature."""
+        if self.temperature == 1:
+            return logp
+        return (logp / self.temperature).log_softmax(-1) + logp.logsumexp(-1, keepdim=True)
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"vlm": self.engine.backbone.module}

@@ -39,7 +39,7 @@ def reward_step(
         and spread of the margins; reason_logp: mean log-probability of a rationale's tokens; num_decided, num_told: of
         how many questions accuracy and reason_logp are the means (NaN of none).
     """
-    verdict, told = _verdicts(judge, [q.comparison for q in asked])
+    verdict, told = verdicts(judge, [q.comparison for q in asked])
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(asked))
     verdict_loss = loss = (losses(paradigm, verdict, targets, smoothing) * weights).mean()
     given = ~torch.isnan(told)
@@ -68,7 +68,7 @@ def reward_step(
     }
 
 
-def _verdicts(judge: RewardModel, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
+def verdicts(judge: RewardModel, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
     """Verdicts and, of judges that learn reasons, what their rationales are worth to them, NaN elsewhere."""
     if isinstance(judge, Reasoning):
         return judge.learn(comparisons)

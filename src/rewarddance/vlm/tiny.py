@@ -33,10 +33,11 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "tiny-2m": Size(128, 4, 128, 6, 4),
-    "tiny-20m": Size(320, 8, 384, 8, 6),
-    "tiny-200m": Size(768, 12, 896, 14, 14),
+    "tiny-20m": Size(256, 8, 384, 8, 12),
+    "tiny-200m": Size(768, 12, 896, 14, 28),
 }
-"""Keys of the size dial; the names give the number of parameters."""
+"""Keys of the size dial; the names give the number of parameters. Widths are multiples of the smallest one's and heads
+are of 32 units everywhere, so that a small one can be grown into a large one (`vlm/grow.py`)."""
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,7 +69,7 @@ def tiny_config(size: str, tokenizer: PreTrainedTokenizerFast) -> InternVLConfig
     vision = InternVLVisionConfig(
         hidden_size=s.vision_width,
         num_hidden_layers=s.vision_layers,
-        num_attention_heads=s.vision_width // 32 if s.vision_width < 512 else s.vision_width // 64,
+        num_attention_heads=s.vision_width // 32,
         intermediate_size=4 * s.vision_width,
         image_size=(CANVAS, CANVAS),
         patch_size=(s.patch, s.patch),

@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.types import Comparison, Verdict
+from rewarddance.reward.checkpoint import load_judge_folder, new_judge, save_judge
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.start import FIT_PROMPTS, fitting_records, starting_temperature
+
+
+class TooSure:
+    """Its margins are the true log-odds of the pictures' brightness, made larger, with a leaning to "yes"."""
+
+    def __init__(self, times, leaning):
+        self.times, self.leaning = times, leaning
+
+    def judge(self, comparisons):
+        gaps = [
+            c.candidate.frames.mean() - (0.5 if c.reference is None else c.reference.frames.mean()) for c in comparisons
+        ]
+        return Verdict.from_margin(self.times * torch.stack(gaps) + self.leaning)
+
+
+def records(num=20):
+    made = []
+    for i in range(num):
+        levels = np.random.default_rng(i).random(3)
+        media = tuple(Media(torch.full((1, 3, 8, 8), float(v))) for v in levels)
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        told = tuple(Choice(a, b, 1 / (1 + math.exp(levels[b] - levels[a]))) for a, b in pairs)
+        made.append(PreferenceRecord(f"r{i}", f"prompt {i}", media, told, "fidelity"))
+    return made
+
+
+@pytest.mark.parametrize("leaning", [0.0, 3.0])
+def test_the_temperature_is_how_much_too_sure_a_judge_is(leaning):
+    asked = fitting_records(records(), 0)
+    found = starting_temperature(TooSure(6.0, leaning), asked, "generative_pairwise")
+    assert found == pytest.approx(6.0, rel=1e-2)
+    assert starting_temperature(TooSure(6.0, math.nan), asked, "generative_pairwise") == 1.0
+
+
+def test_a_pointwise_judge_is_fitted_on_its_own_questions():
+    asked = fitting_records(records(), 0)
+    cool, hot = (starting_temperature(TooSure(t, 0.0), asked, "generative_pointwise") for t in (3.0, 6.0))
+    assert hot == pytest.approx(2 * cool, rel=1e-2)
+
+
+def test_records_for_the_fit_are_drawn_by_the_seed():
+    many = records(FIT_PROMPTS + 10)
+    first, again, other = (fitting_records(many, s) for s in (0, 0, 1))
+    ids = [[r.record_id for r in found.values()] for found in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(set(ids[0])) == FIT_PROMPTS
+    assert len(fitting_records(many[:1], 0)) == 1
+
+
+@pytest.mark.parametrize("layout", ["strict", "listwise"])
+def test_a_temperature_divides_margins_and_nothing_else(layout, backbone, pictures, tmp_path):
+    spec = JudgeSpec.model_validate({"context": {"layout": layout}, "trained": True})
+    warm = new_judge(spec, backbone)
+    cool = new_judge(spec.model_copy(update={"temperature": 4.0}), backbone)
+    asked = [Comparison("a red circle", b, a, "fidelity") for a in pictures[:2] for b in pictures[2:4]]
+    before, after = warm.judge(asked), cool.judge(asked)
+    torch.testing.assert_close(after.margin, before.margin / 4)
+    torch.testing.assert_close(after.answer_mass, before.answer_mass)
+    alone = [judge.single.judge(asked) for judge in (warm, cool)]
+    words = [v.logp_yes.exp() + v.logp_no.exp() for v in alone]
+    torch.testing.assert_close(words[1], words[0])
+    torch.testing.assert_close(words[0], alone[0].answer_mass)
+    kept = load_judge_folder(save_judge(cool, tmp_path / "judge"), precision="fp32")
+    assert kept.spec.temperature == kept.single.temperature == 4.0
+    kept.single.strict = False
+    torch.testing.assert_close(kept.judge(asked).margin, after.margin.detach())
+
+
+def test_reasons_are_learnt_at_the_judges_temperature_too(backbone, pictures):
+    spec = JudgeSpec.model_validate({"context": {"cot": "answer_first"}, "trained": True})
+    asked = [Comparison("a red circle", pictures[0], pictures[1], "fidelity", 1.0, "the candidate is red")]
+    (warm, told), (cool, same) = (
+        new_judge(spec.model_copy(update={"temperature": t}), backbone).single.learn(asked) for t in (1.0, 5.0)
+    )
+    torch.testing.assert_close(cool.margin, warm.margin / 5)
+    torch.testing.assert_close(told, same)
