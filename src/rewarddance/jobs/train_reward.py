@@ -34,7 +34,7 @@ from rewarddance.reward.checkpoint import Judge, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.measure import measure_judge
-from rewarddance.reward.start import FIT_PROMPTS, fitting_records, starting_temperature
+from rewarddance.reward.start import fitting_records, starting_temperature
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
 
@@ -139,7 +139,7 @@ def train_judge(
     run = JudgeRun(config, judge, train, validation, loop, inside, title)
     run.begin_calibrated()
     epochs = config.loop.num_steps * config.prompts_per_step / max(1, len(train))
-    run.say(
+    run.announce(
         f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
     )
     run.fit(report)
@@ -204,9 +204,15 @@ class JudgeRun:
             module = self.judge.engine.backbone.module.eval()
             chosen = starting_temperature(single, records, config.paradigm, config.context.reference, self.inside)
             module.train()
-            self.say(f"answers divided by {chosen:.3g}, the likeliest temperature on {FIT_PROMPTS} prompts")
+            num = world_size() * len(records)
+            self.announce(f"answers divided by {chosen:.3g}, the likeliest temperature on {num} prompts")
         self.loop.extra["temperature"] = single.temperature = float(chosen)
         self.judge.spec = self.judge.spec.model_copy(update={"temperature": single.temperature})
+
+    def announce(self, text: str) -> None:
+        """What is the same in every process, once."""
+        if is_leader():
+            self.say(text)
 
     def say(self, text: str) -> None:
         console.print(f"{self.title}: {text}", highlight=False, markup=False, soft_wrap=True)
@@ -231,7 +237,7 @@ class JudgeRun:
         verdict, coin = float(metrics.pop("verdict_loss")), float(metrics.pop("coin_loss"))
         warning = None if self.config.paradigm == "regression" else self.stuck.note(index + 1, verdict, coin)
         if warning:
-            self.say(warning)
+            self.announce(warning)
             metrics["warning"] = warning
         self.loop.extra |= {"micro_batch": self.accumulate.size, "recent_losses": self.stuck.recent}
         return metrics

@@ -97,5 +97,5 @@ class RewardConfig(Config):
             raise ValueError(f"context.reference none: {self.paradigm} learns from comparisons; leave random")
         return self
 
-    optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
+    optim: OptimConfig = OptimConfig(lr=3e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
     loop: LoopConfig = LoopConfig(num_steps=600, validate_every=100, save_every=200)
