@@ -60,7 +60,7 @@ def test_sizes_can_begin_from_a_small_vlm_that_was_grown(data, tmp_path, monkeyp
     monkeypatch.setitem(SIZES, "test-b", Size(64, 2, 64, 1, 2))
     start = save_vlm(new_vlm("test-a", tokenizer), tokenizer, Preprocessor.square(48), tmp_path / "start")
     judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
-    config = SizesConfig(sizes=("test-a", "test-b"), start=str(start), vlm_steps=0, judge=judge)
+    config = SizesConfig(sizes=("test-a", "test-b"), grow_from=str(start), vlm_steps=0, judge=judge)
     found = study_sizes(config, data, tmp_path / "none", budget=600.0)
     assert not found["unfinished"]
     rows = [found["sizes"][n]["seeds"][0] for n in config.sizes]
@@ -71,7 +71,7 @@ def test_sizes_can_begin_from_a_small_vlm_that_was_grown(data, tmp_path, monkeyp
     few = study_sizes(config.model_copy(update={"vlm_steps": 1}), data, tmp_path / "few", budget=600.0)
     assert few["sizes"]["test-b"]["seeds"][0]["pretrain_seconds"] > 0
     with pytest.raises(ConfigError, match="vlm_steps 0"):
-        study_sizes(config.model_copy(update={"start": None}), data, tmp_path / "no", budget=600.0)
+        study_sizes(config.model_copy(update={"grow_from": None}), data, tmp_path / "no", budget=600.0)
 
 
 def test_a_study_refuses_to_stop_early_before_it_has_trained_anything(data, tmp_path):

@@ -112,12 +112,12 @@ class StudySizes(Flags):
     """Seconds for this call."""
     recipe: Path = Path("recipes/tiny/reward.yaml")
     """How the judges are trained."""
-    start: str | None = None
+    grow_from: str | None = None
     """A VLM (`tiny` or a folder) that every size begins from, made wider and deeper without a change of what it
     computes; takes the place of the first training."""
     vision_steps: int = 1500
     vlm_steps: int = 2400
-    """Lessons of the VLM; with --start on top of what it knows, 0 for none."""
+    """Lessons of the VLM; with --grow-from on top of what it knows, 0 for none."""
     judge_steps: int = 600
     seed: int = 0
 
@@ -133,7 +133,7 @@ class StudySizes(Flags):
             sizes=parse_sizes(self.sizes),
             vision_steps=self.vision_steps,
             vlm_steps=self.vlm_steps,
-            start=self.start,
+            grow_from=self.grow_from,
             judge=parse_config(RewardConfig, judge, str(self.recipe)),
             seed=self.seed,
         )

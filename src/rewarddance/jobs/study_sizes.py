@@ -40,7 +40,7 @@ class SizesConfig(Config):
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     vision_steps: int = Field(1500, ge=1)
     vlm_steps: int = Field(VLM_STEPS, ge=0)
-    start: str | None = None
+    grow_from: str | None = None
     """A VLM of the embedded class that every size begins from, grown to its widths and depths without a change of what
     it computes (`vlm/grow.py`), in place of the first training; `vlm_steps` then come on top and may be 0."""
     judge: RewardConfig = RewardConfig()
@@ -59,8 +59,8 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     """
     if config.judge.patience:
         raise ConfigError("patience: a study keeps nothing apart to stop early by; leave it 0")
-    if config.start is None and not config.vlm_steps:
-        raise ConfigError("vlm_steps 0: a VLM without lessons is only of use where it begins from one (start)")
+    if config.grow_from is None and not config.vlm_steps:
+        raise ConfigError("vlm_steps 0: a VLM without lessons is only of use where it begins from one (grow_from)")
     deadline = time.monotonic() + budget
     warn_of_labels(RecordTable.open(data / "train.parquet"))
     _same_study(config, out / "setting.json")
@@ -124,12 +124,12 @@ def _pretrained(
     speaking = VlmConfig(size=size, seed=config.seed)
     drawn_from = round(speaking.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same point of a shorter run
     weights, trained = None, [vlm]
-    if config.start is None:
+    if config.grow_from is None:
         seeing = _for_width(VisionConfig(size=size, seed=config.seed), wide.vision_width, config.vision_steps)
         _phase("vision", seeing, vision, deadline, lambda c, resume: train_vision(c, vision, resume=resume))
         weights, trained = vision / "model" / "vision.safetensors", [vision, vlm]
     else:
-        _grown(config.start, size, grown)
+        _grown(config.grow_from, size, grown)
         speaking, drawn_from = speaking.model_copy(update={"start": str(grown)}), 0  # it has seen renders
         if not config.vlm_steps:
             return grown, []
