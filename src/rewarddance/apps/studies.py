@@ -63,7 +63,7 @@ class StudyParadigms(Flags):
 
     All variants see the same preferences for the same number of steps. Finished ones under --out are kept.
 
-    Example: rewarddance study paradigms recipes/tiny/reward.yaml --data data/embedded --out runs/paradigms
+    Example: rewarddance study paradigms recipes/tiny/reward-few.yaml --data data/embedded --out runs/paradigms
     """
 
     out: Path
