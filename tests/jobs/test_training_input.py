@@ -17,6 +17,7 @@ from rewarddance.jobs.load import ASSETS, load_backbone, load_judge
 from rewarddance.jobs.train import asked_otherwise, check_labels, train_from_data
 from rewarddance.jobs.train_reward import train_judge, training_batch
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 
 
@@ -82,13 +83,24 @@ def test_a_generative_judge_begins_as_sure_as_it_may_be(data_folder, quick, tmp_
 
 
 def test_a_run_that_goes_on_keeps_its_temperature(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest: 3.0)
+    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest, **named: 3.0)
     config = reward_config(vlm_folder, data_folder, quick)
     train_from_data(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
-    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest: 5.0)
+    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest, **named: 5.0)
     train_from_data(config, tmp_path / "run", resume=True)
     assert load_judge(tmp_path / "run").spec.temperature == 3.0
+
+
+def test_training_on_with_another_temperature_says_so(vlm_folder, tmp_path):
+    judge = shutil.copytree(vlm_folder, tmp_path / "judge")
+    (judge / "judge.json").write_text(JudgeSpec(temperature=8.0, trained=True).model_dump_json())
+    config = RewardConfig(backbone=str(judge))
+    assert asked_otherwise(config) is None  # fit
+    assert asked_otherwise(config.model_copy(update={"temperature": 8.0})) is None
+    assert "divided by 8, now by 1.0" in asked_otherwise(config.model_copy(update={"temperature": 1.0}))
+    scalar = RewardConfig(backbone=str(judge), paradigm="bradley_terry", temperature=1.0)
+    assert asked_otherwise(scalar) is None
 
 
 def _without_template(folder):
@@ -162,7 +174,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_ch
     spoilt = records[0].media[0].frames.clone()
     spoilt[0, 0, 0, 0] = torch.nan
     config = reward_config(vlm_folder, data_folder, quick, num_steps=4, save_every=1)
-    config = config.model_copy(update={"prompts_per_step": 1})
+    config = config.model_copy(update={"prompts_per_step": 1, "temperature": 1.0})
     second = training_batch(records, config, 1)[0]
     i = next(i for i, r in enumerate(records) if r is second)
     bad = replace(second, media=(Media(spoilt), *second.media[1:]))
@@ -170,5 +182,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_ch
     with pytest.raises(RunError, match=rf"step 1: .*{re.escape(second.record_id)}.*keeps its last checkpoint"):
         train_judge(config, load_backbone(vlm_folder), train, {}, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_1"]
+    fitted = config.model_copy(update={"temperature": "fit"})
+    with pytest.raises(RunError, match=rf"these records: {re.escape(second.record_id)};"):
+        train_judge(fitted, load_backbone(vlm_folder), train, {}, tmp_path / "fitted")
     train_judge(config, load_backbone(vlm_folder), records, {}, tmp_path / "run", resume=True)  # mended, it goes on
     assert RunFolder(tmp_path / "run").metrics()[-1]["step"] == 4

@@ -1,15 +1,18 @@
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.checkpoint import load_judge_folder, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
-from rewarddance.reward.start import FIT_PROMPTS, fitting_records, starting_temperature
+from rewarddance.reward.start import FIT_PROMPTS, fitting_rows, starting_temperature
 
 
 class TooSure:
@@ -38,25 +41,60 @@ def records(num=20):
 
 @pytest.mark.parametrize("leaning", [0.0, 3.0])
 def test_the_temperature_is_how_much_too_sure_a_judge_is(leaning):
-    asked = fitting_records(records(), 0)
-    found = starting_temperature(TooSure(6.0, leaning), asked, "generative_pairwise")
+    found = starting_temperature(TooSure(6.0, leaning), enumerate(records()), "generative_pairwise")
     assert found == pytest.approx(6.0, rel=1e-2)
-    assert starting_temperature(TooSure(6.0, math.nan), asked, "generative_pairwise") == 1.0
+
+
+def test_a_judge_is_never_made_surer():
+    assert starting_temperature(TooSure(0.1, 0.0), enumerate(records()), "generative_pairwise") == 1.0
+
+
+def test_an_answer_that_is_no_number_names_its_record():
+    class Broken(TooSure):
+        def judge(self, comparisons):
+            broken = any(c.prompt == "prompt 3" for c in comparisons)
+            return Verdict.from_margin(super().judge(comparisons).margin * (math.nan if broken else 1))
+
+    with pytest.raises(RunError, match=r"these records: r3;"):
+        starting_temperature(Broken(1.0, 0.0), enumerate(records()), "generative_pairwise")
+
+
+def test_records_without_choices_are_passed_over():
+    empty = replace(records(1)[0], choices=())
+    found = starting_temperature(TooSure(6.0, 0.0), enumerate([empty, *records()]), "generative_pairwise")
+    assert found == pytest.approx(6.0, rel=1e-2)
+
+
+def test_where_the_order_decides_places_they_are_shuffled():
+    """A judge that likes the first questions of a record; with winners first that looks like taste."""
+
+    class FirstHalf(TooSure):
+        def judge(self, comparisons):
+            first = torch.arange(len(comparisons)) < len(comparisons) / 2
+            return Verdict.from_margin(super().judge(comparisons).margin + 3.0 * first)
+
+    winners = [replace(r, choices=tuple(_winner_first(c) for c in r.choices)) for r in records()]
+    ask = partial(starting_temperature, FirstHalf(0.0, 0.0), paradigm="generative_pairwise")
+    plain, shuffled = (ask(records=enumerate(winners), shuffle=s) for s in (False, True))
+    assert shuffled > 1.5 * plain, (plain, shuffled)
+
+
+def _winner_first(c):
+    return c if c.label >= 0.5 else Choice(c.second, c.first, 1 - c.label)
 
 
 def test_a_pointwise_judge_is_fitted_on_its_own_questions():
-    asked = fitting_records(records(), 0)
-    cool, hot = (starting_temperature(TooSure(t, 0.0), asked, "generative_pointwise") for t in (3.0, 6.0))
+    cool, hot = (
+        starting_temperature(TooSure(t, 0.0), enumerate(records()), "generative_pointwise") for t in (9.0, 18.0)
+    )
     assert hot == pytest.approx(2 * cool, rel=1e-2)
 
 
-def test_records_for_the_fit_are_drawn_by_the_seed():
-    many = records(FIT_PROMPTS + 10)
-    first, again, other = (fitting_records(many, s) for s in (0, 0, 1))
-    ids = [[r.record_id for r in found.values()] for found in (first, again, other)]
-    assert ids[0] == ids[1] != ids[2]
-    assert len(set(ids[0])) == FIT_PROMPTS
-    assert len(fitting_records(many[:1], 0)) == 1
+def test_rows_for_the_fit_are_drawn_by_the_seed():
+    first, again, other = (list(fitting_rows(FIT_PROMPTS + 10, s).values()) for s in (0, 0, 1))
+    assert first == again != other
+    assert len(set(first)) == FIT_PROMPTS
+    assert fitting_rows(1, 0) == {0: 0}
 
 
 @pytest.mark.parametrize("layout", ["strict", "listwise"])

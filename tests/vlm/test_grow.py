@@ -56,6 +56,16 @@ def test_layers_that_add_nothing_yet_can_learn(small, tokenizer, monkeypatch):
     quiet = large.model.language_model.layers[1].mlp.down_proj.weight
     assert not quiet.detach().any()
     assert quiet.grad.abs().max() > 0
+    monkeypatch.setitem(SIZES, "large", Size(128, 4, 128, 6, 4))
+    large = grow(small, "large", tokenizer)
+    large(**asked(tokenizer)).logits[:, -1, :5].sum().backward()
+    for layer in (
+        large.model.language_model.layers[1],
+        large.model.vision_tower.encoder.layer[1],
+    ):  # copies, made wider too
+        grad = (layer.mlp.up_proj if hasattr(layer.mlp, "up_proj") else layer.mlp.fc1).weight.grad
+        first, second = grad[: len(grad) // 2], grad[len(grad) // 2 :]
+        assert not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
     assert large.model.vision_tower.encoder.layer[1].mlp.fc2.weight.grad.abs().max() > 0
 
 

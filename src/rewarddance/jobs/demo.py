@@ -24,6 +24,7 @@ from rewarddance.jobs.evaluate import evaluate_alignment, gold
 from rewarddance.jobs.load import find, load_backbone, load_generator, load_judge
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.checkpoint import spec_of
 from rewarddance.reward.measure import measure_judge
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.world.benchmark import benchmark_prompts
@@ -62,7 +63,10 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     console.print("2/4 judge: the shipped judge, a small VLM, goes on learning from these preferences")
     loop = LoopConfig(num_steps=6 if fast else 30, validate_every=3 if fast else 15, save_every=1000)
     optim = OptimConfig(lr=5e-5, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01)
-    reward = RewardConfig(seed=seed, prompts_per_step=4 if fast else 10, loop=loop, optim=optim)
+    known = spec_of(find("tiny", "judge"))
+    reward = RewardConfig(
+        seed=seed, prompts_per_step=4 if fast else 10, temperature=known.temperature, loop=loop, optim=optim
+    )
     validation = {"id": sets["held_out"], "ood": sets["ood"]}
     train_judge(reward, load_backbone(find("tiny", "judge")), sets["train"], validation, out / "judge")
     judge = load_judge(out / "judge", precision="bf16", image_cache=96)

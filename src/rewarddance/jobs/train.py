@@ -17,7 +17,8 @@ from rewarddance.jobs.data_build import build_data
 from rewarddance.jobs.load import find, load_to_train
 from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.checkpoint import spec_of
+from rewarddance.reward.config import SCALAR
 
 VALIDATION_SHARE = 0.1
 MAX_VALIDATION = 128
@@ -42,11 +43,15 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
 
 def asked_otherwise(config: RewardConfig) -> str | None:
     """A warning where training goes on from a judge that knows another question than the one that is put now."""
-    file = find(config.backbone, "vlm") / "judge.json"
-    if not file.is_file():
+    folder = find(config.backbone, "vlm")
+    if not (folder / "judge.json").is_file():
         return None
-    before = JudgeSpec.model_validate_json(file.read_text()).context
+    judge = spec_of(folder)
+    before, now = judge.context, config.temperature
     words = [k for k in WORDING if getattr(before, k) != getattr(config.context, k)]
+    if not words and config.paradigm not in SCALAR and now not in ("fit", judge.temperature):
+        known = f"{config.backbone}: a judge whose answers are divided by {judge.temperature:.3g}"
+        return f"{known}, now by {now}; `temperature: fit` keeps it about as sure as it is"
     changes = ", ".join(f"context.{k}: {getattr(before, k)!r}, now {getattr(config.context, k)!r}" for k in words)
     return f"{config.backbone}: a judge that knows another question, and begins anew ({changes})" if words else None
 

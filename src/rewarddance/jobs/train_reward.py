@@ -34,7 +34,7 @@ from rewarddance.reward.checkpoint import Judge, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.measure import measure_judge
-from rewarddance.reward.start import fitting_records, starting_temperature
+from rewarddance.reward.start import fitting_rows, starting_temperature
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
 
@@ -196,18 +196,28 @@ class JudgeRun:
         config, single = self.config, self.judge.single
         if not isinstance(single, GenerativeJudge):
             return
-        chosen = self.loop.extra.get("temperature", config.temperature)
+        begun = {"temperature": 1.0} if self.loop.step else {"temperature": config.temperature}  # before there was one
+        chosen = (begun | self.loop.extra)["temperature"]
         if chosen == "fit":
-            records = fitting_records(self.train, config.seed)
+            rows = fitting_rows(len(self.train), config.seed)
+            records = ((place, self.train[row]) for place, row in rows.items())
             if config.shuffle_labels:
-                records = {place: at_random(r, config.seed) for place, r in records.items()}
+                records = ((place, at_random(r, config.seed)) for place, r in records)
             module = self.judge.engine.backbone.module.eval()
-            chosen = starting_temperature(single, records, config.paradigm, config.context.reference, self.inside)
+            chosen = starting_temperature(
+                single,
+                records,
+                config.paradigm,
+                config.context.reference,
+                shuffle=config.context.layout != "strict",
+                inside=self.inside,
+            )
             module.train()
-            num = world_size() * len(records)
+            num = world_size() * len(rows)
             self.announce(f"answers divided by {chosen:.3g}, the likeliest temperature on {num} prompts")
         self.loop.extra["temperature"] = single.temperature = float(chosen)
         self.judge.spec = self.judge.spec.model_copy(update={"temperature": single.temperature})
+        self.accumulate.reason_weight = config.reason_weight / single.temperature  # as the verdict's gradient is
 
     def announce(self, text: str) -> None:
         """What is the same in every process, once."""

@@ -44,7 +44,8 @@ class RewardConfig(Config):
     """Prompts in one pass; gradients accumulate. 0 takes all at once, and halves when memory runs out."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     reason_weight: float = Field(0.5, ge=0)
-    """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1."""
+    """With chain of thought: weight of the mean loss of a reason's tokens beside the verdict's loss, which weighs 1. A
+    temperature divides it too, as it does the verdict's gradient, so that their proportion stays."""
     freeze_vision: bool = False
     """Leave the vision tower as it is; what projects its tokens into the language model is trained on. With LoRA both
     are left as they are, but for `lora.vision`."""
@@ -97,5 +98,5 @@ class RewardConfig(Config):
             raise ValueError(f"context.reference none: {self.paradigm} learns from comparisons; leave random")
         return self
 
-    optim: OptimConfig = OptimConfig(lr=3e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
+    optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)
     loop: LoopConfig = LoopConfig(num_steps=600, validate_every=100, save_every=200)

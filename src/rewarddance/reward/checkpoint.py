@@ -154,6 +154,19 @@ def save_judge(judge: Judge, folder: Path, weights: Mapping[str, Mapping[str, Te
     return folder
 
 
+def spec_of(folder: Path) -> JudgeSpec:
+    """What a folder says of its judge; of a folder without `judge.json`, a plain VLM that is asked as it is.
+
+    Raises:
+        RunError: `judge.json` cannot be read.
+    """
+    path = folder / "judge.json"
+    try:
+        return JudgeSpec.model_validate_json(path.read_text()) if path.is_file() else JudgeSpec(precision="bf16")
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: not a judge's description ({error})") from None
+
+
 def load_judge_folder(
     folder: Path,
     *,
@@ -174,11 +187,7 @@ def load_judge_folder(
     Raises:
         RunError: `judge.json` or the head cannot be read.
     """
-    path = folder / "judge.json"
-    try:
-        spec = JudgeSpec.model_validate_json(path.read_text()) if path.is_file() else JudgeSpec(precision="bf16")
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: not a judge's description ({error})") from None
+    spec = spec_of(folder)
     if precision is not None:
         spec = spec.model_copy(update={"precision": precision})
     half = computes_in_bf16(spec.precision, device)

@@ -33,7 +33,7 @@ ADDS = (
     "mlp.fc2.weight",
     "mlp.fc2.bias",
 )
-"""What a layer adds to the stream with; zero in a layer that is to change nothing."""
+"""What a layer adds to the stream with; in a layer that is to change nothing, noise that sums to zero over copies."""
 FINAL_NORM = "model.language_model.norm.weight"
 
 
@@ -53,7 +53,8 @@ def grow(
         noise: standard deviation of what is added to the weights of copies, in shares of that of the weights.
 
     Raises:
-        ConfigError: the widths are not multiples, heads or patches are of another size, or there are fewer layers.
+        ConfigError: the widths are not multiples, heads or patches are of another size, there are fewer layers, or
+            weights that the embedded VLM does not have.
     """
     config = tiny_config(size, tokenizer)
     _must_fit(model.config, config, size)
@@ -66,12 +67,17 @@ def grow(
     }
     random = torch.Generator().manual_seed(seed)
     grown: dict[str, Tensor] = {}
+    used: set[str] = set()
     for name, like in large.state_dict().items():
         source, first = _source(name, depths)
-        if not first and name.endswith(ADDS):
-            grown[name] = torch.zeros_like(like)
-        else:
-            grown[name] = _wider(name, small[source], like.shape, noise, random)
+        weight = small.get(source)
+        if weight is None:
+            raise ConfigError(f"cannot be grown to {size}: it has no {source}")
+        adds = 1.0 if first or not name.endswith(ADDS) else 0.0
+        grown[name] = _wider(name, weight, like.shape, noise, random, adds)
+        used.add(source)
+    if unknown := sorted(set(small) - used):
+        raise ConfigError(f"cannot be grown to {size}: its {', '.join(unknown)} would be lost")
     grown[FINAL_NORM] /= times  # the output layer sums over all copies of a unit
     grown["lm_head.weight"] = grown["model.language_model.embed_tokens.weight"]
     large.load_state_dict(grown)
@@ -89,26 +95,26 @@ def _source(name: str, depths: Mapping[str, tuple[int, int]]) -> tuple[str, bool
     return f"{found[1]}{source}{found[3]}", index == 0 or (index - 1) * few // many < source
 
 
-def _wider(name: str, weight: Tensor, shape: torch.Size, noise: float, random: torch.Generator) -> Tensor:
-    """`weight` in a larger shape: copies of what is written, and of what is read a weight split among the copies."""
+def _wider(name: str, weight: Tensor, shape: torch.Size, noise: float, random: torch.Generator, adds: float) -> Tensor:
+    """`weight` in a larger shape: copies of what is written; what is read (times `adds`) split among the copies."""
     if weight.dim() == 1:  # one number a unit
         parts = FOUR_PATCHES.get(name, 1)
-        return weight.reshape(parts, -1).repeat(1, shape[0] // weight.shape[0]).flatten()
+        return adds * weight.reshape(parts, -1).repeat(1, shape[0] // weight.shape[0]).flatten()
     if name.endswith(STREAM):
         return weight.repeat(*(1,) * (weight.dim() - 1), shape[-1] // weight.shape[-1])
     written = weight.repeat(shape[0] // weight.shape[0], *(1,) * (weight.dim() - 1))
     if weight.dim() == 4:  # patches read pixels, of which there are no copies
         return written
-    return _split(written, FOUR_PATCHES.get(name, 1), shape[1], noise, random)
+    return _split(written, FOUR_PATCHES.get(name, 1), shape[1], noise, random, adds)
 
 
-def _split(weight: Tensor, parts: int, wide: int, noise: float, random: torch.Generator) -> Tensor:
-    """(rows, units) to (rows, wide): the weights of a unit's copies sum up to its own."""
+def _split(weight: Tensor, parts: int, wide: int, noise: float, random: torch.Generator, adds: float) -> Tensor:
+    """(rows, units) to (rows, wide): the weights of a unit's copies sum up to its own, times `adds`."""
     rows, units = weight.shape
     copies = wide // units
     shared = weight.reshape(rows, parts, 1, units // parts).expand(-1, -1, copies, -1) / copies
     added = torch.randn(shared.shape, generator=random) * noise * weight.std() / copies
-    return (shared + added - added.mean(2, keepdim=True)).reshape(rows, wide)
+    return (adds * shared + added - added.mean(2, keepdim=True)).reshape(rows, wide)
 
 
 def _must_fit(small: object, large: object, size: str) -> None:
