@@ -27,7 +27,7 @@ JUDGES = {
 
 
 def test_a_study_of_judges_has_a_table_differences_and_figures(tmp_path):
-    title, (figures, gaps), drawn = study_content(JUDGES)
+    title, (figures, gaps, _), drawn = study_content(JUDGES)
     assert title == "Study of paradigms"
     assert figures.rows[0][:3] == ["pairwise", "2.0M", "0.750 (0.700 to 0.800)"]
     assert figures.rows[2][:2] == ["regression", "the records have no ratings"]
@@ -46,12 +46,16 @@ def test_a_study_of_judges_has_a_table_differences_and_figures(tmp_path):
 
 
 def test_own_data_without_exact_values_shows_choices_alone():
-    rows = [{"id": {"accuracy": 0.7}, "ood": {}, "train_seconds": 1.0, "comparisons_per_second": 2.0}]
+    figures = {"accuracy": 0.7, "accuracy_ci": [0.6, 0.8]}
+    rows = [{"id": figures, "ood": {}, "train_seconds": 1.0, "comparisons_per_second": 2.0, "latency_p50": 0.02}]
     study = {"sizes": {"tiny-2m": {"parameters": 2e6, "seeds": rows}}, "unfinished": {"tiny-20m": "out of time"}}
-    title, (table,), drawn = study_content(study)
+    title, (table, costs), drawn = study_content(study)
     assert title == "Study of sizes"
+    assert table.title == "One seed [95% interval over prompts]"
+    assert costs.head == ["", "training, s", "latency p50, ms", "comparisons/s"]
+    assert costs.rows == [["tiny-2m", "1", "20", "2"]]
     assert table.head[2] == "held-out choices, held-out prompts"
-    assert table.rows == [["tiny-2m", "2.0M", "0.700", "–", "1", "2"], ["tiny-20m", "out of time", "", "", "", ""]]
+    assert table.rows == [["tiny-2m", "2.0M", "0.700 [0.600, 0.800]", "–"], ["tiny-20m", "out of time", "", ""]]
     assert len(drawn) == 1
 
 

@@ -8,6 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from rewarddance.apps.figures import dots, intervals
+from rewarddance.jobs.study_table import COST
 
 Figures = list[tuple[str, str | None]]
 SPLITS = {"id": "held-out prompts", "ood": "out of distribution"}
@@ -61,18 +62,31 @@ def _values(entry: Mapping[str, Any], split: str, key: str) -> list[float]:
 def _judge_tables(study: Mapping[str, Any], kind: str) -> list[Table]:
     entries, measures = study[kind], _measures(study[kind])
     columns = [(split, key) for split in SPLITS for key in measures]
-    head = ["", "parameters", *(f"{measures[k]}, {SPLITS[s]}" for s, k in columns), "training, s", "comparisons/s"]
+    head = ["", "parameters", *(f"{measures[k]}, {SPLITS[s]}" for s, k in columns)]
     rows = []
     for name, entry in entries.items():
-        cells = [_spread(_values(entry, s, k)) for s, k in columns]
-        timed = [f"{median(r[k] for r in entry['seeds']):.0f}" for k in ("train_seconds", "comparisons_per_second")]
-        rows.append([name, f"{entry['parameters'] / 1e6:.1f}M", *cells, *timed])
+        cells = [_spread(_values(entry, s, k)) + _own_interval(entry, s, k) for s, k in columns]
+        rows.append([name, f"{entry['parameters'] / 1e6:.1f}M", *cells])
     left_out = {**study.get("skipped", {}), **study.get("unfinished", {})}
     rows += [[name, reason, *[""] * (len(head) - 2)] for name, reason in left_out.items()]
-    title = (
-        "Mean of the seeds (smallest to largest)" if any(len(e["seeds"]) > 1 for e in entries.values()) else "Figures"
-    )
-    return [Table(title, head, rows), *_gap_table(study)]
+    several = any(len(e["seeds"]) > 1 for e in entries.values())
+    title = "Mean of the seeds (smallest to largest)" if several else "One seed [95% interval over prompts]"
+    return [Table(title, head, rows), *_gap_table(study), *_cost_table(entries)]
+
+
+def _own_interval(entry: Mapping[str, Any], split: str, key: str) -> str:
+    """Of a single seed, over its prompts."""
+    found = entry["seeds"][0].get(split, {}).get(f"{key}_ci") if len(entry["seeds"]) == 1 else None
+    return f" [{found[0]:.3f}, {found[1]:.3f}]" if found else ""
+
+
+def _cost_table(entries: Mapping[str, Any]) -> list[Table]:
+    costs = {k: v for k, v in COST.items() if any(r.get(k) is not None for e in entries.values() for r in e["seeds"])}
+    rows = []
+    for name, entry in entries.items():
+        found = {k: [r[k] * scale for r in entry["seeds"] if r.get(k) is not None] for k, (_, scale) in costs.items()}
+        rows.append([name, *(f"{median(v):,.0f}" if v else "–" for v in found.values())])
+    return [Table("What it costs (medians)", ["", *(title for title, _ in costs.values())], rows)] if costs else []
 
 
 def _spread(values: Sequence[float]) -> str:

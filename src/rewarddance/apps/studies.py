@@ -118,7 +118,8 @@ class StudySizes(Flags):
     vision_steps: int = 1500
     vlm_steps: int = 2400
     """Lessons of the VLM; with --grow-from on top of what it knows, 0 for none."""
-    judge_steps: int = 600
+    judge_steps: int | None = None
+    """Steps of the judges' training; as the recipe says when not given."""
     seed: int = 0
 
     def run(self) -> None:
@@ -128,7 +129,8 @@ class StudySizes(Flags):
         from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
 
         judge = merge(RewardConfig().model_dump(), load_recipe(self.recipe))
-        judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
+        if self.judge_steps is not None:
+            judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
         config = SizesConfig(
             sizes=parse_sizes(self.sizes),
             vision_steps=self.vision_steps,
