@@ -1,0 +1,56 @@
+"""Memory of `judge()` over a long list in one call: what it takes beside the pictures, for 1,000 and for more.
+
+Usage: python benchmarks/stream.py [--comparisons 100000] [--judge tiny]
+
+Eight candidates for every reference, in both orders; every picture is another one.
+"""
+
+import argparse
+import time
+
+import torch
+from support.questions import PROMPT, pictures
+
+from rewarddance import load_judge
+from rewarddance.core.memory import forget_peak, peak_resident_mib
+from rewarddance.core.runs import environment
+from rewarddance.core.types import Comparison
+
+FEW, CANDIDATES = 1_000, 8
+
+
+def asked(num: int) -> list[Comparison]:
+    """Comparisons over about 9/8 as many pictures of 32x32."""
+    found: list[Comparison] = []
+    for group in range(-(-num // CANDIDATES)):
+        reference, *candidates = pictures(1 + CANDIDATES, 32, seed=group)
+        found += [Comparison(f"{PROMPT} {group % 500}", c, reference, "fidelity") for c in candidates]
+    return found[:num]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comparisons", type=int, default=2_000)
+    parser.add_argument("--judge", default="tiny")
+    args = parser.parse_args()
+    judge = load_judge(args.judge)
+    threads = torch.get_num_threads()
+    print(environment()["hardware"], f"threads {threads}, torch {torch.__version__}, judge {args.judge}")
+    judge.judge(asked(CANDIDATES))  # what is built once
+    forget_peak()
+    before = peak_resident_mib()
+    for num in (FEW, args.comparisons):
+        comparisons = asked(num)
+        held = {id(m): m.frames.nbytes for c in comparisons for m in (c.candidate, c.reference) if m is not None}
+        began = time.perf_counter()
+        with torch.no_grad():
+            verdict = judge.judge(comparisons)
+        seconds = time.perf_counter() - began
+        own = sum(held.values()) / 2**20
+        beside = f"{peak_resident_mib() - before - own:,.0f} MiB beside its {len(held):,} pictures ({own:,.0f} MiB)"
+        print(f"{len(verdict.reward):,} comparisons in one call: {beside}; {num / seconds:.0f}/s", flush=True)
+        del comparisons, held
+
+
+if __name__ == "__main__":
+    main()
