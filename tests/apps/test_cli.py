@@ -57,6 +57,16 @@ def test_help_needs_no_torch():
     ("args", "status", "message"),
     [
         (("trian",), 2, "did you mean 'train'"),
+        (
+            ("study", "paradigms", "--out", "x", "--only", "pairwise", "--only", "pointwise"),
+            2,
+            "--only is given more than",
+        ),
+        (
+            ("train", "--out", "x", "--loop.num-steps", "1", "--loop.num_steps=2"),
+            2,
+            "--loop.num-steps is given more than",
+        ),
         ((), 2, ""),
         (("train", "--out", "x", "--nonsense", "1"), 2, "nonsense"),
         (("train", "none.yaml", "--out", "x"), 1, "none.yaml: cannot read the recipe"),

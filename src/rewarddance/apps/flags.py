@@ -18,6 +18,7 @@ class Flags:
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
         """Parse flags; wrong usage prints help and exits with 2."""
+        refuse_repeated(args)
         return tyro.cli(cls, prog=program, args=args)
 
     def given(self) -> set[str]:
@@ -28,6 +29,17 @@ class Flags:
         raise NotImplementedError
 
 
+def refuse_repeated(args: list[str]) -> None:
+    """Of a flag that is given twice the parser would keep the last one and drop what came before.
+
+    Raises:
+        UsageError: naming it.
+    """
+    names = [a.split("=")[0].replace("_", "-") for a in args if a.startswith("--") and a != "--"]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    need(twice is None, f"{twice} is given more than once; write it once, with all its values behind it")
+
+
 def read_with_recipe(
     cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
 ) -> Any:
@@ -36,6 +48,7 @@ def read_with_recipe(
     Raises:
         ConfigError: the recipe cannot be read or has a wrong key.
     """
+    refuse_repeated(args)
     recipe = base or {}
     defaults = model().model_dump()
     if args and not args[0].startswith("-"):
