@@ -60,10 +60,11 @@ def test_equals_attention_of_each_sequence(ragged, fused_from, few, scores, monk
         assert torch.allclose(a, b, atol=1e-10)
 
 
-def test_padding_changes_nothing_and_is_never_an_answer(monkeypatch):
+def test_nothing_but_attention_is_padded(monkeypatch):
     monkeypatch.setattr(plan, "FEW", 0)
     tree, packed, _, _ = run(keys(True))
-    assert len(packed.token_of) > tree.num_tokens
+    assert len(packed.token_of) == len(set(packed.token_of)) == tree.num_tokens
+    assert any(b.spread is not None and b.spread.numel() > b.stop - b.start for b in packed.blocks)
     for i, node in enumerate(tree.nodes):
         assert packed.token_of[packed.first[i]] == (node.member, node.start)
     for member, key in enumerate(keys(True)):

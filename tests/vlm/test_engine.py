@@ -10,6 +10,7 @@ from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.memory import peak_bytes
+from rewarddance.vlm.plan import FEW
 from rewarddance.vlm.preprocess import Preprocessor
 
 
@@ -110,9 +111,23 @@ def test_the_model_itself_sees_and_reads_no_more_than_the_engine_says(backbone, 
     engine = Engine(backbone, budget=200, image_budget=2)
     engine.answer_logits(dialogs, WORDS)
     assert sum(seen) == engine.work.images == 5
-    assert sum(read) == engine.work.padded_tokens
+    assert sum(read) == engine.work.tokens
     assert sum(answered) == len(set(dialogs))
     assert len(read) == engine.work.forwards > 1
+
+
+def test_tokens_read_are_those_of_the_tree_however_many_lengths_there_are(backbone, pictures):
+    """Fourteen lengths of questions: more than attention keeps apart."""
+    read = []
+    backbone.model.model.language_model.layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    dialogs = [question("a circle" + " and a red square" * i, x) for i in range(7) for x in pictures[:2]]
+    ids = [backbone.encoder.chat([("user", d)]).ids for d in dialogs]
+    assert len(set(map(len, ids))) * 2 > FEW
+    Engine(backbone).answer_logits(dialogs, WORDS)
+    image = backbone.image_token_id
+    row = {d: [p.key for p in d if isinstance(p, Media)] for d in dialogs}
+    keys = [tuple((t, row[d][0]) if t == image else t for t in i) for i, d in zip(ids, dialogs, strict=True)]
+    assert sum(read) == len({k[:n] for k in keys for n in range(1, len(k) + 1)})
 
 
 def test_equal_pixels_are_one_picture(backbone, pictures):
@@ -185,13 +200,29 @@ def test_passes_keep_to_the_memory_that_was_measured(backbone, pictures, monkeyp
         whole = roomy.answer_logits(dialogs, WORDS).logits
         assert roomy.work.forwards == 1
         monkeypatch.setattr("rewarddance.vlm.memory.free_bytes", lambda _: 64 << 20)
-        tight = Engine(backbone, memory_share=0.25)
+        tight = Engine(backbone, memory_share=0.125)
         parts = tight.answer_logits(dialogs, WORDS).logits
     assert tight.work.forwards > 1
     assert tight.work.tokens >= roomy.work.tokens
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
-    biggest = peak_bytes(lambda: tight.answer_logits(dialogs[:1], WORDS), backbone.device)
-    assert biggest < 16 << 20
+    with torch.no_grad():
+        in_passes = peak_bytes(lambda: tight.answer_logits(dialogs, WORDS), backbone.device)
+        at_once = peak_bytes(lambda: roomy.answer_logits(dialogs, WORDS), backbone.device)
+    assert in_passes < 1.2 * (8 << 20)  # an eighth of the 64 MiB, and what lies between passes
+    assert at_once > 2 * in_passes
+
+
+def test_copies_of_weights_that_autocast_keeps_are_not_taken_for_a_passs_own(backbone, pictures):
+    dialogs = [question(f"prompt {i}", *pictures[:3]) for i in range(60)]
+    found = []
+    for trained in (False, True):
+        backbone.module.requires_grad_(trained)
+        engine = Engine(backbone, autocast=torch.bfloat16)
+        with torch.no_grad():
+            engine.answer_logits(dialogs, WORDS)
+        found.append(engine._room._bytes["language"])
+    backbone.module.requires_grad_(True)
+    assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
 def test_a_pass_that_does_not_fit_is_halved_from_then_on(backbone, pictures, monkeypatch):

@@ -36,7 +36,13 @@ def test_batches_partition_and_keep_to_the_budget(keys, budget):
     found = batches(keys, budget)
     assert [i for b in found for i in b] == list(range(len(keys)))
     for b in found:
-        assert len(b) == 1 or grow(keys[b.start : b.stop]).num_tokens <= budget
+        assert len(b) == 1 or grow(keys[b.start : b.stop]).num_tokens <= max(budget, len(keys[b.start]) * 3 // 2)
+
+
+def test_a_prefix_as_long_as_the_budget_is_read_once():
+    keys = sorted((*range(1000), 2000 + i) for i in range(60))
+    assert batches(keys, 900) == batches(keys, 1010) == [range(60)]
+    assert len(batches([(i, *range(1000)) for i in range(4)], 900)) == 4
 
 
 @given(KEYS, st.sampled_from([1, 100]))

@@ -74,9 +74,9 @@ class Media:
         """Equal for equal pixels; unique where a gradient is wanted, so that no such picture is ever merged."""
         if self.frames.requires_grad:
             return f"grad-{next(_unique)}"
-        content = self.frames.detach().cpu().contiguous()
+        content = self.frames.detach().cpu().flatten().contiguous()  # in this order: of a lone pixel all strides pass
         digest = hashlib.blake2b(content.view(torch.uint8).numpy().tobytes(), digest_size=16)
-        digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
+        digest.update(f"{tuple(self.frames.shape)}{content.dtype}".encode())
         return digest.hexdigest()
 
     @classmethod

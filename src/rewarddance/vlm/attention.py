@@ -1,6 +1,7 @@
 """Attention over a packed tree: every node sees its ancestors and itself, no mask over the whole is ever built.
 
-All nodes of a batch lie in one row, bucket by bucket (`plan.bucketed`). Siblings share one copy of their ancestors'
+All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`); where a bucket's nodes differ in
+length, attention alone pads them. Siblings share one copy of their ancestors'
 keys, so a prefix costs its own tokens once, however many sequences branch from it. Registered with transformers as an
 attention function: layers stay theirs, so every decoder with standard attention can be driven.
 
@@ -10,6 +11,8 @@ heads for each of them, d width of a head.
 
 from __future__ import annotations
 
+import itertools
+import math
 import types
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rewarddance.vlm.plan import Tree, bucketed
+from rewarddance.vlm.plan import Bucket, Tree, bucketed
 
 NAME = "rewarddance_tree"
 """Key of this attention in transformers' registry."""
@@ -42,7 +45,11 @@ class Block:
     """A bucket in tensors.
 
     Attributes:
-        start: its first packed token; its tokens stand as (G, m, L) from there on.
+        start, stop: its packed tokens, which stand as (G, m, L) where all nodes are L tokens long.
+        spread: where nodes are shorter, packed places in the shape (G, m, L), a node's last token again and again for
+            what it lacks; attention alone works on these. None else.
+        kept: which of the (G * m * L) are nodes' own tokens, ascending; None without `spread`.
+        upto: how many are in all families before each, (G + 1,).
         prefix: packed places of the ancestors' tokens, (G, P), padded with 0; None for roots.
         blocked: True where `prefix` is padding, (G, P); None where there is none.
     """
@@ -53,18 +60,36 @@ class Block:
     length: int
     prefix: Tensor | None
     blocked: Tensor | None
+    upto: tuple[int, ...]
+    spread: Tensor | None = None
+    kept: Tensor | None = None
 
     @property
     def stop(self) -> int:
-        return self.start + self.families * self.siblings * self.length
+        return self.start + self.upto[-1] - self.upto[0]
+
+    def part(self, low: int, high: int) -> Block:
+        """Its families from `low` to before `high`."""
+        first, last = self.upto[low] - self.upto[0], self.upto[high] - self.upto[0]
+        gone = low * self.siblings * self.length
+        return replace(
+            self,
+            start=self.start + first,
+            families=high - low,
+            prefix=None if self.prefix is None else self.prefix[low:high],
+            blocked=None if self.blocked is None else self.blocked[low:high],
+            upto=self.upto[low : high + 1],
+            spread=None if self.spread is None else self.spread[low:high],
+            kept=None if self.kept is None else self.kept[first:last] - gone,
+        )
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A tree laid out in one row.
+    """A tree laid out in one row, without padding.
 
     Attributes:
-        token_of: (member, place in its sequence) of every packed token; padding repeats the node's last token.
+        token_of: (member, place in its sequence) of every packed token.
         blocks: what attention works through.
         first: packed place of every node's first token, in the order of `Tree.nodes`.
     """
@@ -90,28 +115,36 @@ def lay_out(tree: Tree, device: torch.device) -> Packed:
     buckets = bucketed(tree)
     tokens: list[tuple[int, int]] = []
     first = [0] * len(tree.nodes)
-    for b in buckets:
-        for i in b.nodes:
-            node = tree.nodes[i]
-            first[i] = len(tokens)
-            tokens += [(node.member, min(t, node.stop - 1)) for t in range(node.start, node.start + b.length)]
+    for i in itertools.chain.from_iterable(b.nodes for b in buckets):
+        node = tree.nodes[i]
+        first[i] = len(tokens)
+        tokens += [(node.member, t) for t in range(node.start, node.stop)]
     places = [list(range(first[i], first[i] + n.length)) for i, n in enumerate(tree.nodes)]
     before: dict[int, list[int]] = {-1: []}
     for i, n in enumerate(tree.nodes):
         before[i] = before[n.parent] + places[i]
-    blocks, start = [], 0
-    for b in buckets:
-        prefixes = [before[p] for p in b.parents]
-        widest = max(map(len, prefixes))
-        prefix = blocked = None
-        if widest:
-            prefix = torch.tensor([[*p, *[0] * (widest - len(p))] for p in prefixes], device=device)
-            sizes = torch.tensor([len(p) for p in prefixes], device=device)
-            if int(sizes.min()) < widest:
-                blocked = torch.arange(widest, device=device) >= sizes[:, None]
-        blocks.append(Block(start, len(b.parents), b.siblings, b.length, prefix, blocked))
-        start += b.num_tokens
+    blocks = [_laid_out(b, places, [before[p] for p in b.parents], device) for b in buckets]
     return Packed(tuple(tokens), tuple(blocks), tuple(first))
+
+
+def _laid_out(bucket: Bucket, places: list[list[int]], prefixes: list[list[int]], device: torch.device) -> Block:
+    """Args: places: of every node's tokens; prefixes: of the ancestors' tokens of each family."""
+    shape = (len(bucket.parents), bucket.siblings, bucket.length)
+    own = [places[i] for i in bucket.nodes]
+    ends = [0, *itertools.accumulate(map(len, own))]
+    upto = tuple(ends[:: bucket.siblings])
+    prefix = blocked = spread = kept = None
+    if (widest := max(map(len, prefixes))) > 0:
+        prefix = torch.tensor([[*p, *[0] * (widest - len(p))] for p in prefixes], device=device)
+        sizes = torch.tensor([len(p) for p in prefixes])
+        if int(sizes.min()) < widest:
+            blocked = (torch.arange(widest) >= sizes[:, None]).to(device)
+    if upto[-1] < math.prod(shape):
+        rows = [[*p, *[p[-1]] * (bucket.length - len(p))] for p in own]
+        spread = torch.tensor(rows, device=device).view(shape)
+        starts = range(0, math.prod(shape), bucket.length)
+        kept = torch.tensor([i + j for i, p in zip(starts, own, strict=True) for j in range(len(p))], device=device)
+    return Block(own[0][0], shape[0], shape[1], shape[2], prefix, blocked, upto, spread, kept)
 
 
 def tree_attention(
@@ -151,20 +184,11 @@ def _cut(block: Block, num_heads: int) -> list[Block]:
     fit = max(1, DENSE_SCORES // each)
     if fit >= block.families:
         return [block]
-    return [
-        replace(
-            block,
-            start=block.start + i * block.siblings * block.length,
-            families=min(fit, block.families - i),
-            prefix=None if block.prefix is None else block.prefix[i : i + fit],
-            blocked=None if block.blocked is None else block.blocked[i : i + fit],
-        )
-        for i in range(0, block.families, fit)
-    ]
+    return [block.part(i, min(i + fit, block.families)) for i in range(0, block.families, fit)]
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout: float) -> Tensor:
-    """Attention of one block, (G * m * L, H * R, d).
+    """Attention of one block, (its tokens, H * R, d).
 
     Args:
         q: (H * R, T, d); k, v: (H, T, d).
@@ -173,12 +197,21 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     heads, d = k.shape[0], k.shape[-1]
     r = q.shape[0] // heads
     # (H, R, G, m, L, d) -> (G, H, m, R, L, d): a sibling's query heads lie together, for its own keys
-    mine = q[:, block.start : block.stop].view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
-    own_k, own_v = (x[:, block.start : block.stop].view(heads, g, m, n, d).transpose(0, 1) for x in (k, v))
+    mine, own_k, own_v = (_own(x, block) for x in (q, k, v))
+    mine = mine.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
+    own_k, own_v = (x.view(heads, g, m, n, d).transpose(0, 1) for x in (own_k, own_v))
     seen = n if block.prefix is None else n + block.prefix.shape[1]
     attend = _fused if seen >= FUSED_FROM or m == 1 or block.prefix is None else _dense
     out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
-    return out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
+    found = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
+    return found if block.kept is None else found[block.kept]
+
+
+def _own(x: Tensor, block: Block) -> Tensor:
+    """(heads, G * m * L, d) of (heads, T, d)."""
+    if block.spread is None:
+        return x[:, block.start : block.stop]
+    return x.index_select(1, block.spread.flatten())
 
 
 def _ancestors(k: Tensor, v: Tensor, block: Block) -> Before | None:

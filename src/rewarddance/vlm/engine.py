@@ -61,7 +61,6 @@ class Work:
 
     images: int = 0
     tokens: int = 0
-    padded_tokens: int = 0
     forwards: int = 0
 
 
@@ -88,7 +87,8 @@ class Engine:
     """Drives a backbone.
 
     Args:
-        budget: language-model tokens in one packed pass at most; a longer list takes several.
+        budget: language-model tokens in one packed pass at most, but for a single sequence and what branches from it
+            (`plan.batches`); a longer list takes several.
         image_budget: pictures in one pass of the vision tower at most.
         memory_share: without gradients, a pass takes at most this share of the free memory; bytes a token are measured
             on the first long list. One that does not fit all the same is halved, of pictures as of words.
@@ -295,8 +295,10 @@ class Engine:
             if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
                 raise
         self.budget = limit // 2
-        again = batches([a.key for a in todo], self.budget)
-        return [t for b in again for t in self._halving(todo[b.start : b.stop], read, self.budget)]
+        parts = [todo[b.start : b.stop] for b in batches([a.key for a in todo], self.budget)]
+        if len(parts) == 1:  # a prefix as long as that is read twice then
+            parts = [todo[: len(todo) // 2], todo[len(todo) // 2 :]]
+        return [t for part in parts for t in self._halving(part, read, self.budget)]
 
     def _read(self, todo: Sequence[Asked], seen: Tensor | None) -> list[Tensor]:
         """Hidden states of sorted sequences, each from its start on, from one packed pass."""
@@ -310,8 +312,7 @@ class Engine:
         positions = torch.cat([self.backbone.positions(todo[m].encoded) for m in members], 1)[:, at].to(device)
         places = [p for i, a in enumerate(todo) for p in packed.places(tree, i, a.start)]
         ends = torch.tensor(places, device=device)
-        self.work.tokens += tree.num_tokens
-        self.work.padded_tokens += len(tokens)
+        self.work.tokens += len(tokens)
         self.work.forwards += 1
         rows = -1 - tokens[tokens < 0]
         pictures = None if seen is None or len(rows) == 0 else seen[rows]
@@ -334,7 +335,7 @@ def _probe(todo: Sequence[Asked], read: Read, work: Work) -> Probe | None:
     def run() -> None:
         before = replace(work)
         read(todo[b.start : b.stop])
-        work.tokens, work.padded_tokens, work.forwards = before.tokens, before.padded_tokens, before.forwards
+        work.tokens, work.forwards = before.tokens, before.forwards
 
     return run, grow(keys[b.start : b.stop]).num_tokens
 

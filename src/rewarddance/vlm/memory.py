@@ -100,5 +100,7 @@ class Room:
             sample = probe()
             if sample is None:
                 return most
+            if torch.is_autocast_enabled(device.type):
+                sample[0]()  # keeps copies of trained weights, which later passes share
             self._bytes[what] = max(1.0, peak_bytes(sample[0], device) / sample[1])
         return max(1, min(most, int(self.share * free_bytes(device) / self._bytes[what])))

@@ -99,12 +99,16 @@ Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, memb
 
 
 def batches(keys: Sequence[Key], budget: int) -> list[range]:
-    """Neighbours in a sorted list whose trees hold at most `budget` tokens (one sequence at least)."""
+    """Neighbours in a sorted list whose trees hold at most `budget` tokens.
+
+    One sequence at least, and what branches from it while that is less than half of it: or a prefix as long as the
+    budget would be read again for every question behind it.
+    """
     found: list[range] = []
     first = tokens = 0
     for i, key in enumerate(keys):
         more = len(key) - (common_prefix(keys[i - 1], key) if i > first else 0)
-        if i > first and tokens + more > budget:
+        if i > first and tokens + more > max(budget, len(keys[first]) * 3 // 2):
             found.append(range(first, i))
             first, more, tokens = i, len(key), 0
         tokens += more
@@ -129,7 +133,7 @@ def shares(sizes: Sequence[int], budget: int, most: int) -> list[range]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Nodes that attention treats alike: `rows` families of `siblings` nodes of `length` tokens each.
+    """Nodes that attention treats alike: `rows` families of `siblings` nodes of at most `length` tokens each.
 
     Attributes:
         nodes: rows * siblings of them, family by family.
@@ -141,19 +145,15 @@ class Bucket:
     nodes: tuple[int, ...]
     parents: tuple[int, ...]
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.nodes) * self.length
-
 
 MAX_SIBLINGS = 32
 FEW = 12
-"""Up to this many different lengths are kept apart; more are rounded up to multiples of `STEP`."""
+"""Up to this many different lengths are kept apart; of more, those that round up to the same multiple of `STEP` go together."""
 STEP = 8
 
 
 def bucketed(tree: Tree) -> list[Bucket]:
-    """Nodes by family size and length, padded lengths where there are many; parents' buckets need not come first."""
+    """Nodes by family size and length, which is rounded up where there are many; parents need not come first."""
     step = 1 if len({n.length for n in tree.nodes}) <= FEW else STEP
     families: dict[tuple[int, int], list[int]] = {}
     for i, n in enumerate(tree.nodes):
