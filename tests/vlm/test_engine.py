@@ -119,7 +119,9 @@ def test_the_model_itself_sees_and_reads_no_more_than_the_engine_says(backbone, 
 def test_tokens_read_are_those_of_the_tree_however_many_lengths_there_are(backbone, pictures):
     """Fourteen lengths of questions: more than attention keeps apart."""
     read = []
-    backbone.model.model.language_model.layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
+    backbone.model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: read.append(args[0].shape[1])
+    )
     dialogs = [question("a circle" + " and a red square" * i, x) for i in range(7) for x in pictures[:2]]
     ids = [backbone.encoder.chat([("user", d)]).ids for d in dialogs]
     assert len(set(map(len, ids))) * 2 > FEW

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 import torch
@@ -109,10 +110,14 @@ class Media:
 
     @classmethod
     def from_pil(cls, image: PilImage, *, origin: str | None = None) -> Media:
-        """From a PIL picture of any mode. Transparency is laid on white; EXIF rotation is applied."""
+        """From a PIL picture of any mode but `F`. Transparency is laid on white; EXIF rotation is applied."""
         from PIL import Image, ImageOps
 
         image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise InputError(f"{origin or 'picture'}: its mode F has no range; scale it to [0, 1] and use from_numpy")
+        if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut at 255
+            return cls.from_numpy(np.asarray(image).astype(np.float32) / 65535, origin=origin)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             white = Image.new("RGBA", rgba.size, "white")
@@ -120,28 +125,33 @@ class Media:
         return cls.from_numpy(np.asarray(image.convert("RGB")), origin=origin)
 
     @classmethod
-    def open(cls, path: str | Path) -> Media:
-        """Read a PNG, JPEG or WebP file.
+    def open(cls, source: str | Path | BinaryIO, *, origin: str | None = None) -> Media:
+        """Read a PNG, JPEG or WebP file, or its bytes in an open one.
 
         Raises:
             InputError: missing, truncated, not a picture, or over `MAX_PIXELS`.
         """
         from PIL import Image, UnidentifiedImageError
 
+        origin = origin or str(source)
+        too_large = f"{origin}: over the limit of {MAX_PIXELS:,} pixels"
         try:
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                opened = Image.open(source, formats=("PNG", "JPEG", "WEBP"))
+            with opened as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"{path}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS:,}")
+                    raise InputError(f"{too_large}: {image.width}x{image.height}")
                 image.load()
-                return cls.from_pil(image, origin=str(path))
+                return cls.from_pil(image, origin=origin)
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
+            raise InputError(f"{origin}: no such file") from None
         except UnidentifiedImageError:
-            raise InputError(f"{path}: not a PNG, JPEG or WebP picture") from None
-        except Image.DecompressionBombError:
-            raise InputError(f"{path}: over the limit of {MAX_PIXELS:,} pixels") from None
+            raise InputError(f"{origin}: not a PNG, JPEG or WebP picture") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise InputError(too_large) from None
         except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path}: unreadable or truncated picture ({error})") from None
+            raise InputError(f"{origin}: unreadable or truncated picture ({error})") from None
 
     def to_bytes(self) -> Tensor:
         """uint8 (F, 3, H, W) in main memory, a quarter of the size."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +14,8 @@ from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
 from rewarddance.core.progress import Report, progress
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import row_of, write_rows
+from rewarddance.data.readers import READERS, Format
 
-Format = Literal["jsonl", "csv", "imagereward"]
 LABELS: dict[str, float] = {
     "a": 1.0, "b": 0.0, "tie": 0.5, "same": 0.5, "1": 1.0, "2": 0.0, "left": 1.0, "right": 0.0,
 }  # fmt: skip
@@ -39,15 +37,21 @@ class Draft:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of the rows; `rejected` holds (row number from 1, reason)."""
+    """What became of the rows; `rejected` holds (row number from 1, reason).
+
+    Attributes:
+        written: False where nothing was written but this; a `train.parquet` beside it is an earlier import's.
+    """
 
     rows: int
     accepted: int
     rejected: tuple[tuple[int, str], ...]
+    written: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         listed = [{"row": n, "reason": why} for n, why in self.rejected]
-        return {"rows": self.rows, "accepted": self.accepted, "num_rejected": len(listed), "rejected": listed}
+        counts = {"rows": self.rows, "accepted": self.accepted, "num_rejected": len(listed)}
+        return {**counts, "written": self.written, "rejected": listed}
 
 
 def _text(row: dict[str, Any], key: str) -> str:
@@ -87,6 +91,8 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
         InputError: what is wrong with the row.
     """
     prompt, name = _text(row, "prompt"), str(row.get("id") or f"row-{number}")
+    if len(shapes := _given(row, "image_a", "chosen", "images", "generations")) > 1:
+        raise InputError(f"both {shapes[0]} and {shapes[1]}: keep one of them")
     if "image_a" in row or "image_b" in row:
         paths = _text(row, "image_a"), _text(row, "image_b")
         if _given(row, "rating_a", "rating_b"):
@@ -109,9 +115,9 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
 
 
 def _ranked(name: str, prompt: str, images: list[str], ranking: list[Any]) -> Draft:
-    if not all(isinstance(r, int | float) and math.isfinite(r) for r in ranking):
-        raise InputError("ranks must be finite numbers")
-    return Draft(name, prompt, tuple(images), from_ranking(ranking))
+    if not all(isinstance(r, int | float) for r in ranking):
+        raise InputError("ranks must be numbers")
+    return Draft(name, prompt, tuple(images), from_ranking([_number(r, "rank") for r in ranking]))
 
 
 def _given(row: dict[str, Any], *columns: str) -> list[str]:
@@ -135,18 +141,31 @@ def _rated(name: str, prompt: str, images: tuple[str, ...], given: list[Any]) ->
 
 
 def _label(row: dict[str, Any]) -> float:
-    """Probability that the first picture is better: `label`, `probability`, or `votes_a` and `votes_b`."""
-    if row.get("probability") not in (None, ""):
-        found = _number(row["probability"], "probability")
-        if not 0 <= found <= 1:
-            raise InputError(f"probability {found} is not between 0 and 1")
-        return found
-    if row.get("votes_a") not in (None, ""):
+    """Probability that the first picture is better: of `probability`, votes and `label` the first that is given.
+
+    Raises:
+        InputError: none is given, or two of them prefer different pictures.
+    """
+    said: dict[str, float] = {}
+    if _given(row, "probability"):
+        said["probability"] = _number(row["probability"], "probability")
+        if not 0 <= said["probability"] <= 1:
+            raise InputError(f"probability {said['probability']} is not between 0 and 1")
+    if _given(row, "votes_a"):
         votes = _number(row["votes_a"], "votes_a"), _number(row.get("votes_b"), "votes_b")
         if min(votes) < 0 or sum(votes) == 0:
             raise InputError(f"votes {votes[0]:g} and {votes[1]:g}: needs one or more, none negative")
-        return votes[0] / sum(votes)
-    given = row.get("label")
+        said["votes"] = votes[0] / sum(votes)
+    if _given(row, "label") or not said:
+        said["label"] = _word(row.get("label"))
+    first, *others = said
+    for other in others:
+        if (said[first] - 0.5) * (said[other] - 0.5) < 0:
+            raise InputError(f"{first} and {other} prefer different pictures")
+    return said[first]
+
+
+def _word(given: Any) -> float:
     label = _text({"label": "" if given is None else str(given)}, "label").lower()
     if label in ("0", "0.0"):
         raise Ambiguous("label 0: some files count pictures from 0, others mean 'the second'; write a, b or tie")
@@ -157,9 +176,12 @@ def _label(row: dict[str, Any]) -> float:
 
 def _number(value: Any, name: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} {value!r} is not a number") from None
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} {str(value)[:40]!r} is not a number") from None
+    if not math.isfinite(found):
+        raise InputError(f"{name} {value!r} is not a finite number")
+    return found
 
 
 class Ambiguous(InputError):
@@ -178,6 +200,9 @@ def _inside(root: Path, path: str) -> Path:
 def load(draft: Draft, root: Path) -> dict[str, Any]:
     """Open every picture of a draft; a Parquet row with the original files."""
     files = [_inside(root, p) for p in draft.paths]
+    twice = [p for p, f in zip(draft.paths, files, strict=True) if files.count(f) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: the same picture twice")
     media = tuple(Media.open(f) for f in files)
     for m in media:
         check_size(*m.size, m.origin)
@@ -192,41 +217,6 @@ def load(draft: Draft, root: Path) -> dict[str, Any]:
         groups=draft.groups,
     )
     return row_of(record, [f.read_bytes() for f in files])
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield number, row if isinstance(row, dict) else "not a JSON object"
-        except ValueError as error:
-            yield number, f"not JSON ({error})"
-
-
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
-            yield number, "more fields than columns" if None in row else row
-
-
-def _imagereward(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: ImageReward's format is a JSON list of objects")
-    for number, row in enumerate(rows, 1):
-        yield number, row if isinstance(row, dict) else "not a JSON object"
-
-
-_READERS: dict[Format, Callable[[Path], Iterator[tuple[int, dict[str, Any] | str]]]] = {
-    "jsonl": _jsonl,
-    "csv": _csv,
-    "imagereward": _imagereward,
-}
 
 
 def import_preferences(
@@ -246,15 +236,18 @@ def import_preferences(
         criteria: what a column `criterion` may say; "overall" where there is none.
 
     Raises:
-        InputError: the file cannot be read, no row is left, or rows are broken and `on_error` is "stop".
+        InputError: the file cannot be read, no row is left, rows are broken and `on_error` is "stop", or `out` holds
+            data of `rewarddance data build`.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file")
     if not media_root.is_dir():
         raise InputError(f"{media_root}: the media root is not a folder")
+    if (out / "data.json").is_file():
+        raise InputError(f"{out}: holds data of `rewarddance data build`; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     rejected: list[tuple[int, str]] = []
-    given = list(_READERS[format](source))
+    given = list(READERS[format](source))
 
     def rows(report: Report) -> Iterator[dict[str, Any]]:
         for done, (number, row) in enumerate(given, 1):
@@ -265,21 +258,23 @@ def import_preferences(
                 yield load(understand(row, number, criteria), media_root)
             except Ambiguous as error:
                 raise InputError(f"{source}: row {number}: {error}") from None
-            except (InputError, ValueError, OSError) as error:
+            except (InputError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
                 rejected.append((number, str(error)))
 
     target = out / "train.parquet"
     held = out / "unfinished.parquet"
     with progress("rows") as bar:
         accepted = write_rows(rows(bar), held)
-    report = ImportReport(len(given), accepted, tuple(rejected))
+    good = accepted > 0 and (not rejected or on_error == "skip")
+    report = ImportReport(len(given), accepted, tuple(rejected), good)
     write_json(out / "import.json", report.as_dict())
-    if accepted == 0 or (rejected and on_error == "stop"):
+    if not good:
         held.unlink()
         first = f"; first: row {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         hint = " (--on-error skip leaves them out)" if accepted else ""
         raise InputError(
             f"{source}: {len(rejected)} of {len(given)} rows are broken{hint}, see {out / 'import.json'}{first}"
+            f"{'; train.parquet there is of an earlier import' if target.is_file() else ''}"
         )
     held.replace(target)
     return report

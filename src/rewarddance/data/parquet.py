@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import MAX_PIXELS, Media
+from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -86,16 +86,20 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, count, held = path.with_name(f".{path.name}.partial"), 0, 0
     waiting: list[dict[str, Any]] = []
-    with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
-        for row in rows:
-            waiting.append(row)
-            count += 1
-            held += sum(len(image["bytes"]) for image in row["images"])
-            if len(waiting) == GROUP_ROWS or held >= GROUP_BYTES:
+    try:
+        with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+            for row in rows:
+                waiting.append(row)
+                count += 1
+                held += sum(len(image["bytes"]) for image in row["images"])
+                if len(waiting) == GROUP_ROWS or held >= GROUP_BYTES:
+                    writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+                    waiting, held = [], 0
+            if waiting:
                 writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                waiting, held = [], 0
-        if waiting:
-            writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
     return count
 
@@ -129,7 +133,8 @@ class _Pictures:
         if row in self._kept:
             self._kept.move_to_end(row)
             return self._kept[row]
-        media = tuple(_decode(x["bytes"], f"{self.name} row {row + 1}") for x in self._encoded(row))
+        origin = f"{self.name} row {row + 1}"
+        media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
         self._kept[row] = media
         self._held += _size(media)
         while self._held > self.keep_bytes:
@@ -278,17 +283,3 @@ class RecordTable(Sequence[PreferenceRecord]):
 def _size(media: Sequence[Media]) -> int:
     """Bytes of decoded pictures."""
     return sum(m.frames.nbytes for m in media)
-
-
-def _decode(content: bytes, origin: str) -> Media:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{origin}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS:,}")
-            return Media.from_pil(image, origin=origin)
-    except Image.DecompressionBombError:
-        raise InputError(f"{origin}: over the limit of {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{origin}: unreadable picture ({error})") from None

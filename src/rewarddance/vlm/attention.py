@@ -1,9 +1,9 @@
 """Attention over a packed tree: every node sees its ancestors and itself, no mask over the whole is ever built.
 
-All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`); where a bucket's nodes differ in
-length, attention alone pads them. Siblings share one copy of their ancestors'
-keys, so a prefix costs its own tokens once, however many sequences branch from it. Registered with transformers as an
-attention function: layers stay theirs, so every decoder with standard attention can be driven.
+All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`); where nodes of a bucket differ
+in length, attention alone pads them. Siblings share one copy of their ancestors' keys, so a prefix costs its own tokens
+once, however many sequences branch from it. Registered with transformers as an attention function: layers stay theirs,
+so every decoder with standard attention can be driven.
 
 Shapes: T packed tokens, G families of m siblings, L tokens a node, P tokens of ancestors, H key-value heads, R query
 heads for each of them, d width of a head.

@@ -148,7 +148,7 @@ class Bucket:
 
 MAX_SIBLINGS = 32
 FEW = 12
-"""Up to this many different lengths are kept apart; of more, those that round up to the same multiple of `STEP` go together."""
+"""Up to this many different lengths are kept apart; of more, those between two multiples of `STEP` go together."""
 STEP = 8
 
 
