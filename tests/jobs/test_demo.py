@@ -8,6 +8,7 @@ import pytest
 from rewarddance.apps.cli import main
 from rewarddance.apps.report import write_report
 from rewarddance.core.errors import RunError
+from rewarddance.core.runs import RunFolder
 
 CHROMIUM = shutil.which("chromium")
 
@@ -29,9 +30,22 @@ def demo(vlm_folder, pipeline_folder, tmp_path_factory):
 def test_the_summary_holds_the_promised_figures(demo):
     found = json.loads((demo / "summary.json").read_text())
     assert {"mean", "ci_low", "ci_high"} <= set(found["gain"])
-    assert {"accuracy_id", "accuracy_ood"} <= set(found["judge"])
+    assert {"accuracy_id", "accuracy_ood", "before_id"} <= set(found["judge"])
     assert found["seconds"] > 0
     assert 100 < found["peak_memory_mib"] < 16_384
+
+
+def test_its_runs_are_what_they_say(demo, capsys):
+    """What the run folders name is there, so that they can be evaluated and run again."""
+    config = json.loads((demo / "judge" / "run.json").read_text())["config"]
+    assert config["data"] == str(demo / "preferences")
+    assert config["backbone"].endswith("judge-tiny")
+    assert main(["rerun", str(demo / "judge"), "--out", str(demo.parent / "again")]) == 0
+    first, second = (
+        [m["loss"] for m in RunFolder(f).metrics() if "loss" in m] for f in (demo / "judge", demo.parent / "again")
+    )
+    assert first == second
+    assert len(first) > 1
 
 
 def test_the_page_is_one_file_without_links_out(demo):
@@ -40,6 +54,7 @@ def test_the_page_is_one_file_without_links_out(demo):
     assert "http://" not in body
     assert "https://" not in body
     assert body.count("data:image/png;base64") >= 8
+    assert body.count("judge: right one better") >= 4
     assert "Its figures mean nothing" in body
 
 

@@ -7,14 +7,21 @@ import pytest
 
 from rewarddance.core.streams import stream
 from rewarddance.jobs.align import training_prompts
-from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records
-from rewarddance.world.batches import captioned_batch
+from rewarddance.jobs.build import preferences, vision
+from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
+from rewarddance.jobs.build.vision import VisionConfig
+from rewarddance.jobs.load import load_generator
+from rewarddance.world import batches
+from rewarddance.world import lessons as world_lessons
+from rewarddance.world.batches import captioned_batch, scene_batch
 from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.detect import detect
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, parse, phrase
+from rewarddance.world.lessons import lesson, matching_lesson, relation_lesson
+from rewarddance.world.reading import read_scene, shows_held_out
 from rewarddance.world.render import render
-from rewarddance.world.sampling import place
-from rewarddance.world.splits import OOD_KINDS, meaning, split_of
+from rewarddance.world.sampling import place, sample_spec
+from rewarddance.world.splits import OOD_KINDS, meaning, scene_is_trainable, split_of
 
 
 def _pattern(wording):
@@ -69,3 +76,67 @@ def test_no_picture_of_a_preference_record_shows_a_kind_that_is_held_out():
     records = embedded_records(PreferencesConfig(num_prompts=150, pictures=2, mixed_share=0.0))
     assert _kinds_held_out([m.to_numpy() for r in records for m in r.media]) < 0.05
     assert _kinds_held_out([render(place(s, rng)) for s in benchmark_specs("ood")]) > 0.3
+
+
+def _careless_draw(prompts, num, seed, previews):
+    """A generator that draws anything, half of it of the split that is held out by rule."""
+    rng = np.random.default_rng(seed)
+    splits = ("train", "held_out", "ood", "ood")
+    return [[render(place(sample_spec(rng, split=splits[k % 4]), rng)) for k in range(num)] for _ in prompts]
+
+
+def test_what_a_generator_draws_by_mistake_is_held_out_too():
+    config = PreferencesConfig(num_prompts=200, pictures=4, generator_share=1.0)
+    records = list(embedded_records(config, _careless_draw))
+    pictures = [m.to_numpy() for r in records if r.source == "generator" for m in r.media]
+    scenes = [s for s in map(read_scene, pictures) if s is not None]
+    assert len(scenes) > 50
+    assert all(map(scene_is_trainable, scenes))
+    assert {r.source for r in records} == {"generator", "rendered"}
+    assert min(len(r.media) for r in records) >= 2
+    drawn = [x for row in _careless_draw(["x"] * 50, 4, 0, False) for x in row]
+    assert sum(map(shows_held_out, drawn)) > 0.4 * len(drawn)
+
+
+@pytest.mark.slow
+def test_the_shipped_generators_mistakes_are_held_out_too():
+    draw = generator_draw(load_generator("tiny"), 8)
+    records = list(embedded_records(PreferencesConfig(num_prompts=64, generator_share=1.0), draw))
+    assert not any(shows_held_out(m.to_numpy()) for r in records if r.source == "generator" for m in r.media)
+    assert sum(r.source == "generator" for r in records) > 50
+
+
+def lessons():
+    for i in range(150):
+        for make in (lesson, matching_lesson, relation_lesson):
+            make(stream(0, "held-out-lessons", i))
+
+
+def rendered_preferences():
+    assert len(list(embedded_records(PreferencesConfig(num_prompts=150)))) == 150
+
+
+def vision_pretraining():
+    for step in range(8):
+        vision._batch(VisionConfig(), "vision", step)
+
+
+def generator_and_autoencoder_pretraining():
+    for step in range(20):
+        captioned_batch(0, "generator", step, 32)
+        scene_batch(0, "autoencoder", step, 32)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [lessons, rendered_preferences, vision_pretraining, generator_and_autoencoder_pretraining],
+    ids=lambda f: f.__name__,
+)
+def test_no_stream_renders_a_scene_that_is_held_out(run, monkeypatch):
+    """Counts, styles and plain listings too, of every scene that a training stream draws, edited ones as well."""
+    drawn = []
+    for module in (world_lessons, preferences, vision, batches):
+        monkeypatch.setattr(module, "render", lambda scene: drawn.append(scene) or render(scene))
+    run()
+    assert len(drawn) > 300
+    assert all(map(scene_is_trainable, drawn))

@@ -12,6 +12,7 @@ from rewarddance.align.config import ReferenceConfig
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import add_up, rank, together, world_size
+from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import RewardModel
@@ -66,7 +67,7 @@ class ReferenceBank:
         """The judge's best of `num` for every prompt, uint8 (1, 3, H, W) each; some prompts at a time."""
         found: list[Tensor] = []
         step = max(1, self.batch // num)
-        for start in range(0, len(prompts), step):
+        for start in tracked(range(0, len(prompts), step), "references"):
             part = prompts[start : start + step]
             drawn = draw(generator, part, num, rng, self.num_steps, self.batch)
             best = [s.winner for s in select(judge, part, drawn, self.criterion)] if num > 1 else [d[0] for d in drawn]

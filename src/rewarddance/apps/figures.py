@@ -22,9 +22,8 @@ def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str
         xaxis_title=x,
         yaxis_title=y,
     )
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, default_width="100%", config={"displaylogo": False, "responsive": True}
-    )
+    config = {"displayModeBar": False, "responsive": True}  # the bar would lie over the legend
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, default_width="100%", config=config)
     return html
 
 

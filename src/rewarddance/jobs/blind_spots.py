@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rewarddance.core.media import Media
+from rewarddance.core.progress import tracked
 from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.measure import CLEAR
@@ -64,7 +65,7 @@ def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[
     An edit of the style is left out: fidelity does not count it.
     """
     found: dict[str, dict[str, float]] = {}
-    for edit in EDITS:
+    for edit in tracked(EDITS, "blind spots"):
         pairs = [s for s in slips(num, seed, [edit]) if s.gap > CLEAR]
         if not pairs:
             continue
@@ -83,7 +84,7 @@ def vlm_blind_spots(backbone: InternVLBackbone, num: int = 60, seed: int = 0) ->
     """By edit: share of wrong pictures that the VLM says do not match, and of right ones that it says do."""
     engine = Engine(backbone)
     found: dict[str, dict[str, float]] = {}
-    for edit in EDITS:
+    for edit in tracked(EDITS, "blind spots"):
         pairs = list(slips(num, seed, [edit]))
         asked = [(f"prompt: {s.prompt}\nimage 1: ", m, f"\n{MATCH}") for s in pairs for m in (s.wrong, s.right)]
         logits = engine.answer_logits(asked, ("no", "yes")).logits

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import row_of, write_rows
@@ -76,14 +75,3 @@ def _build_split(config: PreferencesConfig, draw: Draw | None, target: Path) -> 
                 write_rows(rows(k * SHARD), part)
     write_rows((row for part in parts for row in pq.read_table(part).to_pylist()), target)
     shutil.rmtree(folder)
-
-
-def records_in_memory(config: PreferencesConfig, draw: Draw | None, title: str) -> list[PreferenceRecord]:
-    """As `build_data`, without the files: for the demo and for tests."""
-    found = []
-    with progress(title) as report:
-        report(0, config.num_prompts)
-        for i, record in enumerate(embedded_records(config, draw), 1):
-            report(i, config.num_prompts)
-            found.append(record)
-    return found

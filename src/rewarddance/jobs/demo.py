@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ from rewarddance.align.config import AlignConfig, ReflConfig
 from rewarddance.core.device import autocast
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.memory import peak_resident_mib
-from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import console, progress
+from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.build.preferences import PreferencesConfig, generator_draw
-from rewarddance.jobs.data_build import records_in_memory
+from rewarddance.jobs.build.preferences import PreferencesConfig
+from rewarddance.jobs.data_build import build_data
 from rewarddance.jobs.evaluate import evaluate_alignment, gold
-from rewarddance.jobs.load import find, load_backbone, load_generator, load_judge
-from rewarddance.jobs.train_reward import train_judge
+from rewarddance.jobs.load import find, load_generator, load_judge
+from rewarddance.jobs.train import train_from_data
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import spec_of
 from rewarddance.reward.measure import measure_judge
@@ -55,22 +54,26 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     write_json(out / "demo.json", {"fast": fast, "seed": seed})
     small = 1 if fast else 5
     console.print("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
-    draw = generator_draw(load_generator("tiny"), 4 if fast else 10)
-    sets: dict[str, Sequence[PreferenceRecord]] = {}
-    for split, num in (("train", 60 * small), ("held_out", 8 * small), ("ood", 8 * small)):
-        config = PreferencesConfig(seed=DEMO_SEED + seed, split=split, num_prompts=num)  # type: ignore[arg-type]
-        sets[split] = records_in_memory(config, draw, f"preferences {split}")
+    preferences = PreferencesConfig(seed=DEMO_SEED + seed, num_prompts=60 * small)
+    data = build_data(preferences, 8 * small, "tiny", out / "preferences", 4 if fast else 10)
     console.print("2/4 judge: the shipped judge, a small VLM, goes on learning from these preferences")
     loop = LoopConfig(num_steps=6 if fast else 30, validate_every=3 if fast else 15, save_every=1000)
     optim = OptimConfig(lr=5e-5, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01)
-    known = spec_of(find("tiny", "judge"))
+    shipped = find("tiny", "judge")
     reward = RewardConfig(
-        seed=seed, prompts_per_step=4 if fast else 10, temperature=known.temperature, loop=loop, optim=optim
+        seed=seed,
+        data=str(data),
+        backbone=str(shipped),
+        temperature=spec_of(shipped).temperature,
+        prompts_per_step=4 if fast else 10,
+        loop=loop,
+        optim=optim,
     )
-    validation = {"id": sets["held_out"], "ood": sets["ood"]}
-    train_judge(reward, load_backbone(find("tiny", "judge")), sets["train"], validation, out / "judge")
+    train_from_data(reward, out / "judge")
     judge = load_judge(out / "judge", precision="bf16", image_cache=96)
-    accuracy = {name: measure_judge(judge, records) for name, records in validation.items()}
+    held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
+    accuracy = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
+    before = measure_judge(load_judge("tiny", precision="bf16"), held_out)
     console.print("3/4 alignment: reward feedback through the judge against best-of-N references")
     align = AlignConfig(
         seed=seed,
@@ -94,7 +97,11 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     best = _best_of_n(out, judge, fast, seed)
     summary = {
         "gain": {k: found["gain"][k] for k in ("mean", "ci_low", "ci_high", "verdict")},
-        "judge": {"accuracy_id": accuracy["id"]["accuracy"], "accuracy_ood": accuracy["ood"]["accuracy"]},
+        "judge": {
+            "accuracy_id": accuracy["id"]["accuracy"],
+            "accuracy_ood": accuracy["ood"]["accuracy"],
+            "before_id": before["accuracy"],
+        },
         "best_of_n": best,
         "hacking": _hacking(out / "align"),
         "seconds": round(time.monotonic() - began, 1),
@@ -117,7 +124,7 @@ def _best_of_n(out: Path, judge: Any, fast: bool, seed: int) -> dict[str, float]
     prompts = [p for _, p in benchmark_prompts()][:: 80 if fast else 8]
     generator = load_generator("tiny")
     rng = torch.Generator().manual_seed(seed)
-    with progress("best of 8"), autocast(generator.device):
+    with autocast(generator.device):
         found = best_of_n(generator, judge, prompts, 8, rng, 10, "fidelity")
     folder = out / "best_of_n"
     folder.mkdir()

@@ -15,7 +15,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import called
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import progress, tracked
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
@@ -86,7 +86,7 @@ def evaluate_alignment(
         "diversity": {**spread, "feature_ratio": spread["after"]["feature"] / max(1e-9, spread["before"]["feature"])},
     }
     write_json(run / "evaluation.json", found)
-    save_pairs(run / "samples", before, after, gold_before, gold_after)
+    save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
     return found
 
 
@@ -136,7 +136,8 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
     for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
         asked = [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
         rows += [c.swapped() if k % 2 else c for k, c in enumerate(asked)]
-    parts = [judge.judge(rows[i : i + 256]).reward.cpu().numpy() for i in range(0, len(rows), 256)]
+    starts = tracked(range(0, len(rows), 256), "after against before, by the judge")
+    parts = [judge.judge(rows[i : i + 256]).reward.cpu().numpy() for i in starts]
     found = np.concatenate(parts).reshape(len(after.prompts), -1)
     found[:, 1::2] = 1 - found[:, 1::2]
     return found
@@ -155,14 +156,25 @@ def vision_features() -> Any:
 
 
 def save_pairs(
-    folder: Path, before: Samples, after: Samples, value_before: np.ndarray, value_after: np.ndarray, num: int = 24
+    folder: Path,
+    before: Samples,
+    after: Samples,
+    value_before: np.ndarray,
+    value_after: np.ndarray,
+    reward: np.ndarray | None = None,
+    num: int = 24,
 ) -> None:
-    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises)."""
+    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
+
+    Args:
+        reward: P(after is better) by the judge, (P, noises), where the values are somebody else's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
         for name, samples in (("before", before), ("after", after)):
             Image.fromarray(samples.media[k][0].to_numpy()).save(folder / f"{k:03d}_{name}.png")
         entry = {"index": k, "prompt": before.prompts[k]}
-        listed.append(entry | {"before": float(value_before[k, 0]), "after": float(value_after[k, 0])})
+        entry |= {"before": float(value_before[k, 0]), "after": float(value_after[k, 0])}
+        listed.append(entry if reward is None else entry | {"reward": float(reward[k, 0])})
     write_json(folder / "samples.json", listed)

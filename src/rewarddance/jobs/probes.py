@@ -14,6 +14,7 @@ from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
 from rewarddance.core.parallel import add_up, everyones, rank, together, world_size
+from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
@@ -100,7 +101,7 @@ class Prober:
         rng = torch.Generator().manual_seed(seed_of(self.seed, "probes"))
         noise = self.generator.noise(len(self.prompts) * self.num_noises, rng)[list(rows)]
         pictures: list[Media] = []
-        for i in range(0, len(rows), self.batch):
+        for i in tracked(range(0, len(rows), self.batch), "probes"):
             condition = self.generator.condition(prompts[i : i + self.batch])
             z = sample(self.generator, condition, noise[i : i + self.batch], self.num_steps)
             pictures += self.generator.decode(z)

@@ -16,6 +16,7 @@ from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import any_of, everyones, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord, all_pairs
+from rewarddance.core.progress import tracked
 from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
@@ -152,7 +153,7 @@ def _answered(
     """
     processes, mine = (world_size(), rank()) if shared else (1, 0)
     chunks = [range(start, min(start + chunk, len(records))) for start in range(0, len(records), chunk)]
-    for first in range(0, len(chunks), processes):
+    for first in tracked(range(0, len(chunks), processes), "records by the judge"):
         numbers = chunks[min(first + mine, len(chunks) - 1)]
         part = [records[n] for n in numbers]
         found = _ask(judge, part)
@@ -232,7 +233,8 @@ def measure_margins(
         whose truth varies; num_within: how many do.
     """
     found = np.zeros(truth.shape)
-    for row, (prompt, mine, others) in enumerate(zip(prompts, candidates, references, strict=True)):
+    rows_of = list(zip(prompts, candidates, references, strict=True))
+    for row, (prompt, mine, others) in enumerate(tracked(rows_of, "margins by the judge")):
         asked = [Comparison(prompt, x, r, criterion) for x in mine for r in others]
         found[row] = judge.judge(asked).margin.float().cpu().reshape(len(mine), -1).mean(1).numpy()
     within = [spearman(m, t) for m, t in zip(found, truth, strict=True) if np.ptp(t) > CLEAR]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.media import Media
+from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.rollout import sample
@@ -40,7 +41,7 @@ def draw(
     """`num` samples of every prompt, in order, `batch` pictures at a time; the noise depends on `rng` alone."""
     out: list[Media] = []
     flat = [p for p in prompts for _ in range(num)]
-    for start in range(0, len(flat), batch):
+    for start in tracked(range(0, len(flat), batch), "samples"):
         part = flat[start : start + batch]
         z = sample(generator, generator.condition(part), generator.noise(len(part), rng), num_steps)
         out += generator.decode(z)

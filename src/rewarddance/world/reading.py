@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rewarddance.world.detect import Detection, detect
 from rewarddance.world.render import Image
 from rewarddance.world.scene import Placed, Scene
+from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, OOD_STYLE, scene_is_trainable
 
 CLEAR = 0.6
 """Least colour share and least overlap with the best shape for an object to be named."""
@@ -29,3 +32,16 @@ def read_scene(image: Image) -> Scene | None:
         return None
     objects = (Placed(o.colour, o.shape, round(o.size), round(o.x), round(o.y)) for o in seen.objects)  # type: ignore[arg-type]
     return Scene(tuple(objects), styles.pop(), seen.background)  # type: ignore[arg-type]
+
+
+def shows_held_out(image: Image) -> bool:
+    """Does a picture show what no training may, by mistake or not: for pictures that a generator drew.
+
+    Beyond doubt: a kind, a style or a count that is held out, or a whole scene whose plain listing is.
+    """
+    clear = [o for o in detect(image).objects if _is_clear(o)]
+    counts = Counter((o.colour, o.shape) for o in clear)
+    if counts.keys() & OOD_KINDS or OOD_COUNT in counts.values() or any(o.style == OOD_STYLE for o in clear):
+        return True
+    scene = read_scene(image)
+    return scene is not None and not scene_is_trainable(scene)

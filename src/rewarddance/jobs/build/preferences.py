@@ -19,6 +19,7 @@ from rewarddance.world.corrupt import damage_randomly, edit_scene
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
 from rewarddance.world.oracle import judge
 from rewarddance.world.raters import Rater, crowd, utility
+from rewarddance.world.reading import shows_held_out
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import place, sample_spec
 from rewarddance.world.scene import Scene, Spec
@@ -53,6 +54,10 @@ class PreferencesConfig(Config):
     num_raters: int = 8
     votes: int = 5
     """Raters who see each pair; its label is the mean of their choices (1, 0 or 0.5 each)."""
+
+
+LEAST_PICTURES = 2
+"""Of a record."""
 
 
 def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
@@ -111,7 +116,8 @@ def embedded_records(
 ) -> Iterator[PreferenceRecord]:
     """Records `first` to `last` one by one, the generator's first; without `draw` all are rendered.
 
-    Every record is a pure function of the seed, its index and what the generator draws.
+    Every record is a pure function of the seed, its index and what the generator draws. Of the training split's
+    pictures those that show what is held out are left out; where fewer than `LEAST_PICTURES` remain, renders stand in.
     """
     from_generator = int(config.num_prompts * config.generator_share) if draw else 0
     raters, chunk = crowd(config.num_raters, config.seed), 64
@@ -127,6 +133,8 @@ def embedded_records(
             seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
             previews = config.split == "train" and stream(seed, "previews").random() < config.preview_share
             pictures = dict(zip(drawn, draw(prompts[: len(drawn)], config.pictures, seed, previews), strict=True))
+        if config.split == "train":
+            pictures = {i: kept for i, found in pictures.items() if len(kept := _trainable(found)) >= LEAST_PICTURES}
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
@@ -136,6 +144,10 @@ def embedded_records(
                 images = [*own, *corrupted_pictures(spec, coins, config.pictures - len(own), train=True)]
                 source = "mixed"
             yield _record(config, i, prompt, spec, images, source, raters, rng)
+
+
+def _trainable(pictures: Sequence[Image]) -> list[Image]:
+    return [x for x in pictures if not shows_held_out(x)]
 
 
 def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
