@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import re
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,11 +15,15 @@ from PIL import Image
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
-from rewarddance.jobs.rationales import OracleTeacher, Told, add_rationales, outcome_of
+from rewarddance.jobs.rationales import RIGHT, OracleTeacher, Told, add_rationales, outcome_of
 from rewarddance.jobs.teacher_http import HttpTeacher, read_answer
-from rewarddance.world.grammar import parse
+from rewarddance.world.corrupt import edit_scene
+from rewarddance.world.grammar import parse, phrase
+from rewarddance.world.oracle import judge
 from rewarddance.world.render import render
+from rewarddance.world.sampling import sample_pair
 from rewarddance.world.scene import Placed, Scene
 
 
@@ -47,6 +53,42 @@ def test_the_oracle_tells_what_is_wrong_and_disagreement_is_counted(folder, tmp_
     assert listed == [{"id": "r5", "choice": "row 6 choice 1", "outcome": "disagrees"}]
     swapped = table[0].comparisons(both_orders=True)[1]
     assert swapped.rationale.startswith("the reference matches the prompt and the candidate has")
+
+
+def test_an_oracles_reasons_are_of_the_criterion_and_on_the_verdicts_side():
+    """Every reason that is given counts fewer faults of the better picture, by the criterion that was asked about."""
+    rng, told = stream(0, "reasons"), []
+    for criterion in ("fidelity", "style", "composition"):
+        for _ in range(60):
+            spec, scene = sample_pair(rng)
+            media = [Media.from_numpy(render(edit_scene(scene, rng))) for _ in range(2)]
+            said = OracleTeacher().tell(phrase(spec), *media, criterion)
+            values = [judge(m.to_numpy(), spec)[criterion] for m in media]
+            if said.better is None:
+                assert said.problem in ("tie", "refused")
+                continue
+            told.append(criterion)
+            assert said.better == (values[0] > values[1])
+            first, second = re.fullmatch("the candidate (.*) and the reference (.*)", said.reason).groups()
+            faults = [0 if RIGHT[criterion] in x else x.count(" and ") + 1 for x in (first, second)]
+            assert (faults[0] < faults[1]) == said.better
+    assert min(Counter(told)[c] for c in ("fidelity", "style", "composition")) >= 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "criterion"), [("a dog", "fidelity"), ("flat drawing of a red circle on white", "novelty")]
+)
+def test_what_the_oracle_cannot_explain_is_refused_by_name(prompt, criterion):
+    media = [Media(torch.full((1, 3, 48, 48), x)) for x in (0.2, 0.8)]
+    assert OracleTeacher().tell(prompt, *media, criterion).problem == "refused"
+
+
+def test_a_teacher_is_asked_by_the_words_of_your_own_criteria(server):
+    media = [Media(torch.full((1, 3, 8, 8), x)) for x in (0.2, 0.8)]
+    with pytest.raises(InputError, match="no words to ask a teacher by"):
+        teacher(server).tell("a dog", *media, "calm")
+    assert teacher(server, instructions={"calm": "prefer the calmer picture."}).tell("a dog", *media, "calm").better
+    assert "Prefer the calmer picture." in server.asked[0][2]["messages"][0]["content"][0]["text"]
 
 
 def reply(text, **more):

@@ -13,7 +13,7 @@ import torch
 from small_runs import reward_config
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
-from rewarddance.core.errors import JudgementError, RunError
+from rewarddance.core.errors import InputError, JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import StuckLoss
@@ -375,6 +375,15 @@ def test_controls_and_reference_kinds_run(algorithm, kind, pipeline_folder, trai
 def test_a_judge_trained_to_compare_does_not_judge_a_picture_alone(trained, pictures):
     with pytest.raises(JudgementError, match="trained to compare"):
         load_judge(trained).judge([Comparison("a red circle", pictures[0])])
+
+
+def test_early_stopping_by_pairs_that_are_all_ties_says_so(vlm_folder, data_folder, quick, tmp_path):
+    records = RecordTable.open(data_folder / "train.parquet")
+    ties = [replace(r, choices=(Choice(0, 1, 0.5),), truth=None) for r in records[:3]]
+    config = reward_config(vlm_folder, data_folder, quick, num_steps=2, validate_every=1)
+    config = config.model_copy(update={"patience": 2})
+    with pytest.raises(InputError, match=r"patience: no pair of id/accuracy is decided"):
+        train_judge(config, load_backbone(vlm_folder), records, {"id": ties}, tmp_path / "run")
 
 
 def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, tmp_path, monkeypatch):

@@ -117,6 +117,19 @@ def _of_another_kind(folder):
     (folder / "config.json").write_text('{"model_type": "bert"}')
 
 
+def _without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def _of_half_its_weights(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def _of_half_a_config(folder):
+    (folder / "config.json").write_text('{"model_type": "internvl"')
+
+
 def test_training_on_from_a_judge_that_knows_another_question_says_so(vlm_folder):
     assert asked_otherwise(RewardConfig(backbone=str(vlm_folder))) is None
     names = load_judge("tiny").spec.context.names
@@ -139,11 +152,12 @@ def test_the_generative_judge_without_a_reference_is_the_pointwise_one(context):
     [
         ("bradley_terry", "none", "bradley_terry learns from comparisons"),
         ("regression", "best_of_n", "regression looks at one picture"),
+        ("regression", "random", "label_smoothing draws choices towards a tie"),
     ],
 )
 def test_paradigms_that_have_no_use_for_a_reference_say_so(paradigm, reference, message):
     with pytest.raises(ValueError, match=message):
-        RewardConfig(paradigm=paradigm, context={"reference": reference})
+        RewardConfig(paradigm=paradigm, context={"reference": reference}, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +166,11 @@ def test_paradigms_that_have_no_use_for_a_reference_say_so(paradigm, reference, 
         (_without_template, "no chat template; put a chat_template.jinja beside"),
         (_that_splits_yes, "splits the answer word 'yes' into 2 tokens; choose another"),
         (_of_another_kind, "architecture 'bert' is not supported; known: 'internvl'"),
+        (_without_weights, "backbone: cannot be loaded"),
+        (_of_half_its_weights, "backbone: cannot be loaded"),
+        (_of_half_a_config, "config.json is not JSON of a model"),
     ],
-    ids=["template", "yes", "architecture"],
+    ids=["template", "yes", "architecture", "no weights", "half its weights", "half a config"],
 )
 def test_a_backbone_folder_that_cannot_judge_is_refused_before_anything_is_trained(
     spoil, message, vlm_folder, data_folder, quick, tmp_path

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
+from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
 from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.generative import GenerativeJudge
-from rewarddance.reward.layouts import dialogs_of, orders
+from rewarddance.reward.layouts import _Lists, dialogs_of, orders
 from rewarddance.vlm.engine import Answers, Engine
 
 PROMPT = "a red circle"
@@ -75,6 +76,41 @@ def test_listwise_contexts_hold_no_more_than_they_may(pictures):
         assert len(shown(d)) <= 3
         assert any(m is c.candidate for m in shown(d))
         assert c.prompt in d[0]
+
+
+def placed_plainly(context, comparisons):
+    """Of the lists of a prompt the one that lacks fewest of the two pictures and has room, the first of such."""
+    lists = [[]]
+    for c in comparisons:
+        pair = (c.reference, c.candidate)
+        for pictures in sorted(lists, key=lambda known: sum(not any(x is m for m in known) for x in pair)):
+            new = [x for x in pair if not any(x is m for m in pictures)]
+            if len(pictures) + len(new) <= context.max_pictures:
+                pictures += new
+                break
+        else:
+            lists.append(list(pair))
+    return sorted([m.key for m in pictures] for pictures in lists)
+
+
+def test_places_are_found_at_once_as_by_looking_at_every_list():
+    rng = torch.Generator().manual_seed(0)
+    media = [Media(torch.rand(1, 3, 4, 4, generator=rng)) for _ in range(14)]
+    for most in (2, 3, 5):
+        context = Context(layout="listwise", max_pictures=most)
+        drawn = torch.randint(14, (300, 2), generator=rng).tolist()
+        asked = [Comparison(PROMPT, media[a], media[b], "fidelity") for a, b in drawn if a != b]
+        found = {tuple(m.key for m in shown(d)) for d in dialogs_of(context, asked)}
+        assert sorted(map(list, found)) == placed_plainly(context, asked)
+
+
+def test_a_long_list_is_laid_out_in_time_that_grows_with_it():
+    media = [Media(torch.zeros(1, 3, 4, 4)) for _ in range(4001)]
+    lists = _Lists(8)
+    for m in media[1:]:
+        lists.of((media[0], m))
+    assert sum(len(x) for x in lists.lists) < 1.2 * len(media)
+    assert all(len(known) <= 1 for known in lists.open_homes.values())
 
 
 def test_orders_are_permutations():

@@ -13,13 +13,30 @@ from rewarddance.core.types import Verdict
 from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.objective import reward_step
-from rewarddance.reward.paradigms import gaussian_margin, losses, questions, rao_kupper_loss
+from rewarddance.reward.paradigms import (
+    gaussian_margin,
+    losses,
+    questions,
+    rao_kupper_loss,
+    with_ties,
+    without_ties,
+)
 
 
 @pytest.fixture
 def record(pictures):
     choices = (Choice(0, 1, 1.0), Choice(1, 2, 1.0), Choice(2, 0, 0.0), Choice(0, 1, 0.5))
     return PreferenceRecord("r", "a red circle", tuple(pictures[:3]), choices, "fidelity", ratings=(4.5, 3.0, 1.5))
+
+
+def test_a_margin_with_ties_is_win_and_half_of_tie_and_can_be_taken_back():
+    d, k = torch.linspace(-30, 30, 121, dtype=torch.float64), 5.0
+    win, loss = torch.sigmoid(d - math.log(k)), torch.sigmoid(-d - math.log(k))
+    torch.testing.assert_close(torch.sigmoid(with_ties(d, k)), win + (1 - win - loss) / 2)
+    torch.testing.assert_close(without_ties(with_ties(d, k), k), d)
+    start = torch.zeros(1, requires_grad=True)  # where every head begins
+    losses("bradley_terry_ties", Verdict.from_margin(with_ties(start)), torch.ones(1)).sum().backward()
+    torch.testing.assert_close(start.grad, -torch.sigmoid(torch.tensor([math.log(k)])))
 
 
 def test_rao_kupper_probabilities_sum_to_one_and_match_the_formula():

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.jobs.load import find
+from rewarddance.jobs.load import find, load_backbone
+from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.patches import PatchPreprocessor
 from rewarddance.vlm.preprocess import processor_settings
 from rewarddance.vlm.presets import HUB, fetched, is_hub_name
@@ -35,10 +37,14 @@ def test_what_is_in_the_cache_is_found_and_what_cannot_be_had_is_said(tmp_path, 
         fetched("internvl3.5-38b")
 
 
-def test_sizes_that_are_not_shipped_are_named():
+def test_sizes_that_are_not_shipped_grow_from_the_one_that_is(pictures):
     assert find("tiny-2m", "vlm") == find("tiny", "vlm")
-    with pytest.raises(ConfigError, match="tiny-20m is not shipped"):
-        find("tiny-20m", "vlm")
+    small, large = load_backbone("tiny-2m"), load_backbone("tiny-20m")
+    sizes = [sum(p.numel() for p in b.module.parameters()) for b in (small, large)]
+    assert sizes[1] > 8 * sizes[0]
+    asked = [("image 1: ", pictures[0], "\nis there a red circle?")]
+    found = [Engine(b).answer_logits(asked, ("yes", "no")).logits for b in (small, large)]
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-4)
 
 
 def test_a_folder_that_says_nothing_of_its_pictures_is_refused(tmp_path):

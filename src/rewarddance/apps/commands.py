@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from rewarddance.apps.flags import Flags, need
+from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.progress import console
 
 
@@ -56,16 +56,17 @@ class DataBuild(Flags):
 
     out: Path
     """Folder to write."""
-    num_prompts: int = 9600
-    num_held_out: int = 128
+    num_prompts: Count = 9600
+    num_held_out: Count = 128
     """Prompts in each of the two held-out splits."""
-    pictures: int = 4
+    pictures: Annotated[int, Least(2)] = 4
     """Pictures of each prompt."""
     generator: str = "tiny"
     """Whose samples are judged beside renders; `none` for renders alone."""
     generator_share: float = 0.7
-    criterion: str = "fidelity"
-    votes: int = 5
+    criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
+    """What the raters judge by."""
+    votes: Count = 5
     """Simulated raters who see each pair; its label is their mean choice."""
     shuffle_labels: bool = False
     """Labels that know nothing, for the control."""
@@ -146,12 +147,14 @@ class DataRationales(Flags):
     """Its model."""
     key_env: str = "OPENAI_API_KEY"
     """Environment variable with the server's key; not needed where it is unset."""
-    workers: int = 8
+    workers: Count = 8
     """Questions under way at once."""
-    limit: int | None = None
+    limit: SomeCount = None
     """Ask about this many choices only."""
     price: tuple[float, float] = (0.0, 0.0)
     """Of a million tokens read and written, for the cost count."""
+    instructions: dict[str, str] = field(default_factory=dict)
+    """Words for criteria of your own, as `train --context.instructions` takes them."""
 
     def run(self) -> None:
         from rewarddance.jobs.rationales import OracleTeacher, Teacher, add_rationales
@@ -161,7 +164,7 @@ class DataRationales(Flags):
         if self.url is not None and self.model is not None:
             from rewarddance.jobs.teacher_http import HttpTeacher
 
-            teacher = HttpTeacher(self.url, self.model, os.environ.get(self.key_env))
+            teacher = HttpTeacher(self.url, self.model, os.environ.get(self.key_env), instructions=self.instructions)
         workers = 1 if self.url is None else self.workers
         show(add_rationales(self.folder, teacher, self.out, limit=self.limit, workers=workers, price=self.price))
 
@@ -186,7 +189,7 @@ class Score(Flags):
     """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
     """Where to write one line a comparison when a data folder is scored."""
-    tiles: int | None = None
+    tiles: SomeCount = None
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
 
     def run(self) -> None:
@@ -220,7 +223,7 @@ class Rank(Flags):
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
-    tiles: int | None = None
+    tiles: SomeCount = None
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
 
     def run(self) -> None:
@@ -246,25 +249,25 @@ class Sample(Flags):
     prompt: str | None = None
     prompts: Path | None = None
     """A text file, one prompt a line, instead of --prompt."""
-    num: int = 4
+    num: Count = 4
     """Pictures of each prompt."""
     adapter: Path | None = None
     """A run folder of `rewarddance align`; what is not given of generator, num-steps, guidance, sample-batch, dtype
     and resolution is as that run had it."""
     generator: str | None = None
     """`tiny` (the default), or a local folder of a `StableDiffusion3Pipeline`."""
-    num_steps: int | None = None
+    num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 (the default) is off, which public checkpoints were not made for: they take
     about 4.5."""
-    sample_batch: int | None = None
+    sample_batch: SomeCount = None
     """Pictures sampled and decoded at once, 128 by default; 4 or so at 1024 pixels."""
     generator_dtype: Literal["fp32", "bf16"] | None = None
     """Of the generator's weights; fp32 by default."""
-    resolution: int | None = None
+    resolution: SomeCount = None
     """Side of the pictures in pixels; the checkpoint's own by default."""
-    best_of: int = 1
+    best_of: Count = 1
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""

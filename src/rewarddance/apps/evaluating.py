@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from rewarddance.apps.commands import show
-from rewarddance.apps.flags import Flags, need
+from rewarddance.apps.flags import Count, Flags, SomeCount, need
 
 _SAMPLING = {"num_steps", "guidance", "num_noises", "seed"}
 _TAKES: dict[str, set[str]] = {
@@ -54,13 +54,13 @@ class Evaluate(Flags):
     """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
     vlm: str | None = None
     """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
-    num_steps: int | None = None
+    num_steps: SomeCount = None
     """Sampling steps; a run's own, or 10 for --generator, when not given."""
     guidance: float | None = None
     """Classifier-free guidance scale; a run's own, or 1 (off) for --generator, when not given."""
-    num_noises: int = 4
+    num_noises: Count = 4
     """Fixed noises for each of the 240 prompts."""
-    every: int = 1
+    every: Count = 1
     """Take every n-th benchmark prompt."""
     seed: int = 0
 
@@ -136,7 +136,7 @@ def _vlm(asked: Evaluate) -> dict[str, Any]:
 
 
 def _judge_run(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.score import evaluate_judge
+    from rewarddance.jobs.judge_benchmark import evaluate_judge
 
     assert asked.run_folder is not None
     return evaluate_judge(asked.run_folder)

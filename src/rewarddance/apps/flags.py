@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 import tyro
+from pydantic import ValidationError
 
-from rewarddance.core.config import Config, load_recipe, merge, parse_config
+from rewarddance.core.config import Config, load_recipe, merge, parse_config, problems
 from rewarddance.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Least:
+    """Of a flag's number: the smallest that makes sense."""
+
+    value: float
+
+
+F = TypeVar("F", bound="Flags")
+Count = Annotated[int, Least(1)]
+SomeCount = Annotated[int | None, Least(1)]
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,8 @@ class Flags:
     def read(cls, program: str, args: list[str]) -> Self:
         """Parse flags; wrong usage prints help and exits with 2."""
         refuse_repeated(args)
-        return tyro.cli(cls, prog=program, args=args)
+        found: Self = tyro.cli(cls, prog=program, args=args)
+        return in_range(found, program)
 
     def given(self) -> set[str]:
         """Fields that are not at their defaults."""
@@ -27,6 +41,20 @@ class Flags:
 
     def run(self) -> None:
         raise NotImplementedError
+
+
+def in_range(found: F, program: str) -> F:
+    """The flags themselves.
+
+    Raises:
+        UsageError: a number is smaller than its `Least`.
+    """
+    for name, kind in get_type_hints(type(found), include_extras=True).items():
+        value = getattr(found, name)
+        for least in (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, Least)):
+            flag = f"{program.removeprefix('rewarddance ')}: --{name.replace('_', '-')}"
+            need(value is None or value >= least.value, f"{flag} {value}: needs {least.value:g} or more")
+    return found
 
 
 def refuse_repeated(args: list[str]) -> None:
@@ -60,7 +88,10 @@ def read_with_recipe(
     for f in fields(cls):
         if f.name != "config":
             values[f.name] = f.default if f.default is not MISSING else tyro.MISSING
-    return tyro.cli(cls, prog=program, args=args, default=cls(**values))
+    try:
+        return in_range(tyro.cli(cls, prog=program, args=args, default=cls(**values)), program)
+    except ValidationError as error:
+        raise UsageError(f"{program.removeprefix('rewarddance ')}: {problems(model, error)}") from None
 
 
 def need(condition: bool, message: str) -> None:

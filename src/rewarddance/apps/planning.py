@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from rich.table import Column, Table
 
-from rewarddance.apps.flags import Flags, need
+from rewarddance.apps.flags import Count, Flags, Least, need
 from rewarddance.core.progress import console
 
 
@@ -27,19 +27,19 @@ class PlanCommand(Flags):
     backbone: str
     """A size (tiny-2m ... tiny-200m, internvl3.5-1b ... 38b, qwen2.5-vl-3b ... 72b, qwen3-vl-2b ... 32b) or a local
     folder with a config.json."""
-    gpus: int = 1
+    gpus: Count = 1
     """Processes, one GPU each."""
     memory: str = "80GB"
     """Of one GPU."""
-    micro_batch: int = 4
+    micro_batch: Count = 4
     """Prompts in one pass; fewer are tried where it does not fit."""
-    pictures: int = 4
+    pictures: Annotated[int, Least(2)] = 4
     """Pictures of each prompt, all compared with each other in both orders."""
-    text_tokens: int = 96
+    text_tokens: Count = 96
     """Tokens of instruction, prompt and question."""
-    tiles: int = 1
+    tiles: Count = 1
     """InternVL: parts that a picture is cut into beside a view of the whole, as in `train`."""
-    side: int = 448
+    side: Count = 448
     """Qwen: side of the pictures in pixels."""
     json: bool = False
     """Print one JSON object instead of a table."""

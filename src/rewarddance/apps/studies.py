@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Flags, read_with_recipe
+from rewarddance.apps.flags import Count, Flags, Least, read_with_recipe
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.jobs.train_reward_config import RewardConfig
@@ -31,9 +31,9 @@ class StudyAlignment(Flags):
     """A judge trained with `rewarddance train --shuffle-labels`, for the arm `shuffled`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[Literal["refl", "sft", "shuffled"], ...] = ("refl", "sft", "shuffled")
-    num_noises: int = 4
+    num_noises: Count = 4
     """Fixed noises for each benchmark prompt."""
-    every: int = 1
+    every: Count = 1
     """Take every n-th of the 240 benchmark prompts."""
 
     @classmethod
@@ -151,9 +151,9 @@ class StudyOracle(Flags):
     Example: rewarddance study oracle
     """
 
-    every: int = 2
+    every: Count = 2
     """Take every n-th benchmark prompt."""
-    num: int = 8
+    num: Annotated[int, Least(2)] = 8
     """Pictures of each prompt."""
     seed: int = 0
 

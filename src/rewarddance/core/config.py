@@ -44,15 +44,22 @@ def parse_config(model: type[M], values: Mapping[str, Any], source: str = "confi
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problems = []
-        for e in error.errors():
-            where = ".".join(str(part) for part in e["loc"])
-            if e["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(e["loc"][-1]), _field_names(model, e["loc"][:-1]), 1, 0.5)
-                problems.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-            else:
-                problems.append(f"{where}: {e['msg'].lower()} (got {e['input']!r})")
-        raise ConfigError(f"{source}: {'; '.join(problems)}") from None
+        raise ConfigError(f"{source}: {problems(model, error)}") from None
+
+
+def problems(model: type[BaseModel], error: ValidationError) -> str:
+    """What pydantic found wrong, in one line."""
+    found = []
+    for e in error.errors():
+        where = ".".join(str(part) for part in e["loc"])
+        if e["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(e["loc"][-1]), _field_names(model, e["loc"][:-1]), 1, 0.5)
+            found.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif e["type"] == "value_error":  # of several keys together, in words of our own
+            found.append(str(e["ctx"]["error"]))
+        else:
+            found.append(f"{where}: {e['msg'].lower()} (got {e['input']!r})")
+    return "; ".join(found)
 
 
 def differing(
@@ -76,16 +83,17 @@ def differing(
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a YAML recipe as a mapping. `recipes/...` that is not in the working folder is looked for in the package.
+    """Read a YAML recipe as a mapping.
+
+    `recipes/...` that is not in the working folder is looked for in the package, or in the checkout that runs.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.
     """
-    shipped = Path(__file__).parents[1] / path
+    package = Path(__file__).parents[1]
+    places = [Path(path), package / path, package.parents[1] / path]
     try:
-        content = yaml.safe_load(
-            (shipped if shipped.is_file() and not Path(path).is_file() else Path(path)).read_text()
-        )
+        content = yaml.safe_load(next((p for p in places if p.is_file()), places[0]).read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe ({error.strerror})") from None
     except yaml.YAMLError as error:

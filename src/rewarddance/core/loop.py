@@ -19,7 +19,7 @@ from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimiz
 from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
-from rewarddance.core.parallel import any_of, is_leader, wait_for_all
+from rewarddance.core.parallel import any_of, is_leader, of_every_process, rank, wait_for_all
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import is_sharded, whole
@@ -120,15 +120,17 @@ class Loop:
         self.keep: Callable[[], None] | None = None
         """Called before a checkpoint is written, to put the algorithm's state into `extra` and `extra_tensors`."""
         self.seconds = 0.0
+        self.about = ""
+        """What the step was about, in words, for errors: an algorithm that knows says so."""
 
     def save(self) -> None:
         """Write a checkpoint. Every data-parallel process calls it."""
         if self.keep is not None:
             self.keep()
         tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
-        tensors["rng/torch"] = torch.get_rng_state()
+        tensors["rng/torch"] = of_every_process(torch.get_rng_state())
         if torch.cuda.is_available():
-            tensors["rng/cuda"] = torch.cuda.get_rng_state()
+            tensors["rng/cuda"] = of_every_process(torch.cuda.get_rng_state())
         if self.ema is not None:
             tensors |= {f"ema/{k}": v for k, v in self.ema.shadow.items()}
         groups = []
@@ -165,9 +167,9 @@ class Loop:
             self.ema.shadow = {k: v.to(self.parameters[k].device) for k, v in found.part("ema").items()}
         for i, (optimizer, groups) in enumerate(zip(self.optimizers, found.state["groups"], strict=True)):
             load_optimizer(optimizer, found.part(f"optim{i}"), groups)
-        torch.set_rng_state(found.tensors["rng/torch"])
+        torch.set_rng_state(_own(found.tensors["rng/torch"]))
         if torch.cuda.is_available() and "rng/cuda" in found.tensors:
-            torch.cuda.set_rng_state(found.tensors["rng/cuda"])
+            torch.cuda.set_rng_state(_own(found.tensors["rng/cuda"]))
         self.step, self.extra, self.seconds = found.step, found.state["extra"], found.state["seconds"]
         self.extra_tensors = found.part("extra")
         self._forget_after(self.step)
@@ -194,10 +196,9 @@ class Loop:
         rate = learning_rate(self.optim, self.step, self.config.num_steps)
         norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
         if not torch.isfinite(norm):
+            where = f"step {self.step}" + (f" ({self.about})" if self.about else "")
             kept = f"{self.folder.path} keeps its last checkpoint"
-            raise RunError(
-                f"step {self.step}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume"
-            )
+            raise RunError(f"{where}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -291,3 +292,8 @@ class Loop:
                     f"{self.folder.path}: {reason} at step {self.step} of {cfg.num_steps}; resume goes on"
                 )
         return "finished"
+
+
+def _own(states: Tensor) -> Tensor:
+    """This process's random state of those of all, (processes, S); of another number of them a neighbour's."""
+    return states[rank() % len(states)] if states.ndim == 2 else states

@@ -81,6 +81,12 @@ def everyones(found: dict[K, V]) -> dict[K, V]:
     return {k: v for part in parts if part for k, v in part.items()}
 
 
+def of_every_process(state: Tensor) -> Tensor:
+    """States of all processes, one below the other, (processes, ...); on the CPU."""
+    told = everyones({rank(): state.cpu()})
+    return torch.stack([told[i] for i in sorted(told)])
+
+
 def together(work: Callable[[], V], kind: type[Exception]) -> V:
     """The result of `work`; where it raises `kind` in any process it does in all, so that none waits for another.
 

@@ -14,7 +14,7 @@ from rewarddance.core.device import autocast
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
-from rewarddance.core.runs import RunFolder
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import read_seen
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
@@ -123,3 +123,11 @@ def _ceiling(prompts: Sequence[str], references: Sequence[Sequence[Media]], trut
     """What a judge would reach whose margin is exactly the difference to the references' mean fidelity."""
     level = np.array([np.mean([gold(p, m) for m in row]) for p, row in zip(prompts, references, strict=True)])
     return spearman((truth - level[:, None]).ravel(), truth.ravel())
+
+
+def evaluate_judge(run: Path) -> dict[str, Any]:
+    """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
+    config = RunFolder(run).read()["config"]
+    found = measure_on_data(run, run / "data" if config["data"] == "embedded" else Path(config["data"]))
+    write_json(run / "evaluation.json", found)
+    return found

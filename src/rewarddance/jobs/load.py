@@ -11,19 +11,23 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.protocols import Tunable
-from rewarddance.generator.families import load_generator_folder
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge, load_judge_folder
 from rewarddance.vlm.backbone import Backbone, load_backbone_folder
+from rewarddance.vlm.grow import grow
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.presets import HUB, fetched, is_hub_name
+from rewarddance.vlm.tiny import SIZES
 
 ASSETS = Path(__file__).parents[1] / "assets"
+SHIPPED_SIZE = "tiny-2m"
 _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
 
 
 def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
+
+    Larger sizes of the embedded VLM have the folder of the one that they are grown from.
 
     A VLM may also be a short name of a public one (`presets.HUB`; so may a judge, which is then the VLM asked as it is)
     or a name on the hub; it is downloaded once.
@@ -31,9 +35,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     Raises:
         ConfigError: no such folder, or nothing to be had from the hub.
     """
-    if kind == "vlm" and str(name) in ("tiny-20m", "tiny-200m"):
-        raise ConfigError(f"the embedded VLM of size {name} is not shipped; `rewarddance study sizes` trains it")
-    if str(name) == "tiny" or (kind == "vlm" and str(name) == "tiny-2m"):
+    if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES):
         folder = ASSETS / _EMBEDDED[kind]
         if not folder.is_dir():
             raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
@@ -51,8 +53,16 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 
 
 def load_backbone(name: str | Path = "tiny", device: str = "auto", dtype: Literal["fp32", "bf16"] = "fp32") -> Backbone:
-    """A VLM that has not been trained to judge."""
+    """A VLM that has not been trained to judge.
+
+    `tiny-20m` and `tiny-200m` are not shipped: they are the embedded one made wider and deeper (`vlm/grow.py`), which
+    know what it knows and no more until they are trained.
+    """
     backbone = load_backbone_folder(find(name, "vlm"), torch.bfloat16 if dtype == "bf16" else torch.float32)
+    if str(name) in SIZES and str(name) != SHIPPED_SIZE:
+        tokenizer = backbone.tokenizer
+        backbone = InternVLBackbone(grow(backbone.model, str(name), tokenizer).eval(), tokenizer, backbone.prepare)
+        backbone.module.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
     backbone.module.to(resolve_device(device))
     return backbone
 
@@ -127,6 +137,9 @@ def load_generator(
         dtype: of the frozen weights.
         resolution: side of its pictures in pixels; the checkpoint's own when None.
     """
+    # here, for diffusers takes seconds, which who loads a judge need not wait
+    from rewarddance.generator.families import load_generator_folder
+
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
     generator = load_generator_folder(find(name, "generator"), guidance, weights, resolution)
     if adapter is not None:

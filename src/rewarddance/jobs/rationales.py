@@ -57,26 +57,44 @@ class OracleTeacher:
     name = "oracle"
 
     def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
-        found = [oracle_judge(m.to_numpy(), prompt) for m in (candidate, reference)]
-        values = [j["fidelity" if criterion == "overall" else criterion] for j in found]
+        about = "fidelity" if criterion == "overall" else criterion
+        if about not in RIGHT:
+            return Told(None, f"the oracle has no reasons for {criterion}", "refused")
+        try:
+            found = [oracle_judge(m.to_numpy(), prompt) for m in (candidate, reference)]
+        except InputError as error:
+            return Told(None, str(error), "refused")
+        values = [j[about] for j in found]
         if values[0] == values[1]:
             return Told(None, problem="tie")
-        said = [_faults(j.reasons) for j in found]
-        return Told(values[0] > values[1], f"the candidate {said[0]} and the reference {said[1]}")
+        better, faults = values[0] > values[1], [_faults(j.reasons, about) for j in found]
+        winner, loser = faults if better else faults[::-1]
+        if len(winner) >= len(loser):  # shades of one fault: words would not say why, or say the opposite
+            return Told(None, "no fewer faults in the better one", "refused")
+        said = ["has " + " and ".join(f) if f else RIGHT[about] for f in faults]
+        return Told(better, f"the candidate {said[0]} and the reference {said[1]}")
 
 
-def _faults(reasons: Sequence[str]) -> str:
-    """An oracle's reasons as one clause; the parts that are right are not told."""
+RIGHT = {"fidelity": "matches the prompt", "style": "has the style", "composition": "keeps all rules of layout"}
+"""What is said of a picture without a fault, by criterion; the oracle's novelty is a distance, which has no faults."""
+
+
+def _faults(reasons: Sequence[str], criterion: str) -> list[str]:
+    """What an oracle's reasons say against a picture by one criterion; the parts that are right are not told."""
     parts = []
     for reason in reasons:
         what, _, state = reason.partition(": ")
-        if state == "missing" or reason == "nothing found":
+        if criterion == "composition":
+            parts += [f"broken {what}"] if state == "broken" else []
+        elif what.endswith(" style") != (criterion == "style"):
+            continue
+        elif state == "missing" or reason == "nothing found":
             parts.append(f"missing {what}" if state else "nothing found")
         elif what == "extra objects":
             parts.append("extra objects")
         elif state == "does not hold":
             parts.append(f"not {what}")
-    return "has " + " and ".join(parts) if parts else "matches the prompt"
+    return parts
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`rewarddance score`, and the evaluation of judge runs."""
+"""`rewarddance score`: one question, or every comparison of a data folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
-from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.judge_benchmark import measure_on_data
 from rewarddance.jobs.load import load_judge
 from rewarddance.reward.measure import measure_judge
 
@@ -30,9 +29,8 @@ def score_one(
     judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str | None, tiles: int | None = None
 ) -> dict[str, float]:
     """Reward and margin of one picture, against a reference where there is one."""
-    other = None if reference is None else Media.open(reference)
-    ready = load_judge(judge, tiles=tiles)
-    found = ready.judge([Comparison(prompt, Media.open(candidate), other, criterion)])
+    asked = Comparison(prompt, Media.open(candidate), None if reference is None else Media.open(reference), criterion)
+    found = load_judge(judge, tiles=tiles).judge([asked])
     out = {
         "reward": float(found.reward[0]),
         "margin": float(found.margin[0]),
@@ -50,6 +48,8 @@ def score_data(data: Path, judge: str, out: Path | None, tiles: int | None = Non
     """
     held_out = data / "id.parquet"
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: no folder {out.parent}")
     table = RecordTable.open(file)
     ready = load_judge(judge, tiles=tiles)
     with progress("scoring") as report, _lines(out) as write:
@@ -76,11 +76,3 @@ def _lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     with open(beside, "w") as file:
         yield lambda line: print(json.dumps(line), file=file)
     beside.replace(out)
-
-
-def evaluate_judge(run: Path) -> dict[str, Any]:
-    """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
-    config = RunFolder(run).read()["config"]
-    found = measure_on_data(run, run / "data" if config["data"] == "embedded" else Path(config["data"]))
-    write_json(run / "evaluation.json", found)
-    return found

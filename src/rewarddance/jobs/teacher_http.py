@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,7 @@ class HttpTeacher:
         key: sent as a bearer token where given.
         attempts: tries for one question; waits double from `wait` seconds on, or as the server says in Retry-After.
         max_side: larger pictures are sent smaller, pixels.
+        instructions: words for criteria of one's own, beside `context.INSTRUCTIONS`.
     """
 
     url: str
@@ -52,6 +54,7 @@ class HttpTeacher:
     timeout: float = 120.0
     max_tokens: int = 200
     max_side: int = 1024
+    instructions: Mapping[str, str] = field(default_factory=dict)
     client: httpx2.Client = field(init=False)
     _answered: bool = field(default=False, init=False)
     _turned_away: int = field(default=0, init=False)
@@ -68,9 +71,15 @@ class HttpTeacher:
         """The server's verdict and reason; a question that it turns away (a content filter, say) is refused.
 
         Raises:
-            InputError: the server refuses the request itself (address, key, model); asking on would not help.
+            InputError: the server refuses the request itself (address, key, model), or there are no words for the
+                criterion; asking on would not help.
         """
-        text = _QUESTION.format(instruction=INSTRUCTIONS.get(criterion, criterion).capitalize(), prompt=prompt)
+        words = {**INSTRUCTIONS, **self.instructions}
+        if criterion not in words:
+            raise InputError(
+                f"criterion {criterion!r}: no words to ask a teacher by; give --instructions {criterion!r} ..."
+            )
+        text = _QUESTION.format(instruction=words[criterion].capitalize(), prompt=prompt)
         content = [{"type": "text", "text": text}, _image(reference, self.max_side), _image(candidate, self.max_side)]
         body = {
             "model": self.model,

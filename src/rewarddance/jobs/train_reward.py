@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rewarddance.core.ahead import Ahead
 from rewarddance.core.device import resolve_device
-from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.memory import forget_peak, peak_resident_mib
 from rewarddance.core.monitors import StuckLoss
@@ -250,6 +250,7 @@ class JudgeRun:
             self.announce(warning)
             metrics["warning"] = warning
         self.loop.extra |= {"micro_batch": self.accumulate.size, "recent_losses": self.stuck.recent}
+        self.loop.about = "records " + ", ".join(r.record_id for r in batch)
         return metrics
 
     @torch.no_grad()
@@ -261,6 +262,8 @@ class JudgeRun:
             for name, records in self.validation.items():
                 figures = self.inside(partial(measure_judge, shared=True), self.judge, records)
                 metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            if patience and metrics[self.watched] is None:
+                raise InputError(f"patience: no pair of {self.watched} is decided; validate on data without ties")
             if patience and metrics[self.watched] > self.loop.extra.get("best", -1.0):
                 best = gathered(self.loop.parameters)
                 if is_leader():

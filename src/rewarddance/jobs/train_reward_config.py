@@ -28,7 +28,8 @@ class RewardConfig(Config):
     """What a judge is trained from, on and how."""
 
     backbone: str = "tiny"
-    """`tiny`, or a local folder of InternVL, Qwen2.5-VL or Qwen3-VL in Hugging Face layout."""
+    """`tiny` (`tiny-20m` and `tiny-200m` grow from it), a short name (`internvl3.5-8b`) or name on the hub, or a local
+    folder of InternVL, Qwen2.5-VL or Qwen3-VL in Hugging Face layout."""
     data: str = "embedded"
     """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
     paradigm: Paradigm = "generative_pairwise"
@@ -96,6 +97,8 @@ class RewardConfig(Config):
             raise ValueError(f"context.reference is for paradigms that compare; {self.paradigm} looks at one picture")
         if self.context.reference == "none" and not alone:
             raise ValueError(f"context.reference none: {self.paradigm} learns from comparisons; leave random")
+        if self.label_smoothing and self.paradigm == "regression":
+            raise ValueError("label_smoothing draws choices towards a tie; regression learns ratings, leave it 0")
         return self
 
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=30, schedule="cosine", ema_decay=0.99, weight_decay=0.01)

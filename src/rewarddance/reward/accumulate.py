@@ -22,6 +22,7 @@ from rewarddance.reward.context import Reference
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question, questions
 
+LOOK = "look at their pictures and labels"
 FIGURES = ("loss", "accuracy", "answer_mass", "margin", "margin_std", "verdict_loss", "coin_loss", "reason_logp")
 """Of `reward_step`; the last is there where reasons are learnt."""
 
@@ -93,6 +94,8 @@ class Accumulator:
     def _passes(self, records: Sequence[PreferenceRecord], asked: list[list[Question]], total: int) -> Tally:
         tally = Tally()
         starts = list(range(0, len(asked), self.size))
+        if self._sharded and any_of(not any(asked)):
+            raise RunError("a process has no comparison in this step; set prompts_per_step to the processes or more")
         idle = max_over_processes(len(starts)) - len(starts) if self._sharded else 0
         for i in [*starts, *[-1] * idle]:
             part = list(chain.from_iterable(asked[i : i + self.size] if i >= 0 else asked[:1]))
@@ -104,7 +107,7 @@ class Accumulator:
                     if not finite
                     else "another process's"
                 )
-                raise RunError(f"the loss is not a number in a pass of these records: {here}; look at their pictures")
+                raise RunError(f"the loss is not a number in a pass of these records: {here}; {LOOK}")
             if not finite:
                 raise RunError(self._blame(records[i : i + self.size], asked[i : i + self.size]))
             share = len(part) / total if i >= 0 else 0.0
@@ -124,4 +127,4 @@ class Accumulator:
             if not torch.isfinite(reward_step(self.judge, own, self.paradigm, self.smoothing)["loss"])
         ]
         named = ", ".join(bad[:5]) or "none alone, only together"
-        return f"the loss is not a number for {len(bad)} of {len(records)} records ({named}); look at their pictures"
+        return f"the loss is not a number for {len(bad)} of {len(records)} records ({named}); {LOOK}"

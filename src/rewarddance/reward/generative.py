@@ -70,7 +70,11 @@ class GenerativeJudge:
         return Verdict(logp[:, 0], logp[:, 1], found.mass.view(-1, k).mean(1))
 
     def _reasons(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
+        """What is written after each dialog, so many at once as the engine takes tokens in a pass."""
         most, found = self.context.max_reason_tokens, list[str]()
+        encoder = self.engine.backbone.encoder
+        longest = most + max(len(encoder.chat([("user", d)]).ids) for d in dialogs)
+        chunk = max(1, min(chunk, self.engine.budget // longest))
         starts = range(0, len(dialogs), chunk)
         # processes that share weights write together, so those with less to write do some of it twice
         calls = max_over_processes(len(starts)) if self.engine.lockstep else len(starts)

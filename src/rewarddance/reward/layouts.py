@@ -7,6 +7,7 @@ joins the places of the first one. Training shuffles its questions, so that plac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rewarddance.core.streams import stream
@@ -41,32 +42,60 @@ def _two_questions(context: Context, comparisons: Sequence[Comparison]) -> list[
 
 def _listwise(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
     """Comparisons of one prompt and criterion fill a context with their pictures until it is full."""
-    lists: dict[tuple[str, str | None], list[list[Media]]] = {}
+    lists: dict[tuple[str, str | None], _Lists] = {}
     chosen: list[list[Media] | None] = []
     for c in comparisons:
         if c.reference is None:
             chosen.append(None)
             continue
-        known = lists.setdefault((c.prompt, c.criterion), [[]])
-        chosen.append(_place(known, (c.reference, c.candidate), context.max_pictures))
+        known = lists.setdefault((c.prompt, c.criterion), _Lists(context.max_pictures))
+        chosen.append(known.of((c.reference, c.candidate)))
     return [
         context.render(c) if pictures is None else context.render_listed(c, pictures)
         for c, pictures in zip(comparisons, chosen, strict=True)
     ]
 
 
-def _place(lists: list[list[Media]], pair: Sequence[Media], most: int) -> list[Media]:
-    """A list that holds both pictures, or room for them; a new one where there is none."""
+@dataclass
+class _Lists:
+    """Pictures in lists of `most` at most; a pair joins the first list that lacks fewest of its pictures.
 
-    def missing(pictures: list[Media]) -> list[Media]:
-        return [x for x in pair if not any(x is m for m in pictures)]
+    Attributes:
+        homes: of every picture (by identity) the lists that hold it; `open_homes` those of them with room.
+    """
 
-    for pictures in sorted(lists, key=lambda known: len(missing(known))):
-        if len(pictures) + len(missing(pictures)) <= most:
-            pictures += missing(pictures)
-            return pictures
-    lists.append(list(pair))
-    return lists[-1]
+    most: int
+    lists: list[list[Media]] = field(default_factory=list)
+    homes: dict[int, set[int]] = field(default_factory=dict)
+    open_homes: dict[int, list[int]] = field(default_factory=dict)
+    roomy: int = 0
+    """The first list that may have room for two more."""
+
+    def of(self, pair: tuple[Media, Media]) -> list[Media]:
+        a, b = (self.homes.get(id(m), set()) for m in pair)
+        place = min(a & b, default=None)
+        if place is None:
+            place = min((h for m in pair for h in self._with_room(m)), default=None)
+        if place is None:
+            place = self._for_two()
+        for media in pair:
+            if place not in self.homes.setdefault(id(media), set()):
+                self.lists[place].append(media)
+                self.homes[id(media)].add(place)
+                self.open_homes.setdefault(id(media), []).append(place)
+        return self.lists[place]
+
+    def _with_room(self, media: Media) -> list[int]:
+        found = [h for h in self.open_homes.get(id(media), ()) if len(self.lists[h]) < self.most]
+        self.open_homes[id(media)] = found  # a full list stays full
+        return found
+
+    def _for_two(self) -> int:
+        while self.roomy < len(self.lists) and len(self.lists[self.roomy]) + 2 > self.most:
+            self.roomy += 1
+        if self.roomy == len(self.lists):
+            self.lists.append([])
+        return self.roomy
 
 
 def orders(num: int, permutations: int) -> list[list[int]]:

@@ -111,13 +111,13 @@ def losses(paradigm: Paradigm, verdict: Verdict, targets: Tensor, smoothing: flo
     if paradigm == "regression":
         return (verdict.margin - targets) ** 2
     if paradigm == "bradley_terry_ties":
-        return rao_kupper_loss(verdict.margin, targets * (1 - smoothing) + 0.5 * smoothing)
+        return rao_kupper_loss(without_ties(verdict.margin), targets * (1 - smoothing) + 0.5 * smoothing)
     y = targets * (1 - smoothing) + 0.5 * smoothing
     return -(y * verdict.logp_yes + (1 - y) * verdict.logp_no)
 
 
 def rao_kupper_loss(margin: Tensor, targets: Tensor, k: float = TIE_STRENGTH) -> Tensor:
-    """Bradley-Terry with ties (Rao and Kupper 1967), (N,).
+    """Bradley-Terry with ties (Rao and Kupper 1967) of a difference of scores m, (N,).
 
     -log P(win) = -log s(m - ln k); -log P(loss) = -log s(-m - ln k);
     -log P(tie) = -log s(m - ln k) - log s(-m - ln k) - ln(k^2 - 1).
@@ -128,6 +128,21 @@ def rao_kupper_loss(margin: Tensor, targets: Tensor, k: float = TIE_STRENGTH) ->
     tie = win + loss - math.log(k**2 - 1)
     sure = (2 * targets - 1).clamp(-1, 1)
     return sure.clamp(min=0) * win + (-sure).clamp(min=0) * loss + (1 - sure.abs()) * tie
+
+
+def with_ties(difference: Tensor, k: float = TIE_STRENGTH) -> Tensor:
+    """Log-odds of P(win) + P(tie) / 2 in the model of `rao_kupper_loss`, from a difference of scores d, (N,).
+
+    P(win) - P(loss) = sinh d / (cosh d + c) with c = cosh ln k, so the odds are (e^d + c) / (e^-d + c).
+    """
+    c = torch.full_like(difference, math.log((k + 1 / k) / 2))
+    return torch.logaddexp(difference, c) - torch.logaddexp(-difference, c)
+
+
+def without_ties(margin: Tensor, k: float = TIE_STRENGTH) -> Tensor:
+    """The difference of scores that `with_ties` made a margin of, (N,): d = m / 2 + asinh(c sinh(m / 2))."""
+    c = (k + 1 / k) / 2
+    return margin / 2 + (c * (margin / 2).sinh()).asinh()
 
 
 def gaussian_margin(mean: Tensor, variance: Tensor) -> Tensor:

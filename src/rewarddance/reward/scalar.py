@@ -2,7 +2,7 @@
 
 `bradley_terry`, `bradley_terry_ties` and `ranking` have one output, `uncertainty` a mean and a log standard
 deviation (HPSv3, arXiv 2508.03789), `regression` one output for every criterion. P(a better than b) is
-sigmoid(s(a) - s(b)); with uncertainty its mean over both scores' distributions.
+sigmoid(s(a) - s(b)); with uncertainty its mean over both scores' distributions; with ties P(win) + P(tie) / 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.context import UNNAMED, Context
-from rewarddance.reward.paradigms import gaussian_margin
+from rewarddance.reward.paradigms import gaussian_margin, with_ties
 from rewarddance.vlm.engine import Engine
 
 MIDDLE_RATING = 3.0
@@ -79,6 +79,9 @@ class ScalarJudge:
         found = self.outputs(asked)
         mean = torch.cat([found[:, 0], found.new_zeros(1)])
         difference = mean[first] - mean[second]
+        if self.paradigm == "bradley_terry_ties":
+            alone = torch.tensor([c.reference is None for c in comparisons], device=difference.device)
+            return Verdict.from_margin(torch.where(alone, difference, with_ties(difference)))
         if self.paradigm != "uncertainty":
             return Verdict.from_margin(difference)
         sigma = found[:, 1].clamp(MIN_LOG_SIGMA, MAX_LOG_SIGMA).exp()

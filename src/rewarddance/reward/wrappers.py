@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rewarddance.core.errors import InputError
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 
 
@@ -24,7 +25,7 @@ class Symmetrised:
         if not any(paired):
             return self.inner.judge(comparisons)
         if not all(paired):
-            raise ValueError("pairwise and pointwise comparisons in one call; ask them apart")
+            raise InputError("pairwise and pointwise comparisons in one call; ask them apart")
         n = len(comparisons)
         both = self.inner.judge([*comparisons, *(c.swapped() for c in comparisons)])
         forward, backward = both.margin[:n], both.margin[n:]

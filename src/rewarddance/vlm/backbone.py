@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -68,7 +69,7 @@ class Backbone(ABC):
         Raises:
             ConfigError: more than one, of a model that takes pictures of any size as they are.
         """
-        if most > 1:
+        if most != 1:
             raise ConfigError(
                 f"tiles: {self.model.config.model_type} sees pictures whole, whatever their size; leave 1"
             )
@@ -197,7 +198,10 @@ def open_config(folder: str | Path, known: Sequence[str]) -> Any:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no config.json; needs a folder in Hugging Face layout")
-    written = json.loads((folder / "config.json").read_text()).get("model_type")
+    try:
+        written = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (ValueError, AttributeError, OSError) as error:
+        raise ConfigError(f"{folder}: config.json is not JSON of a model ({error})") from None
     if written == "internvl_chat":
         raise ConfigError(
             f"{folder}: InternVL in its original layout, which runs code of its own; take the repository whose name "
@@ -228,4 +232,8 @@ def load_backbone_folder(folder: str | Path, dtype: torch.dtype = torch.float32)
         "qwen2_5_vl": QwenBackbone,
         "qwen3_vl": QwenBackbone,
     }
-    return kinds[open_config(folder, tuple(kinds)).model_type].load(folder, dtype)
+    kind = kinds[open_config(folder, tuple(kinds)).model_type]
+    try:
+        return kind.load(folder, dtype)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from rewarddance.core.errors import InputError
 from rewarddance.world.scene import (
     ARRANGEMENT_COUNT,
     ARRANGEMENTS,
@@ -30,7 +31,7 @@ _PLURAL = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPE
 _SINGULAR = {plural: shape for shape, plural in _PLURAL.items()}
 
 
-class PromptError(ValueError):
+class PromptError(InputError, ValueError):
     """The prompt is not a sentence of the embedded world."""
 
 
@@ -120,5 +121,10 @@ def parse(prompt: str) -> Spec:
     for frame in _FRAMES:
         found = frame.match(prompt)
         if found:
-            return _parse_body(found["body"], found["style"], found["background"])
+            try:
+                return _parse_body(found["body"], found["style"], found["background"])
+            except PromptError:
+                raise
+            except ValueError as error:  # a sentence, of something that cannot be
+                raise PromptError(f"{prompt!r}: {error}") from None
     raise PromptError(f"not a prompt of the embedded world: {prompt!r}; try {WORDINGS[0]!r}")

@@ -152,21 +152,25 @@ def _style(seen: Seen, spec: Spec) -> float:
     return sum(_named(o.style_fit, wanted) for o in seen.objects) / len(seen.objects)
 
 
-def _composition(seen: Seen) -> float:
-    """Mean of four rules: clear of the border, clear of one another, centred mass, even spacing."""
+RULES = ("margins", "overlap", "balance", "spacing")
+"""Of composition: clear of the border, clear of one another, centred mass, even spacing."""
+
+
+def _composition(seen: Seen) -> tuple[float, ...]:
+    """How far each of the `RULES` is kept, in [0, 1]; their mean is the criterion."""
     if not seen.objects:
-        return 0.0
+        return (0.0,) * len(RULES)
     margins = [min(*o.box[:2], CANVAS - o.box[2], CANVAS - o.box[3]) for o in seen.objects]
     clear = sum(_ramp(m, 0.0, 3.0) for m in margins) / len(margins)
     down, across = seen.coverage.sum(1), seen.coverage.sum(0)
     paint = max(float(down.sum()), 1e-6)
     balance = 1 - _ramp(math.hypot(float(down @ _TICKS) / paint, float(across @ _TICKS) / paint), 2.0, 20.0)
     if len(seen.objects) == 1:
-        return (clear + 1.0 + balance + 1.0) / 4
+        return clear, 1.0, balance, 1.0
     nearest = [min(_gap(a, b) for b in seen.objects if b is not a) for a in seen.objects]
     overlap = sum(_ramp(g, -1.0, 2.0) for g in nearest) / len(nearest)
     spacing = 1 - _ramp(max(nearest) - min(nearest), 2.0, 18.0)
-    return (clear + overlap + balance + spacing) / 4
+    return clear, overlap, balance, spacing
 
 
 _TICKS = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
@@ -228,7 +232,9 @@ def judge(image: Image, prompt: str | Spec) -> Judgement:
     fidelity, reasons = _fidelity(seen, spec)
     style = _style(seen, spec)
     reasons.append(f"{spec.style} style: {'found' if style > 0.5 else 'missing'}")
-    return Judgement(fidelity, style, _composition(seen), _novelty(seen), tuple(reasons))
+    rules = _composition(seen)
+    reasons += [f"{name}: {'kept' if kept > 0.5 else 'broken'}" for name, kept in zip(RULES, rules, strict=True)]
+    return Judgement(fidelity, style, sum(rules) / len(rules), _novelty(seen), tuple(reasons))
 
 
 def fidelity(image: Image, prompt: str | Spec) -> float:

@@ -45,7 +45,7 @@ class PreferencesConfig(Config):
     mixed_share: float = 0.0
     """Share of the generator's training records half of whose pictures are renders, so that a judge compares the two
     kinds with each other and margins against rendered references mean the same for every prompt."""
-    criterion: str = "fidelity"
+    criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
     overall_share: float = 0.2
     """Share of training records that raters judge overall (the weighted sum of all criteria) instead of by `criterion`,
     so that a judge answers both questions."""
