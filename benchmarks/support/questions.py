@@ -43,7 +43,7 @@ class Ours:
     scale = 1.0
 
     def __init__(self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool) -> None:
-        self.engine, self.train = Engine(backbone, budget=1 << 20), train
+        self.engine, self.train = Engine(backbone), train
         self.dialogs = dialogs_of(Context(layout=layout), asked)  # type: ignore[arg-type]
         self.rows = list(range(len(asked))) if layout == "strict" else []
 

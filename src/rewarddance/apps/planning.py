@@ -102,10 +102,10 @@ def _table(found: Any) -> Table:
 
 
 def _worth_showing(tried: Any) -> list[Any]:
-    """Of settings that differ in the size of a pass alone, the last one tried."""
+    """Of settings that differ in the size of a pass or in sharding alone, the last one tried, which takes least."""
     found: dict[Any, Any] = {}
     for setting, memory in tried:
-        found[setting.trained, setting.weights, setting.average, setting.shard, setting.checkpointing] = setting, memory
+        found[setting.trained, setting.weights, setting.average, setting.checkpointing] = setting, memory
     return list(found.values())
 
 

@@ -102,3 +102,17 @@ def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> I
     means = [x[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(x.mean()), float(low), float(high))
+
+
+def grouped_interval(values: Sequence[tuple[str, float]]) -> list[float]:
+    """95% bootstrap interval of the mean of (group, value) pairs; groups are drawn, with all that is theirs.
+
+    For pairs of pictures of one prompt, say: they share pictures, so prompts are the independent units.
+    """
+    place = {group: i for i, group in enumerate(sorted({g for g, _ in values}))}
+    sums = np.zeros((len(place), 2))
+    for group, value in values:
+        sums[place[group]] += (value, 1)
+    rows = stream(0, "measure-judge").integers(len(place), size=(1000, len(place)))
+    drawn = sums[rows].sum(1)
+    return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]

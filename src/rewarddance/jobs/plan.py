@@ -186,11 +186,11 @@ def parse_memory(text: str) -> float:
 def choices(gpus: int, records: int) -> Iterator[Setting]:
     """Settings from the one with the least given up to the one with the most."""
     base = Setting(records=records)
-    shards = [1] if gpus == 1 else [1, gpus]
+    shards = [n for n in range(1, gpus + 1) if gpus % n == 0]
     for trained in ("all", "language", "adapters"):
         for weights, average in (("fp32", True), ("fp32", False)) if trained != "adapters" else (("bf16", True),):
-            for shard in shards:
-                for checkpointing in (False, True):
+            for checkpointing in (False, True):
+                for shard in shards:
                     found = replace(
                         base,
                         shard=shard,

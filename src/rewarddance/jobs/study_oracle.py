@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rewarddance.core.device import autocast
 from rewarddance.core.preferences import all_pairs
 from rewarddance.core.progress import progress
+from rewarddance.core.statistics import grouped_interval
 from rewarddance.jobs.evaluate import gold
 from rewarddance.jobs.load import ASSETS, load_generator
 from rewarddance.jobs.reader import Reader
@@ -30,25 +31,30 @@ def study_oracle(*, every: int = 2, num: int = 8, num_steps: int = 10, seed: int
     """Agreement of order on pairs of one prompt's pictures that the oracle tells apart clearly.
 
     Returns:
-        agreement (share; equal second opinions count half), num_pairs, and agreement by category.
+        agreement (share; equal second opinions count half) with its 95% interval over prompts, num_pairs, and agreement
+        by category.
     """
     listed = benchmark_prompts()[::every]
     generator, reader = load_generator("tiny"), Reader.open(ASSETS / "reader-tiny")
     rng = torch.Generator().manual_seed(seed)
-    rights: dict[str, list[float]] = {}
+    rights: list[tuple[str, str, float]] = []
     with progress("oracle") as report, autocast(generator.device):
         for i, (category, prompt) in enumerate(listed, 1):
             media = draw(generator, [prompt], num, rng, num_steps)[0]
             first = np.array([gold(prompt, m) for m in media])
             second = reader.fidelity(parse(prompt), media)
-            rights.setdefault(category, []).extend(_agreements(first, second))
+            rights += [(category, prompt, right) for right in _agreements(first, second)]
             report(i, len(listed))
-    together = [r for own in rights.values() for r in own]
+    names = dict.fromkeys(c for c, _, _ in rights)
     return {
-        "agreement": float(np.mean(together)),
-        "num_pairs": len(together),
-        "categories": {c: {"agreement": float(np.mean(v)), "num_pairs": len(v)} for c, v in rights.items() if v},
+        **_share([(p, right) for _, p, right in rights]),
+        "categories": {c: _share([(p, right) for name, p, right in rights if name == c]) for c in names},
     }
+
+
+def _share(rights: list[tuple[str, float]]) -> dict[str, Any]:
+    mean = float(np.mean([right for _, right in rights]))
+    return {"agreement": mean, "agreement_ci": grouped_interval(rights), "num_pairs": len(rights)}
 
 
 def _agreements(first: NDArray[np.float64], second: NDArray[np.float64]) -> list[float]:

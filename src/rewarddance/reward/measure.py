@@ -17,6 +17,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.parallel import any_of, everyones, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord, all_pairs
 from rewarddance.core.progress import tracked
+from rewarddance.core.statistics import grouped_interval
 from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
@@ -118,16 +119,16 @@ def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
     pairs = [(e.prompt, v) for e in entries for v in e.pairs]
     out: dict[str, Any] = {"num_pairs": len(pairs) or len(choices)}
     out["label_accuracy"] = _share(choices)
-    out["label_accuracy_ci"] = _interval(choices) if choices else None
+    out["label_accuracy_ci"] = grouped_interval(choices) if choices else None
     out["accuracy"] = _share(pairs) if pairs else out["label_accuracy"]
-    out["accuracy_ci"] = _interval(pairs or choices) if pairs or choices else None
+    out["accuracy_ci"] = grouped_interval(pairs or choices) if pairs or choices else None
     for source in sorted({e.source for e in entries if e.pairs}):
         own = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
         out[f"accuracy_{source}"] = _share(own)
-        out[f"accuracy_{source}_ci"] = _interval(own)
+        out[f"accuracy_{source}_ci"] = grouped_interval(own)
     correlations = [(e.prompt, e.correlation) for e in entries if e.correlation is not None]
     out["spearman"] = _share(correlations)
-    out["spearman_ci"] = _interval(correlations) if correlations else None
+    out["spearman_ci"] = grouped_interval(correlations) if correlations else None
     out["answer_mass"] = _mean([e.mass for e in entries])
     out["disagreement"] = _mean([e.disagreement for e in entries])
     return out
@@ -200,17 +201,6 @@ def _turned(record: PreferenceRecord) -> NDArray[np.bool_]:
     """Whether the second picture of each pair is asked about as the candidate."""
     coins: NDArray[np.bool_] = stream(0, "sides", record.record_id).random(len(all_pairs(len(record.media)))) < 0.5
     return coins
-
-
-def _interval(rights: Sequence[tuple[str, float]]) -> list[float]:
-    """95% bootstrap interval of the mean of what is known by prompt; prompts are drawn, with all their records."""
-    place = {prompt: i for i, prompt in enumerate(sorted({p for p, _ in rights}))}
-    sums = np.zeros((len(place), 2))
-    for prompt, right in rights:
-        sums[place[prompt]] += (right, 1)
-    rows = stream(0, "measure-judge").integers(len(place), size=(1000, len(place)))
-    drawn = sums[rows].sum(1)
-    return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]
 
 
 @torch.no_grad()

@@ -56,8 +56,8 @@ class PreferencesConfig(Config):
     """Raters who see each pair; its label is the mean of their choices (1, 0 or 0.5 each)."""
 
 
-LEAST_PICTURES = 2
-"""Of a record."""
+LEAST_PICTURES, SPARE = 2, 1
+"""Of a record, and how many more the generator draws for training than are wanted."""
 
 
 def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
@@ -132,9 +132,11 @@ def embedded_records(
         if draw and drawn:
             seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
             previews = config.split == "train" and stream(seed, "previews").random() < config.preview_share
-            pictures = dict(zip(drawn, draw(prompts[: len(drawn)], config.pictures, seed, previews), strict=True))
+            num = config.pictures + (SPARE if config.split == "train" else 0)
+            pictures = dict(zip(drawn, draw(prompts[: len(drawn)], num, seed, previews), strict=True))
         if config.split == "train":
-            pictures = {i: kept for i, found in pictures.items() if len(kept := _trainable(found)) >= LEAST_PICTURES}
+            shown = {i: _trainable(found)[: config.pictures] for i, found in pictures.items()}
+            pictures = {i: kept for i, kept in shown.items() if len(kept) >= LEAST_PICTURES}
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
