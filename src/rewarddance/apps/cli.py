@@ -78,7 +78,7 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit status; wrong flags leave through SystemExit(2)."""
+    """Run a command line. Returns the exit status; `--help` leaves through SystemExit(0)."""
     try:
         status = _main(argv)
         sys.stdout.flush()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
@@ -30,9 +33,13 @@ class Flags:
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        """Parse flags; wrong usage prints help and exits with 2."""
+        """Parse flags.
+
+        Raises:
+            UsageError: in one line, what is wrong with them.
+        """
         refuse_repeated(args)
-        found: Self = tyro.cli(cls, prog=program, args=args)
+        found: Self = _parsed(cls, program, args)
         return in_range(found, program)
 
     def given(self) -> set[str]:
@@ -41,6 +48,33 @@ class Flags:
 
     def run(self) -> None:
         raise NotImplementedError
+
+
+def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
+    """What tyro makes of the flags; what it says of wrong ones in a box becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found: F = tyro.cli(cls, prog=program, args=args, **how)
+            return found
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(usage_line(said.getvalue(), program)) from None
+
+
+def usage_line(box: str, program: str) -> str:
+    """A box of tyro's, with a drawn frame or without, as one line: its first part, and the flag that was meant."""
+    lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()][1:]  # the first is a title
+    parts = [" ".join(part.split()) for part in re.split("[─-]{3,}", " ".join(lines)) if part.strip()]
+    first = re.sub(r"\s*(\[type=[^]]*\]|For further information visit \S+)", "", parts[0])
+    if first.startswith("Missing from"):
+        flags = re.findall(r"^(?:│ {5}| {6})(\S.*?)\s*│?$", box, re.MULTILINE)
+        first = "missing: " + ", ".join(f for f in flags if not f.startswith(program))
+    meant = next((p for p in parts if p.startswith("Perhaps you meant")), None)
+    near = re.search(r"--[\w.-]+", meant) if meant else None
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{first[:300]}{hint}; see {program} --help"
 
 
 def in_range(found: F, program: str) -> F:
@@ -89,7 +123,7 @@ def read_with_recipe(
         if f.name != "config":
             values[f.name] = f.default if f.default is not MISSING else tyro.MISSING
     try:
-        return in_range(tyro.cli(cls, prog=program, args=args, default=cls(**values)), program)
+        return in_range(_parsed(cls, program, args, default=cls(**values)), program)
     except ValidationError as error:
         raise UsageError(f"{program.removeprefix('rewarddance ')}: {problems(model, error)}") from None
 
