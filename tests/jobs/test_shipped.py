@@ -6,6 +6,7 @@ import torch
 
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.core.streams import stream
+from rewarddance.jobs.judge_benchmark import benchmark_judge
 from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.vlm_benchmark import describe
 from rewarddance.search.best_of_n import draw
@@ -65,3 +66,12 @@ def test_the_vlm_describes_what_it_sees(scenes):
             continue
         right += sorted(found.instances(), key=str) == sorted(spec.instances(), key=str)
     assert right / len(scenes) >= 0.7
+
+
+@pytest.mark.slow
+def test_the_judge_reaches_the_bars_that_its_page_says_it_reaches():
+    found = benchmark_judge("tiny", num_prompts=120, every=6)
+    own = found["id"]
+    assert own["accuracy_rendered"] >= 0.80
+    assert own["accuracy_generator"] >= 0.70
+    assert found["margins_right"]["within"] >= 0.45

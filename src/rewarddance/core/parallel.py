@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one another: the first one may build data for an hour meanwhile, which torch's own half
+hour would end. Where one dies, `torchrun` ends the others at once."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,7 +44,8 @@ def processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" now means this process's own
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield
     # Not after an error: leaving waits for the others, who may be waiting for us. `torchrun` ends them when we end.
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder
@@ -47,6 +48,8 @@ def build_assets(out: Path, only: Part = "all") -> None:
     if only in ("all", "vlm"):
         wait_for_all()
         vision, drawn = out / "vision" / "model" / "vision.safetensors", preferences / "train.parquet"
+        if not (preferences / "data.json").is_file():  # where it is, they are there or in the making
+            raise ConfigError(f"{preferences}: no preferences, whose pictures lessons ask about; build those first")
         _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
