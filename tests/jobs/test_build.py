@@ -14,6 +14,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.jobs.build import preferences
 from rewarddance.jobs.build.assets import ship
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
@@ -138,7 +139,8 @@ def test_preferences_follow_the_oracle_and_repeat(generator):
         assert all(1 <= r <= 5 for r in a.ratings)
 
 
-def test_mixed_records_hold_pictures_of_both_kinds_and_leave_the_others_alone(generator):
+def test_mixed_records_hold_pictures_of_both_kinds_and_leave_the_others_alone(generator, monkeypatch):
+    monkeypatch.setattr(preferences, "shows_held_out", lambda image: False)  # confetti shows anything
     plain = PreferencesConfig(num_prompts=6, pictures=4, generator_share=0.75)
     before, after = (
         list(embedded_records(c, generator_draw(generator, 4)))
