@@ -43,6 +43,7 @@ def pick(tmp_path):
         ('{"prompt": "a", "image_a": "a.png", "image_b": "./a.png", "label": "a"}', "the same picture twice"),
         (f'{{"prompt": "a", "images": ["a.png", "b.png"], "ranking": [1, {"9" * 400}]}}', "is not a number"),
         ("[" * 100_000, "not JSON"),
+        (GOOD.replace("circle", "circle \\ud83d"), "half of a character"),
         (GOOD.replace("b.png", "loop.png"), "loop"),
     ],
 )

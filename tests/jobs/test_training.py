@@ -1,16 +1,14 @@
 """Judge training and ReFL: golden trajectories, repetition, resume after a stop."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_runs import reward_config
+from small_runs import GOLDEN, Redness, check_golden, reward_config, same, trajectory
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.core.errors import InputError, JudgementError, RunError
@@ -29,26 +27,6 @@ from rewarddance.jobs.train_reward import train_judge
 from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def trajectory(folder, *keys):
-    rows = RunFolder(folder).metrics()
-    return {k: [m[k] for m in rows if k in m] for k in keys}
-
-
-def same(a, b, **tolerance):
-    for key in a:
-        assert a[key] == pytest.approx(b[key], **tolerance), key
-
-
-def check_golden(name, found, **tolerance):
-    """Compare with the committed file; REWARDDANCE_GOLDEN=write writes it."""
-    path = GOLDEN / f"{name}.json"
-    if os.environ.get("REWARDDANCE_GOLDEN") == "write":
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    same(found, json.loads(path.read_text()), **tolerance)
 
 
 def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n", every=2):
@@ -233,70 +211,6 @@ def test_a_judge_sees_large_pictures_in_the_parts_that_it_was_trained_on(vlm_fol
     asked = records[0].comparisons()
     assert judge.engine.backbone.prepare.tiles == 6
     assert not torch.equal(judge.judge(asked).margin, whole.judge(asked).margin)
-
-
-class Redness:
-    """A judge with a slope: redder is better, and a reference counts half."""
-
-    def __init__(self, sign=1.0):
-        self.sign = sign
-
-    def judge(self, comparisons):
-        def red(media):
-            return media.frames[:, 0].mean() - media.frames[:, 1:].mean()
-
-        gaps = torch.stack([red(c.candidate) - 0.5 * red(c.reference) for c in comparisons])
-        return Verdict.from_margin(self.sign * 8 * gaps)
-
-
-class Asked:
-    """The shipped judge, through the engine to pixels; or its opposite."""
-
-    def __init__(self, sign=1.0):
-        self.judge_, self.sign = load_judge("tiny", precision="fp32"), sign
-
-    def judge(self, comparisons):
-        return Verdict.from_margin(self.sign * self.judge_.judge(comparisons).margin)
-
-
-def redden(pipeline_folder, out, sign=1.0, num_steps=30, judge=Redness, **changes):
-    torch.manual_seed(0)
-    config = AlignConfig(
-        precision="fp32",
-        num_prompts=6,
-        batch_size=3,
-        lora_rank=4,
-        probe_prompts=3,
-        references=ReferenceConfig(num_candidates=2),
-        refl=ReflConfig(num_steps=4, **changes),
-        optim=OptimConfig(lr=2e-3, ema_decay=0.9),
-        loop=LoopConfig(num_steps=num_steps, validate_every=10),
-    )
-    align_generator(config, Sd3Generator.load(pipeline_folder), judge(sign), out)
-    return trajectory(out, "loss", "grad_norm", "reward", "kl")
-
-
-def test_refl_follows_the_golden_trajectory(pipeline_folder, tmp_path):
-    found = redden(pipeline_folder, tmp_path / "run")
-    check_golden("refl", found, rel=2e-2)
-    assert found["kl"][0] == 0
-    assert found["kl"][-1] > 0
-
-
-def test_refl_through_the_judges_engine_follows_the_golden_trajectory(pipeline_folder, tmp_path):
-    found = redden(pipeline_folder, tmp_path / "run", judge=Asked)
-    check_golden("refl_judge", found, rel=2e-2, abs=1e-4)
-    opposite = redden(pipeline_folder, tmp_path / "opposite", num_steps=6, judge=Asked, sign=-1.0)
-    with pytest.raises(AssertionError):
-        same(opposite, {k: v[:6] for k, v in found.items()}, rel=2e-2, abs=1e-4)
-
-
-@pytest.mark.parametrize("change", [{"sign": -1.0}, {"kl_weight": 2.0}, {"kl_noise": 0.6}, {"loss": "margin"}])
-def test_the_golden_trajectory_catches_a_changed_sign_or_scale(pipeline_folder, tmp_path, change):
-    golden = json.loads((GOLDEN / "refl.json").read_text())
-    found = redden(pipeline_folder, tmp_path / "run", num_steps=12, **change)
-    with pytest.raises(AssertionError):
-        same(found, {k: v[:12] for k, v in golden.items()}, rel=2e-2)
 
 
 def test_equal_configurations_give_equal_trajectories_and_resume_is_exact(pipeline_folder, trained, tmp_path):

@@ -37,7 +37,7 @@ class _Pace:
         if self.start is None:
             self.start = done, now
         units, seconds = done - self.start[0], now - self.start[1]
-        return units / seconds if units > 0 and seconds > 0 else None
+        return units / seconds if units > 1 and seconds > 0 else None  # the first of a batch brings the wait for all
 
 
 _active = False

@@ -66,7 +66,9 @@ def _imagereward(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _object(found: Any) -> Row:
-    return found if isinstance(found, dict) else "not a JSON object"
+    if not isinstance(found, dict):
+        return "not a JSON object"
+    return found if _is_utf8(json.dumps(found, ensure_ascii=False)) else "half of a character (a lone surrogate)"
 
 
 def _is_utf8(text: str) -> bool:

@@ -20,6 +20,9 @@ from rewarddance.world.splits import Split
 SPLIT_FILES: dict[Split, str] = {"train": "train.parquet", "held_out": "id.parquet", "ood": "ood.parquet"}
 
 
+MADE = 2
+"""Counts changes of what one configuration builds, so that a folder of before is not gone on with. 2: pictures that show
+what is held out are left out."""
 SHARD = 1024
 """Prompts in a part; a stopped build goes on with the part that it was at."""
 
@@ -36,7 +39,7 @@ def build_data(
     Raises:
         RunError: the folder holds data of another configuration.
     """
-    facts = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator}
+    facts = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "generator": generator, "made": MADE}
     described = out / "data.json"
     if described.is_file() and json.loads(described.read_text()) != facts:
         raise RunError(f"{out}: holds data of another configuration; choose another --out")
