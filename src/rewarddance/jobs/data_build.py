@@ -21,8 +21,10 @@ SPLIT_FILES: dict[Split, str] = {"train": "train.parquet", "held_out": "id.parqu
 
 
 MADE = 2
-"""Counts changes of what one configuration builds, so that a folder of before is not gone on with. 2: pictures that show
-what is held out are left out."""
+"""Counts changes of what one configuration builds, so that a folder of before is not gone on with.
+
+2: pictures that show what is held out are left out.
+"""
 SHARD = 1024
 """Prompts in a part; a stopped build goes on with the part that it was at."""
 
