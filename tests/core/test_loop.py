@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from rewarddance.core.checkpoint import load_optimizer, optimizer_tensors
 from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
-from rewarddance.core.loop import Ema, Loop, build_optimizers, learning_rate, trainable
+from rewarddance.core.loop import Loop, build_optimizers, learning_rate, trainable
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 
@@ -58,7 +59,38 @@ def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_later(tmp_path):
 def test_a_stop_reason_ends_and_is_logged(tmp_path):
     _, outcome = fit(tmp_path, OptimConfig(lr=1e-2), stop=lambda m: "enough" if m["loss"] < 1e9 else None)
     assert outcome == "stopped"
-    assert RunFolder(tmp_path).metrics()[-1]["stopped"] == "enough"
+    last = RunFolder(tmp_path).metrics()[-1]
+    assert last["stopped"] == "enough"
+    loop, outcome = fit(tmp_path, OptimConfig(lr=1e-2), stop=lambda m: None)  # resumed, it has ended still
+    assert (outcome, loop.step) == ("stopped", last["step"])
+    assert RunFolder(tmp_path).metrics()[-1] == last
+
+
+def test_a_checkpoint_goes_on_with_the_kernels_of_where_it_is_loaded():
+    def one(fused):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        return model, optimizer
+
+    def step(model, optimizer, i):
+        model(torch.ones(4, 3) * i).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    ends = []
+    for first, second in ((None, None), (None, True), (True, None)):
+        model, optimizer = one(first)
+        step(model, optimizer, 1)
+        tensors, groups = optimizer_tensors(optimizer)
+        fresh, other = one(second)
+        fresh.load_state_dict(model.state_dict())
+        load_optimizer(other, {k: v.clone() for k, v in tensors.items()}, groups)
+        assert [bool(g["fused"]) for g in other.param_groups] == [bool(second)]
+        step(fresh, other, 2)
+        ends.append(fresh.weight.detach().clone())
+    assert torch.allclose(ends[0], ends[1], atol=1e-6)
+    assert torch.allclose(ends[0], ends[2], atol=1e-6)
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path):
@@ -89,18 +121,22 @@ def test_schedules():
     assert learning_rate(late, 90, 100) == pytest.approx(0.5)
 
 
-def test_average_swaps_in_and_out():
-    model = nn.Linear(2, 1)
-    parameters = trainable({"m": model})
-    ema = Ema(parameters, 0.5)
-    live = model.weight.detach().clone()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_average_is_put_in_place_and_taken_out_and_stays_what_it_is(dtype, tmp_path):
+    model = nn.Linear(2, 1).to(dtype)
+    run = RunFolder(tmp_path)
+    loop = Loop({"m": model}, OptimConfig(ema_decay=0.5), LoopConfig(), run)
+    begun = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
-    ema.update(parameters, 100)
-    ema.swap(parameters)
-    assert torch.allclose(model.weight, live + 0.5)
-    ema.swap(parameters)
-    assert torch.allclose(model.weight, live + 1)
+    live = model.weight.detach().clone()
+    loop.ema.update(loop.parameters, 100)
+    average = {k: v.clone() for k, v in loop.ema.shadow.items()}
+    with loop.averaged():
+        assert torch.allclose(model.weight.float(), (begun.float() + live.float()) / 2, rtol=1e-2)
+        assert not torch.equal(model.weight, live)
+    assert torch.equal(model.weight, live)
+    assert all(torch.equal(v, loop.ema.shadow[k]) for k, v in average.items())
 
 
 def test_muon_takes_hidden_matrices_only():

@@ -33,6 +33,26 @@ def test_sampling_equals_the_pipelines_call_with_even_times(pipeline_folder, gui
     assert torch.allclose(ours, theirs, atol=2e-4)
 
 
+def test_a_checkpoint_that_knew_t5_is_conditioned_as_diffusers_does_without_it(pipeline_folder, tmp_path):
+    """Zeros stand where T5's tokens stood; they take part in attention."""
+    torch.manual_seed(0)
+    pipeline = Sd3Generator.load(pipeline_folder).pipeline
+    config = dict(pipeline.transformer.config) | {"joint_attention_dim": 256}
+    pipeline.transformer = type(pipeline.transformer).from_config(config)
+    torch.nn.init.normal_(pipeline.transformer.proj_out.weight, std=0.05)
+    pipeline.save_pretrained(tmp_path / "wide")
+    generator = Sd3Generator.load(tmp_path / "wide", 3.0)
+    noise = generator.noise(2, torch.Generator().manual_seed(3))
+    ours = generator.decode_tensor(sample(generator, generator.condition(PROMPTS), noise, 2))
+    pipeline = generator.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=2, guidance_scale=3.0, latents=noise, output_type="pt",
+        sigmas=flow.times(2)[:-1].tolist(),
+    ).images  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=2e-4)
+
+
 def test_samples_depend_on_seed_and_prompts_not_on_the_batch(generator):
     prompts = [*PROMPTS, *PROMPTS]
     whole, parts = (torch.cat([m.frames for m in generator.sample(prompts, num_steps=3, batch=b)]) for b in (8, 3))

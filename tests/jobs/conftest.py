@@ -30,7 +30,7 @@ def data_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick():
     """Loop and optimizer of a few steps."""
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_runs import GOLDEN, Redness, check_golden, reward_config, same, trajectory
 
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
@@ -101,10 +102,15 @@ def test_the_golden_reward_trajectory_catches_labels_of_the_wrong_side(data_fold
         same(found, {k: v[:10] for k, v in golden.items()}, rel=2e-2, abs=2e-3)
 
 
-def test_adapters_may_be_trained_beside_the_vision_tower(vlm_folder, data_folder, quick, tmp_path):
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_adapters_may_be_trained_beside_the_vision_tower(weights, vlm_folder, data_folder, quick, tmp_path, capsys):
     config = reward_config(vlm_folder, data_folder, quick, num_steps=2)
-    config = config.model_copy(update={"lora": LoraSettings(rank=2, vision=True)})
+    tuned = {"lora": LoraSettings(rank=2, vision=True), "weights": weights, "precision": "bf16"}
+    config = config.model_copy(update=tuned)
     train_from_data(config, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step_2" / "tensors.safetensors")
+    assert {v.dtype for k, v in kept.items() if k.startswith("model/")} == {torch.float32}
+    assert ("lost in rounding" in capsys.readouterr().err) == (weights == "bf16")
     before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "run" / "model"))
     assert not all(torch.equal(v, after[k]) for k, v in before.items())
 

@@ -4,7 +4,7 @@ import torch
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
-from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, set_dropout
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
 
 
 def margins(backbone, pictures):
@@ -42,9 +42,26 @@ def test_adapters_start_as_nothing_learn_and_merge(backbone, pictures):
             torch.nn.init.normal_(p, std=0.1)
     after = margins(backbone, pictures).detach()
     assert not torch.allclose(after, before, atol=1e-3)
-    tuner.merge_and_unload()
-    assert torch.allclose(margins(backbone, pictures), after, atol=1e-5)
+    whole, lost = merged(backbone.module.state_dict(), 2, 4.0)
+    tuner.unload()
     assert not any("lora" in n for n, _ in backbone.module.named_parameters())
+    backbone.module.load_state_dict(whole)
+    assert torch.allclose(margins(backbone, pictures), after, atol=1e-5)
+    assert lost < 1e-5
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(1.0, 0.0, 0.02), (1e-3, 0.2, 1.1), (1e-6, 0.99, 1.0)])
+def test_what_rounding_takes_from_merged_adapters_is_counted(size, low, high):
+    rng = torch.Generator().manual_seed(0)
+    base = torch.randn(32, 16, generator=rng).bfloat16()
+    down, up = torch.randn(2, 16, generator=rng), size * torch.randn(32, 2, generator=rng)
+    state = {"q.base_layer.weight": base, "q.lora_A.default.weight": down, "q.lora_B.default.weight": up}
+    whole, lost = merged(state, 2, 4.0)
+    assert low <= lost <= high
+    exact = base.double() + 2.0 * (up.double() @ down.double())
+    assert torch.equal(whole["q.weight"], exact.bfloat16()) or size < 1e-3
+    wanted = (whole["q.weight"].double() - exact).norm() / (exact - base.double()).norm()
+    assert lost == pytest.approx(float(wanted), rel=1e-2)
 
 
 def test_adapters_name_layers_that_do_not_exist(backbone):

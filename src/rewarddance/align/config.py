@@ -27,8 +27,9 @@ class ReflConfig(Config):
     """Reward feedback learning: a gradient step at a random late time, the judge's verdict on its clean picture."""
 
     num_steps: int = Field(10, ge=1)
-    window: tuple[float, float] = (0.3, 1.0)
-    """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent."""
+    window: tuple[float, float] = (0.3, 0.9)
+    """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent. The very last
+    steps are left out: there the embedded judge's gradient raised its margin while the oracle fell (docs/log.md)."""
     gradient_steps: int = Field(1, ge=1)
     """Steps with gradient from there on (cut at the end of the roll-out): 1 is ReFL; more is DRaFT-K from a random
     start, where the judge meets pictures nearer to finished ones at the price of more memory."""
@@ -94,7 +95,8 @@ class AlignConfig(Config):
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean KL passes this; 0 never stops."""
     probe_prompts: int = Field(40, ge=1)
-    probe_noises: int = Field(2, ge=1)
+    probe_noises: int = Field(2, ge=2)
+    """Pictures of each probe prompt; before training they are compared with one another, so there have to be two."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=10, ema_decay=0.95)
     loop: LoopConfig = LoopConfig(num_steps=200, save_every=100)

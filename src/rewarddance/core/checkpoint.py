@@ -151,11 +151,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def load_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Put back what `optimizer_tensors` took. Which kernels do the work is this optimizer's own choice."""
     fresh = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    merged = [{**g, "params": f["params"]} for g, f in zip(groups, fresh["param_groups"], strict=True)]
+    own = ("params", "fused", "foreach")
+    merged = [{**g, **{k: f[k] for k in own if k in f}} for g, f in zip(groups, fresh["param_groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})

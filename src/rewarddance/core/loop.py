@@ -48,12 +48,12 @@ class Ema:
             self.shadow[name].lerp_(p.detach().float(), 1 - decay)
 
     @torch.no_grad()
-    def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Exchange the averaged and the live weights; call again to go back."""
+    def put(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Put the averaged weights in place; returns the live ones. The average is not touched, whatever is rounded."""
+        live = {name: p.detach().clone() for name, p in parameters.items()}
         for name, p in parameters.items():
-            live = p.detach().clone()
             p.copy_(self.shadow[name])
-            self.shadow[name] = live.float()
+        return live
 
 
 def trainable(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -75,7 +75,8 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW over everything, or Muon over the matrices of the hidden layers and AdamW over the rest.
 
-    Weight decay applies to matrices only, as usual.
+    Weight decay applies to matrices only, as usual. On CUDA AdamW is fused: torch's other default there holds one more
+    copy of everything trained while gradients are still alive.
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
@@ -91,7 +92,8 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    fused = True if rest and all(p.is_cuda for p in rest.values()) else None
+    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
     if not hidden:
         return [adam]
     muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay)
@@ -145,13 +147,13 @@ class Loop:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the modules hold the averaged weights, where an average is kept; that is what gets measured."""
-        if self.ema is not None:
-            self.ema.swap(self.parameters)
+        live = self.ema.put(self.parameters) if self.ema is not None else {}
         try:
             yield
         finally:
-            if self.ema is not None:
-                self.ema.swap(self.parameters)
+            with torch.no_grad():
+                for name, weight in live.items():
+                    self.parameters[name].copy_(weight)
 
     def resume(self) -> bool:
         """Load the newest checkpoint; False when there is none."""
@@ -229,7 +231,7 @@ class Loop:
 
             self.run(step, validate, both, stop)
         if self.ema is not None:
-            self.ema.swap(self.parameters)
+            self.ema.put(self.parameters)
 
     def run(
         self,
@@ -238,7 +240,7 @@ class Loop:
         report: Progress | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
     ) -> Literal["finished", "stopped"]:
-        """Train until `num_steps` or a stop reason.
+        """Train until `num_steps` or a stop reason; a run that ended by one has ended when it is resumed too.
 
         Args:
             step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
@@ -263,6 +265,8 @@ class Loop:
     ) -> Literal["finished", "stopped"]:
         cfg, began = self.config, time.monotonic()
         before, last_save = self.seconds, time.monotonic()
+        if "stopped" in self.extra:
+            return "stopped"
         while self.step < cfg.num_steps:
             metrics = step(self.step)
             metrics["grad_norm"] = self._update()
@@ -281,6 +285,8 @@ class Loop:
             over = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
             late = any_of(over or told.stop) and self.step < cfg.num_steps
             due = any_of(time.monotonic() - last_save > cfg.save_seconds)
+            if reason:
+                self.extra["stopped"] = reason
             if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
                 self.save()
                 last_save = time.monotonic()

@@ -109,16 +109,32 @@ def together(work: Callable[[], V], kind: type[Exception]) -> V:
     return cast(V, found)
 
 
+MESSAGE = 1 << 24
+"""Numbers in one message of gradients: what is copied at a time."""
+
+
 @torch.no_grad()
 def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum every gradient over processes in one message. A parameter without a gradient counts as zero."""
+    """Sum every gradient over processes, `MESSAGE` numbers or one gradient at a time. None counts as zero."""
     if world_size() == 1:
         return
     chosen = list(parameters)
     for p in chosen:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    grads = [p.grad for p in chosen if p.grad is not None]
+    bucket: list[Tensor] = []
+    for p in chosen:
+        assert p.grad is not None
+        if bucket and sum(g.numel() for g in bucket) + p.grad.numel() > MESSAGE:
+            _add_up_together(bucket)
+            bucket = []
+        bucket.append(p.grad)
+    _add_up_together(bucket)
+
+
+def _add_up_together(grads: list[Tensor]) -> None:
+    if not grads:
+        return
     flat = add_up(torch.cat([g.flatten() for g in grads]))
     for g, summed in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
         g.copy_(summed.view_as(g))

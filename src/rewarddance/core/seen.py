@@ -14,9 +14,13 @@ def fingerprint(prompt: str) -> str:
     return hashlib.blake2b(prompt.strip().encode(), digest_size=8).hexdigest()
 
 
-def write_seen(folder: Path, prompts: Iterable[str]) -> None:
-    """One fingerprint a line, sorted."""
-    (folder / FILE).write_text("".join(f"{f}\n" for f in sorted({fingerprint(p) for p in prompts})))
+def write_seen(folder: Path, prompts: Iterable[str], before: Iterable[str] = ()) -> None:
+    """One fingerprint a line, sorted.
+
+    Args:
+        before: fingerprints of what the model that training began from had been trained on.
+    """
+    (folder / FILE).write_text("".join(f"{f}\n" for f in sorted({*before, *(fingerprint(p) for p in prompts)})))
 
 
 def read_seen(folder: Path) -> frozenset[str] | None:

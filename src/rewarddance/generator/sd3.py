@@ -44,6 +44,13 @@ def _no_bar() -> Iterator[None]:
             diffusers_logging.enable_progress_bar()
 
 
+def _expects_t5(pipeline: StableDiffusion3Pipeline) -> bool:
+    """Whether text is wider than both CLIP encoders together: then places of T5 are zeros, but they are there."""
+    clips: tuple[Any, Any] = (pipeline.text_encoder, pipeline.text_encoder_2)
+    wide: Any = pipeline.transformer.config
+    return bool(wide.joint_attention_dim > sum(c.config.hidden_size for c in clips))
+
+
 def _side(config: Any, scale: int, resolution: int | None) -> int:
     """Side of pictures in pixels, where the transformer can draw such."""
     patch = scale * config.patch_size
@@ -115,7 +122,7 @@ class Sd3Generator:
         ):
             if part is not None:
                 part.eval().requires_grad_(False)
-        return cls(pipeline, guidance, 0 if missing else 256, resolution)
+        return cls(pipeline, guidance, 0 if missing and not _expects_t5(pipeline) else 256, resolution)
 
     @property
     def device(self) -> torch.device:

@@ -13,11 +13,12 @@ from typing import Any
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.runs import environment, write_json
+from rewarddance.core.seen import fingerprint
 from rewarddance.core.statistics import over_runs
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_judge, load_to_train
-from rewarddance.jobs.train import warn_of_labels
+from rewarddance.jobs.train import known_before, warn_of_labels
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.measure import measure_judge
@@ -72,8 +73,15 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
         Figures of every fold and, of each figure, the mean with Student's 95% interval over folds (rough: folds share
         most of their training records); also in
         `out/cross_validation.json`.
+
+    Raises:
+        InputError: training goes on from a judge that knows prompts of the folds.
     """
     warn_of_labels(table)
+    known = known_before(config) or frozenset()
+    told = {p for p in table.prompts if fingerprint(p) in known}
+    if told:
+        raise InputError(f"{config.backbone}: a judge that knows {len(told)} of these prompts; no fold is new to it")
     found = {}
     for i, fold in enumerate(folds, 1):
         folder = out / re.sub(r"[^\w.-]+", "_", fold.name)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.parallel import is_leader, wait_for_all
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import console
-from rewarddance.core.seen import fingerprint
+from rewarddance.core.seen import FILE, fingerprint, read_seen
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.build.preferences import PreferencesConfig
@@ -32,13 +33,29 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
 
     Data folders without held-out files give a tenth of their prompts to validation.
     """
-    train, validation = load_sets(data_folder(config, out), config.seed)
+    known = known_before(config)
+    train, validation = load_sets(data_folder(config, out), config.seed, seen=known)
     if config.context.cot != "none" and not train.has_rationales:
         raise InputError(f"{train.name}: chain of thought needs reasons; `rewarddance data rationales` asks for them")
     warn_of_labels(train)
     if is_leader() and (other := asked_otherwise(config)):
         console.print(other, highlight=False, markup=False, soft_wrap=True)
-    return train_judge(config, load_to_train(config), train, validation, out, resume=resume)
+    return train_judge(config, load_to_train(config), train, validation, out, known=known, resume=resume)
+
+
+def known_before(config: RewardConfig) -> frozenset[str] | None:
+    """Fingerprints of what a judge that training goes on from was trained on; none for a VLM that never judged.
+
+    None, after a warning, for a judge of which nobody wrote it down.
+    """
+    folder = find(config.backbone, "vlm")
+    if not (folder / "judge.json").is_file():
+        return frozenset()
+    seen = read_seen(folder)
+    if seen is None and is_leader():
+        warning = f"{config.backbone}: a judge without {FILE}; prompts counted as held out may have been its lessons"
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+    return seen
 
 
 def asked_otherwise(config: RewardConfig) -> str | None:
@@ -68,9 +85,12 @@ def data_folder(config: RewardConfig, out: Path) -> Path:
 
 
 def load_sets(
-    folder: Path, seed: int, most: int = MAX_VALIDATION
+    folder: Path, seed: int, most: int = MAX_VALIDATION, seen: frozenset[str] | None = None
 ) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:
     """Training records and named validation sets of a data folder, at most `most` records each, evenly spread.
+
+    Args:
+        seen: fingerprints of prompts that the model has been trained on already; none of them is for validation.
 
     Raises:
         InputError: no training file, or too few prompts to hold any out.
@@ -78,8 +98,9 @@ def load_sets(
     train = RecordTable.open(folder / "train.parquet")
     named = {n: RecordTable.open(folder / f"{n}.parquet") for n in ("id", "ood") if (folder / f"{n}.parquet").is_file()}
     if not named:
-        train, held = split_table(train, VALIDATION_SHARE, seed)
+        train, held = split_table(train, VALIDATION_SHARE, seed, seen or ())
         named = {"id": held}
+    named = {n: _unseen(t, seen)[0] for n, t in named.items()}
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
     return train, {n: _spread(t, most) for n, t in named.items()}
@@ -102,11 +123,19 @@ def held_out_sets(
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
     found: dict[str, tuple[Sequence[PreferenceRecord], int]] = {}
     for name, table in named.items():
-        rows = [i for i, p in enumerate(table.prompts) if fingerprint(p) not in (seen or ())]
-        if not rows:
-            raise InputError(f"{table.name}: the judge was trained on every prompt of it; evaluate on other data")
-        found[name] = _spread(table.take(rows), most), len(table) - len(rows)
+        rest, gone = _unseen(table, seen)
+        found[name] = _spread(rest, most), gone
     return found
+
+
+def _unseen(table: RecordTable, seen: frozenset[str] | None) -> tuple[RecordTable, int]:
+    """The records whose prompts were not seen, and how many are left out."""
+    if not seen:
+        return table, 0
+    rows = [i for i, p in enumerate(table.prompts) if fingerprint(p) not in seen]
+    if not rows:
+        raise InputError(f"{table.name}: the judge was trained on every prompt of it; evaluate on other data")
+    return table.take(rows), len(table) - len(rows)
 
 
 def _spread(table: RecordTable, most: int) -> RecordTable:
@@ -144,13 +173,21 @@ def check_labels(table: RecordTable) -> str | None:
     )
 
 
-def split_table(table: RecordTable, share: float, seed: int) -> tuple[RecordTable, RecordTable]:
-    """(train, validation) by prompt: all records of one prompt fall on the same side."""
+def split_table(
+    table: RecordTable, share: float, seed: int, seen: Collection[str] = ()
+) -> tuple[RecordTable, RecordTable]:
+    """(train, validation) by prompt: all records of one prompt fall on the same side.
+
+    A prompt whose fingerprint is among `seen` is not for validation.
+    """
     prompts = table.prompts
     distinct = sorted(set(prompts))
     if len(distinct) < 2:
         raise InputError(f"{table.name}: one prompt only; a judge is validated on prompts that it was not trained on")
     num = max(1, int(len(distinct) * share))
-    held = {distinct[int(i)] for i in stream(seed, "split").permutation(len(distinct))[:num]}
+    order = (distinct[int(i)] for i in stream(seed, "split").permutation(len(distinct)))
+    held = set(islice((p for p in order if fingerprint(p) not in seen), num))
+    if not held:
+        raise InputError(f"{table.name}: the judge that training goes on from knows every prompt of it; add others")
     rows = [i for i, p in enumerate(prompts) if p in held]
     return table.take([i for i, p in enumerate(prompts) if p not in held]), table.take(rows)

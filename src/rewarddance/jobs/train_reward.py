@@ -26,7 +26,7 @@ from rewarddance.core.progress import console
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import write_seen
 from rewarddance.core.sharding import Inside, gathered, laid_out_like, plainly, shard
-from rewarddance.core.streams import stream
+from rewarddance.core.streams import seed_of, stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.accumulate import Accumulator
@@ -36,7 +36,10 @@ from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.measure import measure_judge
 from rewarddance.reward.start import fitting_rows, starting_temperature
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout
+from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout, train_vision
+
+MERGE_LOSS = 0.02
+"""Share of the adapters' change (of its norm) that may be rounded away without a word."""
 
 
 def training_batch(records: Sequence[PreferenceRecord], config: RewardConfig, index: int) -> list[PreferenceRecord]:
@@ -85,7 +88,8 @@ def _prepare(backbone: Backbone, config: RewardConfig) -> Any:
     tuner = None
     if config.lora.rank:
         tuner = add_lora(backbone, config.lora.rank, config.lora.alpha, config.lora.targets, config.dropout)
-        backbone.vision.requires_grad_(config.lora.vision)
+        if config.lora.vision:
+            train_vision(backbone)
     if config.freeze_vision:
         backbone.freeze_vision()
     if config.dropout:
@@ -102,6 +106,7 @@ def train_judge(
     validation: dict[str, Sequence[PreferenceRecord]],
     out: Path,
     *,
+    known: frozenset[str] | None = frozenset(),
     resume: bool = False,
     title: str = "judge",
     report: Callable[[int, int, Metrics], None] | None = None,
@@ -110,6 +115,7 @@ def train_judge(
 
     Args:
         validation: named sets, scored every `loop.validate_every` steps; the first one decides early stopping.
+        known: fingerprints of what the backbone was trained on as a judge (`core/seen.py`); None where nobody knows.
 
     Returns:
         The judge's folder, for `load_judge`.
@@ -132,6 +138,8 @@ def train_judge(
     )
     judge = new_judge(spec, backbone)
     tuner = _prepare(backbone, config)
+    if rank():  # equal adapters first, then dropout of its own
+        torch.manual_seed(seed_of(config.seed, "process", rank()))
     inside = _shard(judge, config) if config.shard > 1 else plainly
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
     if resume:
@@ -144,12 +152,14 @@ def train_judge(
     )
     run.fit(report)
     backbone.module.eval()
-    weights = _whole_weights(judge, config) if config.shard > 1 else None
+    weights = _whole_weights(judge, config, run.announce) if config.shard > 1 or tuner is not None else None
     if config.shard == 1 and tuner is not None:
-        tuner.merge_and_unload()
+        tuner.unload()
     if is_leader():
         save_judge(judge, out / "model", weights)
-        write_seen(out / "model", train.prompts if isinstance(train, RecordTable) else [r.prompt for r in train])
+        if known is not None:
+            prompts = train.prompts if isinstance(train, RecordTable) else [r.prompt for r in train]
+            write_seen(out / "model", prompts, known)
     wait_for_all()
     return out / "model"
 
@@ -184,7 +194,10 @@ class JudgeRun:
             reference=config.context.reference,
             inside=self.inside,
         )
-        self.accumulate.size = min(self.accumulate.size, kept.get("micro_batch", self.accumulate.size))
+        self.asked = self.accumulate.size
+        """Records of a pass as configured; what memory made of it is kept for as long as that stays."""
+        if kept.get("micro_batch_asked", self.asked) == self.asked:
+            self.accumulate.size = min(self.asked, kept.get("micro_batch", self.asked))
         self.stuck = StuckLoss(recent=kept.get("recent_losses", []))
         self.batches = Ahead(lambda index: _hashed(training_batch(self.train, config, index)), config.loop.num_steps)
         self.watched = f"{next(iter(self.validation), None)}/accuracy"
@@ -249,7 +262,8 @@ class JudgeRun:
         if warning:
             self.announce(warning)
             metrics["warning"] = warning
-        self.loop.extra |= {"micro_batch": self.accumulate.size, "recent_losses": self.stuck.recent}
+        sizes = {"micro_batch": self.accumulate.size, "micro_batch_asked": self.asked}
+        self.loop.extra |= sizes | {"recent_losses": self.stuck.recent}
         self.loop.about = "records " + ", ".join(r.record_id for r in batch)
         return metrics
 
@@ -282,11 +296,14 @@ class JudgeRun:
         return f"{self.watched} has not risen for {self.config.patience} validations" if over else None
 
 
-def _whole_weights(judge: Judge, config: RewardConfig) -> dict[str, dict[str, Tensor]]:
+def _whole_weights(judge: Judge, config: RewardConfig, say: Callable[[str], None]) -> dict[str, dict[str, Tensor]]:
     """Of every trained module the whole weights, from all processes, adapters merged."""
     weights = {name: gathered(module.state_dict(keep_vars=True)) for name, module in judge.trainable().items()}
     if config.lora.rank:
-        weights["vlm"] = merged(weights["vlm"], config.lora.rank, config.lora.alpha)
+        weights["vlm"], lost = merged(weights["vlm"], config.lora.rank, config.lora.alpha)
+        if lost > MERGE_LOSS:
+            text = f"merged into {config.weights} weights, {lost:.0%} of what the adapters change is lost in rounding"
+            say(f"{text}; measure the judge as saved (`rewarddance evaluate --judge`), or train with weights: fp32")
     return weights
 
 

@@ -75,6 +75,8 @@ class RewardConfig(Config):
     def _one_word_on_the_tower(self) -> Self:
         if self.freeze_vision and self.lora.vision:
             raise ValueError("freeze_vision and lora.vision say opposite things about the vision tower")
+        if self.lora.rank and self.lora.vision and self.weights == "bf16" and self.precision == "fp32":
+            raise ValueError("lora.vision trains an fp32 tower; beside weights: bf16 that needs precision: bf16")
         return self
 
     @model_validator(mode="before")

@@ -33,7 +33,8 @@ DENSE_SCORES = 1 << 24
 """Scores of a bucket that are held at once; larger buckets are cut into parts."""
 FUSED_FROM = 1024
 """Keys a query sees from which torch's fused attention is used, which copies prefixes for every sibling but holds no
-scores; where there are no siblings or no prefix it is always used."""
+scores; where there are no siblings or no prefix it is always used, and on CUDA wherever gradients are kept: the scores
+of all layers would be kept with them (by arithmetic; not measured on a GPU yet)."""
 
 
 Before = tuple[Tensor, Tensor]
@@ -201,7 +202,8 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     mine = mine.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
     own_k, own_v = (x.view(heads, g, m, n, d).transpose(0, 1) for x in (own_k, own_v))
     seen = n if block.prefix is None else n + block.prefix.shape[1]
-    attend = _fused if seen >= FUSED_FROM or m == 1 or block.prefix is None else _dense
+    keeps = q.is_cuda and torch.is_grad_enabled()
+    attend = _fused if keeps or seen >= FUSED_FROM or m == 1 or block.prefix is None else _dense
     out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
     found = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
     return found if block.kept is None else found[block.kept]

@@ -21,8 +21,8 @@ def add_lora(
 ) -> LoraModel:
     """Make low-rank adapters (Hu et al., arXiv 2106.09685) in the language model's layers all that is trained.
 
-    Adapters are fp32 whatever the weights are. `merge_and_unload()` of what is returned adds them to the weights and
-    takes them out of the model.
+    Adapters are fp32 whatever the weights are. `unload()` of what is returned takes them out of the model; `merged`
+    adds them to its weights.
 
     Raises:
         ConfigError: no layer has one of the names.
@@ -44,18 +44,40 @@ def add_lora(
     return tuner
 
 
-def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
-    """Weights by name with adapters added to what they adapt, under the names of a model that never had any."""
+def train_vision(backbone: Backbone) -> None:
+    """Train the vision tower beside adapters, in fp32 as they are: bf16 weights would round small steps away.
+
+    What projects its tokens into the language model computes in fp32 too.
+    """
+    for name, part in backbone.model.model.named_children():
+        if name != "language_model":
+            part.float()
+    backbone.vision.requires_grad_(True)
+
+
+def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> tuple[dict[str, Tensor], float]:
+    """Weights by name with adapters added to what they adapt, under the names of a model that never had any.
+
+    Sums are made in fp32 and rounded once to what the weights are held in.
+
+    Returns:
+        The weights, and what rounding lost of the change: |rounded - exact| / |exact - before|, over all weights.
+    """
     found = {}
+    lost = changed = 0.0
     for name, weight in state.items():
         if ".lora_A." in name or ".lora_B." in name:
             continue
         plain, adapted, end = name.partition(".base_layer.")
         if adapted and end == "weight":
             down, up = state[f"{plain}.lora_A.default.weight"], state[f"{plain}.lora_B.default.weight"]
-            weight = (weight.float() + alpha / rank * (up.float() @ down.float())).to(weight.dtype)
+            change = alpha / rank * (up.float() @ down.float())
+            exact = weight.float() + change
+            weight = exact.to(weight.dtype)
+            lost += float((weight.float() - exact).square().sum())
+            changed += float(change.square().sum())
         found[f"{plain}.{end}" if adapted else name] = weight
-    return found
+    return found, (lost / changed) ** 0.5 if changed else 0.0
 
 
 def set_dropout(backbone: Backbone, share: float) -> None:
