@@ -13,21 +13,23 @@ from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
+from rewarddance.core.types import Comparison
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.build import preferences
 from rewarddance.jobs.build.assets import ship
 from rewarddance.jobs.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.jobs.build.generator import GeneratorConfig, train_generator
-from rewarddance.jobs.build.lesson_batches import collate, pack
+from rewarddance.jobs.build.lesson_batches import LessonSource, collate, pack
 from rewarddance.jobs.build.preferences import PreferencesConfig, embedded_records, generator_draw
 from rewarddance.jobs.build.vision import NOTHING, VisionConfig, patch_targets, train_vision
 from rewarddance.jobs.build.vlm import VlmConfig, train_vlm
 from rewarddance.jobs.data_build import build_data
+from rewarddance.reward.context import Context
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import SIZES, Size, new_tokenizer, new_vlm
-from rewarddance.world.lessons import Lesson, lesson
+from rewarddance.world.lessons import YES_OR_NO, Lesson, lesson, yes_or_no
 from rewarddance.world.oracle import judge
 from rewarddance.world.raters import utility
 from rewarddance.world.scene import Placed, Scene
@@ -95,7 +97,7 @@ def test_packed_lessons_equal_one_dialog_a_question():
     SIZES["test"] = Size(64, 2, 64, 2, 2)
     model, encoder = new_vlm("test", tokenizer), ChatEncoder(tokenizer, 16)
     rng = stream(0, "packed")
-    lessons = [lesson(rng, 3) for _ in range(3)]
+    lessons = [lesson(rng, 3), lesson(rng, 3), yes_or_no(lesson(rng, 9))]
     packed = [pack(x, encoder, 3.0) for x in lessons]
     batch = collate(packed, tokenizer.pad_token_id)
     prepare = Preprocessor.square(48)
@@ -107,7 +109,8 @@ def test_packed_lessons_equal_one_dialog_a_question():
     with torch.no_grad():
         together = read(batch.ids, batch.frames, attention_mask=batch.mask, position_ids=batch.positions)
         for row, (one, p) in enumerate(zip(lessons, packed, strict=True)):
-            opening = [f"prompt: {one.prompt}\n"] if one.prompt else []
+            opening = [f"{one.request}\n"] if one.request else []
+            opening += [f"prompt: {one.prompt}\n"] if one.prompt else []
             for i, image in enumerate(one.images):
                 opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
             for k, (question, answer) in enumerate(one.turns, 1):
@@ -115,6 +118,23 @@ def test_packed_lessons_equal_one_dialog_a_question():
                 mine = [i for i, b in enumerate(p.branch) if b == k]
                 expected = read(torch.tensor([alone.ids]), alone.images)[0, -len(mine) :]
                 torch.testing.assert_close(together[row, mine], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_request_leaves_what_it_asks_for_and_stands_where_judges_have_it():
+    rng = stream(0, "requests")
+    source, plain = LessonSource(None, 0.0, 0.3, 0.3, requests=0.5), LessonSource(None, 0.0, 0.3, 0.3)
+    found = [source.draw(rng, 4) for _ in range(200)]
+    asked = [x for x in found if x.request]
+    assert 0.35 < len(asked) / len(found) < 0.65
+    assert {a for x in asked for _, a in x.turns} == {"yes", "no"}
+    assert not any(plain.draw(rng, 4).request for _ in range(20))
+    silent = Lesson(None, asked[0].images, (("describe image 1.", "a red circle"),))
+    assert yes_or_no(silent) is silent
+    picture = Media.from_numpy(asked[0].images[0])
+    spoken = Context(instruction=False).render(Comparison("a red circle", picture, picture))
+    assert str(spoken[0]).startswith(f"{YES_OR_NO}\nprompt: a red circle")
+    assert str(spoken[-1]).strip().startswith("question: ")
+    assert all(q.startswith("question: ") for x in asked for q, _ in x.turns)
 
 
 def test_loss_weights_single_out_one_word_answers():

@@ -69,6 +69,11 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
     return tuple(name for name, _ in Counter(names).most_common())
 
 
+def prompts_of(records: Sequence[PreferenceRecord]) -> list[str]:
+    """Prompts of records; no picture is decoded."""
+    return records.prompts if isinstance(records, RecordTable) else [r.prompt for r in records]
+
+
 def at_random(record: PreferenceRecord, seed: int) -> PreferenceRecord:
     """The record with every choice turned round or not by a coin that depends on seed and record alone.
 
@@ -146,10 +151,8 @@ def train_judge(
         loop.resume()
     run = JudgeRun(config, judge, train, validation, loop, inside, title)
     run.begin_calibrated()
-    epochs = config.loop.num_steps * config.prompts_per_step / max(1, len(train))
-    run.announce(
-        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
-    )
+    steps, each = config.loop.num_steps, config.prompts_per_step
+    run.announce(f"{steps:,} steps of {each}: {steps * each / max(1, len(train)):.2f} epochs of {len(train):,} records")
     run.fit(report)
     backbone.module.eval()
     weights = _whole_weights(judge, config, run.announce) if config.shard > 1 or tuner is not None else None
@@ -158,8 +161,7 @@ def train_judge(
     if is_leader():
         save_judge(judge, out / "model", weights)
         if known is not None:
-            prompts = train.prompts if isinstance(train, RecordTable) else [r.prompt for r in train]
-            write_seen(out / "model", prompts, known)
+            write_seen(out / "model", prompts_of(train), known)
     wait_for_all()
     return out / "model"
 

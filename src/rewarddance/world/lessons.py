@@ -40,9 +40,25 @@ from rewarddance.world.splits import scene_is_trainable, split_of
 
 @dataclass(frozen=True)
 class Lesson:
+    """Turns about pictures and, where there is one, a prompt; `request` says before all of it how to answer."""
+
     prompt: str | None
     images: tuple[Image, ...]
     turns: tuple[Turn, ...]
+    request: str | None = None
+
+
+YES_OR_NO = "answer yes or no."
+
+
+def yes_or_no(found: Lesson) -> Lesson:
+    """The lesson's questions of that kind alone, after the request to answer so; the lesson itself where it has none.
+
+    They are put as a judge puts them, after the word "question:". One word that a small VLM has never met before its
+    answer can make it name a colour where yes or no was asked for (docs/log.md).
+    """
+    turns = tuple((f"question: {q}", a) for q, a in found.turns if a in ("yes", "no"))
+    return replace(found, turns=turns, request=YES_OR_NO) if turns else found
 
 
 _EDIT_WEIGHTS: dict[Edit, float] = {

@@ -20,7 +20,7 @@ from rewarddance.core.media import Media
 from rewarddance.data.parquet import RecordTable
 from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.plan import common_prefix
-from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson
+from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson, yes_or_no
 
 WIDTH_STEP = 8
 Stage = Literal["renders", "relations", "all"]
@@ -36,14 +36,22 @@ class LessonSource:
         share: of lessons on such pictures; fewer come out, since doubtful pictures are passed over.
         matching: share of lessons on matching alone.
         relations: share of lessons on relations alone.
+        requests: share of lessons that ask for yes or no beforehand, and ask nothing else.
     """
 
-    def __init__(self, drawn: Path | None, share: float, matching: float = 0.0, relations: float = 0.0) -> None:
+    def __init__(
+        self, drawn: Path | None, share: float, matching: float = 0.0, relations: float = 0.0, requests: float = 0.0
+    ) -> None:
         self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
+        self.requests = requests
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
         """One lesson; equal generators give equal lessons."""
+        found = self._draw(rng, num_questions, stage)
+        return yes_or_no(found) if self.requests and rng.random() < self.requests else found
+
+    def _draw(self, rng: np.random.Generator, num_questions: int, stage: Stage) -> Lesson:
         if stage == "relations":
             return relation_lesson(rng)
         chance = rng.random()
@@ -94,7 +102,8 @@ def pack(lesson: Lesson, encoder: ChatEncoder, verdict_weight: float) -> Packed:
     Args:
         verdict_weight: weight of one-word answers; words of longer ones and end tokens weigh 1.
     """
-    opening: list[str | Media] = [f"prompt: {lesson.prompt}\n"] if lesson.prompt else []
+    opening: list[str | Media] = [f"{lesson.request}\n"] if lesson.request else []
+    opening += [f"prompt: {lesson.prompt}\n"] if lesson.prompt else []
     for i, image in enumerate(lesson.images):
         opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
     turns = [

@@ -46,6 +46,8 @@ class VlmConfig(Config):
     """Share of lessons on matching alone (`world/lessons.py`)."""
     relations_share: float = 0.0
     """Share of lessons on relations alone (`world/lessons.py`)."""
+    requests_share: float = 0.3
+    """Share of lessons that begin with "answer yes or no." and ask such questions alone."""
     relations_alone: tuple[float, float] = (0.0, 0.0)
     """Part of the run, in shares of its steps, that has no other lessons: among others these are never learnt. Off, as
     for the shipped weights: what is left of it after the other lessons has not been measured (docs/log.md)."""
@@ -74,7 +76,8 @@ def train_vlm(
     model.train()
     encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
-    source = LessonSource(drawn, config.drawn_share, config.matching_share, config.relations_share)
+    shares = (config.drawn_share, config.matching_share, config.relations_share, config.requests_share)
+    source = LessonSource(drawn, *shares)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
