@@ -6,6 +6,7 @@ import torch
 
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.core.streams import stream
+from rewarddance.jobs.blind_spots import untrained_answers
 from rewarddance.jobs.judge_benchmark import benchmark_judge
 from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.vlm_benchmark import describe
@@ -66,6 +67,11 @@ def test_the_vlm_describes_what_it_sees(scenes):
             continue
         right += sorted(found.instances(), key=str) == sorted(spec.instances(), key=str)
     assert right / len(scenes) >= 0.7
+
+
+def test_the_vlm_answers_a_judges_question_with_yes_or_no():
+    """One that knew more did not, and was a worse beginning for judges than one that knew less."""
+    assert untrained_answers(load_internvl("tiny"), 20)["answer_mass"] > 0.95
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ class ReflConfig(Config):
 
     num_steps: int = Field(10, ge=1)
     window: tuple[float, float] = (0.3, 0.9)
-    """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent. The very last
-    steps are left out: there the embedded judge's gradient raised its margin while the oracle fell (docs/log.md)."""
+    """The gradient step's place, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent. Of ten
+    steps the last is left out: there the embedded judge's gradient raised its margin while the oracle fell
+    (docs/log.md)."""
     gradient_steps: int = Field(1, ge=1)
     """Steps with gradient from there on (cut at the end of the roll-out): 1 is ReFL; more is DRaFT-K from a random
     start, where the judge meets pictures nearer to finished ones at the price of more memory."""

@@ -301,5 +301,8 @@ class Loop:
 
 
 def _own(states: Tensor) -> Tensor:
-    """This process's random state of those of all, (processes, S); of another number of them a neighbour's."""
-    return states[rank() % len(states)] if states.ndim == 2 else states
+    """This process's random state of those of all, (processes, S); of another number of them a neighbour's.
+
+    A copy, since PyTorch 2.13 reads the state from where a view's storage begins, not from the view's own offset.
+    """
+    return states[rank() % len(states)].clone() if states.ndim == 2 else states

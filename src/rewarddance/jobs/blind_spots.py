@@ -16,6 +16,8 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import tracked
 from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.reward.checkpoint import new_judge
+from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.measure import CLEAR
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.internvl import InternVLBackbone
@@ -77,6 +79,20 @@ def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[
             "num": len(pairs),
         }
     return found
+
+
+@torch.no_grad()
+def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, float]:
+    """What a VLM that was never trained to judge makes of a judge's question, over pairs with another shape.
+
+    Where `answer_mass` is far from 1 it names other things than yes or no, and the first steps of every judge that
+    begins from it go into the two words (docs/log.md).
+    """
+    pairs = list(slips(num, seed, ["shape"]))
+    asked = [Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs]
+    found = new_judge(JudgeSpec(precision="fp32"), backbone).judge(asked)
+    right, mass = (found.margin > 0).float().mean(), found.answer_mass.float().mean()
+    return {"right": float(right), "answer_mass": float(mass), "num": len(pairs)}
 
 
 @torch.no_grad()

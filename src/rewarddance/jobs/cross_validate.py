@@ -78,14 +78,14 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
         InputError: training goes on from a judge that knows prompts of the folds.
     """
     warn_of_labels(table)
-    known = known_before(config) or frozenset()
-    told = {p for p in table.prompts if fingerprint(p) in known}
+    known = known_before(config)
+    told = {p for p in table.prompts if fingerprint(p) in (known or ())}
     if told:
         raise InputError(f"{config.backbone}: a judge that knows {len(told)} of these prompts; no fold is new to it")
     found = {}
     for i, fold in enumerate(folds, 1):
         folder = out / re.sub(r"[^\w.-]+", "_", fold.name)
-        found[fold.name] = _one(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})")
+        found[fold.name] = _one(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})", known)
     summary = {}
     for name in FIGURES:
         values = [f[name] for f in found.values() if f.get(name) is not None]
@@ -97,14 +97,16 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
     return result
 
 
-def _one(config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str) -> dict[str, Any]:
+def _one(
+    config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str, known: frozenset[str] | None
+) -> dict[str, Any]:
     _same_rows(fold, table, folder)
 
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
         return sizes | measure_judge(load_judge(folder), table.take(fold.held_out), shared=True)
 
-    train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title)
+    train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title, known)
     return measured_once(folder / "measured.json", measure)
 
 

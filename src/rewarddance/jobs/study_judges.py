@@ -22,7 +22,7 @@ from rewarddance.jobs.load import load_judge, load_to_train
 from rewarddance.jobs.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.study_differences import RightByPrompt, differences, differences_table
 from rewarddance.jobs.study_table import table
-from rewarddance.jobs.train import load_sets, warn_of_labels
+from rewarddance.jobs.train import known_before, load_sets, warn_of_labels
 from rewarddance.jobs.train_reward import measured_once, train_once
 from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.checkpoint import Judge
@@ -114,7 +114,8 @@ def _file_name(name: str) -> str:
 
 def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
     """Train a judge in `folder` (or go on, or keep what is finished) and measure it once, in `measured.json`."""
-    train, held_out = load_sets(Path(config.data), 0)
+    known = known_before(config)
+    train, held_out = load_sets(Path(config.data), 0, seen=known)
     trained = folder / "trained.json"
 
     def measure() -> dict[str, Any]:
@@ -129,7 +130,7 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
             **(latency(judge, next(iter(held_out.values()))) if is_leader() else {}),
         }
 
-    train_once(config, train, folder, lambda: load_to_train(config), title)
+    train_once(config, train, folder, lambda: load_to_train(config), title, known)
     return measured_once(folder / "measured.json", measure)
 
 

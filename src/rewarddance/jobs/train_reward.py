@@ -318,7 +318,12 @@ def _shard(judge: Judge, config: RewardConfig) -> Inside:
 
 
 def train_once(
-    config: RewardConfig, train: Sequence[PreferenceRecord], out: Path, load: Callable[[], Backbone], title: str
+    config: RewardConfig,
+    train: Sequence[PreferenceRecord],
+    out: Path,
+    load: Callable[[], Backbone],
+    title: str,
+    known: frozenset[str] | None = frozenset(),
 ) -> None:
     """Train without validation, unless it is finished; go on where it was stopped. For studies and folds.
 
@@ -338,7 +343,7 @@ def train_once(
     forget_peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    train_judge(config, load(), train, {}, out, resume=resume, title=title)
+    train_judge(config, load(), train, {}, out, known=known, resume=resume, title=title)
     if is_leader():
         write_json(out / "trained.json", {"peak_memory_mib": _peak_memory_mib()})
 

@@ -12,7 +12,7 @@ import torch
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.streams import stream
-from rewarddance.jobs.blind_spots import vlm_blind_spots
+from rewarddance.jobs.blind_spots import untrained_answers, vlm_blind_spots
 from rewarddance.jobs.build.lesson_batches import Packed, collate, pack
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.internvl import InternVLBackbone
@@ -54,7 +54,8 @@ def kind_of(question: str) -> str:
 def benchmark_vlm(
     name: str | Path = "tiny", *, num_lessons: int = 400, num_edits: int = 60, seed: int = 0
 ) -> dict[str, Any]:
-    """Share of answers that greedy decoding gives exactly, by number of pictures and kind of question; blind spots.
+    """Share of answers that greedy decoding gives exactly, by number of pictures and kind of question; blind spots;
+    and what it answers to a judge's question, of pairs of which one has another shape.
 
     Lessons are fresh draws from the training distribution (scenes and prompts that are held out stay so).
     """
@@ -71,7 +72,8 @@ def benchmark_vlm(
             report(min(i + CHUNK, num_lessons), num_lessons)
     shares: dict[str, Any] = {k: {"exact": sum(v) / len(v), "num": len(v)} for k, v in sorted(found.items())}
     spots = vlm_blind_spots(backbone, num_edits, seed)
-    return shares | {f"match after an edit: {k}": v for k, v in spots.items()}
+    asked = {"a judge's question, untrained": untrained_answers(backbone, num_edits, seed)}
+    return shares | {f"match after an edit: {k}": v for k, v in spots.items()} | asked
 
 
 def _sort_in(found: dict[str, list[bool]], one: Lesson, rights: Sequence[bool]) -> None:
