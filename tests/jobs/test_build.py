@@ -29,6 +29,8 @@ from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.vlm.tiny import SIZES, Size, new_tokenizer, new_vlm
+from rewarddance.world.detect import detect
+from rewarddance.world.grammar import parse
 from rewarddance.world.lessons import YES_OR_NO, Lesson, lesson, yes_or_no
 from rewarddance.world.oracle import judge
 from rewarddance.world.raters import utility
@@ -182,6 +184,18 @@ def test_a_share_of_training_records_is_judged_overall():
 
     assert 4 <= criteria("train").count("overall") <= 22
     assert set(criteria("held_out")) == {"fidelity"}
+
+
+def test_training_shows_wrong_backgrounds_more_often():
+    """The generator hardly draws them, and judges forgot that backgrounds matter."""
+
+    def wrong(split):
+        records = embedded_records(PreferencesConfig(num_prompts=80, split=split, generator_share=0.0))
+        return np.mean(
+            [detect(m.to_numpy()).background != parse(r.prompt).background for r in records for m in r.media]
+        )
+
+    assert wrong("train") > wrong("held_out") + 0.08
 
 
 def test_previews_take_every_second_place(generator):

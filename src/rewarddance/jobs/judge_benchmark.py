@@ -36,7 +36,7 @@ NUM_CANDIDATES, NUM_REFERENCES = 8, 4
 
 
 def benchmark_judge(
-    name: str | Path, *, generator: str = "tiny", num_prompts: int = 200, every: int = 4, seed: int = 0
+    name: str | Path, *, generator: str = "tiny", num_prompts: int = 200, every: int = 1, seed: int = 0
 ) -> dict[str, Any]:
     """Order of rendered, corrupted and generated pairs, rank correlation of margins with the oracle, and blind spots.
 

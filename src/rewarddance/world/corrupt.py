@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -26,9 +27,8 @@ T = TypeVar("T")
 
 Edit = Literal["colour", "shape", "size", "move", "swap", "drop", "add", "style", "background"]
 EDITS: tuple[Edit, ...] = get_args(Edit)
-_EDIT_WEIGHTS = (0.15, 0.16, 0.07, 0.12, 0.13, 0.10, 0.10, 0.05, 0.12)
-"""Of `EDITS`. With a background in twenty edits a judge forgot that backgrounds matter, which the model that it began
-from knew (docs/log.md)."""
+EDIT_WEIGHTS = (0.15, 0.16, 0.07, 0.12, 0.13, 0.10, 0.10, 0.05, 0.12)
+"""Of `EDITS`."""
 
 Damage = Literal["noise", "blur", "fade", "smear", "patch"]
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
@@ -91,14 +91,19 @@ def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
     return replace(scene, objects=(*rest, new))
 
 
-def edit_scene(scene: Scene, rng: np.random.Generator, edit: Edit | None = None) -> Scene:
+def edit_scene(
+    scene: Scene, rng: np.random.Generator, edit: Edit | None = None, weights: Sequence[float] = EDIT_WEIGHTS
+) -> Scene:
     """The scene with one thing changed; the result may be shown in training (see `splits`).
+
+    Args:
+        weights: how likely each of `EDITS` is where none is named; they add up to 1.
 
     Raises:
         RuntimeError: no trainable result in 200 draws.
     """
     for _ in range(200):
-        kind = edit or EDITS[int(rng.choice(len(EDITS), p=_EDIT_WEIGHTS))]
+        kind = edit or EDITS[int(rng.choice(len(EDITS), p=weights))]
         changed = _edited(scene, kind, rng)
         if changed is not None and scene_is_trainable(changed):
             return changed
