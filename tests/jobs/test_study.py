@@ -41,6 +41,19 @@ def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
 
 
+def test_a_diversity_in_other_features_is_measured_anew(config, vlm_folder, tmp_path):
+    """It had a ratio of 1.2 to the start's, which had been measured with an earlier VLM."""
+    at = {"out": tmp_path / "study", "seeds": (0,), "num_noises": 2, "every": 60}
+    found = study_alignment(config, None, arms=("sft",), **at)
+    measured = at["out"] / "start" / "measured.json"
+    content = json.loads(measured.read_text())
+    measured.write_text(json.dumps(content | {"features": "of before", "diversity": {"feature": 1e9}}))
+    assert summarise(at["out"])["arms"]["sft"]["feature_diversity_ratio"] == {}
+    again = study_alignment(config, None, arms=("sft",), **at)
+    assert again["arms"] == found["arms"]
+    assert json.loads(measured.read_text()) == content
+
+
 def test_an_arm_that_another_process_is_at_is_left_to_it(config, tmp_path, capsys):
     at_work = """
 import sys

@@ -24,7 +24,7 @@ from rewarddance.core.runs import RunFolder, environment, write_json
 from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, two_way_bootstrap
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.evaluate import gold, vision_features
+from rewarddance.jobs.evaluate import features_id, gold, vision_features
 from rewarddance.jobs.load import generator_of, load_judge
 from rewarddance.world.benchmark import benchmark_prompts
 
@@ -105,9 +105,9 @@ def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None,
 
 
 def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: list[str], num_noises: int) -> None:
-    """Write oracle values (prompts, noises) and diversity of one generator, once."""
-    target = folder / "measured.json"
-    if target.is_file():
+    """Write oracle values (prompts, noises) and diversity of one generator, once; anew where features have changed."""
+    target, features = folder / "measured.json", features_id()
+    if target.is_file() and json.loads(target.read_text()).get("features") == features:
         return
     folder.mkdir(exist_ok=True)
     generator = generator_of(config, adapter)
@@ -116,7 +116,8 @@ def _measured(folder: Path, adapter: Path | None, config: AlignConfig, prompts: 
         steps, precision = config.refl.num_steps, config.precision
         values = measure(fixed_samples(generator, prompts, num_noises, steps, 0, report, precision=precision), gold)
     spread = _spread(generator, few, config)
-    write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread})
+    found = {"prompts": prompts, "gold": values.tolist(), "diversity": spread, "features": features}
+    write_json(target, found)
 
 
 def _spread(generator: Tunable, prompts: list[str], config: AlignConfig) -> dict[str, float]:
@@ -126,8 +127,11 @@ def _spread(generator: Tunable, prompts: list[str], config: AlignConfig) -> dict
 
 
 def summarise(out: Path) -> dict[str, Any]:
-    """Figures of the arms and seeds that are finished under `out`."""
-    start, spread = _read(out / "start")
+    """Figures of the arms and seeds that are finished under `out`.
+
+    A diversity that was measured in other features than the start's has no ratio to it and is left out.
+    """
+    start, spread, features = _read(out / "start")
     found: dict[str, Any] = {"start": float(start.mean()), "arms": {}, "differences": {}}
     values: dict[str, dict[int, Array]] = {arm: {} for arm in ARMS}
     for arm in ARMS:
@@ -136,8 +140,9 @@ def summarise(out: Path) -> dict[str, Any]:
             if not (folder / "measured.json").is_file():
                 continue
             seed = int(folder.name.rsplit("-", 1)[1])
-            values[arm][seed], own = _read(folder)
-            ratios[seed] = own["feature"] / spread["feature"]
+            values[arm][seed], own, theirs = _read(folder)
+            if theirs == features:
+                ratios[seed] = own["feature"] / spread["feature"]
             lines = RunFolder(folder).metrics()
             seconds[seed] = lines[-1]["seconds"]
             kl[seed] = float(np.mean([m["kl"] for m in lines[-20:] if "kl" in m] or [0.0]))
@@ -168,6 +173,7 @@ def summarise(out: Path) -> dict[str, Any]:
     return found
 
 
-def _read(folder: Path) -> tuple[Array, dict[str, float]]:
+def _read(folder: Path) -> tuple[Array, dict[str, float], str | None]:
+    """Values, diversity, and in which features it was measured."""
     content = json.loads((folder / "measured.json").read_text())
-    return np.array(content["gold"]), content["diversity"]
+    return np.array(content["gold"]), content["diversity"], content.get("features")
