@@ -9,6 +9,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.seen import FILE, fingerprint, read_seen
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_prompt
+from rewarddance.jobs.study_judges import measured_judge
 from rewarddance.jobs.train import load_sets, split_table, train_from_data
 
 
@@ -48,6 +49,19 @@ def test_a_judge_that_goes_on_knows_what_the_first_one_saw(first, data_folder, q
     train_from_data(reward_config(first, folder, quick, "bradley_terry", num_steps=1), tmp_path / "second")
     after = read_seen(tmp_path / "second" / "model")
     assert before < after <= before | seen_of(other.prompts)
+
+
+def test_studies_and_folds_remember_what_the_first_one_saw(first, data_folder, quick, tmp_path):
+    before, folder = read_seen(first / "model"), tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes((data_folder / "id.parquet").read_bytes())
+    config = reward_config(first, folder, quick, "bradley_terry", num_steps=1)
+    measured_judge(config, tmp_path / "study", "goes on")
+    assert before < read_seen(tmp_path / "study" / "model")
+    table = RecordTable.open(folder / "train.parquet")
+    cross_validate(config, folds_by_prompt(table.prompts, 2, 0), table, tmp_path / "folds")
+    for model in (tmp_path / "folds").glob("*/model"):
+        assert before < read_seen(model)
 
 
 def test_nobody_knows_what_an_unknown_judge_saw(first, data_folder, quick, tmp_path, capsys):

@@ -76,8 +76,10 @@ def test_the_vlm_answers_a_judges_question_with_yes_or_no():
 
 @pytest.mark.slow
 def test_the_judge_reaches_the_bars_that_its_page_says_it_reaches():
-    found = benchmark_judge("tiny", num_prompts=120, every=6)
+    found = benchmark_judge("tiny", num_prompts=120)
     own = found["id"]
     assert own["accuracy_rendered"] >= 0.80
     assert own["accuracy_generator"] >= 0.70
     assert found["margins_right"]["within"] >= 0.45
+    assert found["margins_right"]["pooled"] >= 0.60
+    assert found["edits"]["background"]["right"] >= 0.75  # what judges forget first

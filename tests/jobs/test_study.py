@@ -39,6 +39,10 @@ def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
     with pytest.raises(RunError, match="another setting"):
         study_alignment(config, "another", out, seeds=(0,), num_noises=2, every=60)
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
+    setting = json.loads((out / "setting.json").read_text())
+    (out / "setting.json").write_text(json.dumps(setting | {"judge_sha256": "of before"}))
+    with pytest.raises(RunError, match=r"another setting \(judge_sha256\)"):
+        study_alignment(config, str(vlm_folder), out, seeds=(0,), num_noises=2, every=60)
 
 
 def test_a_diversity_in_other_features_is_measured_anew(config, vlm_folder, tmp_path):
@@ -82,7 +86,7 @@ def test_gains_and_differences_are_those_of_the_values(tmp_path):
     shifts = {"start": 0.0, "refl-0": 0.3, "refl-1": 0.1, "sft-0": 0.1, "sft-1": 0.1, "shuffled-0": 0.3}
     for name, shift in shifts.items():
         (tmp_path / name).mkdir()
-        content = {"gold": (start + shift).tolist(), "diversity": {"feature": 2.0 - shift}}
+        content = {"gold": (start + shift).tolist(), "diversity": {"feature": 2.0 - shift}, "features": "these"}
         (tmp_path / name / "measured.json").write_text(json.dumps(content))
         RunFolder(tmp_path / name).log(1, {"seconds": 5.0})
     found = summarise(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
-from rewarddance.jobs.load import find, generator_of, load_generator, load_internvl, load_judge
+from rewarddance.jobs.load import find, generator_of, load_generator, load_internvl, load_judge, weights_id
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.oracle import fidelity
 
@@ -146,8 +145,7 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
 
 def features_id() -> str:
     """Which weights `vision_features` has: a diversity is comparable with those of the same features alone."""
-    with (find("tiny", "vlm") / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return weights_id(find("tiny", "vlm"))
 
 
 def vision_features() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +51,15 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{kind} {str(name)!r}: not 'tiny', not a run folder, not a local checkpoint")
     return folder
+
+
+def weights_id(folder: Path) -> str:
+    """SHA-256 over a model's weights: a name like `tiny` may mean others tomorrow."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with file.open("rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
 
 
 def load_backbone(name: str | Path = "tiny", device: str = "auto", dtype: Literal["fp32", "bf16"] = "fp32") -> Backbone:

@@ -25,7 +25,7 @@ from rewarddance.core.statistics import bootstrap, over_runs, paired_bootstrap, 
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.evaluate import features_id, gold, vision_features
-from rewarddance.jobs.load import generator_of, load_judge
+from rewarddance.jobs.load import find, generator_of, load_judge, weights_id
 from rewarddance.world.benchmark import benchmark_prompts
 
 Arm = Literal["refl", "sft", "shuffled"]
@@ -84,6 +84,7 @@ def _same_study(target: Path, config: AlignConfig, shuffled_judge: str | None, n
         RunError: the folder holds a study of another setting.
     """
     settings: dict[str, Any] = {"shuffled_judge": shuffled_judge, "num_noises": num_noises, "every": every}
+    settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
     written = config.model_dump(mode="json", exclude={"seed"})
     before: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {**settings, "config": written}
     if shuffled_judge is None or before["shuffled_judge"] is None:  # the arm that it is for may come later
@@ -141,8 +142,10 @@ def summarise(out: Path) -> dict[str, Any]:
                 continue
             seed = int(folder.name.rsplit("-", 1)[1])
             values[arm][seed], own, theirs = _read(folder)
-            if theirs == features:
+            if theirs is not None and theirs == features:
                 ratios[seed] = own["feature"] / spread["feature"]
+            else:
+                console.print(f"{folder.name}: its diversity is in other features than the start's; run its arm again")
             lines = RunFolder(folder).metrics()
             seconds[seed] = lines[-1]["seconds"]
             kl[seed] = float(np.mean([m["kl"] for m in lines[-20:] if "kl" in m] or [0.0]))
