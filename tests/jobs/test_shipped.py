@@ -75,8 +75,9 @@ def test_the_vlm_answers_a_judges_question_with_yes_or_no():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_judge_reaches_the_bars_that_its_page_says_it_reaches():
-    found = benchmark_judge("tiny", num_prompts=120)
+    found = benchmark_judge("tiny", num_prompts=120, every=2)
     own = found["id"]
     assert own["accuracy_rendered"] >= 0.80
     assert own["accuracy_generator"] >= 0.70
