@@ -60,8 +60,9 @@ def test_studies_and_folds_remember_what_the_first_one_saw(first, data_folder, q
     assert before < read_seen(tmp_path / "study" / "model")
     table = RecordTable.open(folder / "train.parquet")
     cross_validate(config, folds_by_prompt(table.prompts, 2, 0), table, tmp_path / "folds")
-    for model in (tmp_path / "folds").glob("*/model"):
-        assert before < read_seen(model)
+    models = list((tmp_path / "folds").glob("*/model"))
+    assert len(models) == 2
+    assert all(before < read_seen(model) for model in models)
 
 
 def test_nobody_knows_what_an_unknown_judge_saw(first, data_folder, quick, tmp_path, capsys):

@@ -323,11 +323,14 @@ def train_once(
     out: Path,
     load: Callable[[], Backbone],
     title: str,
-    known: frozenset[str] | None = frozenset(),
+    known: frozenset[str] | None,
 ) -> None:
     """Train without validation, unless it is finished; go on where it was stopped. For studies and folds.
 
     The most memory that it took (of its last part, if it was stopped) goes to `trained.json`.
+
+    Args:
+        known: fingerprints of prompts that the judge it begins from was trained on; None where nobody knows.
 
     Raises:
         RunError: what is there was made with another configuration.
