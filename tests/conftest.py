@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # the models are tiny; more threads only wait for one 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from rewarddance.vlm.tiny import new_tokenizer
+    from rewarddance.world.build.tiny_vlm import new_tokenizer
 
     return new_tokenizer()
 
@@ -23,7 +23,7 @@ def backbone(tokenizer):
     """A fresh, random, tiny InternVL."""
     from rewarddance.vlm.internvl import InternVLBackbone
     from rewarddance.vlm.preprocess import Preprocessor
-    from rewarddance.vlm.tiny import SIZES, Size, new_vlm
+    from rewarddance.world.build.tiny_vlm import SIZES, Size, new_vlm
 
     SIZES["test"] = Size(64, 2, 64, 2, 2)
     return InternVLBackbone(new_vlm("test", tokenizer, seed=1), tokenizer, Preprocessor.square(48))
@@ -32,7 +32,7 @@ def backbone(tokenizer):
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
     """A random embedded pipeline on disk, with output layers that do something."""
-    from rewarddance.generator.tiny import new_autoencoder, new_pipeline
+    from rewarddance.world.build.tiny_generator import new_autoencoder, new_pipeline
 
     torch.manual_seed(0)
     vae = new_autoencoder().eval()
@@ -74,7 +74,7 @@ QWEN_TEXT = {
 
 def qwen_tokenizer():
     from rewarddance.vlm.qwen import MARKS
-    from rewarddance.vlm.tiny import new_tokenizer
+    from rewarddance.world.build.tiny_vlm import new_tokenizer
 
     tokenizer = new_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)}, replace_extra_special_tokens=False)
@@ -117,5 +117,62 @@ def new_qwen():
         model = qwen_model(kind, tokenizer)
         patch = model.config.vision_config.patch_size
         return QwenBackbone(model, tokenizer, PatchPreprocessor(patch, min_pixels=16, max_pixels=120_000))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tokenizer, tmp_path_factory):
+    from rewarddance.vlm.internvl import InternVLBackbone
+    from rewarddance.vlm.preprocess import Preprocessor
+    from rewarddance.world.build.tiny_vlm import SIZES, Size, new_vlm
+
+    SIZES["test"] = Size(64, 2, 64, 2, 2)
+    backbone = InternVLBackbone(new_vlm("test", tokenizer, seed=1), tokenizer, Preprocessor.square(48))
+    return backbone.save(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    from rewarddance.data.parquet import row_of, write_rows
+    from rewarddance.world.build.preferences import PreferencesConfig, embedded_records
+
+    folder = tmp_path_factory.mktemp("data")
+    for split, name, num in (("train", "train", 24), ("held_out", "id", 8), ("ood", "ood", 8)):
+        config = PreferencesConfig(num_prompts=num, split=split, pictures=3)
+        write_rows((row_of(r) for r in embedded_records(config)), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Loop and optimizer of a few steps."""
+    from rewarddance.core.loop_config import LoopConfig, OptimConfig
+
+    def make(num_steps=6, **changes):
+        loop = {"num_steps": num_steps, "validate_every": 3, "save_every": 2, **changes}
+        return {"loop": LoopConfig(**loop), "optim": OptimConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9)}
+
+    return make
+
+
+@pytest.fixture
+def quick_align(pipeline_folder):
+    """Two steps of reward feedback on a small random generator."""
+    from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
+    from rewarddance.core.loop_config import LoopConfig
+
+    def make(judge, **changes):
+        return AlignConfig(
+            generator=str(pipeline_folder),
+            judge=str(judge),
+            batch_size=2,
+            lora_rank=2,
+            probe_prompts=2,
+            references=ReferenceConfig(num_candidates=2),
+            refl=ReflConfig(num_steps=4),
+            loop=LoopConfig(num_steps=2, validate_every=2),
+            **changes,
+        )
 
     return make

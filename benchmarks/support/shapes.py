@@ -15,7 +15,7 @@ from transformers.models.qwen2 import Qwen2Config
 from rewarddance.core.device import native_bf16
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
-from rewarddance.vlm.tiny import new_tokenizer, new_vlm
+from rewarddance.world.build.tiny_vlm import new_tokenizer, new_vlm
 
 
 @dataclass(frozen=True)

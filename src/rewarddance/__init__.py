@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rewarddance.core.errors import ConfigError, InputError, JudgementError, RewardDanceError, RunError
     from rewarddance.core.media import Media
     from rewarddance.core.types import Comparison, RewardModel, Verdict
-    from rewarddance.jobs.align_names import align_from_names
+    from rewarddance.jobs.align import align_from_names
     from rewarddance.jobs.load import load_backbone, load_generator, load_judge
     from rewarddance.jobs.train import train_from_data
-    from rewarddance.jobs.train_reward_config import RewardConfig
-    from rewarddance.reward.checkpoint import Judge
+    from rewarddance.reward.judge import Judge
     from rewarddance.reward.rank import Ranking
+    from rewarddance.reward.train_config import RewardConfig
     from rewarddance.search.best_of_n import best_of_n
 
 __version__ = "0.1.0"
@@ -51,16 +51,16 @@ _HOME = {
     "Comparison": "core.types",
     "ConfigError": "core.errors",
     "InputError": "core.errors",
-    "Judge": "reward.checkpoint",
+    "Judge": "reward.judge",
     "JudgementError": "core.errors",
     "Media": "core.media",
     "Ranking": "reward.rank",
-    "RewardConfig": "jobs.train_reward_config",
+    "RewardConfig": "reward.train_config",
     "RewardDanceError": "core.errors",
     "RewardModel": "core.types",
     "RunError": "core.errors",
     "Verdict": "core.types",
-    "align_from_names": "jobs.align_names",
+    "align_from_names": "jobs.align",
     "best_of_n": "search.best_of_n",
     "load_backbone": "jobs.load",
     "load_generator": "jobs.load",

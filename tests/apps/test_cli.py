@@ -122,7 +122,7 @@ def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_loads(path):
     from rewarddance.align.config import AlignConfig
-    from rewarddance.jobs.train_reward_config import RewardConfig
+    from rewarddance.reward.train_config import RewardConfig
 
     recipe = load_recipe(path)
     parse_config(AlignConfig if "generator" in recipe else RewardConfig, recipe, str(path))

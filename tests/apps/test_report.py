@@ -8,7 +8,7 @@ from PIL import Image
 
 from rewarddance.apps.report import LARGE, _image, write_report
 from rewarddance.core.runs import RunFolder
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.train_config import RewardConfig
 
 
 def test_a_judges_page_says_by_which_set_its_weights_were_chosen(tmp_path):

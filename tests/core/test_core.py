@@ -10,13 +10,19 @@ from pydantic import Field
 
 from rewarddance.core import config
 from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from rewarddance.core.config import Config, differing, merge, parse_config
+from rewarddance.core.config import Config, differing_keys, merge, parse_config
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
 from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder, write_json
-from rewarddance.core.statistics import bootstrap, change_from_best, over_runs, paired_bootstrap, two_way_bootstrap
+from rewarddance.core.statistics import (
+    bootstrap,
+    change_from_best,
+    paired_bootstrap,
+    students_interval,
+    two_way_bootstrap,
+)
 from rewarddance.core.types import Comparison, Verdict
 
 
@@ -117,9 +123,9 @@ def test_a_resumption_may_set_anew_what_error_messages_advise(tmp_path):
 
 def test_a_run_from_before_a_key_existed_goes_on_with_its_default(tmp_path):
     old = Settings().model_dump(mode="json", exclude={"smoothing"}) | {"optim": {"lr": 1.0}}
-    assert differing(old, Settings()) == []
-    assert differing(old, Settings(smoothing=0.1)) == ["smoothing"]
-    assert differing(old | {"gone": 1}, Settings()) == ["gone", "optim", "smoothing"]
+    assert differing_keys(old, Settings()) == []
+    assert differing_keys(old, Settings(smoothing=0.1)) == ["smoothing"]
+    assert differing_keys(old | {"gone": 1}, Settings()) == ["gone", "optim", "smoothing"]
     write_json(tmp_path / "run.json", {"kind": "judge", "config": old})
     RunFolder(tmp_path).start("judge", Settings(), resume=True)
     assert RunFolder(tmp_path).read()["config"] == Settings().model_dump(mode="json")
@@ -193,9 +199,9 @@ def test_a_lucky_best_probe_is_no_fall():
 
 
 def test_a_few_runs_have_students_interval_and_a_single_one_has_none():
-    found = over_runs([0.038, 0.048, 0.061])
+    found = students_interval([0.038, 0.048, 0.061])
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((0.020, 0.078), abs=1e-3)
-    assert over_runs([0.5]) == {"mean": 0.5, "ci_low": None, "ci_high": None}
+    assert students_interval([0.5]) == {"mean": 0.5, "ci_low": None, "ci_high": None}
 
 
 def test_verdict_keeps_reward_and_margin_together():

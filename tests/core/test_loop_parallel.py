@@ -15,7 +15,7 @@ from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.parallel import add_up, add_up_gradients, processes, rank
+from rewarddance.core.parallel import all_reduce_sum, all_reduce_gradients, process_group, rank
 from rewarddance.core.runs import RunFolder
 
 def fit(folder, **changes):
@@ -30,12 +30,12 @@ def fit(folder, **changes):
     def step(index):
         loss = (model(torch.randn(8, 4)) - 1).square().mean()  # other numbers in every process and step
         loss.backward()
-        add_up_gradients(model.parameters())
-        return {"loss": add_up(loss.detach()).item()}
+        all_reduce_gradients(model.parameters())
+        return {"loss": all_reduce_sum(loss.detach()).item()}
 
     return loop.run(step)
 
-with processes():
+with process_group():
     whole, parts = Path(sys.argv[1]), Path(sys.argv[2])
     fit(whole)
     for _ in range(2):

@@ -13,18 +13,18 @@ PROGRAM = """
 import json, sys, torch
 from rewarddance.core import parallel
 from rewarddance.core.parallel import (
-    add_up_gradients, everyones, is_leader, processes, rank, together, wait_for_all, world_size
+    all_reduce_gradients, all_gather_dicts, is_leader, process_group, rank, fail_together, barrier, world_size
 )
-with processes():
+with process_group():
     torch.manual_seed(0)
     model, x = torch.nn.Linear(3, 2), torch.arange(12.0).reshape(4, 3)
     mine = x[rank() :: world_size()]
     model(mine).square().sum().backward()
     if rank() == 1:
         model.bias.grad = None
-    parallel.MESSAGE = 1  # every gradient in a message of its own
-    add_up_gradients(model.parameters())
-    wait_for_all()
+    parallel.BUCKET_SIZE = 1  # every gradient in a message of its own
+    all_reduce_gradients(model.parameters())
+    barrier()
 
     def work():
         if rank() == 1:
@@ -32,11 +32,11 @@ with processes():
         return 1
 
     try:
-        together(work, KeyError)
+        fail_together(work, KeyError)
         raised = None
     except KeyError as error:
         raised = str(error)
-    raised = everyones({rank(): raised})
+    raised = all_gather_dicts({rank(): raised})
     if is_leader():
         open(sys.argv[1], "w").write(json.dumps([world_size(), model.weight.grad.tolist(), raised]))
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.parallel import processes, rank
+from rewarddance.core.parallel import process_group, rank
 from rewarddance.core.types import Verdict
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
@@ -33,7 +33,7 @@ config = AlignConfig(
     references=ReferenceConfig(num_candidates=2), refl=ReflConfig(num_steps=4), optim=OptimConfig(lr=2e-3),
     loop=LoopConfig(num_steps=3, validate_every=3),
 )
-with processes():
+with process_group():
     generator = Sd3Generator.load(pipeline)
     align_generator(config, generator, Redness(), out)
     weights = [float(p.double().sum()) for p in generator.transformer.parameters() if p.requires_grad]

@@ -6,8 +6,8 @@ import pytest
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
-from rewarddance.jobs.judge_benchmark import measure_on_data
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.lab.judge_benchmark import measure_on_data
+from rewarddance.reward.train_config import RewardConfig
 
 
 def test_folds_share_no_prompt_and_cover_all():

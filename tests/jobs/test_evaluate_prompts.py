@@ -4,16 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+from rewarddance.jobs.align_names import align_from_names
+from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts, held_against
 
 from rewarddance.apps.report import write_report
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.align_names import align_from_names
 from rewarddance.jobs.evaluate import evaluate_alignment
-from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts, held_against
 from rewarddance.jobs.train import train_from_data
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.train_config import RewardConfig
 
 
 @pytest.fixture

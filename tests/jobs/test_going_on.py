@@ -9,8 +9,8 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.seen import FILE, fingerprint, read_seen
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.cross_validate import cross_validate, folds_by_prompt
-from rewarddance.jobs.study_judges import measured_judge
 from rewarddance.jobs.train import load_sets, split_table, train_from_data
+from rewarddance.lab.study_judges import measured_judge
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,14 @@ from rewarddance.jobs.plan import (
     plan,
 )
 from rewarddance.reward.accumulate import Accumulator
-from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.judge import new_judge
 from rewarddance.vlm.footprint import Pass, empty_model, kept_by, parts_of
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.memory import LiveBytes
 from rewarddance.vlm.preprocess import Preprocessor
-from rewarddance.vlm.tiny import new_vlm
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients
+from rewarddance.world.build.tiny_vlm import new_vlm
 
 SIZE = "tiny-2m"
 

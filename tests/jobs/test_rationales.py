@@ -17,8 +17,8 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
-from rewarddance.jobs.rationales import RIGHT, OracleTeacher, Told, add_rationales, outcome_of
-from rewarddance.jobs.teacher_http import HttpTeacher, read_answer
+from rewarddance.jobs.data.rationales import RIGHT, OracleTeacher, Told, add_rationales, outcome_of
+from rewarddance.jobs.data.teacher import HttpTeacher, read_answer
 from rewarddance.world.corrupt import edit_scene
 from rewarddance.world.grammar import parse, phrase
 from rewarddance.world.oracle import judge
@@ -204,7 +204,7 @@ def test_questions_that_a_server_turns_away_are_refused_and_the_rest_is_asked(fo
 
 
 def test_a_server_that_turns_everything_away_is_not_asked_on(server, monkeypatch):
-    monkeypatch.setattr("rewarddance.jobs.teacher_http.ALL_REFUSED", 3)
+    monkeypatch.setattr("rewarddance.jobs.data.teacher.ALL_REFUSED", 3)
     server.script = [(400, {"error": "no such model"})]
     picture = Media(torch.rand(1, 3, 8, 8))
     asked = teacher(server)

@@ -13,8 +13,8 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import mesh_of
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.train_reward import train_judge
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.reward.training import train_judge
 from rewarddance.vlm.backbone import load_backbone_folder
 
 PROGRAM = """
@@ -22,10 +22,10 @@ import sys
 from functools import partial
 from pathlib import Path
 import torch
-from rewarddance.core.parallel import processes
+from rewarddance.core.parallel import process_group
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.train_reward import train_judge
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.training import train_judge
+from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward import checkpoint
 from rewarddance.vlm.backbone import load_backbone_folder
 from rewarddance.vlm.engine import Engine
@@ -33,7 +33,7 @@ from rewarddance.vlm.engine import Engine
 torch.set_num_threads(1)
 checkpoint.Engine = partial(Engine, budget=700, image_budget=5)  # several passes, not as many on every process
 vlm, data, out, config, resume = sys.argv[1:]
-with processes():
+with process_group():
     train = RecordTable.open(Path(data) / "train.parquet")
     held = {"id": RecordTable.open(Path(data) / "id.parquet")}
     config = RewardConfig.model_validate_json(config)

@@ -24,10 +24,10 @@ from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import ASSETS, load_backbone, load_generator, load_judge
 from rewarddance.jobs.train import train_from_data
-from rewarddance.jobs.train_reward import train_judge
-from rewarddance.jobs.train_reward_config import LoraSettings, RewardConfig
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
+from rewarddance.reward.train_config import LoraSettings, RewardConfig
+from rewarddance.reward.training import train_judge
 
 
 def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n", every=2):
@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_with_another_rate_and_smaller_passes(vlm_folder, 
 
 def test_what_a_run_has_noticed_survives_a_stop(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
     watch = partial(StuckLoss, after=3, window=3, near=10.0)
-    monkeypatch.setattr("rewarddance.jobs.train_reward.StuckLoss", watch)
+    monkeypatch.setattr("rewarddance.reward.training.StuckLoss", watch)
     config = reward_config(vlm_folder, data_folder, quick, num_steps=4)
     stopped = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
     out = tmp_path / "run"
@@ -241,7 +241,7 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
             "loss": mean * weights
         }
 
-    monkeypatch.setattr("rewarddance.jobs.align_runs.refl_step", known_gradient)
+    monkeypatch.setattr("rewarddance.align.runs.refl_step", known_gradient)
     found = []
     for micro in (0, 1, 2):
         config = AlignConfig(
@@ -313,7 +313,7 @@ def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, t
         seen.append(judge.engine.backbone.module.get_input_embeddings().weight.detach().clone())
         return {"accuracy": next(accuracies)}
 
-    monkeypatch.setattr("rewarddance.jobs.train_reward.measure_judge", scripted)
+    monkeypatch.setattr("rewarddance.reward.training.measure_judge", scripted)
     config = reward_config(vlm_folder, data_folder, quick, num_steps=20, validate_every=1)
     config = config.model_copy(update={"patience": 2})
     records = RecordTable.open(data_folder / "train.parquet")

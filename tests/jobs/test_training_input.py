@@ -15,10 +15,10 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.jobs.load import ASSETS, load_backbone, load_judge
 from rewarddance.jobs.train import asked_otherwise, check_labels, train_from_data
-from rewarddance.jobs.train_reward import train_judge, training_batch
-from rewarddance.jobs.train_reward_config import RewardConfig
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.reward.training import train_judge, training_batch
 
 
 def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, quick, tmp_path):
@@ -56,7 +56,7 @@ def test_every_key_of_regularisation_and_context_reaches_the_step(
         made.update(rest, smoothing=smoothing, size=size, dropped=dropped)
         raise EnoughError
 
-    monkeypatch.setattr("rewarddance.jobs.train_reward.Accumulator", accumulator)
+    monkeypatch.setattr("rewarddance.reward.training.Accumulator", accumulator)
     told = {"label_smoothing": 0.1, "reason_weight": 0.3, "dropout": 0.2, "micro_batch": 3}
     base = reward_config(vlm_folder, data_folder, quick).model_dump()
     for context in ({"layout": "two_questions", "reference": "best_of_n"}, {"layout": "strict"}):
@@ -83,11 +83,11 @@ def test_a_generative_judge_begins_as_sure_as_it_may_be(data_folder, quick, tmp_
 
 
 def test_a_run_that_goes_on_keeps_its_temperature(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest, **named: 3.0)
+    monkeypatch.setattr("rewarddance.reward.training.starting_temperature", lambda *rest, **named: 3.0)
     config = reward_config(vlm_folder, data_folder, quick)
     train_from_data(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
-    monkeypatch.setattr("rewarddance.jobs.train_reward.starting_temperature", lambda *rest, **named: 5.0)
+    monkeypatch.setattr("rewarddance.reward.training.starting_temperature", lambda *rest, **named: 5.0)
     train_from_data(config, tmp_path / "run", resume=True)
     assert load_judge(tmp_path / "run").spec.temperature == 3.0
 

@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 
 from rewarddance.core.types import Comparison, swap_roles
-from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import VERDICT, Context
 from rewarddance.reward.generative import GenerativeJudge
+from rewarddance.reward.judge import new_judge
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import Question
 from rewarddance.vlm.engine import Engine

@@ -8,10 +8,10 @@ from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, RewardModel, Verdict
-from rewarddance.reward.checkpoint import load_judge_folder, new_judge, save_judge
+from rewarddance.evaluate.judge import measure_judge
 from rewarddance.reward.config import PARADIGMS, SCALAR, JudgeSpec
 from rewarddance.reward.context import INSTRUCTIONS, Context
-from rewarddance.reward.measure import measure_judge
+from rewarddance.reward.judge import load_judge_folder, new_judge, save_judge
 from rewarddance.reward.objective import agreement, reward_step
 from rewarddance.reward.paradigms import Question, losses
 from rewarddance.reward.rank import rank

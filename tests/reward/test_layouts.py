@@ -7,10 +7,10 @@ import torch
 
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
-from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.generative import GenerativeJudge
+from rewarddance.reward.judge import new_judge
 from rewarddance.reward.layouts import _Lists, dialogs_of, orders
 from rewarddance.vlm.engine import Answers, Engine
 

@@ -10,8 +10,8 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
 from rewarddance.core.types import Verdict
-from rewarddance.reward.checkpoint import new_judge
 from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.judge import new_judge
 from rewarddance.reward.objective import reward_step
 from rewarddance.reward.paradigms import (
     gaussian_margin,

@@ -5,14 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from rewarddance.reward.start import FIT_PROMPTS, fitting_rows, starting_temperature
 
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, Verdict
-from rewarddance.reward.checkpoint import load_judge_folder, new_judge, save_judge
 from rewarddance.reward.config import JudgeSpec
-from rewarddance.reward.start import FIT_PROMPTS, fitting_rows, starting_temperature
+from rewarddance.reward.judge import load_judge_folder, new_judge, save_judge
 
 
 class TooSure:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
-from rewarddance.vlm.pictures import Eyes
 from rewarddance.vlm.portions import portions
+from rewarddance.vlm.vision_pass import Eyes
 
 SHOWN = [Media(torch.full((1 + i % 2, 3, 2, 2), i / 8)) for i in range(6)]
 DIALOGS = st.lists(st.tuples(st.sampled_from("ab"), *[st.sampled_from(SHOWN)] * 2), min_size=1, max_size=30)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rewarddance.core.streams import stream
-from rewarddance.jobs.vlm_benchmark import kind_of
+from rewarddance.lab.vlm_benchmark import kind_of
 from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.corrupt import EDITS, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils, kinds, listing

@@ -1,4 +1,4 @@
-"""The `rewarddance` command: finds the subcommand, reads its flags, prints errors as one line. No torch at import."""
+"""The `rewarddance` command: finds the subcommand, reads its flags, prints errors as one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Examples:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: where its arguments and its body live, imported when it is called."""
+    """A subcommand: module and class with its flags and its body, imported when it is called."""
 
     home: str
     summary: str
@@ -51,7 +51,7 @@ COMMANDS: dict[str, Command] = {
     "align": Command("training:Align", "train a generator with a judge"),
     "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
     "evaluate": Command("evaluating:Evaluate", "measure what a run trained, with intervals"),
-    "report": Command("commands:Report", "write a run's HTML page"),
+    "report": Command("commands:ReportCommand", "write a run's HTML page"),
     "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
     "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
@@ -62,14 +62,14 @@ COMMANDS: dict[str, Command] = {
 
 
 def overview() -> str:
-    """What `rewarddance --help` prints."""
+    """The text of `rewarddance --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items()]
     return "usage: rewarddance COMMAND [flags]\n\nCommands:\n" + "\n".join(lines) + "\n" + EPILOGUE
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The longest command that `argv` begins with, and what follows it."""
+    """The longest command name that `argv` begins with, and the remaining arguments."""
     for length in (2, 1):
         name = " ".join(argv[:length])
         if len(argv) >= length and name in COMMANDS:
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read us has left; nothing more to say
+        # the reader of our output has ended; the interpreter would fail again when it flushes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
 
@@ -100,8 +101,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
         print(__version__)
         return 0
-    found = split_command(args)
-    if found is None:
+    command = split_command(args)
+    if command is None:
         import difflib
 
         near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, 1) or difflib.get_close_matches(
@@ -110,11 +111,11 @@ def _main(argv: Sequence[str] | None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else "; see rewarddance --help"
         print(f"rewarddance: no command {args[0]!r}{hint}", file=sys.stderr)
         return 2
-    return _run(*found, debug)
+    return _run(*command, debug)
 
 
 def _quiet() -> None:
-    """Keep other libraries' advice and bars out of our output; a user's own settings win."""
+    """Keep advice and progress bars of other libraries out of the output. A user's own settings win."""
     for key, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
         os.environ.setdefault(key, value)
 
@@ -127,7 +128,7 @@ def _run(name: str, rest: list[str], debug: bool) -> int:
     try:
         read(f"rewarddance {name}", rest).run()
     except BrokenPipeError:
-        raise  # `main` knows what it means
+        raise  # handled in `main`
     except RewardDanceError as error:
         if debug:
             traceback.print_exc()

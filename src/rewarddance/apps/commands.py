@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
-from rewarddance.core.progress import console
+from rewarddance.core.config import Precision
+from rewarddance.core.progress import say
 
 
 def show(values: Any) -> None:
-    """Results go to standard output as JSON, one object."""
+    """Print a result to standard output, as one JSON object."""
     print(json.dumps(values, indent=2))
 
 
@@ -27,23 +28,21 @@ class Demo(Flags):
     """
 
     out: Path = Path("runs/demo")
-    """Folder for everything; an earlier demo there is replaced."""
+    """Folder for everything; an earlier demo in it is replaced."""
     fast: bool = False
     """A few steps of everything, for tests; its figures mean nothing."""
     seed: int = 0
 
     def run(self) -> None:
         from rewarddance.apps.report import write_report
-        from rewarddance.jobs.demo import run_demo
+        from rewarddance.lab.demo import run_demo
 
         summary = run_demo(self.out, fast=self.fast, seed=self.seed)
         page = write_report(self.out)
         gain = summary["gain"]
-        console.print(
+        say(
             f"oracle fidelity {gain['mean']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] ({gain['verdict']}); "
-            f"{summary['seconds']:.0f} s, {summary['peak_memory_mib'] / 1024:.1f} GiB; open {page}",
-            highlight=False,
-            soft_wrap=True,
+            f"{summary['seconds']:.0f} s, {summary['peak_memory_mib'] / 1024:.1f} GiB; open {page}"
         )
 
 
@@ -62,22 +61,24 @@ class DataBuild(Flags):
     pictures: Annotated[int, Least(2)] = 4
     """Pictures of each prompt."""
     generator: str = "tiny"
-    """Whose samples are judged beside renders; `none` for renders alone."""
+    """Generator whose samples are judged beside renders; `none` for renders alone."""
     generator_share: float = 0.7
     criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
     """What the raters judge by."""
     votes: Count = 5
-    """Simulated raters who see each pair; its label is their mean choice."""
+    """Simulated raters who judge each pair; its label is their mean choice."""
     shuffle_labels: bool = False
-    """Labels that know nothing, for the control."""
+    """Random labels, for the control judge."""
     seed: int = 0
 
     def run(self) -> None:
-        from rewarddance.jobs.build.preferences import PreferencesConfig
-        from rewarddance.jobs.data_build import build_data
+        from rewarddance.jobs.data.build import build_embedded
 
-        config = PreferencesConfig(
-            seed=self.seed,
+        folder = build_embedded(
+            self.out,
+            self.seed,
+            self.num_held_out,
+            None if self.generator == "none" else self.generator,
             num_prompts=self.num_prompts,
             pictures=self.pictures,
             generator_share=self.generator_share,
@@ -85,13 +86,12 @@ class DataBuild(Flags):
             votes=self.votes,
             shuffle_labels=self.shuffle_labels,
         )
-        generator = None if self.generator == "none" else self.generator
-        console.print(f"wrote {build_data(config, self.num_held_out, generator, self.out)}", highlight=False)
+        say(f"wrote {folder}")
 
 
 @dataclass(frozen=True)
 class DataImport(Flags):
-    """Your own PNG, JPEG or WebP pictures and preferences to Parquet that `datasets.load_dataset` reads.
+    """Your own pictures and preferences to Parquet that `datasets.load_dataset` reads.
 
     Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first),
     votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and ranking, lower is
@@ -109,20 +109,19 @@ class DataImport(Flags):
     out: Path
     """Folder to write."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do about broken rows: list them and stop, or leave them out."""
+    """What to do with broken rows: list them and stop, or leave them out."""
     criteria: tuple[str, ...] = ()
     """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
 
     def run(self) -> None:
         from rewarddance.data.importers import import_preferences
-        from rewarddance.reward.context import INSTRUCTIONS
+        from rewarddance.reward.context import Context
 
-        found = import_preferences(
-            self.file, self.format, self.media_root, self.out, self.on_error, (*INSTRUCTIONS, *self.criteria)
-        )
-        show({k: v for k, v in found.as_dict().items() if k != "rejected"})
-        for number, why in found.rejected[:20]:
-            console.print(f"row {number}: {why}", highlight=False, markup=False, soft_wrap=True)
+        known = (*Context().words.criteria, *self.criteria)
+        report = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error, known)
+        show({k: v for k, v in report.as_dict().items() if k not in ("rejected", "warnings")})
+        for line in report.messages():
+            say(line)
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,15 @@ class DataRationales(Flags):
     out: Path
     """Folder to write."""
     url: str | None = None
-    """An OpenAI-compatible server, with its version; without one, the embedded world's oracle tells."""
+    """An OpenAI-compatible server, with its version; without one, the embedded world's oracle is the teacher."""
     model: str | None = None
-    """Its model."""
+    """Name of the server's model."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable with the server's key; not needed where it is unset."""
+    """Environment variable with the server's key; unset for a server that needs none."""
     workers: Count = 8
-    """Questions under way at once."""
+    """Questions that are asked at the same time."""
+    max_tokens: Count = 200
+    """Tokens of an answer at most; reasoning models need more."""
     limit: SomeCount = None
     """Ask about this many choices only."""
     price: tuple[float, float] = (0.0, 0.0)
@@ -157,14 +158,15 @@ class DataRationales(Flags):
     """Words for criteria of your own, as `train --context.instructions` takes them."""
 
     def run(self) -> None:
-        from rewarddance.jobs.rationales import OracleTeacher, Teacher, add_rationales
+        from rewarddance.jobs.data.rationales import OracleTeacher, Teacher, add_rationales
 
         need((self.url is None) == (self.model is None), "data rationales: --url and --model go together")
         teacher: Teacher = OracleTeacher()
         if self.url is not None and self.model is not None:
-            from rewarddance.jobs.teacher_http import HttpTeacher
+            from rewarddance.jobs.data.teacher import HttpTeacher
 
-            teacher = HttpTeacher(self.url, self.model, os.environ.get(self.key_env), instructions=self.instructions)
+            key = os.environ.get(self.key_env)
+            teacher = HttpTeacher(self.url, self.model, key, max_tokens=self.max_tokens, instructions=self.instructions)
         workers = 1 if self.url is None else self.workers
         show(add_rationales(self.folder, teacher, self.out, limit=self.limit, workers=workers, price=self.price))
 
@@ -188,32 +190,40 @@ class Score(Flags):
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
-    """Where to write one line a comparison when a data folder is scored."""
+    """File for one JSON line a comparison when a data folder is scored."""
     tiles: SomeCount = None
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    precision: Precision | None = None
+    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
+    on a CPU; it is the default, unless the judge was trained in fp32. The result says what it came to."""
+    template: str | None = None
+    """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
     def run(self) -> None:
+        from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.score import score_data, score_one
 
         idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
         kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
         need(not flags, f"score: {flags} has no part in judging {kind}")
+        one = self.prompt is not None and self.candidate is not None
+        need(one or self.data is not None, "score: give a data folder, or --prompt and --candidate")
+        judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
         if self.data is not None:
-            show(score_data(self.data, self.judge, self.out, self.tiles))
+            show(score_data(self.data, judge, self.out))
             return
-        need(
-            self.prompt is not None and self.candidate is not None,
-            "score: give a data folder, or --prompt and --candidate",
-        )
         assert self.prompt is not None
         assert self.candidate is not None
-        show(score_one(self.judge, self.prompt, self.candidate, self.reference, self.criterion, self.tiles))
+        show(score_one(judge, self.prompt, self.candidate, self.reference, self.criterion))
 
 
 @dataclass(frozen=True)
 class Rank(Flags):
-    """Order pictures of one prompt by round robin, best first.
+    """Order pictures of one prompt by round robin.
+
+    `order` in the result is best first. `wins` is P(row is better than column), in the order in which the pictures were
+    given.
 
     Example: rewarddance rank a.png b.png c.png --prompt "a red circle"
     """
@@ -225,20 +235,22 @@ class Rank(Flags):
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    precision: Precision | None = None
+    """What passes compute in, as for `score`."""
+    template: str | None = None
+    """Words for a checkpoint that was not trained to judge, as for `score`."""
 
     def run(self) -> None:
-        from rewarddance.core.media import Media
         from rewarddance.jobs.load import load_judge
+        from rewarddance.jobs.rank import rank_files
 
-        media = [Media.open(p) for p in self.images]
-        found = load_judge(self.judge, tiles=self.tiles).rank(self.prompt, media, self.criterion)
-        order = [{"path": str(self.images[i]), "margin": round(float(found.margin[i]), 4)} for i in found.order]
-        show({"order": order, "wins": [[round(x, 4) for x in row] for row in found.wins.tolist()]})
+        judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
+        show(rank_files(judge, self.prompt, self.images, self.criterion))
 
 
 @dataclass(frozen=True)
 class Sample(Flags):
-    """Draw pictures of prompts; with --best-of N the judge keeps the best of N for each. Writes samples.json too.
+    """Draw pictures of prompts. With --best-of N the judge keeps the best of N candidates. Writes samples.json too.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
 
@@ -248,25 +260,28 @@ class Sample(Flags):
     out: Path
     prompt: str | None = None
     prompts: Path | None = None
-    """A text file, one prompt a line, instead of --prompt."""
+    """A file of prompts instead of --prompt: text with one prompt a line, or JSONL with a field `prompt`."""
     num: Count = 4
     """Pictures of each prompt."""
     adapter: Path | None = None
-    """A run folder of `rewarddance align`; what is not given of generator, num-steps, guidance, sample-batch, dtype
-    and resolution is as that run had it."""
+    """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
+    precision are that run's, where they are not given."""
     generator: str | None = None
     """`tiny` (the default), or a local folder of a `StableDiffusion3Pipeline`."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None
-    """Classifier-free guidance scale; 1 (the default) is off, which public checkpoints were not made for: they take
-    about 4.5."""
+    """Classifier-free guidance scale. 1 (the default) is off; public checkpoints need about 4.5."""
     sample_batch: SomeCount = None
     """Pictures sampled and decoded at once, 128 by default; 4 or so at 1024 pixels."""
     generator_dtype: Literal["fp32", "bf16"] | None = None
-    """Of the generator's weights; fp32 by default."""
+    """Type of the generator's weights; fp32 by default."""
     resolution: SomeCount = None
     """Side of the pictures in pixels; the checkpoint's own by default."""
+    max_sequence_length: SomeCount = None
+    """Tokens of a prompt that a T5 text encoder reads; 256 by default."""
+    precision: Precision | None = None
+    """What generator and judge compute in; `auto` by default, as for `score`."""
     best_of: Count = 1
     judge: str = "tiny"
     criterion: str | None = None
@@ -274,8 +289,8 @@ class Sample(Flags):
     seed: int = 0
 
     def run(self) -> None:
-        from rewarddance.jobs.align_names import read_prompts
-        from rewarddance.jobs.sample import Drawing, sample_to_folder
+        from rewarddance.data.prompts import read_prompts
+        from rewarddance.jobs.sample import Sampling, sample_to_folder
 
         need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
         for flag in ("judge", "criterion"):
@@ -283,7 +298,7 @@ class Sample(Flags):
                 flag not in self.given() or self.best_of > 1,
                 f"sample: --{flag} chooses among candidates; add --best-of N",
             )
-        asked = [self.prompt] if self.prompts is None else read_prompts(self.prompts)[0]
+        prompts = [self.prompt or ""] if self.prompts is None else [p.text for p in read_prompts(self.prompts)[0]]
         flags = {
             "generator": self.generator,
             "num_steps": self.num_steps,
@@ -291,12 +306,14 @@ class Sample(Flags):
             "sample_batch": self.sample_batch,
             "dtype": self.generator_dtype,
             "resolution": self.resolution,
+            "max_sequence_length": self.max_sequence_length,
+            "precision": self.precision,
         }
-        drawing = replace(Drawing.of_run(self.adapter), **{k: v for k, v in flags.items() if v is not None})  # type: ignore[arg-type]
-        found = sample_to_folder(
-            [p for p in asked if p is not None],
+        given = {k: v for k, v in flags.items() if v is not None}
+        result = sample_to_folder(
+            prompts,
             self.out,
-            drawing,
+            replace(Sampling.of_run(self.adapter), **given),  # type: ignore[arg-type]
             num=self.num,
             best_of=self.best_of,
             adapter=self.adapter,
@@ -304,12 +321,13 @@ class Sample(Flags):
             criterion=self.criterion,
             seed=self.seed,
         )
-        show({"written": [str(self.out / x["file"]) for x in found]})
+        written = [str(self.out / x["file"]) for x in result["samples"]]
+        show({"written": written, "computes_in": result["computes_in"]})
 
 
 @dataclass(frozen=True)
-class Report(Flags):
-    """Write report.html in the folder of a run, a demo, a study or a cross-validation: one self-contained page.
+class ReportCommand(Flags):
+    """Write report.html, one self-contained page, into the folder of a run, a demo, a study or a cross-validation.
 
     Example: rewarddance report runs/refl
     """

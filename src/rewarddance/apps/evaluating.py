@@ -1,4 +1,4 @@
-"""`rewarddance evaluate`: one command, five things to measure, each with flags of its own."""
+"""`rewarddance evaluate`: one command with several things to measure, each with its own flags."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import tyro
 
 from rewarddance.apps.commands import show
 from rewarddance.apps.flags import Count, Flags, SomeCount, need
+from rewarddance.core.config import Precision
 
-_SAMPLING = {"num_steps", "guidance", "num_noises", "seed"}
+_SAMPLING = {"num_steps", "guidance", "num_noises", "seed", "precision"}
 _TAKES: dict[str, set[str]] = {
     "--generator": {"generator", "every", *_SAMPLING},
     "--prompts": {"run_folder", "prompts", "judge", *_SAMPLING},
-    "--judge": {"judge", "data", "seed"},
+    "--judge": {"judge", "data", "seed", "precision"},
     "--vlm": {"vlm", "seed"},
-    "of a judge's run": {"run_folder"},
+    "of a judge's run": {"run_folder", "precision"},
     "of an alignment run": {"run_folder", "every", *_SAMPLING},
 }
-"""What is measured, and the flags that mean something then; any other one is an error, not ignored."""
+"""What is measured, and the flags that it takes. Any other flag is an error."""
 
 
 @dataclass(frozen=True)
 class Evaluate(Flags):
-    """Measure what a run trained: oracle gain by category, or a judge's accuracy; or a model as it is.
+    """Measure what a run trained (an alignment's gain by category, a judge's accuracy), or a model as it is.
 
-    Evaluations of runs are written into them too, as evaluation.json (with --prompts evaluation_prompts.json).
+    Evaluations of runs are also written into the run, as evaluation.json (with --prompts evaluation_prompts.json).
 
     Example: rewarddance evaluate runs/refl
 
@@ -45,13 +46,13 @@ class Evaluate(Flags):
     run_folder: Annotated[Path | None, tyro.conf.Positional] = None
     """A run of `rewarddance train` or `rewarddance align`."""
     generator: str | None = None
-    """Measure a generator of the embedded world as it is, instead of a run."""
+    """Measure a generator of the embedded world instead of a run."""
     judge: str | None = None
     """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
     prompts: Path | None = None
-    """With a run of `align`: a file of prompts, one a line, on which a judge compares before and after."""
+    """With a run of `align`: a file of prompts for which a judge compares before and after."""
     data: Path | None = None
-    """With --judge: a data folder whose held-out prompts to measure it on, instead of the embedded world's."""
+    """With --judge: a data folder whose held-out prompts replace the embedded world's."""
     vlm: str | None = None
     """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
     num_steps: SomeCount = None
@@ -59,10 +60,13 @@ class Evaluate(Flags):
     guidance: float | None = None
     """Classifier-free guidance scale; a run's own, or 1 (off) for --generator, when not given."""
     num_noises: Count = 4
-    """Fixed noises for each of the 240 prompts."""
+    """Fixed noises for each prompt."""
     every: Count = 1
     """Take every n-th benchmark prompt."""
     seed: int = 0
+    precision: Precision | None = None
+    """What models compute in. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
+    100M parameters on a CPU. The result says what it came to."""
 
     def run(self) -> None:
         kind = self._kind()
@@ -100,11 +104,12 @@ def _generator(asked: Evaluate) -> dict[str, Any]:
         guidance=1.0 if asked.guidance is None else asked.guidance,
         every=asked.every,
         seed=asked.seed,
+        precision=asked.precision or "auto",
     )
 
 
 def _prompts(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts
+    from rewarddance.jobs.evaluate import evaluate_on_prompts
 
     assert asked.run_folder is not None
     assert asked.prompts is not None
@@ -116,30 +121,33 @@ def _prompts(asked: Evaluate) -> dict[str, Any]:
         num_steps=asked.num_steps,
         seed=asked.seed,
         guidance=asked.guidance,
+        precision=asked.precision or "auto",
     )
 
 
 def _judge(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.judge_benchmark import benchmark_judge, measure_on_data
-
     assert asked.judge is not None
     if asked.data is None:
-        return benchmark_judge(asked.judge, seed=asked.seed)
-    return measure_on_data(asked.judge, asked.data, asked.seed)
+        from rewarddance.lab.judge_benchmark import benchmark_judge
+
+        return benchmark_judge(asked.judge, seed=asked.seed, precision=asked.precision)
+    from rewarddance.jobs.evaluate import evaluate_judge_on_data
+
+    return evaluate_judge_on_data(asked.judge, asked.data, asked.seed, precision=asked.precision)
 
 
 def _vlm(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.vlm_benchmark import benchmark_vlm
+    from rewarddance.lab.vlm_benchmark import benchmark_vlm
 
     assert asked.vlm is not None
     return benchmark_vlm(asked.vlm, seed=asked.seed)
 
 
 def _judge_run(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.judge_benchmark import evaluate_judge
+    from rewarddance.jobs.evaluate import evaluate_judge_run
 
     assert asked.run_folder is not None
-    return evaluate_judge(asked.run_folder)
+    return evaluate_judge_run(asked.run_folder, asked.precision)
 
 
 def _alignment_run(asked: Evaluate) -> dict[str, Any]:
@@ -153,6 +161,7 @@ def _alignment_run(asked: Evaluate) -> dict[str, Any]:
         seed=asked.seed,
         num_steps=asked.num_steps,
         guidance=asked.guidance,
+        precision=asked.precision or "auto",
     )
 
 

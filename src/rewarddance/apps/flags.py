@@ -1,4 +1,4 @@
-"""Commands as frozen dataclasses: fields are flags (tyro), `run` does the work and imports what it needs."""
+"""Commands as frozen dataclasses: fields are flags (tyro), `run` does the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewarddance.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Least:
-    """Of a flag's number: the smallest that makes sense."""
+    """The smallest valid number of a flag."""
 
     value: float
 
@@ -36,14 +36,14 @@ class Flags:
         """Parse flags.
 
         Raises:
-            UsageError: in one line, what is wrong with them.
+            UsageError: one line that says what is wrong.
         """
         refuse_repeated(args)
-        found: Self = _parsed(cls, program, args)
-        return in_range(found, program)
+        command: Self = _parsed(cls, program, args)
+        return in_range(command, program)
 
     def given(self) -> set[str]:
-        """Fields that are not at their defaults."""
+        """Names of the fields that differ from their defaults."""
         return {f.name for f in fields(self) if getattr(self, f.name) != f.default}
 
     def run(self) -> None:
@@ -51,20 +51,20 @@ class Flags:
 
 
 def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
-    """What tyro makes of the flags; what it says of wrong ones in a box becomes one line."""
-    said = io.StringIO()
+    """Parse with tyro. Its error box becomes one line."""
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            found: F = tyro.cli(cls, prog=program, args=args, **how)
-            return found
+        with contextlib.redirect_stderr(box):
+            command: F = tyro.cli(cls, prog=program, args=args, **how)
+            return command
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(usage_line(said.getvalue(), program)) from None
+        raise UsageError(usage_line(box.getvalue(), program)) from None
 
 
 def usage_line(box: str, program: str) -> str:
-    """A box of tyro's, with a drawn frame or without, as one line: its first part, and the flag that was meant."""
+    """Tyro's error box as one line: its first part, and the flag that was probably meant."""
     lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()][1:]  # the first is a title
     parts = [" ".join(part.split()) for part in re.split("[─-]{3,}", " ".join(lines)) if part.strip()]
     first = re.sub(r"\s*(\[type=[^]]*\]|For further information visit \S+)", "", parts[0])
@@ -77,25 +77,25 @@ def usage_line(box: str, program: str) -> str:
     return f"{first[:300]}{hint}; see {program} --help"
 
 
-def in_range(found: F, program: str) -> F:
-    """The flags themselves.
+def in_range(command: F, program: str) -> F:
+    """The command itself.
 
     Raises:
-        UsageError: a number is smaller than its `Least`.
+        UsageError: a number below its `Least`.
     """
-    for name, kind in get_type_hints(type(found), include_extras=True).items():
-        value = getattr(found, name)
+    for name, kind in get_type_hints(type(command), include_extras=True).items():
+        value = getattr(command, name)
         for least in (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, Least)):
             flag = f"{program.removeprefix('rewarddance ')}: --{name.replace('_', '-')}"
             need(value is None or value >= least.value, f"{flag} {value}: needs {least.value:g} or more")
-    return found
+    return command
 
 
 def refuse_repeated(args: list[str]) -> None:
-    """Of a flag that is given twice the parser would keep the last one and drop what came before.
+    """Refuse a flag that is given twice; the parser would silently keep the last one.
 
     Raises:
-        UsageError: naming it.
+        UsageError: names the flag.
     """
     names = [a.split("=")[0].replace("_", "-") for a in args if a.startswith("--") and a != "--"]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
@@ -105,7 +105,7 @@ def refuse_repeated(args: list[str]) -> None:
 def read_with_recipe(
     cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
 ) -> Any:
-    """Parse `[RECIPE.yaml] --flags`: the recipe gives the defaults, flags override single leaves.
+    """Parse `[RECIPE.yaml] --flags`: the recipe gives defaults, flags override single keys.
 
     Raises:
         ConfigError: the recipe cannot be read or has a wrong key.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.table import Column, Table
 
 from rewarddance.apps.flags import Count, Flags, Least, need
-from rewarddance.core.progress import console
+from rewarddance.core.progress import console, say
 
 
 @dataclass(frozen=True)
@@ -53,72 +53,66 @@ class PlanCommand(Flags):
         needless = whole and "side" in self.given()
         need(not needless, f"plan: --side has no part in {self.backbone}; --tiles cuts its pictures")
         work = Pass(self.micro_batch, self.pictures, self.text_tokens, self.tiles, self.side)
-        found = plan(self.backbone, self.gpus, parse_memory(self.memory), work)
+        result = plan(self.backbone, self.gpus, parse_memory(self.memory), work)
         if self.json:
-            show(_as_dict(found, self._tiles()))
+            show(_as_dict(result, self._tiles()))
             return
-        parts = found.parts
-        console.print(
-            f"{found.backbone}: {parts.total / 1e9:.2f}B parameters ({parts.vision / 1e9:.2f}B vision); "
-            f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.memory}",
-            highlight=False,
+        parts = result.parts
+        say(
+            f"{result.backbone}: {parts.total / 1e9:.2f}B parameters ({parts.vision / 1e9:.2f}B vision); "
+            f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.memory}"
         )
-        console.print(_table(found))
-        if found.chosen is None:
-            console.print("nothing here fits: more GPUs, larger ones, or fewer pictures", highlight=False)
+        console.print(_table(result))
+        if result.chosen is None:
+            say("nothing here fits: use more GPUs, larger ones, or fewer pictures")
             return
-        kind = "internvl-lora" if found.chosen.trained == "adapters" else "internvl"
+        kind = "internvl-lora" if result.chosen.trained == "adapters" else "internvl"
         recipe = "" if self.backbone.startswith("tiny") else f"recipes/{kind}.yaml "
-        console.print(
-            f"beside that: {found.loading / 1e9:,.3g} GB of main memory while {self.gpus} process"
-            f"{'es load' if self.gpus > 1 else ' loads'}, and {found.checkpoint / 1e9:,.3g} GB of disk a checkpoint "
-            "(three at the worst moment)",
-            highlight=False,
-            soft_wrap=True,
+        say(
+            f"besides: {result.loading / 1e9:,.3g} GB of main memory while {self.gpus} process"
+            f"{'es load' if self.gpus > 1 else ' loads'}, and {result.checkpoint / 1e9:,.3g} GB of disk a checkpoint "
+            "(three at the peak)"
         )
         start = f"torchrun --nproc-per-node {self.gpus} -m rewarddance" if self.gpus > 1 else "rewarddance"
-        console.print(
-            f"{start} train {recipe}--backbone {self.backbone} {found.chosen.flags()}{self._tiles()} "
-            f"--prompts-per-step {self.gpus * found.chosen.records} --data DATA --out RUN",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        say(
+            f"{start} train {recipe}--backbone {self.backbone} {result.chosen.flags()}{self._tiles()} "
+            f"--prompts-per-step {self.gpus * result.chosen.records} --data DATA --out RUN"
         )
 
     def _tiles(self) -> str:
         return f" --tiles {self.tiles}" if self.tiles > 1 else ""
 
 
-def _table(found: Any) -> Table:
+def _table(result: Any) -> Table:
     setting_column = Column("setting", min_width=20, overflow="fold")
     columns = ("total", "weights", "optim", "average", "pass")
     table = Table("fits", setting_column, *(Column(p, justify="right") for p in columns), title="GiB of one process")
-    for setting, memory in _worth_showing(found.tried):
+    for setting, memory in _worth_showing(result.tried):
         lasting = (memory.weights, memory.optimizer, memory.average)
         values = [v / 2**30 for v in (memory.total, *lasting, memory.total - sum(lasting))]
         cells = [f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in values]
-        table.add_row("yes" if memory.total <= found.limit else "no", setting.flags(), *cells)
+        table.add_row("yes" if memory.total <= result.limit else "no", setting.flags(), *cells)
     return table
 
 
 def _worth_showing(tried: Any) -> list[Any]:
-    """Of settings that differ in the size of a pass or in sharding alone, the last one tried, which takes least."""
-    found: dict[Any, Any] = {}
+    """Of settings that differ only in the size of a pass or in sharding, the last one, which takes the least memory."""
+    last: dict[Any, Any] = {}
     for setting, memory in tried:
-        found[setting.trained, setting.weights, setting.average, setting.checkpointing] = setting, memory
-    return list(found.values())
+        last[setting.trained, setting.weights, setting.average, setting.checkpointing] = setting, memory
+    return list(last.values())
 
 
-def _as_dict(found: Any, more: str) -> dict[str, Any]:
+def _as_dict(result: Any, more: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        "backbone": found.backbone,
-        "parameters": asdict(found.parts),
-        "limit_gib": round(found.limit / 2**30, 2),
-        "chosen": asdict(found.chosen) if found.chosen else None,
-        "loading_gib": round(found.loading / 2**30, 2),
-        "checkpoint_gib": round(found.checkpoint / 2**30, 2),
-        "flags": found.chosen.flags() + more if found.chosen else None,
-        "tried": [{**asdict(s), **m.gib(), "fits": m.total <= found.limit} for s, m in found.tried],
+        "backbone": result.backbone,
+        "parameters": asdict(result.parts),
+        "limit_gib": round(result.limit / 2**30, 2),
+        "chosen": asdict(result.chosen) if result.chosen else None,
+        "loading_gib": round(result.loading / 2**30, 2),
+        "checkpoint_gib": round(result.checkpoint / 2**30, 2),
+        "flags": result.chosen.flags() + more if result.chosen else None,
+        "tried": [{**asdict(s), **m.gib(), "fits": m.total <= result.limit} for s, m in result.tried],
     }

@@ -12,7 +12,7 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.apps.flags import Count, Flags, Least, read_with_recipe
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.reward.train_config import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class StudyAlignment(Flags):
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        found: Self = read_with_recipe(cls, AlignConfig, program, args)
-        return found
+        command: Self = read_with_recipe(cls, AlignConfig, program, args)
+        return command
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
-        from rewarddance.jobs.study_alignment import study_alignment
+        from rewarddance.lab.study_alignment import study_alignment
 
-        found = study_alignment(
+        study = study_alignment(
             self.config,
             self.shuffled_judge,
             self.out,
@@ -54,7 +54,7 @@ class StudyAlignment(Flags):
             num_noises=self.num_noises,
             every=self.every,
         )
-        show({k: found[k] for k in ("start", "arms", "differences")})
+        show({k: study[k] for k in ("start", "arms", "differences")})
 
 
 @dataclass(frozen=True)
@@ -71,34 +71,35 @@ class StudyParadigms(Flags):
     config: Annotated[RewardConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...] = (0, 1, 2)
     only: tuple[str, ...] = ()
-    """Names of variants; all of them where none is given."""
+    """Names of variants; all variants if none is given."""
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        found: Self = read_with_recipe(cls, RewardConfig, program, args)
-        return found
+        command: Self = read_with_recipe(cls, RewardConfig, program, args)
+        return command
 
     def run(self) -> None:
-        from rewarddance.core.parallel import processes
-        from rewarddance.core.progress import console
-        from rewarddance.jobs.study_judges import PARADIGM_VARIANTS, study_judges
-        from rewarddance.jobs.study_table import table
+        from rewarddance.core.parallel import process_group
+        from rewarddance.core.progress import say
         from rewarddance.jobs.train import data_folder
+        from rewarddance.lab.study_judges import PARADIGM_VARIANTS, study_judges
+        from rewarddance.lab.study_tables import as_markdown, judge_tables
 
         unknown = [n for n in self.only if n not in PARADIGM_VARIANTS]
         if unknown:
             raise ConfigError(f"no variant {unknown[0]!r}; known: {', '.join(map(repr, PARADIGM_VARIANTS))}")
         chosen = {n: PARADIGM_VARIANTS[n] for n in self.only or PARADIGM_VARIANTS}
-        with processes():
-            found = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
-        console.print(table(found["variants"]), highlight=False, markup=False, soft_wrap=True)
+        with process_group():
+            study = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
+        say(as_markdown(judge_tables(study, "variants")))
 
 
 @dataclass(frozen=True)
 class StudySizes(Flags):
     """The size table: each size of the embedded VLM, pretrained and taught to judge on the same data.
 
-    Hours on a CPU for the smallest. Stops at the budget and goes on when called again; what is unfinished stays empty.
+    The smallest size takes hours on a CPU. The command stops at the budget and continues when it is called again.
+    Unfinished sizes stay empty in the table.
 
     Example: rewarddance study sizes --data data/embedded --out runs/sizes --sizes tiny-2m tiny-20m --budget 36000
     """
@@ -113,20 +114,21 @@ class StudySizes(Flags):
     recipe: Path = Path("recipes/tiny/reward.yaml")
     """How the judges are trained."""
     grow_from: str | None = None
-    """A VLM (`tiny` or a folder) that every size begins from, made wider and deeper without a change of what it
-    computes; takes the place of the first training."""
+    """A VLM (`tiny` or a folder) that every size starts from. It is made wider and deeper, and still computes the
+    same function. It replaces the first training."""
     vision_steps: int = 1500
     vlm_steps: int = 2400
-    """Lessons of the VLM; with --grow-from on top of what it knows, 0 for none."""
+    """Training steps of the VLM on its lessons. With --grow-from these are further steps; 0 for none."""
     judge_steps: int | None = None
     """Steps of the judges' training; as the recipe says when not given."""
     seed: int = 0
 
     def run(self) -> None:
         from rewarddance.core.config import load_recipe, merge
-        from rewarddance.core.parallel import processes
-        from rewarddance.core.progress import console
-        from rewarddance.jobs.study_sizes import SizesConfig, parse_sizes, sizes_table, study_sizes
+        from rewarddance.core.parallel import process_group
+        from rewarddance.core.progress import say
+        from rewarddance.lab.study_sizes import SizesConfig, parse_sizes, study_sizes
+        from rewarddance.lab.study_tables import as_markdown, judge_tables
 
         judge = merge(RewardConfig().model_dump(), load_recipe(self.recipe))
         if self.judge_steps is not None:
@@ -139,9 +141,9 @@ class StudySizes(Flags):
             judge=parse_config(RewardConfig, judge, str(self.recipe)),
             seed=self.seed,
         )
-        with processes():
-            found = study_sizes(config, self.data, self.out, self.budget)
-        console.print(sizes_table(found["sizes"], found["unfinished"]), highlight=False, markup=False, soft_wrap=True)
+        with process_group():
+            study = study_sizes(config, self.data, self.out, self.budget)
+        say(as_markdown(judge_tables(study, "sizes")))
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,6 @@ class StudyOracle(Flags):
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
-        from rewarddance.jobs.study_oracle import study_oracle
+        from rewarddance.lab.study_oracle import study_oracle
 
         show(study_oracle(every=self.every, num=self.num, seed=self.seed))

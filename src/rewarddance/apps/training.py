@@ -12,8 +12,8 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.apps.flags import Flags, read_with_recipe
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.progress import console
-from rewarddance.jobs.train_reward_config import RewardConfig
+from rewarddance.core.progress import say
+from rewarddance.reward.train_config import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,29 @@ class Train(Flags):
     """Run folder."""
     config: Annotated[RewardConfig, tyro.conf.arg(name="")]
     resume: bool = False
-    """Go on from the run's newest checkpoint. Folds always do."""
+    """Continue from the run's newest checkpoint. Folds always continue."""
     cross_validate: int = 0
-    """Train this many judges, each measured on the prompts that it was not trained on; 0 trains one judge."""
+    """Train this many judges. Each is measured on the prompts that it was not trained on. 0 trains one judge."""
     leave_one_out: str | None = None
-    """Train a judge for every value of a group (style, category, generator, annotator, source), each measured on the
-    records of that value, which it has not seen."""
+    """Train one judge for each value of a group (style, category, generator, annotator, source). Each is measured on
+    the records of its value, which it has not seen in training."""
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        found: Self = read_with_recipe(cls, RewardConfig, program, args)
-        return found
+        command: Self = read_with_recipe(cls, RewardConfig, program, args)
+        return command
 
     def run(self) -> None:
-        from rewarddance.core.parallel import is_leader, processes
+        from rewarddance.core.parallel import is_leader, process_group
         from rewarddance.jobs.train import train_from_data
 
-        with processes():
+        with process_group():
             if self.cross_validate or self.leave_one_out:
                 self._folds()
                 return
             folder = train_from_data(self.config, self.out, resume=self.resume)
             if is_leader():
-                console.print(f"judge: {folder}", highlight=False)
+                say(f"judge: {folder}")
 
     def _folds(self) -> None:
         from rewarddance.apps.commands import show
@@ -67,9 +67,9 @@ class Train(Flags):
             folds = folds_by_group(table.group(self.leave_one_out), self.leave_one_out)
         else:
             folds = folds_by_prompt(table.prompts, self.cross_validate, self.config.seed)
-        found = cross_validate(self.config, folds, table, self.out)
+        result = cross_validate(self.config, folds, table, self.out)
         if is_leader():
-            show({"mean": found["mean"], "folds": found["folds"], "next": f"rewarddance report {self.out}"})
+            show({"mean": result["mean"], "folds": result["folds"], "next": f"rewarddance report {self.out}"})
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,21 @@ class Align(Flags):
     """Run folder."""
     config: Annotated[AlignConfig, tyro.conf.arg(name="")]
     resume: bool = False
-    """Go on from the run's newest checkpoint."""
+    """Continue from the run's newest checkpoint."""
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        found: Self = read_with_recipe(cls, AlignConfig, program, args)
-        return found
+        command: Self = read_with_recipe(cls, AlignConfig, program, args)
+        return command
 
     def run(self) -> None:
-        from rewarddance.core.parallel import is_leader, processes
-        from rewarddance.jobs.align_names import align_from_names
+        from rewarddance.core.parallel import is_leader, process_group
+        from rewarddance.jobs.align import align_from_names
 
-        with processes():
+        with process_group():
             adapter = align_from_names(self.config, self.out, self.resume)
             if is_leader():
-                console.print(f"adapter: {adapter}", highlight=False)
+                say(f"adapter: {adapter}")
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,18 @@ class Rerun(Flags):
     def run(self) -> None:
         from rewarddance.core.runs import RunFolder
 
-        found: dict[str, Any] = RunFolder(self.run_folder).read()
-        if found["kind"] == "judge":
-            Train(self.out, parse_config(RewardConfig, found["config"], str(self.run_folder))).run()
-        elif found["kind"] == "align":
-            Align(self.out, parse_config(AlignConfig, found["config"], str(self.run_folder))).run()
+        record: dict[str, Any] = RunFolder(self.run_folder).read()
+        if record["kind"] == "judge":
+            Train(self.out, parse_config(RewardConfig, record["config"], str(self.run_folder))).run()
+        elif record["kind"] == "align":
+            Align(self.out, parse_config(AlignConfig, record["config"], str(self.run_folder))).run()
         else:
-            raise ConfigError(f"{self.run_folder}: a {found['kind']} run is repeated by `rewarddance build`")
+            raise ConfigError(f"{self.run_folder}: a {record['kind']} run is repeated by `rewarddance build`")
 
 
 @dataclass(frozen=True)
 class Build(Flags):
-    """Train the embedded models from scratch and put them into the package (hours; resumes where it stopped).
+    """Train the embedded models from scratch and put them into the package (hours; continues where it stopped).
 
     Example: rewarddance build --only vlm
 
@@ -138,8 +138,8 @@ class Build(Flags):
     only: Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"] = "all"
 
     def run(self) -> None:
-        from rewarddance.core.parallel import processes
-        from rewarddance.jobs.build.assets import build_assets
+        from rewarddance.core.parallel import process_group
+        from rewarddance.lab.assets import build_assets
 
-        with processes():
+        with process_group():
             build_assets(self.out, self.only)

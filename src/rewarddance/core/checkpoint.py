@@ -1,9 +1,9 @@
 """Checkpoints as safetensors and JSON: no pickle, and never half a checkpoint.
 
-A checkpoint is a folder `step_N` with `tensors.safetensors` (flat names such as `model/vlm.weight`) and
-`state.json`. It is written beside its final place, flushed, and renamed. Runs whose weights are sharded write
-`shards/` in the format of `torch.distributed.checkpoint` instead, every process its own part; its metadata is
-pickled, so such folders are for trusted sources only. Either kind is read by any number of processes.
+A checkpoint is a folder `step_N` with `tensors.safetensors` (flat names such as `model/vlm.weight`) and `state.json`.
+It is written beside its final place, flushed and renamed. If weights are sharded, every process writes its own part to
+`shards/` in the format of `torch.distributed.checkpoint`. That format pickles its metadata, so load such folders from
+trusted sources only. Both kinds can be read by any number of processes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from rewarddance.core.errors import RunError
-from rewarddance.core.parallel import is_leader, wait_for_all
-from rewarddance.core.sharding import is_sharded, laid_out_like
+from rewarddance.core.parallel import barrier, is_leader
+from rewarddance.core.sharding import is_sharded, sharded_like
 
 _TENSORS, _STATE, _SHARDS = "tensors.safetensors", "state.json", "shards"
 
 Like = Callable[[str], Tensor | None]
-"""The parameter that a named tensor is shared out like, if any."""
+"""The parameter whose device and sharding a named tensor takes; None for none."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ class Checkpoint:
 def save_checkpoint(
     root: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write `root/step_N` and remove all but the newest `keep` checkpoints.
+    """Write `root/step_N` and remove all but the newest `keep` checkpoints. A collective.
 
-    Every data-parallel process calls it. The leader writes what all of them hold; of sharded tensors everyone writes
-    a part.
+    The leader writes whole tensors; of sharded tensors every process writes its part.
 
     Returns:
         The folder written.
@@ -63,15 +62,15 @@ def save_checkpoint(
     if is_leader():
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    wait_for_all()
+    barrier()
     if any(map(is_sharded, tensors.values())):
-        with warnings.catch_warnings():  # torch warns of its own deprecated calls
+        with warnings.catch_warnings():  # torch warns about deprecated calls of its own
             warnings.simplefilter("ignore")
             save({k: v.detach() for k, v in tensors.items()}, checkpoint_id=beside / _SHARDS)
     elif is_leader():
-        # A clone of its own for every tensor: safetensors refuses shared storage.
+        # safetensors refuses tensors that share storage, so each one is cloned
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside / _TENSORS)
-    wait_for_all()
+    barrier()
     if is_leader():
         (beside / _STATE).write_text(json.dumps({"step": step, **state}))
         for path in (p for p in beside.rglob("*") if p.is_file()):
@@ -81,24 +80,24 @@ def save_checkpoint(
         beside.rename(final)
         for old in list_checkpoints(root)[:-keep]:
             shutil.rmtree(root / f"step_{old}")
-    wait_for_all()
+    barrier()
     return final
 
 
 def list_checkpoints(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending."""
-    found = (p.name.removeprefix("step_") for p in root.glob("step_*") if (p / _STATE).is_file())
-    return sorted(int(n) for n in found if n.isdigit())
+    numbers = (p.name.removeprefix("step_") for p in root.glob("step_*") if (p / _STATE).is_file())
+    return sorted(int(n) for n in numbers if n.isdigit())
 
 
 def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: None) -> Checkpoint | None:
     """The checkpoint of `step` (the newest when None), or None when there is none at all.
 
     Args:
-        like: how the named tensors are to be shared out.
+        like: the parameter whose device and sharding a tensor takes.
 
     Raises:
-        RunError: the asked step does not exist, or a file of it cannot be read.
+        RunError: the step does not exist, or one of its files cannot be read.
     """
     steps = list_checkpoints(root)
     if step is None:
@@ -113,7 +112,7 @@ def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: 
         if (folder / _SHARDS).is_dir():
             return Checkpoint(step, _read_shards(folder / _SHARDS, like), state)
         plain = load_file(folder / _TENSORS)
-        return Checkpoint(step, {k: laid_out_like(v, like(k)) for k, v in plain.items()}, state)
+        return Checkpoint(step, {k: sharded_like(v, like(k)) for k, v in plain.items()}, state)
     except (OSError, ValueError, SafetensorError, CheckpointException) as error:
         raise RunError(
             f"{folder}: unreadable checkpoint ({error}); remove the folder to go on from an older one"
@@ -121,19 +120,19 @@ def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: 
 
 
 def _read_shards(folder: Path, like: Like) -> dict[str, Tensor]:
-    """Each process reads its own part, however many wrote."""
-    described = FileSystemReader(folder).read_metadata().state_dict_metadata
-    found: dict[str, Tensor] = {}
-    for name, entry in described.items():
+    """Each process reads its own part, whatever the number of processes that wrote."""
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for name, entry in metadata.items():
         if isinstance(entry, TensorStorageMetadata):
-            model, kind = like(name), entry.properties.dtype
-            found[name] = (
-                torch.empty(entry.size, dtype=kind) if model is None else torch.empty_like(model.detach(), dtype=kind)
+            model, dtype = like(name), entry.properties.dtype
+            tensors[name] = (
+                torch.empty(entry.size, dtype=dtype) if model is None else torch.empty_like(model.detach(), dtype=dtype)
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        load(found, checkpoint_id=folder)
-    return found
+        load(tensors, checkpoint_id=folder)
+    return tensors
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -151,7 +150,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def load_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Put back what `optimizer_tensors` took. Which kernels do the work is this optimizer's own choice."""
+    """Load what `optimizer_tensors` returned. The kernel settings (`fused`, `foreach`) stay those of this optimizer."""
     fresh = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -1,4 +1,6 @@
-"""Strict configuration: frozen pydantic models whose typing errors name the nearest field. No torch here."""
+"""Strict configuration: frozen pydantic models. An unknown key is an error that names the nearest key. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,17 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rewarddance.core.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""The precision that a user asks for. `auto`: see `core.device.resolve_precision`."""
+Computed = Literal["fp32", "bf16"]
+"""The precision that passes really compute in."""
 
 M = TypeVar("M", bound="Config")
 
@@ -25,7 +32,7 @@ class Config(BaseModel):
 
 
 def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names that would have been allowed at `location`."""
+    """Keys that are allowed at `location`."""
     current: Any = model
     for key in location:
         fields = getattr(current, "model_fields", {})
@@ -39,7 +46,7 @@ def parse_config(model: type[M], values: Mapping[str, Any], source: str = "confi
     """Validate `values`.
 
     Raises:
-        ConfigError: one line naming the field, the problem and, for a typing error, the nearest field.
+        ConfigError: one line that names the key and the problem and, for an unknown key, the nearest known one.
     """
     try:
         return model.model_validate(dict(values))
@@ -48,44 +55,46 @@ def parse_config(model: type[M], values: Mapping[str, Any], source: str = "confi
 
 
 def problems(model: type[BaseModel], error: ValidationError) -> str:
-    """What pydantic found wrong, in one line."""
-    found = []
+    """Pydantic's findings in one line."""
+    lines = []
     for e in error.errors():
-        where = ".".join(str(part) for part in e["loc"])
+        key = ".".join(str(part) for part in e["loc"])
         if e["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(e["loc"][-1]), _field_names(model, e["loc"][:-1]), 1, 0.5)
-            found.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif e["type"] == "value_error":  # of several keys together, in words of our own
-            found.append(str(e["ctx"]["error"]))
+            lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif e["type"] == "value_error":  # raised by our own validators, whose messages are whole sentences
+            lines.append(str(e["ctx"]["error"]))
         else:
-            found.append(f"{where}: {e['msg'].lower()} (got {e['input']!r})")
-    return "; ".join(found)
+            lines.append(f"{key}: {e['msg'].lower()} (got {e['input']!r})")
+    return "; ".join(lines)
 
 
-def differing(
-    before: Mapping[str, Any], now: Config, but_for: Mapping[str, AbstractSet[str]] = MappingProxyType({})
+def differing_keys(
+    before: Mapping[str, Any], now: Config, ignored: Mapping[str, AbstractSet[str]] = MappingProxyType({})
 ) -> list[str]:
-    """Keys in which a configuration differs from one that was written down, perhaps before some keys existed.
+    """Top-level keys in which a written configuration differs from one of today.
+
+    Keys that did not exist when it was written count with their defaults.
 
     Args:
-        but_for: keys that do not count, by section; those of the top under "".
+        ignored: keys that may differ, by section; top-level keys stand under "".
     """
-    with contextlib.suppress(ValidationError):  # what it does not know is a difference
+    with contextlib.suppress(ValidationError):  # a key that is unknown today is a difference
         before = type(now).model_validate(dict(before)).model_dump(mode="json")
 
-    def counting(config: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in config.items() if k not in but_for.get("", ())}
-        sections = {n: kept[n] for n in but_for if isinstance(kept.get(n), Mapping)}
-        return kept | {n: {k: v for k, v in s.items() if k not in but_for[n]} for n, s in sections.items()}
+    def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in config.items() if k not in ignored.get("", ())}
+        sections = {n: kept[n] for n in ignored if isinstance(kept.get(n), Mapping)}
+        return kept | {n: {k: v for k, v in s.items() if k not in ignored[n]} for n, s in sections.items()}
 
-    a, b = counting(before), counting(now.model_dump(mode="json"))
+    a, b = compared(before), compared(now.model_dump(mode="json"))
     return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe as a mapping.
 
-    `recipes/...` that is not in the working folder is looked for in the package, or in the checkout that runs.
+    A path `recipes/...` that does not exist in the working folder is looked up in the package, then in the checkout.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.

@@ -1,7 +1,7 @@
-"""The one training loop, for judges and generators alike: optimizer, EMA, logging, checkpoints, resume, stopping.
+"""The training loop of judges and generators: optimizer, weight average, logging, checkpoints, resume, stopping.
 
-An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself;
-batches are a pure function of the seed and the step index, so resuming needs no data-loader state.
+An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself. Batches are a
+pure function of the seed and the step index, so resuming needs no state of a data loader.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimiz
 from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
-from rewarddance.core.parallel import any_of, is_leader, of_every_process, rank, wait_for_all
+from rewarddance.core.parallel import all_gather_stacked, any_process, barrier, is_leader, rank
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.sharding import is_sharded, whole
+from rewarddance.core.sharding import full_tensor, is_sharded
 from rewarddance.core.termination import Termination
 
 Metrics = dict[str, Any]
 Step = Callable[[int], Metrics]
 Validate = Callable[[int], Metrics]
-Progress = Callable[[int, int, Metrics], None]
+OnStep = Callable[[int, int, Metrics], None]
 
 
 class Ema:
-    """Exponential moving average of the trainable parameters, in fp32, warmed up so that early steps count less.
+    """Exponential moving average of the trainable parameters, in fp32. Early steps count less.
 
-    Decay at step n is `min(decay, (1 + n) / (10 + n))`.
+    The decay at step n is `min(decay, (1 + n) / (10 + n))`.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -49,7 +49,7 @@ class Ema:
 
     @torch.no_grad()
     def put(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Put the averaged weights in place; returns the live ones. The average is not touched, whatever is rounded."""
+        """Copy the average into the parameters; returns the weights that were there."""
         live = {name: p.detach().clone() for name, p in parameters.items()}
         for name, p in parameters.items():
             p.copy_(self.shadow[name])
@@ -62,21 +62,21 @@ def trainable(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Warm-up, then constant, cosine to a tenth, or constant with a linear end over the last fifth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    """Linear warm-up, then constant, cosine to a tenth, or constant with a linear decay over the last fifth."""
+    factor = min(1.0, (step + 1) / max(1, config.warmup_steps))
     passed = min(1.0, step / max(1, num_steps))
     if config.schedule == "cosine":
-        warm *= 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * passed))
+        factor *= 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * passed))
     elif config.schedule == "linear_end":
-        warm *= min(1.0, max(0.02, (1 - passed) / 0.2))
-    return config.lr * warm
+        factor *= min(1.0, max(0.02, (1 - passed) / 0.2))
+    return config.lr * factor
 
 
 def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW over everything, or Muon over the matrices of the hidden layers and AdamW over the rest.
+    """AdamW for all parameters, or Muon for the matrices of hidden layers and AdamW for the rest.
 
-    Weight decay applies to matrices only, as usual. On CUDA AdamW is fused: torch's other default there holds one more
-    copy of everything trained while gradients are still alive.
+    Weight decay applies to matrices only. On CUDA AdamW is fused: torch's default there holds one more copy of all
+    trained weights while gradients are still in memory.
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
@@ -86,22 +86,29 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
         for name, p in parameters.items():
             if p.ndim == 2 and "embed" not in name and "head" not in name and "proj_out" not in name:
                 hidden.append(rest.pop(name))
-    decay = [p for p in rest.values() if p.ndim >= 2]
-    plain = [p for p in rest.values() if p.ndim < 2]
     groups: list[dict[str, Any]] = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = True if rest and all(p.is_cuda for p in rest.values()) else None
-    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
-    if not hidden:
-        return [adam]
-    muon = Muon(hidden, lr=config.lr, weight_decay=config.weight_decay)
-    return [adam, muon]
+    groups = [g for g in groups if g["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups or not hidden:
+        fused = True if rest and all(p.is_cuda for p in rest.values()) else None
+        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused))
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
+    return optimizers
 
 
 class Loop:
-    """State of one training run. `run()` trains to the end; everything else is what it is made of."""
+    """The state of one training run. `run()` trains to the end.
+
+    Attributes:
+        extra, extra_tensors: the algorithm's own state, JSON-ready values and tensors; saved with every checkpoint.
+        before_save: called before a checkpoint is written, to fill in `extra` and `extra_tensors`.
+        context: what the current step works on, in words, for error messages.
+        seconds: training time so far, over all resumed parts.
+    """
 
     def __init__(
         self,
@@ -116,23 +123,19 @@ class Loop:
         self.ema = Ema(self.parameters, optim.ema_decay) if optim.ema_decay else None
         self.step = 0
         self.extra: dict[str, Any] = {}
-        """JSON-ready state that the algorithm wants kept with the checkpoint."""
         self.extra_tensors: dict[str, Tensor] = {}
-        """Tensors that the algorithm wants kept with the checkpoint; `keep` fills them in."""
-        self.keep: Callable[[], None] | None = None
-        """Called before a checkpoint is written, to put the algorithm's state into `extra` and `extra_tensors`."""
+        self.before_save: Callable[[], None] | None = None
         self.seconds = 0.0
-        self.about = ""
-        """What the step was about, in words, for errors: an algorithm that knows says so."""
+        self.context = ""
 
     def save(self) -> None:
-        """Write a checkpoint. Every data-parallel process calls it."""
-        if self.keep is not None:
-            self.keep()
+        """Write a checkpoint. A collective."""
+        if self.before_save is not None:
+            self.before_save()
         tensors: dict[str, Tensor] = {f"model/{k}": p for k, p in self.parameters.items()}
-        tensors["rng/torch"] = of_every_process(torch.get_rng_state())
+        tensors["rng/torch"] = all_gather_stacked(torch.get_rng_state())
         if torch.cuda.is_available():
-            tensors["rng/cuda"] = of_every_process(torch.cuda.get_rng_state())
+            tensors["rng/cuda"] = all_gather_stacked(torch.cuda.get_rng_state())
         if self.ema is not None:
             tensors |= {f"ema/{k}": v for k, v in self.ema.shadow.items()}
         groups = []
@@ -146,7 +149,7 @@ class Loop:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the modules hold the averaged weights, where an average is kept; that is what gets measured."""
+        """A context in which the modules hold the averaged weights, if there is an average. For measurements."""
         live = self.ema.put(self.parameters) if self.ema is not None else {}
         try:
             yield
@@ -156,49 +159,50 @@ class Loop:
                     self.parameters[name].copy_(weight)
 
     def resume(self) -> bool:
-        """Load the newest checkpoint; False when there is none."""
-        found = load_checkpoint(self.folder.checkpoints, like=self._like)
-        if found is None:
-            self._forget_after(-1)  # a kill before the first checkpoint: all of it is done again
+        """Load the newest checkpoint; returns False when there is none."""
+        checkpoint = load_checkpoint(self.folder.checkpoints, like=self._parameter_of)
+        if checkpoint is None:
+            self._forget_after(-1)  # killed before the first checkpoint: everything is done again
             return False
-        weights = found.part("model")
+        weights = checkpoint.part("model")
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(weights[name])
         if self.ema is not None:
-            self.ema.shadow = {k: v.to(self.parameters[k].device) for k, v in found.part("ema").items()}
-        for i, (optimizer, groups) in enumerate(zip(self.optimizers, found.state["groups"], strict=True)):
-            load_optimizer(optimizer, found.part(f"optim{i}"), groups)
-        torch.set_rng_state(_own(found.tensors["rng/torch"]))
-        if torch.cuda.is_available() and "rng/cuda" in found.tensors:
-            torch.cuda.set_rng_state(_own(found.tensors["rng/cuda"]))
-        self.step, self.extra, self.seconds = found.step, found.state["extra"], found.state["seconds"]
-        self.extra_tensors = found.part("extra")
+            self.ema.shadow = {k: v.to(self.parameters[k].device) for k, v in checkpoint.part("ema").items()}
+        for i, (optimizer, groups) in enumerate(zip(self.optimizers, checkpoint.state["groups"], strict=True)):
+            load_optimizer(optimizer, checkpoint.part(f"optim{i}"), groups)
+        torch.set_rng_state(_state_of_this_rank(checkpoint.tensors["rng/torch"]))
+        if torch.cuda.is_available() and "rng/cuda" in checkpoint.tensors:
+            torch.cuda.set_rng_state(_state_of_this_rank(checkpoint.tensors["rng/cuda"]))
+        self.step, self.extra = checkpoint.step, checkpoint.state["extra"]
+        self.seconds = checkpoint.state["seconds"]
+        self.extra_tensors = checkpoint.part("extra")
         self._forget_after(self.step)
         return True
 
-    def _like(self, name: str) -> Tensor | None:
-        """The parameter that a tensor of the checkpoint belongs to, where it has the parameter's shape."""
-        kind, _, key = name.partition("/")
-        if kind in ("model", "ema"):
+    def _parameter_of(self, name: str) -> Tensor | None:
+        """The parameter that a tensor of the checkpoint has the shape of; None for other tensors."""
+        section, _, key = name.partition("/")
+        if section in ("model", "ema"):
             return self.parameters[key]
-        if not kind.startswith("optim"):
+        if not section.startswith("optim"):
             return None
-        index, _, what = key.partition(".")
-        groups = self.optimizers[int(kind.removeprefix("optim"))].param_groups
-        found: nn.Parameter = [p for g in groups for p in g["params"]][int(index)]
-        return None if what == "step" else found
+        index, _, entry = key.partition(".")
+        groups = self.optimizers[int(section.removeprefix("optim"))].param_groups
+        parameter: nn.Parameter = [p for g in groups for p in g["params"]][int(index)]
+        return None if entry == "step" else parameter
 
     def _forget_after(self, step: int) -> None:
         if is_leader():
             self.folder.forget_after(step)
-        wait_for_all()
+        barrier()
 
     def _update(self) -> float:
         rate = learning_rate(self.optim, self.step, self.config.num_steps)
-        norm = whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
+        norm = full_tensor(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
         if not torch.isfinite(norm):
-            where = f"step {self.step}" + (f" ({self.about})" if self.about else "")
+            where = f"step {self.step}" + (f" ({self.context})" if self.context else "")
             kept = f"{self.folder.path} keeps its last checkpoint"
             raise RunError(f"{where}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume")
         for optimizer in self.optimizers:
@@ -215,21 +219,21 @@ class Loop:
         step: Step,
         validate: Validate | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
-        report: Progress | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        """`run` under a bar that shows the metrics named by `keys`; at the end the averaged weights are in place.
+        """`run` with a progress bar that shows the metrics named by `keys`. Leaves the averaged weights in place.
 
         Args:
-            report: told of every step beside the bar.
+            on_step: called with (step, num_steps, metrics) after every step.
         """
         with progress(title, *keys) as bar:
 
-            def both(done: int, total: int, metrics: Metrics) -> None:
+            def report(done: int, total: int, metrics: Metrics) -> None:
                 bar(done, total, metrics)
-                if report is not None:
-                    report(done, total, metrics)
+                if on_step is not None:
+                    on_step(done, total, metrics)
 
-            self.run(step, validate, both, stop)
+            self.run(step, validate, report, stop)
         if self.ema is not None:
             self.ema.put(self.parameters)
 
@@ -237,41 +241,40 @@ class Loop:
         self,
         step: Step,
         validate: Validate | None = None,
-        report: Progress | None = None,
+        on_step: OnStep | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
     ) -> Literal["finished", "stopped"]:
-        """Train until `num_steps` or a stop reason; a run that ended by one has ended when it is resumed too.
+        """Train until `num_steps` or a stop reason. A run that was stopped for a reason stays stopped when resumed.
 
         Args:
             step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
-            validate: called every `validate_every` steps and at the end; its metrics join the line.
-            report: called with (step, num_steps, metrics) after every step.
-            stop: given the metrics of a step; a string ends the run and is logged as `stopped`.
+            validate: called every `validate_every` steps and at the end; its metrics join the line of that step.
+            on_step: called with (step, num_steps, metrics) after every step.
+            stop: gets the metrics of a step; a string ends the run and is logged as `stopped`.
 
         Raises:
-            RunError: the time limit or a SIGTERM (a cluster that wants its machine back) came first; a checkpoint to
-                resume from is written, and nothing is finished.
+            StoppedError: the time limit or a SIGTERM came before the end; a checkpoint to resume from is written.
         """
-        with Termination() as told:
-            return self._run(step, validate, report, stop, told)
+        with Termination() as signals:
+            return self._run(step, validate, on_step, stop, signals)
 
     def _run(
         self,
         step: Step,
         validate: Validate | None,
-        report: Progress | None,
+        on_step: OnStep | None,
         stop: Callable[[Metrics], str | None] | None,
-        told: Termination,
+        signals: Termination,
     ) -> Literal["finished", "stopped"]:
         cfg, began = self.config, time.monotonic()
-        before, last_save = self.seconds, time.monotonic()
+        seconds_before, last_save = self.seconds, time.monotonic()
         if "stopped" in self.extra:
             return "stopped"
         while self.step < cfg.num_steps:
             metrics = step(self.step)
             metrics["grad_norm"] = self._update()
             self.step += 1
-            self.seconds = before + time.monotonic() - began
+            self.seconds = seconds_before + time.monotonic() - began
             if self.ema is not None:
                 self.ema.update(self.parameters, self.step)
             if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
@@ -280,29 +283,27 @@ class Loop:
             if is_leader() and (self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps):
                 line = {**metrics, "seconds": round(self.seconds, 2)}
                 self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
-            if report is not None and is_leader():
-                report(self.step, cfg.num_steps, metrics)
-            over = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
-            late = any_of(over or told.stop) and self.step < cfg.num_steps
-            due = any_of(time.monotonic() - last_save > cfg.save_seconds)
+            if on_step is not None and is_leader():
+                on_step(self.step, cfg.num_steps, metrics)
+            out_of_time = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
+            interrupted = any_process(out_of_time or signals.stop) and self.step < cfg.num_steps
+            save_is_due = any_process(time.monotonic() - last_save > cfg.save_seconds)
             if reason:
                 self.extra["stopped"] = reason
-            if due or late or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
+            if save_is_due or interrupted or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
                 self.save()
                 last_save = time.monotonic()
             if reason:
                 return "stopped"
-            if late:
-                reason = "out of time" if over else "told to stop"
-                raise StoppedError(
-                    f"{self.folder.path}: {reason} at step {self.step} of {cfg.num_steps}; resume goes on"
-                )
+            if interrupted:
+                why = "out of time" if out_of_time else "told to stop"
+                raise StoppedError(f"{self.folder.path}: {why} at step {self.step} of {cfg.num_steps}; resume goes on")
         return "finished"
 
 
-def _own(states: Tensor) -> Tensor:
-    """This process's random state of those of all, (processes, S); of another number of them a neighbour's.
+def _state_of_this_rank(states: Tensor) -> Tensor:
+    """This process's random state out of (world size, S). With another world size than when saved, a neighbour's.
 
-    A copy, since PyTorch 2.13 reads the state from where a view's storage begins, not from the view's own offset.
+    The clone is needed: PyTorch 2.13's set_rng_state reads from the start of the storage and ignores a view's offset.
     """
     return states[rank() % len(states)].clone() if states.ndim == 2 else states

@@ -1,4 +1,4 @@
-"""Configuration of the training loop. No torch here, so that `--help` stays quick."""
+"""Configuration of the training loop. No torch here, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class OptimConfig(Config):
     """Optimizer, schedule and weight averaging."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the updates of hidden matrices and leaves the rest to AdamW; for pretraining."""
+    """`muon` orthogonalises the updates of hidden matrices and leaves other parameters to AdamW; for pretraining."""
     lr: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
@@ -21,11 +21,11 @@ class OptimConfig(Config):
     schedule: Literal["constant", "cosine", "linear_end"] = "constant"
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
-    """0 keeps no average."""
+    """Decay of the weight average; 0 keeps no average."""
 
 
 class LoopConfig(Config):
-    """How long to train and what to keep."""
+    """Length of the training, and what is kept of it."""
 
     num_steps: int = Field(1000, ge=0)
     log_every: int = Field(1, ge=1)
@@ -35,4 +35,4 @@ class LoopConfig(Config):
     """Save at least this often, whatever the number of steps."""
     keep_checkpoints: int = Field(2, ge=1)
     max_seconds: float | None = None
-    """Stop (with a checkpoint to resume from) after this long."""
+    """Stop after this many seconds, with a checkpoint to resume from."""

@@ -23,15 +23,21 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Larger files are refused as decompression bombs; an 8K photograph has 33 million."""
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""Pillow's names of the file formats that are read."""
+ANIMATED = ("PNG", "WEBP", "AVIF", "GIF")
+"""Formats whose files may be animations. Further pages of a TIFF or JPEG file are ignored."""
+MAX_METADATA = 64 << 20
+"""Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
 MIN_SIDE, MAX_ASPECT = 2, 200
-"""Of pictures that can be judged: least side in pixels, and how many times longer than wide at most."""
+"""Limits of pictures that can be judged: shortest side in pixels, and longest side divided by shortest."""
 
 
 def check_size(height: int, width: int, origin: str | None = None) -> None:
-    """Refuse pictures that no judge can look at.
+    """Check that a judge can look at a picture of this size.
 
     Raises:
-        InputError: under `MIN_SIDE` pixels, or narrower than `MAX_ASPECT` allows.
+        InputError: a side under `MIN_SIDE` pixels, or a longer shape than `MAX_ASPECT` allows.
     """
     if min(height, width) < MIN_SIDE or max(height, width) / min(height, width) > MAX_ASPECT:
         raise InputError(f"{origin or 'picture'}: {width}x{height} pixels is too small or too narrow to judge")
@@ -72,10 +78,14 @@ class Media:
 
     @cached_property
     def key(self) -> str:
-        """Equal for equal pixels; unique where a gradient is wanted, so that no such picture is ever merged."""
+        """A string that is equal for equal pixels, and unique for pixels that require a gradient.
+
+        So two pictures with gradients are never taken for one.
+        """
         if self.frames.requires_grad:
             return f"grad-{next(_unique)}"
-        content = self.frames.detach().cpu().flatten().contiguous()  # in this order: of a lone pixel all strides pass
+        # flatten before contiguous: a single pixel counts as contiguous with any strides
+        content = self.frames.detach().cpu().flatten().contiguous()
         digest = hashlib.blake2b(content.view(torch.uint8).numpy().tobytes(), digest_size=16)
         digest.update(f"{tuple(self.frames.shape)}{content.dtype}".encode())
         return digest.hexdigest()
@@ -116,7 +126,7 @@ class Media:
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             raise InputError(f"{origin or 'picture'}: its mode F has no range; scale it to [0, 1] and use from_numpy")
-        if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut at 255
+        if image.mode.startswith("I"):  # 16 bits of grey, which PIL's convert("RGB") would cut off at 255
             return cls.from_numpy(np.asarray(image).astype(np.float32) / 65535, origin=origin)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
@@ -126,28 +136,34 @@ class Media:
 
     @classmethod
     def open(cls, source: str | Path | BinaryIO, *, origin: str | None = None) -> Media:
-        """Read a PNG, JPEG or WebP file, or its bytes in an open one.
+        """Read a picture file of one of `FORMATS`, or its bytes in an open file.
 
         Raises:
-            InputError: missing, truncated, not a picture, or over `MAX_PIXELS`.
+            InputError: missing, a folder, truncated, not a picture, an animation, or over `MAX_PIXELS`.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
         origin = origin or str(source)
         too_large = f"{origin}: over the limit of {MAX_PIXELS:,} pixels"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                opened = Image.open(source, formats=("PNG", "JPEG", "WEBP"))
+                opened = Image.open(source, formats=FORMATS)
             with opened as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"{too_large}: {image.width}x{image.height}")
+                num_frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+                if num_frames > 1:
+                    raise InputError(f"{origin}: an animation of {num_frames} frames, not a picture")
                 image.load()
                 return cls.from_pil(image, origin=origin)
         except FileNotFoundError:
             raise InputError(f"{origin}: no such file") from None
+        except IsADirectoryError:
+            raise InputError(f"{origin}: a folder, not a picture") from None
         except UnidentifiedImageError:
-            raise InputError(f"{origin}: not a PNG, JPEG or WebP picture") from None
+            raise InputError(f"{origin}: not a picture ({', '.join(FORMATS)})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise InputError(too_large) from None
         except (OSError, SyntaxError, ValueError) as error:
@@ -175,8 +191,8 @@ class Media:
         return Image.fromarray(x if x.ndim == 3 else x[0])
 
 
-class Packed(Sequence[Media]):
-    """Pictures of one size that wait as bytes, uint8 (N, 3, H, W): a quarter of the memory of `Media`."""
+class StoredMedia(Sequence[Media]):
+    """Pictures of one size kept as bytes, uint8 (N, 3, H, W): a quarter of the memory of a list of `Media`."""
 
     def __init__(self, frames: Tensor) -> None:
         self.frames = frames
@@ -194,11 +210,13 @@ class Packed(Sequence[Media]):
         return Media.from_bytes(self.frames[index][None])
 
 
-Part = str | Media
+@dataclass(frozen=True)
+class Reply:
+    """What the assistant answered at this place of a dialog: the end of an example in context."""
+
+    text: str
+
+
+Part = str | Media | Reply
 Dialog = tuple[Part, ...]
-"""What a VLM is asked: texts and media in order."""
-
-
-def stack_images(media: Sequence[Media]) -> Tensor:
-    """(B, 3, H, W) from pictures of one size."""
-    return torch.cat([m.frames[:1] for m in media])
+"""What a VLM is asked: texts, media and replies in order."""

@@ -1,4 +1,4 @@
-"""How the process keeps its memory. No torch here, so that the command line stays quick."""
+"""How the process keeps its memory. No torch here, so that the command line starts fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed instead of giving it back to the system page by page.
+    """Tell glibc to keep freed memory instead of returning it to the system page by page.
 
-    Packed passes free and take large tensors all the time; getting fresh zeroed pages for each was up to a quarter of
-    the time on a CPU. Costs some resident memory. False where the C library is another one.
+    Packed passes free and allocate large tensors all the time; zeroed pages from the system took up to a quarter of
+    the time on a CPU. The price is some resident memory. Returns False where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -26,14 +26,14 @@ def keep_freed_memory() -> bool:
     return all(mallopt(k, v) == 1 for k, v in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 1 << 30), (TOP_PAD, 64 << 20)))
 
 
-def forget_peak() -> None:
-    """Let `peak_resident_mib` count from what is held now; where the system cannot, it counts from the start."""
+def reset_peak() -> None:
+    """Make `peak_resident_mib` count from now on. Without effect where the system does not allow it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_resident_mib() -> float:
-    """Most main memory that this process has held since its start or `forget_peak`, MiB."""
+    """The most main memory that this process has held since its start or the last `reset_peak`, MiB."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -45,5 +45,5 @@ def peak_resident_mib() -> float:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Is it torch's error of an accelerator that has no memory left, or its nameless one of main memory?"""
+    """Whether torch raised the error because memory ran out: an accelerator's, or main memory (which has no class)."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

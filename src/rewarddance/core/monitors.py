@@ -1,4 +1,4 @@
-"""What watches a training run. Hacking is called when the proxy rises and the gold standard falls."""
+"""Monitors of a training run. Hacking is reported when the proxy rises while the gold standard falls."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rewarddance.core.statistics import Interval, change_from_best, paired_boots
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One look at fixed prompts and noises: proxy reward and gold standard of every sample, (prompts, noises)."""
+class ProbeResult:
+    """Proxy reward and gold standard of fixed prompts and noises at one step, (prompts, noises), NaN where refused."""
 
     step: int
     proxy: NDArray[np.float64]
@@ -22,49 +22,58 @@ class Probe:
 
 @dataclass
 class HackingMonitor:
-    """Compares every probe with the first and with the best so far.
+    """Compares every probe with the first one and with the best one so far, on prompts that were answered in all.
 
-    The gap is the rise of the proxy less the rise of the gold standard, each in standard deviations of the start;
-    hacking is called when, since the best gold probe, the proxy has risen while the gold standard has fallen, both
-    with 95% intervals clear of 0.
+    The gap is the rise of the proxy minus the rise of the gold standard since the first probe, each divided by its
+    standard deviation at the first probe. The verdict compares the last probe with the probe of the best gold value
+    (`hacking_verdict`).
     """
 
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[ProbeResult] = field(default_factory=list)
 
     def add(self, step: int, proxy: ArrayLike, gold: ArrayLike) -> dict[str, float | str]:
-        """Record a probe; returns figures for the log."""
-        probe = Probe(step, np.asarray(proxy, np.float64), np.asarray(gold, np.float64))
-        self.probes.append(probe)
-        first = self.probes[0]
-        proxy_gain = (probe.proxy.mean() - first.proxy.mean()) / max(first.proxy.std(), 1e-6)
-        gold_gain = (probe.gold.mean() - first.gold.mean()) / max(first.gold.std(), 1e-6)
+        """Record a probe; returns metrics for the log, none if no prompt was answered in all probes."""
+        self.probes.append(ProbeResult(step, np.asarray(proxy, np.float64), np.asarray(gold, np.float64)))
+        probes = self._comparable()
+        first, last = probes[0], probes[-1]
+        if not last.proxy.size:
+            return {}
+        proxy_rise = (last.proxy.mean() - first.proxy.mean()) / max(first.proxy.std(), 1e-6)
+        gold_rise = (last.gold.mean() - first.gold.mean()) / max(first.gold.std(), 1e-6)
         return {
-            "probe/proxy": float(probe.proxy.mean()),
-            "probe/proxy_std": float(probe.proxy.std()),
-            "probe/gold": float(probe.gold.mean()),
-            "probe/gap": float(proxy_gain - gold_gain),
+            "probe/proxy": float(last.proxy.mean()),
+            "probe/proxy_std": float(last.proxy.std()),
+            "probe/gold": float(last.gold.mean()),
+            "probe/gap": float(proxy_rise - gold_rise),
             "probe/hacking": self.verdict(),
         }
 
-    def since_best(self) -> tuple[Interval, Interval] | None:
-        """Change of (proxy, gold) from the best gold probe to the last one; None at the best itself.
+    def _comparable(self) -> list[ProbeResult]:
+        """The probes without the prompts that have a NaN in any of them."""
+        values = np.stack([[p.proxy, p.gold] for p in self.probes])
+        kept = ~np.isnan(values.reshape(*values.shape[:3], -1)).any((0, 1, 3))
+        return [ProbeResult(p.step, p.proxy[kept], p.gold[kept]) for p in self.probes]
 
-        The best of many noisy probes is partly luck; the interval of the gold standard's change allows for it.
+    def since_best(self) -> tuple[Interval, Interval] | None:
+        """Changes of (proxy, gold) from the best gold probe to the last one; None if the last one is the best.
+
+        The best of many noisy probes is partly luck; the interval of the gold change allows for it.
         """
-        best, last = max(self.probes, key=lambda p: p.gold.mean()), self.probes[-1]
+        probes = self._comparable()
+        best, last = max(probes, key=lambda p: p.gold.mean()), probes[-1]
         if best.step == last.step:
             return None
-        gold = change_from_best(np.stack([p.gold.reshape(len(p.gold), -1).mean(1) for p in self.probes]))
+        gold = change_from_best(np.stack([p.gold.reshape(len(p.gold), -1).mean(1) for p in probes]))
         return paired_bootstrap(last.proxy, best.proxy), gold
 
     def verdict(self) -> str:
-        """`called`, of the changes since the best probe; `none` at the best itself."""
-        change = self.since_best()
-        return "none" if change is None else called(*change)
+        """`hacking_verdict` of the changes since the best gold probe."""
+        changes = self.since_best()
+        return "none" if changes is None else hacking_verdict(*changes)
 
 
-def called(proxy: Interval, gold: Interval) -> str:
-    """Of two rises: `none`, `suspected` (their means disagree) or `hacking` (their intervals do)."""
+def hacking_verdict(proxy: Interval, gold: Interval) -> str:
+    """`hacking` if the proxy's interval is above 0 and the gold's below, `suspected` if only the means are."""
     if proxy.ci_low > 0 and gold.ci_high < 0:
         return "hacking"
     return "suspected" if proxy.mean > 0 and gold.mean < 0 else "none"
@@ -72,23 +81,24 @@ def called(proxy: Interval, gold: Interval) -> str:
 
 @dataclass
 class StuckLoss:
-    """Notices a loss that stays where margins of 0 would put it (a cross-entropy at ln 2 = 0.693): a coin's.
+    """Notices a loss that stays where margins of 0 would put it (for cross-entropy ln 2 = 0.693): a coin's loss.
 
     Attributes:
-        after: steps after which it speaks; window: steps that it averages; near: how close to a coin's is stuck.
-        recent: losses less those of a coin.
+        after: step at which to decide; window: losses that are averaged; tolerance: distance from the coin's loss up
+            to which a mean loss counts as stuck.
+        recent: the last losses minus the coin's.
     """
 
     after: int = 200
     window: int = 100
-    near: float = 0.01
+    tolerance: float = 0.01
     recent: list[float] = field(default_factory=list)
 
     def note(self, step: int, loss: float, coin: float = math.log(2)) -> str | None:
-        """A warning at step `after`, once, where the last `window` losses were a coin's on average."""
+        """A warning at step `after` if the mean of the last `window` losses is the coin's; otherwise None."""
         self.recent = [*self.recent[-(self.window - 1) :], loss - coin]
         mean = sum(self.recent) / len(self.recent)
-        if step != self.after or len(self.recent) < self.window or abs(mean) > self.near:
+        if step != self.after or len(self.recent) < self.window or abs(mean) > self.tolerance:
             return None
         return (
             f"after {step} steps the loss is still {coin + mean:.3f}, that of a coin: labels at random, a learning "

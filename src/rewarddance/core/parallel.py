@@ -1,4 +1,7 @@
-"""Data-parallel processes, as `torchrun` starts them. One process alone is the case of world size 1."""
+"""Data-parallel processes, as `torchrun` starts them. A single process is the case of world size 1.
+
+Every function here that communicates is a collective: all processes must call it, in the same order.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(hours=12)
-"""How long processes wait for one another: the first one may build data for an hour meanwhile, which torch's own half
-hour would end. Where one dies, `torchrun` ends the others at once."""
+TIMEOUT = timedelta(minutes=20)
+"""How long a collective waits for the slowest process before it raises an error."""
+LONG_TIMEOUT = timedelta(hours=12)
+"""The same for `long_barrier`, where the leader may build data for an hour."""
+BUCKET_SIZE = 1 << 24
+"""Gradient elements that are copied into one buffer and sent by one all_reduce."""
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_patient_group: dist.ProcessGroup | None = None
+"""Group with the long timeout; None where there is a single process."""
 
 
 def rank() -> int:
@@ -29,93 +38,99 @@ def world_size() -> int:
 
 
 def is_leader() -> bool:
-    """True in the one process that writes files and shows progress."""
+    """True in the process with rank 0, which writes files and shows progress."""
     return rank() == 0
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the process group that `torchrun` describes in the environment, and leave it at the end.
 
-    After an error the group is left to the end of the process, which should come soon (`apps/cli.py`).
+    After an error the group is not destroyed: destroying waits for the other processes, which may be waiting for this
+    one. The process should then end soon, and `torchrun` ends the others.
     """
+    global _patient_group
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" now means this process's own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # from now on "cuda" is this process's own GPU
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    _patient_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     yield
-    # Not after an error: leaving waits for the others, who may be waiting for us. `torchrun` ends them when we end.
     dist.destroy_process_group()
+    _patient_group = None
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
+def barrier() -> None:
+    """Return when every process has called it."""
     if world_size() > 1:
         dist.barrier()
 
 
-def add_up(values: Tensor) -> Tensor:
+def long_barrier() -> None:
+    """As `barrier`, for the one place where the others wait for hours: the leader builds data."""
+    if world_size() > 1:
+        dist.barrier(group=_patient_group)
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over processes, in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def max_over_processes(number: int) -> int:
-    """The largest of all processes' numbers."""
+def all_reduce_max(number: int) -> int:
+    """The largest number of all processes."""
     if world_size() == 1:
         return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is true in any process; all of them get the same answer."""
-    return bool(add_up(torch.tensor(float(flag)))) if world_size() > 1 else flag
+def any_process(flag: bool) -> bool:
+    """True in every process where the flag is true in at least one."""
+    return bool(all_reduce_sum(torch.tensor(float(flag)))) if world_size() > 1 else flag
 
 
-def everyones(found: dict[K, V]) -> dict[K, V]:
-    """All processes' entries together; every process gets the same."""
+def all_gather_dicts(entries: dict[K, V]) -> dict[K, V]:
+    """The entries of all processes in one dictionary, the same in every process. Values are pickled on the way."""
     if world_size() == 1:
-        return found
-    parts: list[dict[K, V] | None] = [None] * world_size()
-    dist.all_gather_object(parts, found)
-    return {k: v for part in parts if part for k, v in part.items()}
+        return entries
+    gathered: list[dict[K, V] | None] = [None] * world_size()
+    dist.all_gather_object(gathered, entries)
+    return {k: v for part in gathered if part for k, v in part.items()}
 
 
-def of_every_process(state: Tensor) -> Tensor:
-    """States of all processes, one below the other, (processes, ...); on the CPU."""
-    told = everyones({rank(): state.cpu()})
-    return torch.stack([told[i] for i in sorted(told)])
+def all_gather_stacked(state: Tensor) -> Tensor:
+    """Tensors of one shape from all processes, stacked by rank: (world size, ...), on the CPU."""
+    states = all_gather_dicts({rank(): state.cpu()})
+    return torch.stack([states[i] for i in sorted(states)])
 
 
-def together(work: Callable[[], V], kind: type[Exception]) -> V:
-    """The result of `work`; where it raises `kind` in any process it does in all, so that none waits for another.
+def fail_together(work: Callable[[], V], kind: type[Exception]) -> V:
+    """Return what `work` returns. If `work` raises `kind` in one process, every process raises `kind`.
 
-    Whatever processes tell each other comes after this, or before.
+    Otherwise the healthy processes would wait for the failed one in the next collective. `work` itself must not
+    communicate.
     """
-    found: V | None = None
+    result: V | None = None
     error: Exception | None = None
     try:
-        found = work()
+        result = work()
     except kind as raised:
         error = raised
-    if any_of(error is not None):
+    if any_process(error is not None):
         raise error or kind("another process could not go on")
-    return cast(V, found)
-
-
-MESSAGE = 1 << 24
-"""Numbers in one message of gradients: what is copied at a time."""
+    return cast(V, result)
 
 
 @torch.no_grad()
-def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum every gradient over processes, `MESSAGE` numbers or one gradient at a time. None counts as zero."""
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum every gradient over processes, in buckets of `BUCKET_SIZE` elements. A missing gradient counts as zero."""
     if world_size() == 1:
         return
     chosen = list(parameters)
@@ -125,16 +140,16 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
     bucket: list[Tensor] = []
     for p in chosen:
         assert p.grad is not None
-        if bucket and sum(g.numel() for g in bucket) + p.grad.numel() > MESSAGE:
-            _add_up_together(bucket)
+        if bucket and sum(g.numel() for g in bucket) + p.grad.numel() > BUCKET_SIZE:
+            _all_reduce_bucket(bucket)
             bucket = []
         bucket.append(p.grad)
-    _add_up_together(bucket)
+    _all_reduce_bucket(bucket)
 
 
-def _add_up_together(grads: list[Tensor]) -> None:
-    if not grads:
+def _all_reduce_bucket(gradients: list[Tensor]) -> None:
+    if not gradients:
         return
-    flat = add_up(torch.cat([g.flatten() for g in grads]))
-    for g, summed in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+    flat = all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
+    for g, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         g.copy_(summed.view_as(g))

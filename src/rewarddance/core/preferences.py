@@ -13,7 +13,7 @@ from rewarddance.core.types import Comparison
 class Choice:
     """One judgement: `label` is the probability that picture `first` is better than picture `second`.
 
-    `rationale` says why, in words that call the first one candidate and the second one reference.
+    `rationale` gives the reasons; it calls the first picture candidate and the second one reference.
     """
 
     first: int
@@ -27,8 +27,8 @@ class PreferenceRecord:
     """All pictures of one prompt with the choices between them.
 
     Attributes:
-        truth: an exact value of every picture, where one is known (the embedded world); never trained on.
-        ratings: mean rating of every picture under the criterion, 1 to 5, where people gave some.
+        truth: the exact value of every picture, where it is known (the embedded world); never trained on.
+        ratings: mean rating of every picture under the criterion, 1 to 5, where people gave ratings.
         source: where the pictures came from, for example "rendered" or "generator".
         groups: what the record belongs to, for example {"style": "flat", "annotator": "7"}; folds are made of these.
     """
@@ -44,7 +44,7 @@ class PreferenceRecord:
     groups: Mapping[str, str] = field(default_factory=dict)
 
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
-        """One comparison a choice, the first picture as candidate; with `both_orders` also the other way round."""
+        """One comparison a choice, with the first picture as candidate; with `both_orders` also the swapped ones."""
         forward = [
             Comparison(self.prompt, self.media[c.first], self.media[c.second], self.criterion, c.label, c.rationale)
             for c in self.choices
@@ -62,6 +62,6 @@ def all_pairs(num: int) -> list[tuple[int, int]]:
 
 
 def from_ranking(ranks: Sequence[float]) -> tuple[Choice, ...]:
-    """Choices that a ranking implies; lower rank is better, equal ranks are ties."""
+    """The choices that a ranking implies. A lower rank is better; equal ranks are ties."""
     pairs = all_pairs(len(ranks))
     return tuple(Choice(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])) for i, j in pairs)

@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left, on a terminal; sparse lines elsewhere, so that logs stay readable."""
+"""Progress bars with rates and time left on a terminal; a line every 15 seconds elsewhere, so that logs stay short."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 console = Console(stderr=True)
-_QUIET_SECONDS = 15.0  # between two lines when the output is not a terminal
+_SECONDS_BETWEEN_LINES = 15.0
 
 
-class Report(Protocol):
+def say(text: str) -> None:
+    """Print one line for people to standard error."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class ReportProgress(Protocol):
     def __call__(self, done: int, total: int, metrics: dict[str, Any] | None = None) -> None: ...
 
 
-def _figures(metrics: dict[str, Any] | None, keys: tuple[str, ...]) -> str:
+def _formatted(metrics: dict[str, Any] | None, keys: tuple[str, ...]) -> str:
     shown = {k: metrics[k] for k in keys if metrics and isinstance(metrics.get(k), int | float)}
     return "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
 
 
-class _Pace:
-    """Units a second since the first report: a resumed run begins in the middle, and the first unit may come late."""
+class _Rate:
+    """Units a second since the first report, since a resumed run starts in the middle."""
 
     def __init__(self) -> None:
         self.start: tuple[int, float] | None = None
@@ -37,18 +42,18 @@ class _Pace:
         if self.start is None:
             self.start = done, now
         units, seconds = done - self.start[0], now - self.start[1]
-        return units / seconds if units > 1 and seconds > 0 else None  # the first of a batch brings the wait for all
+        return units / seconds if units > 1 and seconds > 0 else None  # the first unit may include waiting for a batch
 
 
 _active = False
-"""Whether a bar is on the screen: what is measured within a training shows none of its own."""
+"""Whether a bar is on the screen. A bar inside another one is not shown."""
 
 
 @contextmanager
-def progress(title: str, *keys: str) -> Iterator[Report]:
+def progress(title: str, *keys: str) -> Iterator[ReportProgress]:
     """A bar titled `title` that also shows the metrics named by `keys`.
 
-    Within another one, and in all processes of torchrun's but the first, it shows nothing.
+    Only the process with rank 0 shows it, and only if no other bar is active.
 
     >>> with progress("counting") as report:
     ...     report(1, 2)
@@ -66,7 +71,7 @@ def progress(title: str, *keys: str) -> Iterator[Report]:
 
 
 def tracked(items: Sequence[T], title: str) -> Iterator[T]:
-    """The items one after the other, with a bar of how many are done."""
+    """The items one after the other, with a bar that counts them."""
     with progress(title) as report:
         report(0, len(items))
         for i, item in enumerate(items, 1):
@@ -75,35 +80,34 @@ def tracked(items: Sequence[T], title: str) -> Iterator[T]:
 
 
 @contextmanager
-def _lines(title: str, keys: tuple[str, ...]) -> Iterator[Report]:
+def _lines(title: str, keys: tuple[str, ...]) -> Iterator[ReportProgress]:
     began = last = time.monotonic()
-    pace = _Pace()
+    rate = _Rate()
 
     def line(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
         nonlocal last
-        now, rate = time.monotonic(), pace.at(done)
-        if (now - last < _QUIET_SECONDS and done < total) or now - began < 2:
+        now, per_second = time.monotonic(), rate.at(done)
+        if (now - last < _SECONDS_BETWEEN_LINES and done < total) or now - began < 2:
             return
         last = now
-        speed = f"{rate:.2f}/s  {(total - done) / rate:.0f} s left  " if rate else ""
-        text = f"{title}: {done}/{total}  {speed}{_figures(metrics, keys)}"
-        console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        speed = f"{per_second:.2f}/s  {(total - done) / per_second:.0f} s left  " if per_second else ""
+        say(f"{title}: {done}/{total}  {speed}{_formatted(metrics, keys)}".rstrip())
 
     yield line
 
 
 @contextmanager
-def _bar(title: str, keys: tuple[str, ...]) -> Iterator[Report]:
+def _bar(title: str, keys: tuple[str, ...]) -> Iterator[ReportProgress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     passed, left = (TimeElapsedColumn(), TextColumn("passed,")), (TimeRemainingColumn(), TextColumn("left"))
-    times = (*passed, *left, TextColumn("{task.fields[figures]}"))
-    pace = _Pace()
+    times = (*passed, *left, TextColumn("{task.fields[metrics]}"))
+    rate = _Rate()
     with Progress(*columns, *times, console=console, transient=False) as bar:
-        task = bar.add_task(title, total=None, rate="", figures="")
+        task = bar.add_task(title, total=None, rate="", metrics="")
 
         def move(done: int, total: int, metrics: dict[str, Any] | None = None) -> None:
-            rate = pace.at(done)
-            shown = f"{rate:.1f}/s" if rate else ""
-            bar.update(task, completed=done, total=total, rate=shown, figures=_figures(metrics, keys))
+            per_second = rate.at(done)
+            shown = f"{per_second:.1f}/s" if per_second else ""
+            bar.update(task, completed=done, total=total, rate=shown, metrics=_formatted(metrics, keys))
 
         yield move

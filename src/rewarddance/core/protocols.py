@@ -1,4 +1,4 @@
-"""What the two kinds of model promise. Algorithms, searches and evaluations see only these."""
+"""What generators promise. Algorithms, searches and evaluations use only this. (For judges: `types.RewardModel`.)"""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """A text-to-image (later: video) rectified-flow model. Latents z: (B, ...), time 1 = noise, 0 = picture."""
+    """A rectified-flow model. Latents z are (B, ...); time runs from 1 (noise) to 0 (picture).
+
+    Attributes:
+        guidance: classifier-free guidance scale; 1 is off.
+        precision: what `condition` and `velocity` compute in. Latents are fp32, and `decode` computes in fp32.
+    """
+
+    guidance: float
+    precision: Computed
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         ...
 
     def condition(self, prompts: Sequence[str]) -> Any:
-        """What the model hears, one entry a prompt."""
+        """The embedded prompts, one entry a prompt."""
         ...
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
@@ -35,11 +44,11 @@ class Generator(Protocol):
         ...
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: Any) -> Tensor:
-        """Velocity noise - x at time t, guidance included, same shape as z."""
+        """Velocity noise - x at time t, guidance included; fp32, same shape as z."""
         ...
 
     def decode(self, z: Tensor) -> list[Media]:
-        """Latents to pictures, differentiable."""
+        """Pictures of latents; differentiable."""
         ...
 
     def trainable(self) -> dict[str, nn.Module]:
@@ -47,27 +56,29 @@ class Generator(Protocol):
         ...
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, the model is the frozen policy that training started from."""
+        """A context in which the model is the frozen policy that training started from."""
         ...
 
 
 @runtime_checkable
 class Tunable(Generator, Protocol):
-    """A generator that can be aligned: by an adapter beside frozen weights, which stay reachable as `reference()`.
-
-    Attributes:
-        guidance: classifier-free guidance scale; 1 is off.
-    """
-
-    guidance: float
+    """A generator that can be aligned: a LoRA adapter beside frozen weights, which stay reachable as `reference()`."""
 
     @property
     def side(self) -> int:
         """Side of its pictures in pixels."""
         ...
 
+    def num_parameters(self) -> int:
+        """Parameters of all parts."""
+        ...
+
+    def num_cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the text encoders read."""
+        ...
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] to latents, as `decode` takes them."""
+        """Latents of pictures (B, 3, H, W) in [0, 1], as `decode` takes them."""
         ...
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
@@ -75,19 +86,19 @@ class Tunable(Generator, Protocol):
         ...
 
     def add_lora(self, rank: int, alpha: float) -> None:
-        """Make a LoRA adapter the only trainable part."""
+        """Add a LoRA adapter; it becomes the only trainable part."""
         ...
 
     def checkpoint_gradients(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them, decoder included."""
+        """Recompute activations in the backward pass instead of keeping them, also in the decoder."""
         ...
 
     def save_adapter(self, folder: Path) -> Path:
-        """Write the adapter with what `load_adapter` needs."""
+        """Write the adapter for `load_adapter`."""
         ...
 
-    def load_adapter(self, folder: Path) -> None:
-        """Put a saved adapter on, frozen."""
+    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
+        """Load a saved adapter, frozen unless `trainable`."""
         ...
 
     def to(self, device: torch.device) -> None:

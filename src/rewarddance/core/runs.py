@@ -1,4 +1,4 @@
-"""The run folder: `run.json`, `metrics.jsonl`, `samples/`, `checkpoints/`. Evaluation and reports read only this."""
+"""The run folder: `run.json`, `metrics.jsonl`, `samples/`, `checkpoints/`. Evaluations and reports read only this."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rewarddance.core.config import Config, differing
+from rewarddance.core.config import Config, differing_keys
 from rewarddance.core.errors import RunError
 
 PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the configuration: versions, git revision, hardware, number of processes."""
+    """What figures depend on besides the configuration: versions, git revision, hardware, number of processes."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    """Names of the accelerators in sight, where torch is loaded and there are any."""
+    """Names of the GPUs, where torch is loaded and sees any."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}
@@ -47,14 +47,14 @@ def _gpus() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The commit of this package's own repository; None where it was installed without one, or without git."""
-    here = Path(__file__).parent
+    """The commit of this package's own repository; None where there is no such repository, or no git."""
+    command = ["git", "rev-parse", "--show-prefix", "HEAD"]
     try:
-        asked = ["git", "rev-parse", "--show-prefix", "HEAD"]
-        found = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False).stdout.split()
+        out = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     except OSError:
         return None
-    return found[1] if len(found) == 2 and found[0] == "src/rewarddance/core/" else None
+    words = out.split()
+    return words[1] if len(words) == 2 and words[0] == "src/rewarddance/core/" else None
 
 
 def _cpu_name() -> str:
@@ -66,7 +66,7 @@ def _cpu_name() -> str:
 
 
 _CHANGEABLE = {"": {"shard", "micro_batch"}, "loop": {"max_seconds"}, "optim": {"lr"}}
-"""What a resumption may set anew, by section: processes, memory, the time limit, and a learning rate that diverged."""
+"""Keys that may change when a run is resumed, by section: what depends on the machine, and a rate that diverged."""
 
 
 class RunFolder:
@@ -83,50 +83,53 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
-    def start(self, kind: str, config: Config, *, resume: bool = False) -> None:
+    def start(self, kind: str, config: Config, *, resume: bool = False, facts: Mapping[str, Any] | None = None) -> None:
         """Create the folder and write `run.json`.
 
+        Args:
+            facts: further entries of `run.json`: what the configuration came to on this machine.
+
         Raises:
-            RunError: the folder holds a run already and `resume` is False, or it was made with
-                another configuration. What may change on a resumption is written down under `before`.
+            RunError: the folder holds a run already and `resume` is False, or that run was made with another
+                configuration. A resumed run with changed keys keeps the old configuration under `before`.
         """
         target = self.path / "run.json"
-        if target.exists():
-            old = self.read()
-            if not resume:
-                raise RunError(f"{self.path}: holds a {old['kind']} run already; pass --resume or another --out")
-            different = differing(old["config"], config, but_for=_CHANGEABLE)
-            if old["kind"] != kind or different:
-                raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
-            now = config.model_dump(mode="json")
-            if old["config"] != now:
-                again = {"resumed": time.time(), "config": old["config"]}
-                write_json(target, {**old, "config": now, "before": [*old.get("before", []), again]})
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
         values = config.model_dump(mode="json")
-        write_json(target, {"kind": kind, "config": values, "started": time.time(), **environment()})
+        if not target.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            started = {"kind": kind, "config": values, "started": time.time()}
+            write_json(target, {**started, **(facts or {}), **environment()})
+            return
+        old = self.read()
+        if not resume:
+            raise RunError(f"{self.path}: holds a {old['kind']} run already; pass --resume or another --out")
+        self._must_match(old, kind, config, _CHANGEABLE)
+        if old["config"] != values:
+            before = [*old.get("before", []), {"resumed": time.time(), "config": old["config"]}]
+            write_json(target, {**old, **(facts or {}), "config": values, "before": before})
 
     def must_be(self, kind: str, config: Config) -> None:
-        """Make sure that a finished run is the one that is asked for, before its figures are taken for another's.
-
-        Stricter than a resumption: only processes, their memory and the time limit may differ.
+        """Check that a finished run was made with this configuration, but for keys that depend on the machine.
 
         Raises:
             RunError: it was made with another configuration.
         """
-        old = self.read()
-        different = differing(old["config"], config, but_for={**_CHANGEABLE, "optim": set()})
-        if old["kind"] != kind or different:
-            raise RunError(f"{self.path}: was made with another configuration ({', '.join(different) or kind})")
+        self._must_match(self.read(), kind, config, {**_CHANGEABLE, "optim": set()})
+
+    def _must_match(self, old: Mapping[str, Any], kind: str, config: Config, ignored: Mapping[str, set[str]]) -> None:
+        if old["kind"] != kind:
+            raise RunError(f"{self.path}: holds a {old['kind']} run, not a {kind} run")
+        different = differing_keys(old["config"], config, ignored)
+        if different:
+            raise RunError(f"{self.path}: was made with another configuration ({', '.join(different)})")
 
     def read(self) -> dict[str, Any]:
         """The content of `run.json`."""
         try:
-            found = json.loads((self.path / "run.json").read_text())
+            content = json.loads((self.path / "run.json").read_text())
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path}: not a run folder (run.json: {error})") from error
-        return dict(found)
+        return dict(content)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line. NaN and infinities are written as null, which JSON readers accept."""
@@ -143,7 +146,7 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     def forget_after(self, step: int) -> None:
-        """Drop metric lines of steps later than `step`, and a last line that a kill cut short."""
+        """Drop the metrics of later steps, and a last line that a kill cut short."""
         target = self.path / "metrics.jsonl"
         if not target.exists():
             return
@@ -160,7 +163,35 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside the target and rename, so that readers never see half a file."""
+    """Write JSON beside the target and rename it, so that readers never see half a file."""
     beside = path.with_name(f".{path.name}.partial")
     beside.write_text(json.dumps(content, indent=2) + "\n")
     beside.replace(path)
+
+
+def same_settings(
+    path: Path, settings: Mapping[str, Any], config: Config | None = None, free: set[str] | None = None
+) -> None:
+    """Write the settings of a folder's content to `path`, or check that the folder was made with the same settings.
+
+    Args:
+        settings: JSON values. A value of None matches any value, and is filled in by a later call that has one.
+        config: a configuration that belongs to the settings; keys that did not exist before count with their defaults.
+        free: keys of `config` that may differ.
+
+    Raises:
+        RunError: names the settings that differ.
+    """
+    written = dict(settings) | ({} if config is None else {"config": config.model_dump(mode="json")})
+    if path.is_file():
+        before: dict[str, Any] = json.loads(path.read_text())
+        different = differing_keys(before.pop("config", {}), config, {"": free or set()}) if config else []
+        for key in settings.keys() | before.keys():
+            if settings.get(key) is None:
+                written[key] = before.get(key)
+            elif before.get(key) not in (None, settings[key]):
+                different.append(key)
+        if different:
+            raise RunError(f"{path.parent}: was made with other settings ({', '.join(different)}); name another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, written)

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state shared out over processes: FSDP2 (`fully_shard`), data-parallel x shard."""
+"""Weights, gradients and optimizer state sharded over processes: FSDP2 (`fully_shard`), with data-parallel replicas."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.parallel import is_leader, world_size
 
-Inside = Callable[..., Any]
-"""Calls a function with its arguments where the weights are whole."""
+ForwardCall = Callable[..., Any]
+"""Calls `function(*args)`. For sharded weights the call goes through the FSDP root, which gathers them."""
 
 
-def plainly(function: Callable[..., Any], *args: Any) -> Any:
-    """The `Inside` of weights that are not sharded."""
+def direct_call(function: Callable[..., Any], *args: Any) -> Any:
+    """The `ForwardCall` of weights that are not sharded."""
     return function(*args)
 
 
-class Whole(nn.Module):
-    """All trained modules under one root, whose forward pass is any function that uses them.
+class FsdpRoot(nn.Module):
+    """All trained modules under one root. Its forward pass calls any function that uses them.
 
-    FSDP gathers weights when a module is called. Engines call parts of a model (vision, layers, head) and never the
-    model, so the root is called instead, with what there is to do.
+    FSDP gathers weights when a module is called. The engine calls parts of a model (vision, layers, head) and never
+    the whole model; so it calls this root, with the function to run.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -39,7 +39,7 @@ class Whole(nn.Module):
 
 
 def mesh_of(size: int, device: torch.device) -> DeviceMesh:
-    """Groups of `size` processes that share one copy of the weights; several groups are data-parallel copies.
+    """Groups of `size` processes that share one copy of the weights. Several groups are data-parallel replicas.
 
     Raises:
         ConfigError: the number of processes is not a multiple of `size`.
@@ -57,23 +57,24 @@ def shard(
     size: int,
     device: torch.device,
     gather_as: torch.dtype | None = None,
-) -> Inside:
-    """Shard modules in place; their parameters become DTensors, layer by layer, so that no device holds all at once.
+) -> ForwardCall:
+    """Shard modules in place, layer by layer, so that no device ever holds all weights. Parameters become DTensors.
 
-    Gradients are sums over all processes (not means), as `add_up_gradients` makes them.
+    Gradients are sums over all processes (not means), as `all_reduce_gradients` makes them.
 
     Args:
-        blocks: layers that are gathered one at a time.
-        size: processes that share one copy; gather_as: type in which weights travel and compute.
+        blocks: layers that are full_state one at a time.
+        size: processes that share one copy of the weights.
+        gather_as: type in which weights are full_state and compute; None keeps the stored type.
 
     Returns:
-        What every forward pass has to be called through. All processes must make the same number of passes.
+        The call that every forward pass must go through. All processes must make the same number of passes.
     """
     mesh = mesh_of(size, device)
     policy = MixedPrecisionPolicy(param_dtype=gather_as, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    root = Whole(modules)
+    root = FsdpRoot(modules)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -86,29 +87,29 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor. Every process has to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole tensor of a shard. A collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_out_like(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor that every process holds, shared out as `like` is."""
+def sharded_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor that every process holds, on the device and with the sharding of `like`."""
     if not isinstance(like, DTensor):
         return tensor if like is None else tensor.to(like.device)
     placed: Tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return placed
 
 
-def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors in main memory for the leader, nothing for the others. Every process has to ask.
+def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """FsdpRoot tensors in main memory in the leader, an empty dictionary in other processes. A collective.
 
-    A tensor under two names (tied weights; `state_dict(keep_vars=True)`) stays one.
+    A tensor under two names (tied weights, from `state_dict(keep_vars=True)`) stays one tensor.
     """
-    found: dict[str, Tensor] = {}
-    known: dict[int, str] = {}
+    full: dict[str, Tensor] = {}
+    first_name: dict[int, str] = {}
     for name, tensor in state.items():
-        first = known.setdefault(id(tensor), name)
-        full = whole(tensor.detach()) if first == name else None
+        first = first_name.setdefault(id(tensor), name)
+        full_state = full_tensor(tensor.detach()) if first == name else None
         if is_leader():
-            found[name] = found[first] if full is None else full.cpu().contiguous()
-    return found
+            full[name] = full[first] if full_state is None else full_state.cpu().contiguous()
+    return full

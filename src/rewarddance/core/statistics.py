@@ -1,4 +1,7 @@
-"""Intervals: paired and clustered bootstrap. One random stream a call, so figures repeat."""
+"""Bootstrap intervals (paired, clustered, two-way), Student's interval, and the fit of a temperature.
+
+Every call draws from a random stream of its own, so equal inputs give equal figures.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
 
 from rewarddance.core.streams import stream
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `inconclusive` where the interval holds 0."""
+        """`better`, `worse`, or `inconclusive` where the interval contains 0."""
         if self.ci_low > 0:
             return "better"
         return "worse" if self.ci_high < 0 else "inconclusive"
@@ -34,34 +40,38 @@ class Interval:
         return f"{self.mean:+.3f} [{self.ci_low:+.3f}, {self.ci_high:+.3f}]"
 
 
+def _checked(values: ArrayLike) -> Array:
+    x: Array = np.asarray(values, np.float64)
+    if x.size == 0 or np.isnan(x).any():
+        raise ValueError("bootstrap needs values and no NaN")
+    return x
+
+
 def bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `values` (first axis: independent units, such as prompts; other axes are averaged within a unit).
+    """Mean of `values`. The first axis holds independent units, such as prompts; a unit's other axes are averaged.
 
     Raises:
         ValueError: no values, or NaN among them.
     """
-    x: NDArray[np.float64] = np.asarray(values, np.float64)
-    if x.size == 0 or np.isnan(x).any():
-        raise ValueError("bootstrap needs values and no NaN")
-    units = x.reshape(len(x), -1).mean(1)
+    units = _checked(values).reshape(len(np.asarray(values)), -1).mean(1)
     rows = stream(seed, "bootstrap").integers(len(units), size=(num, len(units)))
     low, high = np.percentile(units[rows].mean(1), [2.5, 97.5])
     return Interval(float(units.mean()), float(low), float(high))
 
 
 def paired_bootstrap(after: ArrayLike, before: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `after - before`, with units resampled together (same prompts and noises on both sides)."""
+    """Mean of `after - before`; both sides of a unit are resampled together."""
     return bootstrap(np.asarray(after, np.float64) - np.asarray(before, np.float64), num=num, seed=seed)
 
 
 def change_from_best(looks: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Change from the best of K looks at the same units to the last one, `looks` (K, units).
+    """Change from the best of K looks at the same units to the last look; `looks` is (K, units).
 
-    The best look is chosen by its noisy mean, so it flatters itself, and an ordinary interval of the fall since then
-    calls falls that are none. Here the choice is part of the resampling: the interval is `last - best` plus
-    `max_k e_k - e_last`, e being the errors of the looks' means (a max-type simultaneous interval).
+    The best look is chosen by its noisy mean, so its mean is too high, and an ordinary interval would report falls
+    that did not happen. Here the choice is part of the resampling: the interval is `last - best` plus
+    `max_k e_k - e_last`, where e are the errors of the looks' means (a max-type simultaneous interval).
     """
-    x: NDArray[np.float64] = np.asarray(looks, np.float64)
+    x: Array = np.asarray(looks, np.float64)
     means = x.mean(1)
     rows = stream(seed, "change-from-best").integers(x.shape[1], size=(num, x.shape[1]))
     errors = x[:, rows].mean(2) - means[:, None]
@@ -71,12 +81,12 @@ def change_from_best(looks: ArrayLike, *, num: int = 2000, seed: int = 0) -> Int
     return Interval(float(change), float(change + low), float(change + high))
 
 
-def over_runs(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean over a few runs (seeds, folds) with Student's 95% interval; of a single run there is no interval.
+def students_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean over a few runs (seeds, folds) with Student's 95% interval, which is None for a single run.
 
-    A bootstrap over three runs covers 74 in 100 instead of 95.
+    A bootstrap over three runs would cover the mean in 74 cases of 100 instead of 95.
     """
-    x: NDArray[np.float64] = np.asarray(values, np.float64)
+    x: Array = np.asarray(values, np.float64)
     if len(x) < 2:
         return {"mean": float(x.mean()), "ci_low": None, "ci_high": None}
     half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
@@ -84,17 +94,15 @@ def over_runs(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `values` (units, repeats, ...), with units and repeats resampled, each as a whole and by itself.
+    """Mean of `values` (units, repeats, ...); units are resampled, and so are repeats, independently.
 
-    For a study of several training seeds: says what another draw of prompts *and* of seeds would give, so it is wider
-    than `bootstrap`, and with few seeds it is rough.
+    For a study of several training seeds: how far other prompts *and* other seeds would move the mean. It is wider
+    than `bootstrap`, and rough for few seeds.
 
     Raises:
         ValueError: no values, or NaN among them.
     """
-    x: NDArray[np.float64] = np.asarray(values, np.float64)
-    if x.size == 0 or np.isnan(x).any():
-        raise ValueError("bootstrap needs values and no NaN")
+    x = _checked(values)
     x = x.reshape(*x.shape[:2], -1).mean(2)
     rng = stream(seed, "two-way-bootstrap")
     rows = rng.integers(x.shape[0], size=(num, x.shape[0]))
@@ -105,14 +113,33 @@ def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> I
 
 
 def grouped_interval(values: Sequence[tuple[str, float]]) -> list[float]:
-    """95% bootstrap interval of the mean of (group, value) pairs; groups are drawn, with all that is theirs.
+    """95% bootstrap interval of the mean of (group, value) pairs; whole groups are resampled.
 
-    For pairs of pictures of one prompt, say: they share pictures, so prompts are the independent units.
+    For pairs of pictures, for example: pairs of one prompt share pictures, so prompts are the independent units.
     """
-    place = {group: i for i, group in enumerate(sorted({g for g, _ in values}))}
-    sums = np.zeros((len(place), 2))
+    index = {group: i for i, group in enumerate(sorted({g for g, _ in values}))}
+    sums = np.zeros((len(index), 2))
     for group, value in values:
-        sums[place[group]] += (value, 1)
-    rows = stream(0, "measure-judge").integers(len(place), size=(1000, len(place)))
+        sums[index[group]] += (value, 1)
+    rows = stream(0, "measure-judge").integers(len(index), size=(1000, len(index)))
     drawn = sums[rows].sum(1)
     return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]
+
+
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
+"""Bounds of `fit_temperature`."""
+
+
+def fit_temperature(margins: Array, labels: Array) -> float:
+    """The T for which sigmoid(margin / T) makes the labels likeliest (Guo et al., arXiv 1706.04599).
+
+    Args:
+        margins: (N,) log-odds; labels: (N,) in [0, 1], the share of raters who prefer the candidate.
+    """
+
+    def loss(log_t: float) -> float:
+        z = margins / np.exp(log_t)
+        return float(np.mean(np.logaddexp(0, -z) * labels + np.logaddexp(0, z) * (1 - labels)))
+
+    bounds = np.log([LEAST_TEMPERATURE, MOST_TEMPERATURE])
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

@@ -1,4 +1,4 @@
-"""Finish the step and save when the machine is wanted back."""
+"""Finish the current step and save it when the system asks the process to end."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Self
 
 
 class Termination:
-    """Inside, SIGTERM sets `stop` instead of ending the process; a second one ends it as usual.
+    """Inside this context SIGTERM sets `stop` instead of ending the process. A second SIGTERM ends it as usual.
 
-    Only the main thread can listen; elsewhere `stop` stays False.
+    Signals reach the main thread only; in other threads `stop` stays False.
     """
 
     def __init__(self) -> None:
         self.stop = False
-        self._listens = threading.current_thread() is threading.main_thread()
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        if self._in_main_thread:
+            self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._listens:
+        if self._in_main_thread:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.stop = True
         signal.signal(signal.SIGTERM, self._before)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 
 
@@ -20,9 +21,10 @@ class Comparison:
 
     Attributes:
         reference: None asks the pointwise question ("is this a good picture for the prompt?").
-        criterion: what "better" means; a key of the context's instructions. None: what the judge was trained for.
+        criterion: what "better" means; a key of the judge's criteria. None: what the judge was trained for.
         label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None where unknown.
         rationale: reasons in words, where known; they call the two pictures candidate and reference.
+        condition: the picture that both samples were generated from (image-to-video, editing), None without one.
     """
 
     prompt: str
@@ -31,6 +33,7 @@ class Comparison:
     criterion: str | None = None
     label: float | None = None
     rationale: str | None = None
+    condition: Media | None = None
 
     def swapped(self) -> Comparison:
         """The same two samples with their roles exchanged."""
@@ -46,33 +49,36 @@ class Comparison:
 
 
 def swap_roles(rationale: str) -> str:
-    """Reasons told of the other order: "candidate" and "reference" change places.
+    """Exchange the words "candidate" and "reference".
 
     >>> swap_roles("the candidate matches, the reference does not")
     'the reference matches, the candidate does not'
     """
-    roles = {"candidate": "reference", "reference": "candidate"}
-    roles |= {a.capitalize(): b.capitalize() for a, b in roles.items()} | {
-        a.upper(): b.upper() for a, b in roles.items()
-    }
-    return re.sub(rf"\b({'|'.join(roles)})\b", lambda found: roles[found[0]], rationale)
+    lower = {"candidate": "reference", "reference": "candidate"}
+    roles = {form(a): form(b) for form in (str, str.capitalize, str.upper) for a, b in lower.items()}
+    return re.sub(rf"\b({'|'.join(roles)})\b", lambda match: roles[match[0]], rationale)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Answers to N comparisons, all tensors (N,) fp32.
+    """Answers to N comparisons. All tensors are (N,) fp32; a refused item is NaN in all of them but `answer_mass`.
 
     Attributes:
-        logp_yes, logp_no: log-probabilities of the answer words over the whole vocabulary (for a model without
-            words: log-sigmoid of plus and minus its margin).
-        answer_mass: probability of both answer words together; 1 for a model without words.
+        logp_yes, logp_no: log-probabilities of the answer words over the whole vocabulary. A model without words gives
+            log-sigmoid of plus and minus its margin.
+        answer_mass: probability of both answer words together; 1 for a model without words, NaN where nothing was
+            asked.
         disagreement: |m(x, ref) + m(ref, x)| / 2 where both orders were asked, otherwise None.
+        refused: the reason of every item that was not answered, by index.
+        parts: named components of a composite reward.
     """
 
     logp_yes: Tensor
     logp_no: Tensor
     answer_mass: Tensor
     disagreement: Tensor | None = None
+    refused: Mapping[int, str] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def margin(self) -> Tensor:
@@ -84,8 +90,57 @@ class Verdict:
         """P(yes) over the two answer words, in [0, 1] (RewardDance, arXiv 2509.08826)."""
         return torch.sigmoid(self.margin)
 
+    @property
+    def answered(self) -> Tensor:
+        """True where an item was answered, (N,)."""
+        mask = torch.ones(len(self), dtype=torch.bool, device=self.logp_yes.device)
+        mask[list(self.refused)] = False
+        return mask
+
     def __len__(self) -> int:
         return len(self.logp_yes)
+
+    def or_raise(self, comparisons: Sequence[Comparison]) -> Verdict:
+        """The verdict itself.
+
+        Raises:
+            JudgementError: an item was refused; names the first one.
+        """
+        if self.refused:
+            first = min(self.refused)
+            prompt = comparisons[first].prompt
+            raise JudgementError(
+                f"{len(self.refused)} of {len(self)} comparisons were refused; comparison {first} (prompt "
+                f"{prompt[:60]!r}): {self.refused[first]}"
+            )
+        return self
+
+    def tempered(self, temperature: float) -> Verdict:
+        """The same probability of both words together, with the log-odds divided by `temperature`."""
+        if temperature == 1:
+            return self
+        both = torch.stack([self.logp_yes, self.logp_no])
+        yes, no = (both / temperature).log_softmax(0) + both.logsumexp(0)
+        gap = None if self.disagreement is None else self.disagreement / temperature
+        return replace(self, logp_yes=yes, logp_no=no, disagreement=gap)
+
+    def refuse(self, reasons: Mapping[int, str]) -> Verdict:
+        """The verdict with further items refused: their log-probabilities become NaN, without a gradient."""
+        if not reasons:
+            return self
+        rows = torch.tensor(sorted(reasons), device=self.logp_yes.device)
+
+        def blanked(values: Tensor) -> Tensor:
+            return values.index_fill(0, rows, torch.nan)
+
+        return replace(
+            self,
+            logp_yes=blanked(self.logp_yes),
+            logp_no=blanked(self.logp_no),
+            disagreement=None if self.disagreement is None else blanked(self.disagreement),
+            parts={k: blanked(v) for k, v in self.parts.items()},
+            refused={**self.refused, **reasons},
+        )
 
     @classmethod
     def from_margin(
@@ -95,11 +150,39 @@ class Verdict:
         mass = torch.ones_like(margin) if answer_mass is None else answer_mass
         return cls(F.logsigmoid(margin), F.logsigmoid(-margin), mass, disagreement)
 
+    @classmethod
+    def all_refused(cls, reasons: Mapping[int, str]) -> Verdict:
+        """The verdict on N items of which none could be asked; `reasons` has N entries."""
+        nothing = torch.full((len(reasons),), torch.nan)
+        return cls(nothing, nothing, nothing, None, dict(reasons))
+
+    def scattered(self, rows: Sequence[int], reasons: Mapping[int, str]) -> Verdict:
+        """This verdict's items at `rows` of a longer list, whose other items are refused for `reasons`."""
+        if not reasons:
+            return self
+        num, place = len(self) + len(reasons), torch.tensor(rows, device=self.logp_yes.device)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_full((num,), torch.nan).index_copy(0, place, values)
+
+        return Verdict(
+            spread(self.logp_yes),
+            spread(self.logp_no),
+            spread(self.answer_mass),
+            None if self.disagreement is None else spread(self.disagreement),
+            {**{rows[i]: why for i, why in self.refused.items()}, **reasons},
+            {name: spread(values) for name, values in self.parts.items()},
+        )
+
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Anything that judges. Wrappers (symmetrised, cached, remote, composite) hold another and add one thing."""
+    """Anything that judges. Wrappers (symmetrised, cached, remote, composite) hold another judge and add one thing."""
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
-        """Answer every comparison, in order. Raises `JudgementError` where an answer cannot be had."""
+        """Answer every comparison, in order.
+
+        An item that cannot be answered (an unclear answer, a prompt that is too long) is refused: it is NaN in the
+        verdict, with its reason under `refused`. It never raises an error and never changes another item.
+        """
         ...

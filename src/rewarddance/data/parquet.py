@@ -59,7 +59,7 @@ def png_bytes(media: Media) -> bytes:
 
 
 def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> dict[str, Any]:
-    """A Parquet row; `encoded` keeps original files instead of encoding anew."""
+    """A Parquet row of a record. With `encoded` it holds these files instead of new PNGs."""
     files = encoded if encoded is not None else [png_bytes(m) for m in record.media]
     return {
         "id": record.record_id,
@@ -78,42 +78,42 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
 
 GROUP_BYTES = 4 << 20
 GROUP_ROWS = 256
-"""A row group ends at whichever comes first: reading one record reads its group."""
+"""A row group ends when it reaches one of these limits. Reading one record reads its whole group."""
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write rows to one Parquet file, beside its place and renamed. Returns how many."""
+    """Write rows to one Parquet file, first under a temporary name. Returns the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, count, held = path.with_name(f".{path.name}.partial"), 0, 0
+    partial, count, num_bytes = path.with_name(f".{path.name}.partial"), 0, 0
     waiting: list[dict[str, Any]] = []
     try:
-        with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for row in rows:
                 waiting.append(row)
                 count += 1
-                held += sum(len(image["bytes"]) for image in row["images"])
-                if len(waiting) == GROUP_ROWS or held >= GROUP_BYTES:
+                num_bytes += sum(len(image["bytes"]) for image in row["images"])
+                if len(waiting) == GROUP_ROWS or num_bytes >= GROUP_BYTES:
                     writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                    waiting, held = [], 0
+                    waiting, num_bytes = [], 0
             if waiting:
                 writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
     except BaseException:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
-    beside.replace(path)
+    partial.replace(path)
     return count
 
 
 KEEP_BYTES = 1 << 30
-"""Decoded pictures that a file keeps: all of the embedded world's, some dozens of large photographs."""
+"""Bytes of decoded pictures that an open file keeps in memory."""
 KEEP_GROUPS = 4
-"""Row groups of encoded pictures that a file keeps in memory."""
+"""Row groups of encoded pictures that an open file keeps in memory."""
 
 
 class _Pictures:
-    """Decoded pictures of a Parquet file by row, read group by group from the disk; the latest are kept.
+    """Decoded pictures of a Parquet file by row. It reads row groups from the disk and keeps the latest pictures.
 
-    Threads may ask at the same time; they are served one after the other.
+    Several threads may call it; a lock serves them one after the other.
     """
 
     def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
@@ -152,11 +152,11 @@ class _Pictures:
 
 
 class RecordTable(Sequence[PreferenceRecord]):
-    """Some rows of a Parquet file as records. Pictures stay on the disk until a record is asked for.
+    """Some rows of a Parquet file as records. A record's pictures are read when the record is read.
 
     Args:
-        light: every column but the pictures, of these rows.
-        rows: where they stand in the file.
+        light: all columns except the pictures, for these rows.
+        rows: the indices of these rows in the file.
         pictures: shared by all tables of one file.
     """
 
@@ -209,20 +209,20 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @property
     def criteria(self) -> list[str]:
-        """What each record's choices are about, without decoding a picture."""
+        """Criterion of every record, without decoding a picture."""
         if "criterion" not in self.light.column_names:
             return ["overall"] * len(self)
         return [c or "overall" for c in self.light.column("criterion").to_pylist()]
 
     @property
     def sources(self) -> list[str]:
-        """Where the pictures of each record come from, without decoding one; "" where the file does not say."""
+        """Source of every record's pictures ("" if unknown), without decoding a picture."""
         if "source" not in self.light.column_names:
             return [""] * len(self)
         return [s or "" for s in self.light.column("source").to_pylist()]
 
     def group(self, name: str) -> list[str | None]:
-        """Every record's value of a group (`source` is one too), None where it has none; no picture is decoded."""
+        """Value of a group (or of `source`) for every record, None if it has none. Decodes no picture."""
         if name == "source":
             return [s or None for s in self.sources]
         if "groups" not in self.light.column_names:
@@ -237,7 +237,7 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @property
     def has_rationales(self) -> bool:
-        """Whether any choice says why."""
+        """Whether any choice has a rationale."""
         return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
 
     @property
@@ -247,7 +247,7 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @property
     def has_truth(self) -> bool:
-        """Whether any record has exact values, as those of the embedded world have."""
+        """Whether any record has exact values (`truth`), as the embedded world's records have."""
         return self._filled("truth") > 0
 
     def _filled(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Rows of preference files: (number from 1, the row, or what is wrong with it). One bad row does not end the file."""
+"""Readers of preference files. They yield (row number from 1, row or error text); a bad row does not end the file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rewarddance.core.errors import InputError
 
 Format = Literal["jsonl", "csv", "imagereward"]
 Row = dict[str, Any] | str
-"""A row, or why it is none."""
+"""A row, or the reason why it cannot be read."""
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    """Lines end with a line feed and with nothing else: JSON may hold other characters that end lines elsewhere."""
+    """Lines end with a line feed only: JSON text may hold other line separators (U+2028) inside strings."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -33,9 +33,15 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         try:
-            _ = rows.fieldnames
+            columns = rows.fieldnames or ()
         except csv.Error as error:
             raise InputError(f"{path}: unreadable header ({error})") from None
+        separator = next((s for s in ";\t|" if len(columns) == 1 and s in columns[0]), None)
+        if separator:
+            raise InputError(
+                f"{path}: one column, {columns[0]!r}; its separator is probably {separator!r}. "
+                "Save the file with commas"
+            )
         number = 0
         while True:
             number += 1
@@ -65,14 +71,14 @@ def _imagereward(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, _object(row)
 
 
-def _object(found: Any) -> Row:
-    if not isinstance(found, dict):
+def _object(value: Any) -> Row:
+    if not isinstance(value, dict):
         return "not a JSON object"
-    return found if _is_utf8(json.dumps(found, ensure_ascii=False)) else "half of a character (a lone surrogate)"
+    return value if _is_utf8(json.dumps(value, ensure_ascii=False)) else "half of a character (a lone surrogate)"
 
 
 def _is_utf8(text: str) -> bool:
-    """False where bytes that are not UTF-8 were kept as lone surrogates."""
+    """False if the text holds lone surrogates, which stand for bytes that are not UTF-8."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 

@@ -1,72 +1,73 @@
-"""How good a generator is: fixed prompts, fixed noises, an exact measure, paired intervals, diversity."""
+"""How good a generator is: fixed prompts, fixed noises, a gold standard, paired intervals, diversity, a judge's
+view.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rewarddance.core.device import autocast
-from rewarddance.core.media import Media, Packed
+from rewarddance.core.errors import ConfigError, JudgementError
+from rewarddance.core.media import Media, StoredMedia
+from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.statistics import Interval, bootstrap, paired_bootstrap
-from rewarddance.generator.rollout import sample
+from rewarddance.core.task import Task
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.generator.trace import draw
 
-Measure = Callable[[str, Media], float]
+Array = NDArray[np.float64]
+Features = Callable[[Sequence[Media]], torch.Tensor]
+"""Pictures to features (N, D)."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures of every prompt under the same noises: `media[prompt][noise]`, kept as bytes, as files would be."""
+    """Pictures of every prompt: `media[prompt][noise]`, kept as bytes, as in files."""
 
     prompts: tuple[str, ...]
     media: tuple[Sequence[Media], ...]
 
 
-@torch.no_grad()
 def fixed_samples(
     generator: Generator,
     prompts: Sequence[str],
     num_noises: int = 4,
     num_steps: int = 20,
     seed: int = 0,
-    report: Callable[[int, int], None] | None = None,
     batch: int = 120,
-    precision: Literal["fp32", "bf16"] = "bf16",
+    title: str = "samples",
 ) -> Samples:
-    """Draw `num_noises` samples a prompt; prompt i, noise j always starts from the same latent for equal seeds.
-
-    Args:
-        precision: as a run was trained with; bf16 where the hardware has it.
-    """
+    """Draw `num_noises` samples a prompt; prompt i, noise j starts from the same latent for equal seeds."""
     flat = [p for p in prompts for _ in range(num_noises)]
-    rng = torch.Generator().manual_seed(seed)
-    noise = generator.noise(len(flat), rng)
-    pictures: list[torch.Tensor] = []
-    with autocast(noise.device, precision):
-        for start in range(0, len(flat), batch):
-            part = flat[start : start + batch]
-            z = sample(generator, generator.condition(part), noise[start : start + batch], num_steps)
-            pictures += [m.to_bytes() for m in generator.decode(z)]
-            if report is not None:
-                report(min(start + batch, len(flat)), len(flat))
-    rows = (Packed(torch.cat(pictures[i : i + num_noises])) for i in range(0, len(pictures), num_noises))
+    noise = generator.noise(len(flat), torch.Generator().manual_seed(seed))
+    pictures = [m.to_bytes() for m in draw(generator, flat, noise, num_steps, batch=batch, title=title)]
+    rows = (StoredMedia(torch.cat(pictures[i : i + num_noises])) for i in range(0, len(pictures), num_noises))
     return Samples(tuple(prompts), tuple(rows))
 
 
-def measure(samples: Samples, gold: Measure) -> NDArray[np.float64]:
-    """Exact value of every sample, (prompts, noises)."""
-    return np.array([[gold(p, m) for m in row] for p, row in zip(samples.prompts, samples.media, strict=True)])
+def measure(samples: Samples, task: Task) -> Array:
+    """The task's gold standard of every sample, (prompts, noises).
+
+    Raises:
+        ConfigError: the task has none.
+    """
+    if task.gold is None:
+        raise ConfigError(f"task {task.name}: has no gold standard")
+    return np.array(
+        [task.gold([p] * len(row), row, row) for p, row in zip(samples.prompts, samples.media, strict=True)]
+    )
 
 
-def compare(after: NDArray[np.float64], before: NDArray[np.float64], categories: Sequence[str]) -> dict[str, Any]:
+def compare(after: Array, before: Array, categories: Sequence[str]) -> dict[str, Any]:
     """Gain with its interval, overall and by category; prompts are the independent units."""
     names = np.array(categories)
-    by = {c: paired_bootstrap(after[names == c], before[names == c]) for c in dict.fromkeys(categories)}
+    by_category = {c: paired_bootstrap(after[names == c], before[names == c]) for c in dict.fromkeys(categories)}
     total = paired_bootstrap(after, before)
     return {
         "before": float(before.mean()),
@@ -74,24 +75,24 @@ def compare(after: NDArray[np.float64], before: NDArray[np.float64], categories:
         "gain": total.as_dict() | {"verdict": total.verdict},
         "categories": {
             c: {"before": float(before[names == c].mean()), "after": float(after[names == c].mean()), **i.as_dict()}
-            for c, i in by.items()
+            for c, i in by_category.items()
         },
     }
 
 
-def levels(values: NDArray[np.float64], categories: Sequence[str]) -> dict[str, Interval]:
+def levels(values: Array, categories: Sequence[str]) -> dict[str, Interval]:
     """Mean and interval overall and by category."""
     names = np.array(categories)
     return {"all": bootstrap(values)} | {c: bootstrap(values[names == c]) for c in dict.fromkeys(categories)}
 
 
 @torch.no_grad()
-def diversity(samples: Samples, features: Callable[[Sequence[Media]], torch.Tensor]) -> dict[str, float]:
+def diversity(samples: Samples, features: Features) -> dict[str, float]:
     """Mean distance between samples of one prompt.
 
     Returns:
-        feature: mean pairwise Euclidean distance of `features` (N, D); pixel: mean pairwise root mean square
-        difference of pixels in [0, 1].
+        feature: mean pairwise Euclidean distance of features; pixel: mean pairwise root mean square difference of
+        pixels in [0, 1].
     """
     by_feature, by_pixel = [], []
     for row in samples.media:
@@ -101,3 +102,57 @@ def diversity(samples: Samples, features: Callable[[Sequence[Media]], torch.Tens
         by_feature.append(torch.cdist(f, f)[upper[0], upper[1]].mean().item())
         by_pixel.append((torch.cdist(x, x)[upper[0], upper[1]] / x.shape[1] ** 0.5).mean().item())
     return {"feature": float(np.mean(by_feature)), "pixel": float(np.mean(by_pixel))}
+
+
+@torch.no_grad()
+def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion: str) -> Array:
+    """The judge's P(after is better than before), same prompt and noise, (prompts, noises), NaN where it refuses.
+
+    For every second noise the picture before is the candidate, so that a bias to one position cancels.
+    """
+    comparisons: list[Comparison] = []
+    for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
+        pairs = [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
+        comparisons += [c.swapped() if k % 2 else c for k, c in enumerate(pairs)]
+    parts = []
+    for i in tracked(range(0, len(comparisons), 256), "after against before, by the judge"):
+        parts.append(judge.judge(comparisons[i : i + 256]).reward.double().cpu().numpy())
+    rewards = np.concatenate(parts).reshape(len(after.prompts), -1)
+    rewards[:, 1::2] = 1 - rewards[:, 1::2]
+    return rewards
+
+
+def answered_prompts(rewards: Array) -> NDArray[np.bool_]:
+    """Which prompts (rows) have no NaN.
+
+    Raises:
+        JudgementError: none has.
+    """
+    answered: NDArray[np.bool_] = np.asarray(np.isfinite(rewards).all(1))
+    if not answered.any():
+        raise JudgementError(f"the judge refused comparisons of all {len(rewards)} prompts")
+    return answered
+
+
+def compare_judges(own: Array, other: Array) -> dict[str, Any]:
+    """The training judge's P(after is better) beside another judge's, (prompts, noises) each.
+
+    Returns:
+        training_judge: the win rate by the judge that trained; overrated: how many more wins (P > 0.5) it sees than the
+        other one (paired, with an interval); hacking: `none`, `suspected` (it sees a gain and the other one does not)
+        or `hacking` (the other one sees a loss). A gain or loss is an interval that does not contain one half.
+    """
+    trained, second = bootstrap(own), bootstrap(other)
+    verdict = "none"
+    if trained.ci_low > 0.5:
+        verdict = "hacking" if second.ci_high < 0.5 else "suspected" if second.mean <= 0.5 else "none"
+    return {
+        "training_judge": trained.as_dict(),
+        "overrated": paired_bootstrap(_wins(own), _wins(other)).as_dict(),
+        "hacking": verdict,
+    }
+
+
+def _wins(rewards: Array) -> Array:
+    """1 for P > 0.5, 0 for P < 0.5, 0.5 for exactly 0.5: judges differ in how sure they are, but not in signs."""
+    return (np.sign(rewards - 0.5) + 1) / 2

@@ -1,4 +1,4 @@
-"""Which adapter loads which pipeline. A new family is an adapter file and a line here."""
+"""Which adapter loads which pipeline. A new family is an adapter file and one line here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.generator.sd3 import Sd3Generator
 
 FAMILIES = {"StableDiffusion3Pipeline": Sd3Generator.load}
-"""By the class that `model_index.json` names."""
+"""Loaders by the class name in `model_index.json`."""
 
 
-def load_generator_folder(folder: Path, guidance: float, dtype: torch.dtype, resolution: int | None = None) -> Tunable:
-    """Load a local folder in diffusers layout, frozen; pictures of the checkpoint's own side unless it is given.
+def load_generator_folder(
+    folder: Path,
+    guidance: float,
+    dtype: torch.dtype,
+    resolution: int | None = None,
+    max_sequence_length: int = 256,
+) -> Tunable:
+    """Load a local folder in diffusers layout, frozen.
+
+    Args:
+        resolution: side of its pictures in pixels; the checkpoint's own when None.
+        max_sequence_length: tokens of a prompt that a T5 encoder reads.
 
     Raises:
-        ConfigError: not a pipeline's folder, or of a family that is not known.
+        ConfigError: not a pipeline's folder, an unknown family, or a folder that cannot be loaded.
     """
     try:
         kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
@@ -27,4 +37,4 @@ def load_generator_folder(folder: Path, guidance: float, dtype: torch.dtype, res
         raise ConfigError(f"{folder}: no model_index.json; not a pipeline in diffusers layout") from None
     if kind not in FAMILIES:
         raise ConfigError(f"{folder}: a {kind}; known are {', '.join(FAMILIES)}")
-    return FAMILIES[kind](folder, guidance, dtype, resolution)
+    return FAMILIES[kind](folder, guidance, dtype, resolution, max_sequence_length)

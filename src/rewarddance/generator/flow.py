@@ -1,9 +1,10 @@
-"""The step kernel of rectified flow, the only one: roll-out, replay, ReFL, PPO, GRPO and every search use it.
+"""The step kernel of rectified flow. Every sampler, replay, loss and search uses this one.
 
-Time runs from t = 1 (noise) to t = 0 (picture): z_t = (1 - t) * x + t * noise, and the velocity that a model
-predicts is v = noise - x (Liu et al. 2022; Esser et al. 2024). Everything is computed in fp32.
+Time runs from t = 1 (noise) to t = 0 (picture): z_t = (1 - t) * x + t * noise, and the velocity that a model predicts
+is v = noise - x (Liu et al. 2022; Esser et al. 2024). Half-precision inputs are computed in fp32; fp64 inputs stay
+fp64.
 
-Shapes: z, v, mean (B, ...), times are floats or (B,) tensors.
+Shapes: z, v, mean (B, ...); times are floats or (B,) tensors.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Gaussian:
     """Distribution of the next state: N(mean, std^2 I); a point where std = 0.
 
     Attributes:
-        mean: (B, ...) fp32.
-        std: (B, 1, ...) or scalar tensor, per-dimension standard deviation.
+        mean: (B, ...), fp32 or fp64.
+        std: (B, 1, ...) or scalar tensor, standard deviation of every dimension.
     """
 
     mean: Tensor
@@ -37,11 +38,12 @@ class Gaussian:
         """Log-density of `z`, averaged over dimensions as in Flow-GRPO (arXiv 2505.05470), shape (B,).
 
         Raises:
-            ValueError: the step has no noise, so no density exists.
+            ValueError: the step has no noise, so it has no density.
         """
         if not bool((self.std > 0).all()):
             raise ValueError("log_prob of a deterministic step; sample with noise > 0")
-        density = -0.5 * ((z.float() - self.mean) / self.std) ** 2 - torch.log(self.std) - 0.5 * math.log(2 * math.pi)
+        scaled = (_wide(z) - self.mean) / self.std
+        density = -0.5 * scaled**2 - torch.log(self.std) - 0.5 * math.log(2 * math.pi)
         return density.flatten(1).mean(1)
 
     def kl(self, other: Gaussian) -> Tensor:
@@ -49,29 +51,36 @@ class Gaussian:
         return ((self.mean - other.mean) ** 2 / (2 * self.std**2)).flatten(1).mean(1)
 
 
-def _like(t: Time, z: Tensor) -> Tensor:
-    t = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _broadcast(t: Time, z: Tensor) -> Tensor:
+    """Times as a tensor that broadcasts over z (B, ...)."""
+    t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
     return t.reshape(-1, *([1] * (z.ndim - 1))) if t.ndim else t
 
 
 def add_noise(x: Tensor, noise: Tensor, t: Time) -> Tensor:
     """z_t on the straight path from `x` to `noise`."""
-    s = _like(t, x)
-    return (1 - s) * x.float() + s * noise.float()
+    x, noise = _wide(x), _wide(noise)
+    s = _broadcast(t, x)
+    return (1 - s) * x + s * noise
 
 
 def clean(z: Tensor, v: Tensor, t: Time) -> Tensor:
-    """The picture that a velocity points to: x0 = z - t v."""
-    return z.float() - _like(t, z) * v.float()
+    """The clean latent that a velocity points to: x0 = z - t v."""
+    z, v = _wide(z), _wide(v)
+    return z - _broadcast(t, z) * v
 
 
 def noise_scale(t_now: Time, t_next: Time, z: Tensor, noise: float) -> Tensor:
-    """sigma_t = noise * sqrt(t / (1 - t)) (Flow-GRPO). At its pole, t = 1, the denominator is the next time's.
+    """sigma_t = noise * sqrt(t / (1 - t)) (Flow-GRPO). At the pole t = 1 the denominator is 1 minus the next time.
 
-    Nearer to the pole the first of few steps would throw the state far off the marginals of the flow.
+    A smaller denominator there would move the first of few steps far off the marginals of the flow.
     """
-    s = _like(t_now, z)
-    return noise * torch.sqrt(s / (1 - torch.where(s < 1, s, _like(t_next, z))))
+    s = _broadcast(t_now, z)
+    return noise * torch.sqrt(s / (1 - torch.where(s < 1, s, _broadcast(t_next, z))))
 
 
 def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) -> Gaussian:
@@ -83,8 +92,8 @@ def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) ->
         mean = z (1 + sigma^2 dt / (2 t)) + v (1 + sigma^2 (1 - t) / (2 t)) dt
         std  = sigma sqrt(-dt)
     """
-    z, v = z.float(), v.float()
-    now, dt = _like(t_now, z), _like(t_next, z) - _like(t_now, z)
+    z, v = _wide(z), _wide(v)
+    now, dt = _broadcast(t_now, z), _broadcast(t_next, z) - _broadcast(t_now, z)
     if noise == 0.0:
         return Gaussian(z + v * dt, torch.zeros((), device=z.device))
     sigma = noise_scale(t_now, t_next, z, noise)

@@ -1,4 +1,4 @@
-"""Adapter for `StableDiffusion3Pipeline`: the embedded one and public SD3 / SD3.5 checkpoints alike."""
+"""Adapter for `StableDiffusion3Pipeline`: the embedded one and public SD3 and SD3.5 checkpoints alike."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewarddance.core.device import autocast
+from rewarddance.core.config import Computed
+from rewarddance.core.device import autocast, num_parameters
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.generator import flow
-from rewarddance.generator.rollout import sample
+from rewarddance.generator.trace import draw
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those settings that JSON can hold, sets as lists."""
-    lists = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
-    return {k: v for k, v in lists.items() if isinstance(v, str | int | float | bool | list)}
-
-
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Without diffusers' own progress bar, which says nothing of local folders that load in a second."""
-    shown = diffusers_logging.is_progress_bar_enabled()
+def _quiet_diffusers() -> Iterator[None]:
+    """No progress bar for local folders that load in a second, no warning a call about prompts that are cut."""
+    bar, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        diffusers_logging.set_verbosity(level)
+        if bar:
             diffusers_logging.enable_progress_bar()
 
 
 def _expects_t5(pipeline: StableDiffusion3Pipeline) -> bool:
-    """Whether text is wider than both CLIP encoders together: then places of T5 are zeros, but they are there."""
+    """Whether the transformer was made for text wider than both CLIP encoders; then zeros stand for a missing T5."""
     clips: tuple[Any, Any] = (pipeline.text_encoder, pipeline.text_encoder_2)
-    wide: Any = pipeline.transformer.config
-    return bool(wide.joint_attention_dim > sum(c.config.hidden_size for c in clips))
+    config: Any = pipeline.transformer.config
+    return bool(config.joint_attention_dim > sum(c.config.hidden_size for c in clips))
 
 
 def _side(config: Any, scale: int, resolution: int | None) -> int:
-    """Side of pictures in pixels, where the transformer can draw such."""
+    """Side of the pictures in pixels.
+
+    Raises:
+        ConfigError: the transformer cannot draw pictures of this side.
+    """
     patch = scale * config.patch_size
     most = patch * config.pos_embed_max_size
     if resolution is None:
@@ -73,7 +75,7 @@ class Sd3Condition:
 
 
 class Sd3Generator:
-    """Condition, velocity and decoding from a pipeline's parts (its own `__call__` runs without gradients).
+    """Condition, velocity and decoder from a pipeline's parts (the pipeline's own call runs without gradients).
 
     Args:
         pipeline: with text_encoder_3 present or None.
@@ -81,8 +83,12 @@ class Sd3Generator:
         max_sequence_length: T5 tokens; must be 0 where there is no T5.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
 
+    Attributes:
+        precision: what text encoders and transformer compute in; set by whoever loads the generator. The autoencoder
+            always computes in fp32, because reward feedback sends its gradient through the decoder.
+
     Raises:
-        ConfigError: the resolution does not fall into whole patches, or into more than there are places for.
+        ConfigError: the resolution is no whole number of patches, or more than the transformer has positions for.
     """
 
     def __init__(
@@ -93,8 +99,9 @@ class Sd3Generator:
         resolution: int | None = None,
     ) -> None:
         self.pipeline, self.guidance, self.max_sequence_length = pipeline, guidance, max_sequence_length
+        self.precision: Computed = "fp32"
         self.transformer: Any = pipeline.transformer
-        self.vae: Any = pipeline.vae
+        self.vae: Any = pipeline.vae.float()
         self.side = _side(self.transformer.config, int(pipeline.vae_scale_factor), resolution)
         self._empty: tuple[Tensor, Tensor] | None = None
         self._has_adapter = False
@@ -106,33 +113,52 @@ class Sd3Generator:
         guidance: float = 1.0,
         dtype: torch.dtype = torch.float32,
         resolution: int | None = None,
+        max_sequence_length: int = 256,
     ) -> Sd3Generator:
-        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen."""
+        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen.
+
+        Raises:
+            ConfigError: a part is missing or cannot be read. Weights must be safetensors; pickled ones are not read.
+        """
         folder = Path(folder)
-        missing = not (folder / "text_encoder_3").is_dir()
-        none = {"text_encoder_3": None, "tokenizer_3": None} if missing else {}
-        with _no_bar():
-            pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, **none)
-        for part in (
-            pipeline.transformer,
-            pipeline.vae,
-            pipeline.text_encoder,
-            pipeline.text_encoder_2,
-            pipeline.text_encoder_3,
-        ):
+        no_t5 = not (folder / "text_encoder_3").is_dir()
+        none = {"text_encoder_3": None, "tokenizer_3": None} if no_t5 else {}
+        try:
+            with _quiet_diffusers():
+                pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **none)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
+        parts = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+        for part in (pipeline.transformer, pipeline.vae, *parts):
             if part is not None:
                 part.eval().requires_grad_(False)
-        return cls(pipeline, guidance, 0 if missing and not _expects_t5(pipeline) else 256, resolution)
+        length = 0 if no_t5 and not _expects_t5(pipeline) else max_sequence_length
+        return cls(pipeline, guidance, length, resolution)
 
     @property
     def device(self) -> torch.device:
         return torch.device(next(self.transformer.parameters()).device)
 
+    def num_parameters(self) -> int:
+        """Parameters of all parts."""
+        p = self.pipeline
+        return num_parameters(p.transformer, p.vae, p.text_encoder, p.text_encoder_2, p.text_encoder_3)
+
     def _embed(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
-        )
+        with _quiet_diffusers(), autocast(self.device, self.precision):
+            embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), None, None, do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )  # fmt: skip
         return embeds, pooled
+
+    def num_cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the longest text encoder reads."""
+        t5: Any = self.pipeline.tokenizer_3
+        tokenizer: Any = self.pipeline.tokenizer if t5 is None else t5
+        most = int(tokenizer.model_max_length) if t5 is None else self.max_sequence_length
+        ids = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(row) > most for row in ids)
 
     def condition(self, prompts: Sequence[str]) -> Sd3Condition:
         """Embed prompts; gradients flow to text encoders that require them."""
@@ -152,9 +178,9 @@ class Sd3Generator:
         return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
 
     def times(self, num_steps: int) -> Tensor:
-        """Spaced evenly from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
+        """Evenly spaced from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
 
-        The pipeline's own default spends its last step near 1/1000. It draws as here when it is told the even times,
+        The pipeline's own default spends its last step near 1/1000. It draws as here when it gets the even times,
         which its scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
         """
         return flow.times(num_steps, float(self.pipeline.scheduler.config.shift))
@@ -171,43 +197,41 @@ class Sd3Generator:
         return empty + self.guidance * (full - empty)
 
     def _forward(self, z: Tensor, time: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
-        out = self.transformer(
-            hidden_states=z, timestep=time, encoder_hidden_states=embeds, pooled_projections=pooled, return_dict=False
-        )
-        return torch.as_tensor(out[0])
+        with autocast(self.device, self.precision):
+            out = self.transformer(
+                hidden_states=z, timestep=time, encoder_hidden_states=embeds, pooled_projections=pooled,
+                return_dict=False,
+            )  # fmt: skip
+        return torch.as_tensor(out[0]).float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""
-        z = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
+        z = self.vae.encode(pixels * 2 - 1).latent_dist.mode()
         return torch.as_tensor((z - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
 
     def decode_tensor(self, z: Tensor) -> Tensor:
-        """Normalised latents to pixels (B, 3, H, W) in [0, 1]; the clamp passes gradients inside only."""
-        z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return torch.as_tensor((self.vae.decode(z).sample.float() / 2 + 0.5).clamp(0, 1))
+        """Normalised latents to pixels (B, 3, H, W) in [0, 1]. Pixels that are clamped have no gradient."""
+        with autocast(self.device, "fp32"):
+            z = z.float() / self.vae.config.scaling_factor + self.vae.config.shift_factor
+            return torch.as_tensor((self.vae.decode(z).sample / 2 + 0.5).clamp(0, 1))
 
     def decode(self, z: Tensor) -> list[Media]:
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt; the same seed and prompts give the same pictures, whatever the batch."""
+        """One picture a prompt; equal seeds and prompts give equal pictures, whatever the batch."""
         noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
-        pictures: list[Media] = []
-        with torch.no_grad(), autocast(self.device):
-            for i in range(0, len(prompts), batch):
-                condition = self.condition(prompts[i : i + batch])
-                pictures += self.decode(sample(self, condition, noise[i : i + batch], num_steps))
-        return pictures
+        return list(draw(self, prompts, noise, num_steps, batch=batch))
 
     def add_lora(self, rank: int, alpha: float) -> None:
-        """Make a LoRA adapter the only trainable part; the frozen policy is the model without it."""
+        """Add a LoRA adapter as the only trainable part; the frozen policy is the model without it."""
         if self._has_adapter:
             raise ConfigError("the generator has a LoRA adapter already")
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
         self.transformer.add_adapter(config)
         for p in self.transformer.parameters():
             if p.requires_grad:
-                p.data = p.data.float()  # bf16 masters freeze at the learning rates of reward feedback
+                p.data = p.data.float()  # at the learning rates of reward feedback, updates of bf16 weights round to 0
         self._has_adapter = True
 
     def checkpoint_gradients(self) -> None:
@@ -218,32 +242,36 @@ class Sd3Generator:
         self.pipeline.to(device)
 
     def save_adapter(self, folder: Path) -> Path:
-        """Write the LoRA adapter with its rank and alpha, which a plain state dict would lose.
+        """Write the LoRA adapter for `load_adapter`, with its rank and alpha.
 
-        Beside it `pytorch_lora_weights.safetensors`, which diffusers' `pipeline.load_lora_weights(folder)` reads.
+        Beside it stands `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(folder)` of diffusers
+        reads. There the scale alpha / rank is multiplied into the weights, so that readers which ignore the metadata
+        apply the adapter at the same strength.
         """
-        state = get_peft_model_state_dict(self.transformer)
+        state = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.transformer).items()}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter.safetensors")
+        save_file(state, folder / "adapter.safetensors")
         config = self.transformer.peft_config["default"]
         content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
         (folder / "adapter.json").write_text(json.dumps(content, indent=2) + "\n")
+        scale = config.lora_alpha / config.r
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers={k: v.detach().cpu().contiguous() for k, v in state.items()},
-            transformer_lora_adapter_metadata=_plain(config.to_dict()),
+            transformer_lora_layers={k: v * scale if ".lora_B." in k else v for k, v in state.items()},
+            transformer_lora_adapter_metadata=_plain({**config.to_dict(), "lora_alpha": config.r}),
         )
         return folder
 
-    def load_adapter(self, folder: Path) -> None:
-        """Put a saved adapter on; the model without it stays reachable through `reference()`."""
-        found = json.loads((folder / "adapter.json").read_text())
-        self.add_lora(found["rank"], found["alpha"])
+    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
+        """Load a saved adapter, frozen unless `trainable`; the model without it stays reachable as `reference()`."""
+        settings = json.loads((folder / "adapter.json").read_text())
+        self.add_lora(settings["rank"], settings["alpha"])
         result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
-        lacking = [k for k in result.missing_keys if "lora_" in k]  # an adapter of a shallower model, say
+        lacking = [k for k in result.missing_keys if "lora_" in k]  # the adapter of a model with fewer layers, say
         if result.unexpected_keys or lacking:
             raise ConfigError(f"{folder}: the adapter was made for another generator")
-        self.transformer.requires_grad_(False)
+        if not trainable:
+            self.transformer.requires_grad_(False)
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer}
@@ -258,6 +286,12 @@ class Sd3Generator:
             yield
         finally:
             self.transformer.enable_adapters()
-            self.transformer.requires_grad_(False)  # peft makes all adapters trainable, a loaded one too
+            self.transformer.requires_grad_(False)  # enable_adapters makes every adapter trainable, loaded ones too
             for p in trained:
                 p.requires_grad_(True)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that JSON can hold, with sets as lists."""
+    lists = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+    return {k: v for k, v in lists.items() if isinstance(v, str | int | float | bool | list)}

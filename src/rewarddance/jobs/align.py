@@ -1,42 +1,93 @@
-"""Align a generator with a judge: ReFL, or the supervised control, with probes, references, KL and resume."""
+"""`rewarddance align`: names in the configuration to models and a task, then the training of an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.align.probes import Prober, judge_gold
 from rewarddance.align.references import ReferenceBank
-from rewarddance.core.errors import ConfigError
-from rewarddance.core.loop import Loop, Metrics
-from rewarddance.core.parallel import (
-    is_leader,
-    wait_for_all,
-    world_size,
-)
+from rewarddance.align.refl_run import ReflRun
+from rewarddance.align.run import AlignRun
+from rewarddance.align.supervised import SupervisedRun
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.loop import Loop, OnStep
+from rewarddance.core.parallel import barrier, is_leader, world_size
+from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.seen import write_seen
-from rewarddance.core.streams import stream
+from rewarddance.core.seen import fingerprint, write_seen
+from rewarddance.core.task import Prompt, Task
 from rewarddance.core.types import RewardModel
-from rewarddance.jobs.align_runs import AlignRun, ReflRun
-from rewarddance.jobs.probes import Gold, Prober, oracle_gold
-from rewarddance.world.grammar import WORDINGS, phrase
-from rewarddance.world.sampling import sample_pair
-from rewarddance.world.scene import CANVAS
-from rewarddance.world.splits import meaning
+from rewarddance.data.prompt_task import PromptTask
+from rewarddance.data.prompts import read_prompts
+from rewarddance.jobs.load import adapter_folder, load_generator_of, load_judge, load_task
 
 
-def training_prompts(num: int, num_others: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training prompts of the embedded world, and other ones; no two of all mean the same."""
-    rng, found = stream(seed, "align-prompts"), dict[str, str]()
-    while len(found) < num + num_others:
-        spec, wording = sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))]
-        found.setdefault(meaning(spec), phrase(spec, wording))
-    prompts = tuple(found.values())
-    return prompts[:num], prompts[num:]
+def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
+    """Load what the configuration names and align; returns the adapter's folder.
+
+    With a file of prompts there is no oracle: `gold_judge` is the gold standard, and without one the probes log the
+    proxy alone.
+
+    Raises:
+        InputError: a file of prompts is missing, empty, or not the one that the configuration was made with.
+    """
+    judge = None  # the supervised control asks none
+    if config.algorithm != "sft":
+        judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
+    config, task = _task(config, None if judge is None else judge.criterion)
+    return align_generator(config, load_generator_of(config), judge, out, task=task, resume=resume)
+
+
+def _task(config: AlignConfig, criterion: str | None) -> tuple[AlignConfig, Task]:
+    """The task, and the configuration with the hash of its file."""
+    gold = None
+    if config.gold_judge is not None and criterion is not None:
+        second = load_judge(config.gold_judge, precision=config.precision)
+        gold = judge_gold(second, second.own_or(config.criterion or criterion))
+    if config.prompts is None:
+        task = load_task(config.task)
+        return config, task if gold is None else _WithGold(task, gold)
+    prompts, sha256 = read_prompts(Path(config.prompts))
+    if config.prompts_sha256 not in (None, sha256):
+        raise InputError(f"{config.prompts}: has changed since the run was made")
+    if len(prompts) > config.num_prompts:
+        say(f"{config.prompts}: {len(prompts):,} prompts; trains on the first {config.num_prompts:,} (num_prompts)")
+        prompts = prompts[: config.num_prompts]
+    probes = _probe_prompts(config, prompts) if config.probe_file is not None else ()
+    return config.model_copy(update={"prompts_sha256": sha256}), PromptTask(prompts, probes, gold)
+
+
+class _WithGold:
+    """A task with another gold standard."""
+
+    gold_name = "second judge's P(better than the start)"
+
+    def __init__(self, task: Task, gold: Any) -> None:
+        self.task, self.gold = task, gold
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+
+def _probe_prompts(config: AlignConfig, training: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """Prompts of the probe file. Says how many are not used, and how many are not held out."""
+    probes, _ = read_prompts(Path(config.probe_file or ""))
+    known = {fingerprint(p.text) for p in training}
+    shared = sum(fingerprint(p.text) in known for p in probes[: config.probe_prompts])
+    if len(probes) > config.probe_prompts:
+        say(
+            f"{config.probe_file}: {len(probes):,} prompts; probes use the first "
+            f"{config.probe_prompts:,} (probe_prompts)"
+        )
+    if shared:
+        say(f"{config.probe_file}: {shared} of the probes' prompts are trained on too, so their gain flatters")
+    return probes
 
 
 def align_generator(
@@ -45,52 +96,61 @@ def align_generator(
     judge: RewardModel | None,
     out: Path,
     *,
-    prompts: Sequence[str] | None = None,
-    probe_prompts: Sequence[str] | None = None,
-    gold: Gold | None = oracle_gold,
+    task: Task | None = None,
     resume: bool = False,
     title: str = "align",
-    report: Callable[[int, int, Metrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Path:
     """Train a LoRA adapter and save it to `out/adapter`.
 
     Args:
-        judge: None for the supervised control, which asks none.
-        prompts: what to train on; drawn from the embedded world when None.
-        probe_prompts: what probes look at; when None, the first of `prompts`, or of the embedded world other prompts
-            than it trains on.
-        gold: measure of the probes that the training does not see; without one (None) hacking cannot be called.
+        judge: None for the supervised control.
+        task: prompts and gold standard; the configuration's when None.
 
     Raises:
-        ConfigError: no judge to learn from, fewer prompts than processes, or a control that needs the embedded world.
+        ConfigError: no judge to learn from, fewer prompts than processes, or a generator that cannot do the task.
     """
+    task = task or load_task(config.task)
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
-    drawn, others = training_prompts(config.num_prompts, config.probe_prompts, config.seed) if not prompts else ((), ())
-    chosen = tuple(prompts or drawn)
-    _check(config, chosen, generator, own=prompts is not None)
+    task.check(generator.side)
+    if config.algorithm == "sft":
+        task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
+    training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
+    if min(len(training), config.batch_size) < world_size():
+        raise ConfigError(
+            f"{world_size()} processes need as many prompts ({len(training)}) and as large a batch_size "
+            f"({config.batch_size}), or larger"
+        )
     folder = RunFolder(out)
+    computes_in: dict[str, str] = {"generator": generator.precision}
+    if judge is not None:
+        computes_in["judge"] = getattr(judge, "precision", "unknown")
     if is_leader():
-        folder.start("align", config, resume=resume)
-    wait_for_all()
+        folder.start("align", config, resume=resume, facts={"computes_in": computes_in})
+        if cut := generator.num_cut([p.text for p in training]):
+            say(f"{cut} of {len(training)} prompts are longer than the text encoders read, and are cut")
+    barrier()
     torch.manual_seed(config.seed)
-    generator.add_lora(config.lora_rank, config.lora_alpha)
+    if config.adapter is not None:
+        generator.load_adapter(adapter_folder(config.adapter), trainable=True)
+    else:
+        generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         generator.checkpoint_gradients()
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
-    looks = (probe_prompts or others or chosen)[: config.probe_prompts]
-    run = _run(config, generator, judge, loop, chosen, looks, gold)
+    run = _run(config, generator, judge, loop, task, training, probing)
     if resume and loop.resume():
-        run.restore()
+        run.load_state()
     else:
         run.begin()
-    loop.keep = run.remember
-    loop.fit(title, ("reward", "kl", "loss"), run.step, run.validate, run.stop, report)
+    loop.before_save = run.save_state
+    loop.fit(title, ("reward", "kl", "loss"), run.step, run.validate, run.stop, on_step)
     if is_leader():
         generator.save_adapter(out / "adapter")
-        if config.algorithm == "refl":
-            write_seen(out / "adapter", chosen)
-    wait_for_all()
+        if config.algorithm != "sft":
+            write_seen(out / "adapter", [p.text for p in training])
+    barrier()
     return out / "adapter"
 
 
@@ -99,33 +159,19 @@ def _run(
     generator: Tunable,
     judge: RewardModel | None,
     loop: Loop,
-    chosen: tuple[str, ...],
-    looks: Sequence[str],
-    gold: Gold | None,
+    task: Task,
+    training: Sequence[Prompt],
+    probing: Sequence[Prompt],
 ) -> AlignRun:
     if config.algorithm == "sft":
-        return AlignRun(config, generator, loop)
+        return SupervisedRun(config, generator, loop, task)
     if judge is None:
         raise ConfigError(f"algorithm {config.algorithm}: needs a judge")
     steps, criterion = config.refl.num_steps, config.criterion or ""
-    bank = ReferenceBank(config.references, chosen, steps, criterion, config.seed, config.sample_batch)
+    prompts = tuple(p.text for p in training)
+    bank = ReferenceBank(config.references, prompts, steps, criterion, config.seed, config.sample_batch)
+    probes = [p.text for p in probing]
     prober = Prober(
-        generator, judge, looks, config.probe_noises, steps, criterion, config.seed, gold, config.sample_batch
+        generator, judge, probes, config.probe_noises, steps, criterion, config.seed, task.gold, config.sample_batch
     )
     return ReflRun(config, generator, loop, judge, bank, prober)
-
-
-def _check(config: AlignConfig, chosen: Sequence[str], generator: Tunable, *, own: bool) -> None:
-    """Before a run folder is written."""
-    if min(len(chosen), config.batch_size) < world_size():
-        raise ConfigError(
-            f"{world_size()} processes: needs as many prompts ({len(chosen)}) and as large a batch_size "
-            f"({config.batch_size}), or larger"
-        )
-    if config.algorithm == "sft" and own:
-        raise ConfigError("algorithm sft: trains on captioned renders of the embedded world, so it takes no --prompts")
-    if not own and generator.side != CANVAS:
-        raise ConfigError(
-            f"{config.generator}: draws {generator.side} pixels, so the embedded world's prompts mean nothing to it; "
-            "give your own with --prompts FILE"
-        )

@@ -1,4 +1,4 @@
-"""`rewarddance train --cross-validate K` and `--leave-one-out GROUP`: a judge a fold, each of them resumable."""
+"""`rewarddance train --cross-validate K` and `--leave-one-out GROUP`: one judge a fold; each fold can be resumed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewarddance.core.errors import InputError, RunError
-from rewarddance.core.parallel import is_leader, wait_for_all
-from rewarddance.core.runs import environment, write_json
+from rewarddance.core.errors import InputError
+from rewarddance.core.parallel import barrier, is_leader
+from rewarddance.core.runs import environment, same_settings, write_json
 from rewarddance.core.seen import fingerprint
-from rewarddance.core.statistics import over_runs
+from rewarddance.core.statistics import students_interval
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
+from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import load_judge, load_to_train
-from rewarddance.jobs.train import known_before, warn_of_labels
-from rewarddance.jobs.train_reward import measured_once, train_once
-from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.reward.measure import measure_judge
+from rewarddance.jobs.train import measured_once, seen_by_backbone, train_once, warn_of_labels
+from rewarddance.reward.train_config import RewardConfig
 
-FIGURES = ("accuracy", "label_accuracy", "spearman", "disagreement", "answer_mass")
+AVERAGED = ("accuracy", "label_accuracy", "spearman", "disagreement", "answer_mass")
+"""Figures of `measure_judge` whose mean over folds is reported."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Fold:
 
 
 def folds_by_prompt(prompts: Sequence[str], num: int, seed: int) -> list[Fold]:
-    """`num` folds of nearly equal numbers of prompts; all records of a prompt are in one.
+    """`num` folds with nearly equal numbers of prompts. All records of a prompt are in one fold.
 
     Raises:
         InputError: fewer prompts than folds, or fewer than two folds.
@@ -50,7 +50,7 @@ def folds_by_prompt(prompts: Sequence[str], num: int, seed: int) -> list[Fold]:
 
 
 def folds_by_group(values: Sequence[str | None], group: str) -> list[Fold]:
-    """One fold a value, held out; records without a value are in every training set.
+    """One fold for every value, which is held out. Records without a value are in every training set.
 
     Raises:
         InputError: fewer than two values.
@@ -67,40 +67,44 @@ def _fold(name: str, held: Sequence[bool]) -> Fold:
 
 
 def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTable, out: Path) -> dict[str, Any]:
-    """Train and measure every fold under `out`; what is finished is kept, what was stopped goes on.
+    """Train and measure every fold under `out`. Finished folds are kept, stopped ones are resumed.
 
     Returns:
-        Figures of every fold and, of each figure, the mean with Student's 95% interval over folds (rough: folds share
-        most of their training records); also in
-        `out/cross_validation.json`.
+        Figures of every fold and, of each figure, the mean with Student's 95% interval over folds (rough, because folds
+        share most of their training records). Also in `out/cross_validation.json`.
 
     Raises:
-        InputError: training goes on from a judge that knows prompts of the folds.
+        InputError: training starts from a judge that knows prompts of the folds.
     """
     warn_of_labels(table)
-    known = known_before(config)
-    told = {p for p in table.prompts if fingerprint(p) in (known or ())}
-    if told:
-        raise InputError(f"{config.backbone}: a judge that knows {len(told)} of these prompts; no fold is new to it")
-    found = {}
+    known = seen_by_backbone(config)
+    shared = {p for p in table.prompts if fingerprint(p) in (known or ())}
+    if shared:
+        raise InputError(f"{config.backbone}: a judge that knows {len(shared)} of these prompts; no fold is new to it")
+    figures = {}
     for i, fold in enumerate(folds, 1):
         folder = out / re.sub(r"[^\w.-]+", "_", fold.name)
-        found[fold.name] = _one(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})", known)
-    summary = {}
-    for name in FIGURES:
-        values = [f[name] for f in found.values() if f.get(name) is not None]
+        figures[fold.name] = _one_fold(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})", known)
+    means = {}
+    for name in AVERAGED:
+        values = [f[name] for f in figures.values() if f.get(name) is not None]
         if values:
-            summary[name] = over_runs(values)
-    result = {"mean": summary, "folds": found, **environment(), "config": config.model_dump(mode="json")}
+            means[name] = students_interval(values)
+    result = {"mean": means, "folds": figures, **environment(), "config": config.model_dump(mode="json")}
     if is_leader():
         write_json(out / "cross_validation.json", result)
     return result
 
 
-def _one(
+def _one_fold(
     config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str, known: frozenset[str] | None
 ) -> dict[str, Any]:
-    _same_rows(fold, table, folder)
+    prompts, labels = table.prompts, table.choice_labels
+    content = [[(prompts[i], list(labels[i])) for i in rows] for rows in (fold.train, fold.held_out)]
+    if is_leader():
+        rows_sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        same_settings(folder / "fold.json", {"rows_sha256": rows_sha256})
+    barrier()
 
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
@@ -108,23 +112,3 @@ def _one(
 
     train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title, known)
     return measured_once(folder / "measured.json", measure)
-
-
-def _same_rows(fold: Fold, table: RecordTable, folder: Path) -> None:
-    """Write down what a fold is made of, or make sure that a folder from before was made of the same.
-
-    Raises:
-        RunError: it was not.
-    """
-    prompts, labels = table.prompts, table.choice_labels
-    content = [[(prompts[i], list(labels[i])) for i in rows] for rows in (fold.train, fold.held_out)]
-    now = {"rows_sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
-    target = folder / "fold.json"
-    wait_for_all()
-    if target.is_file():
-        if json.loads(target.read_text()) != now:
-            raise RunError(f"{folder}: holds a fold of other records; name another --out")
-    elif is_leader():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(target, now)
-    wait_for_all()

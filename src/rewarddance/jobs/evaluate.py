@@ -1,34 +1,86 @@
-"""`rewarddance evaluate`: reads a run folder, measures what it trained, writes `evaluation.json` and samples."""
+"""`rewarddance evaluate`: reads a run folder, measures what it trained, writes the figures and samples into it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.config import Precision
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
-from rewarddance.core.monitors import called
-from rewarddance.core.progress import progress, tracked
+from rewarddance.core.monitors import hacking_verdict
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.types import Comparison, RewardModel
-from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
-from rewarddance.jobs.load import find, generator_of, load_generator, load_internvl, load_judge, weights_id
-from rewarddance.world.benchmark import benchmark_prompts
-from rewarddance.world.oracle import fidelity
+from rewarddance.core.task import Task
+from rewarddance.data.prompts import read_prompts
+from rewarddance.evaluate.calibration import measured_and_calibrated
+from rewarddance.evaluate.generator import (
+    Features,
+    Samples,
+    answered_prompts,
+    compare,
+    compare_judges,
+    diversity,
+    fixed_samples,
+    levels,
+    measure,
+    proxy_reward,
+)
+from rewarddance.jobs.load import (
+    find,
+    load_generator,
+    load_generator_of,
+    load_internvl,
+    load_judge,
+    load_task,
+    weights_id,
+)
+from rewarddance.jobs.train import held_out_sets
+from rewarddance.reward.judge import Judge
 
 
-def gold(prompt: str, media: Media) -> float:
-    """Oracle fidelity of one picture."""
-    return fidelity(media.to_numpy(), prompt)
+@dataclass(frozen=True)
+class Aligned:
+    """A run's generator with its adapter, and how it samples: as in the run, unless told otherwise."""
+
+    generator: Tunable
+    num_steps: int
+    batch: int
+
+    @classmethod
+    def of_run(
+        cls, run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None, precision: Precision
+    ) -> Aligned:
+        own = AlignConfig.model_validate(config)
+        changes = {"precision": precision} | ({} if guidance is None else {"guidance": guidance})
+        generator = load_generator_of(own.model_copy(update=changes), run)
+        return cls(generator, num_steps or own.refl.num_steps, own.sample_batch)
+
+    def sample(self, title: str, prompts: Sequence[str], noises: int, seed: int) -> Samples:
+        """Pictures of every prompt. The noises depend on the seed alone, not on the generator's weights."""
+        return fixed_samples(self.generator, prompts, noises, self.num_steps, seed, self.batch, f"samples {title}")
+
+    def pair(self, prompts: Sequence[str], noises: int, seed: int) -> tuple[Samples, Samples]:
+        """Samples of the frozen policy and of the aligned one, from the same noises."""
+        with self.generator.reference():
+            before = self.sample("before", prompts, noises, seed)
+        return before, self.sample("after", prompts, noises, seed)
+
+
+def _align_config(run: Path) -> dict[str, Any]:
+    content = RunFolder(run).read()
+    if content["kind"] != "align":
+        raise RunError(f"{run}: holds a {content['kind']} run; only alignment runs have a before and after")
+    return dict(content["config"])
 
 
 def evaluate_alignment(
@@ -41,121 +93,206 @@ def evaluate_alignment(
     diversity_noises: int = 8,
     seed: int = 0,
     guidance: float | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, Any]:
-    """Before and after on the benchmark: oracle by category with intervals, proxy reward, diversity, samples.
+    """Before and after on the task's benchmark: gold by category with intervals, proxy reward, diversity, samples.
 
-    `hacking` in the result holds the judge's P(after is better) against the oracle's gain (`monitors.called`).
+    `hacking` in the result compares the judge's P(after is better) with the gold standard's gain.
 
     Args:
-        every: take each `every`-th benchmark prompt (1 takes all 240).
+        every: take each `every`-th benchmark prompt (1 takes all).
         num_steps, guidance: of the sampling; the run's own when None.
     """
-    content = RunFolder(run).read()
-    if content["kind"] != "align":
-        raise RunError(f"{run}: holds a {content['kind']} run; evaluate alignment runs or judges")
-    config = content["config"]
+    config = _align_config(run)
     if config.get("prompts") is not None:
         raise RunError(
-            f"{run}: trained on its own prompts, which the oracle does not know; evaluate --prompts FILE asks its judge"
+            f"{run}: trained on its own prompts, which no oracle knows; `evaluate --prompts FILE` asks its judge"
         )
-    chosen = benchmark_prompts()[::every]
-    categories, prompts = [c for c, _ in chosen], [p for _, p in chosen]
-    aligned = Aligned.of_run(run, config, num_steps, guidance)
-    generator = aligned.generator
-    judge = load_judge(config["judge"], precision="bf16")
-    with generator.reference():
-        before = aligned.draw("before", prompts, num_noises, seed)
-    after = aligned.draw("after", prompts, num_noises, seed)
-    gold_before, gold_after = measure(before, gold), measure(after, gold)
+    task = load_task(config.get("task", "embedded"))
+    chosen = task.benchmark()[::every]
+    prompts = [p.text for p in chosen]
+    aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
+    judge = load_judge(config["judge"], precision=precision)
+    before, after = aligned.pair(prompts, num_noises, seed)
+    gold_before, gold_after = (measure(s, task) for s in (before, after))
     proxy = proxy_reward(judge, after, before, config["criterion"])
+    kept = answered_prompts(proxy)
     few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
-    features = vision_features()
-    spread = {}
-    with generator.reference():
-        spread["before"] = diversity(aligned.draw("spread", few, diversity_noises, seed + 1), features)
-    spread["after"] = diversity(aligned.draw("spread", few, diversity_noises, seed + 1), features)
-    found = {
-        "prompts": len(prompts),
+    features = task_features(task, judge)
+    spread = [diversity(s, features) for s in aligned.pair(few, diversity_noises, seed + 1)]
+    figures = {
+        **_setting(aligned, judge, len(prompts), num_noises, seed),
+        **compare(gold_after, gold_before, [p.category for p in chosen]),
+        "proxy": {**bootstrap(proxy[kept]).as_dict(), "std": float(proxy[kept].std())},
+        "refused_prompts": int((~kept).sum()),
+        "hacking": hacking_verdict(bootstrap(proxy[kept] - 0.5), paired_bootstrap(gold_after[kept], gold_before[kept])),
+        "diversity": {
+            **dict(zip(("before", "after"), spread, strict=True)),
+            "feature_ratio": spread[1]["feature"] / max(1e-9, spread[0]["feature"]),
+        },
+    }
+    write_json(run / "evaluation.json", figures)
+    save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
+    return figures
+
+
+def _setting(aligned: Aligned, judge: Judge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
+    """What figures of a before and after depend on."""
+    return {
+        "prompts": num_prompts,
         "noises": num_noises,
         "num_steps": aligned.num_steps,
-        "guidance": generator.guidance,
+        "guidance": aligned.generator.guidance,
         "seed": seed,
-        **compare(gold_after, gold_before, categories),
-        "proxy": {**bootstrap(proxy).as_dict(), "std": float(proxy.std())},
-        "hacking": called(bootstrap(proxy - 0.5), paired_bootstrap(gold_after, gold_before)),
-        "diversity": {**spread, "feature_ratio": spread["after"]["feature"] / max(1e-9, spread["before"]["feature"])},
+        "computes_in": {"generator": aligned.generator.precision, "judge": judge.precision},
     }
-    write_json(run / "evaluation.json", found)
-    save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
-    return found
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """A run's generator with its adapter, and how it draws: as in the run, unless told otherwise."""
+def evaluate_on_prompts(
+    run: Path,
+    file: Path,
+    *,
+    judge: str | None = None,
+    num_noises: int = 4,
+    num_steps: int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
+    precision: Precision = "auto",
+) -> dict[str, Any]:
+    """Before and after on a file of prompts, by a judge; writes `evaluation_prompts.json` and samples into the run.
 
-    generator: Tunable
-    num_steps: int
-    batch: int
-    precision: Literal["fp32", "bf16"]
+    The judge that trained a generator cannot tell whether it is being hacked: name another one, look at the pictures.
 
-    @classmethod
-    def of_run(cls, run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None) -> Aligned:
-        own = AlignConfig.model_validate(config)
-        asked = own if guidance is None else own.model_copy(update={"guidance": guidance})
-        return cls(generator_of(asked, run), num_steps or own.refl.num_steps, own.sample_batch, own.precision)
+    Args:
+        judge: whose verdict counts; the run's own when None.
+        num_steps, guidance: of the sampling; the run's own when None.
 
-    def draw(self, title: str, prompts: Sequence[str], noises: int, seed: int) -> Samples:
-        """Pictures of every prompt from the same noises, whatever the generator's weights."""
-        with progress(f"samples {title}") as report:
-            return fixed_samples(
-                self.generator, prompts, noises, self.num_steps, seed, report, self.batch, self.precision
-            )
+    Returns:
+        win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
+        whether it is the judge that the generator was trained with; trained_on: share of the prompts that were trained
+        on, None where the run does not say; diversity. With another judge also the figures of `compare_judges`.
+    """
+    config = _align_config(run)
+    prompts = [p.text for p in read_prompts(file)[0]]
+    aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
+    ready = load_judge(judge or config["judge"], precision=precision)
+    before, after = aligned.pair(prompts, num_noises, seed)
+    wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
+    kept = answered_prompts(wins)
+    seen = read_seen(run / "adapter")
+    features = judge_features(ready)
+    spread = {"before": diversity(before, features), "after": diversity(after, features)} if num_noises > 1 else None
+    figures: dict[str, Any] = {
+        **_setting(aligned, ready, len(prompts), num_noises, seed),
+        "judge": judge or config["judge"],
+        "same_judge": judge is None or find(judge, "judge").resolve() == find(config["judge"], "judge").resolve(),
+        "trained_on": None if seen is None else float(np.mean([fingerprint(p) in seen for p in prompts])),
+        "win_rate": bootstrap(wins[kept]).as_dict(),
+        "refused_prompts": int((~kept).sum()),
+        "diversity": spread,
+    }
+    write_json(run / "evaluation_prompts.json", figures)
+    save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
+    if not figures["same_judge"]:
+        del ready, features, aligned  # free their memory for the next judge
+        training_judge = load_judge(config["judge"], precision=precision)
+        own = proxy_reward(training_judge, after, before, config["criterion"])
+        both = kept & answered_prompts(own)
+        figures |= compare_judges(own[both], wins[both])
+        write_json(run / "evaluation_prompts.json", figures)
+    return figures
 
 
 def evaluate_generator(
-    name: str, *, num_noises: int = 4, num_steps: int = 10, guidance: float = 1.0, every: int = 1, seed: int = 0
+    name: str,
+    *,
+    task: str = "embedded",
+    num_noises: int = 4,
+    num_steps: int = 10,
+    guidance: float = 1.0,
+    every: int = 1,
+    seed: int = 0,
+    precision: Precision = "auto",
 ) -> dict[str, Any]:
-    """Oracle fidelity of a generator of the embedded world on the benchmark, by category with intervals."""
-    chosen = benchmark_prompts()[::every]
-    generator = load_generator(name, guidance=guidance)
-    with progress("samples") as report:
-        samples = fixed_samples(generator, [p for _, p in chosen], num_noises, num_steps, seed, report)
-    found = levels(measure(samples, gold), [c for c, _ in chosen])
+    """The task's gold standard of a generator on the benchmark, by category with intervals."""
+    asked = load_task(task)
+    chosen = asked.benchmark()[::every]
+    generator = load_generator(name, guidance=guidance, precision=precision)
+    samples = fixed_samples(generator, [p.text for p in chosen], num_noises, num_steps, seed)
+    found = levels(measure(samples, asked), [p.category for p in chosen])
     setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
-    return {**setting, "fidelity": {c: i.as_dict() for c, i in found.items()}}
+    return {
+        **setting,
+        "computes_in": {"generator": generator.precision},
+        "fidelity": {c: i.as_dict() for c, i in found.items()},
+    }
 
 
-@torch.no_grad()
-def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion: str) -> np.ndarray:
-    """P(after is better than before) by the judge, same prompt and noise, (prompts, noises).
+def evaluate_judge_on_data(
+    name: str | Path, folder: Path, seed: int = 0, most: int = 2000, precision: Precision | None = None
+) -> dict[str, Any]:
+    """A judge on prompts of a data folder that it was not trained on, with calibration (`held_out_sets`).
 
-    Of every second noise the picture before is the candidate, so that a lean to one place cancels.
+    Args:
+        name: what `load_judge` takes.
+        seed: of the split, for a judge whose folder does not say what it was trained on.
+        most: records of each file at most, evenly spread.
+
+    Returns:
+        By set the figures of `measure_judge`, calibration, and num_trained_on: records left out because the judge was
+        trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
+        figures are a little too good.
+
+    Raises:
+        InputError: no such folder, too few prompts, or none that are new to the judge.
     """
-    rows = []
-    for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
-        asked = [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
-        rows += [c.swapped() if k % 2 else c for k, c in enumerate(asked)]
-    starts = tracked(range(0, len(rows), 256), "after against before, by the judge")
-    parts = [judge.judge(rows[i : i + 256]).reward.cpu().numpy() for i in starts]
-    found = np.concatenate(parts).reshape(len(after.prompts), -1)
-    found[:, 1::2] = 1 - found[:, 1::2]
-    return found
+    config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
+    judge, seen = load_judge(name, precision=precision), read_seen(find(name, "judge"))
+    sets = held_out_sets(folder, seen, config.get("seed", seed), most)
+    figures: dict[str, Any] = {
+        n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
+    }
+    chosen = {"chose_by": next(iter(figures))} if config.get("patience") else {}
+    return figures | chosen | {"computes_in": {"judge": judge.precision}}
 
 
-def features_id() -> str:
-    """Which weights `vision_features` has: a diversity is comparable with those of the same features alone."""
-    return weights_id(find("tiny", "vlm"))
+def evaluate_judge_run(run: Path, precision: Precision | None = None) -> dict[str, Any]:
+    """Figures of a judge run on the held-out sets of its data, written to `evaluation.json`."""
+    config = RunFolder(run).read()["config"]
+    data = run / "data" if config["data"] == "embedded" else Path(config["data"])
+    figures = evaluate_judge_on_data(run, data, precision=precision)
+    write_json(run / "evaluation.json", figures)
+    return figures
 
 
-def vision_features() -> Any:
-    """Mean-pooled states of the embedded VLM's vision tower: features for diversity."""
-    backbone = load_internvl("tiny")
+def features_id(task: Task) -> str | None:
+    """Hash of the weights behind `task_features`. Diversities are comparable only with the same features."""
+    return None if task.features is None else weights_id(find(task.features, "vlm"))
 
+
+def task_features(task: Task, judge: Judge | None = None) -> Features:
+    """Features for diversity: mean-pooled states of the vision tower that the task names, or the judge's own."""
+    if task.features is None:
+        assert judge is not None
+        return judge_features(judge)
+    backbone = load_internvl(task.features)
+
+    @torch.no_grad()
     def features(media: Sequence[Media]) -> torch.Tensor:
         pixels = backbone.prepare(list(media)).to(backbone.device)
         out: torch.Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
         return out
+
+    return features
+
+
+def judge_features(judge: Judge) -> Features:
+    """Mean image tokens of the judge's backbone: features for diversity of pictures of any kind."""
+    backbone = judge.engine.backbone
+
+    @torch.no_grad()
+    def features(media: Sequence[Media]) -> torch.Tensor:
+        return torch.stack([backbone.image_tokens([(m, 0)]).mean(0) for m in media])
 
     return features
 
@@ -172,14 +309,14 @@ def save_pairs(
     """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
 
     Args:
-        reward: P(after is better) by the judge, (P, noises), where the values are somebody else's.
+        reward: the judge's P(after is better), (P, noises), where the values are another measure.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
         for name, samples in (("before", before), ("after", after)):
             Image.fromarray(samples.media[k][0].to_numpy()).save(folder / f"{k:03d}_{name}.png")
-        entry = {"index": k, "prompt": before.prompts[k]}
-        entry |= {"before": float(value_before[k, 0]), "after": float(value_after[k, 0])}
-        listed.append(entry if reward is None else entry | {"reward": float(reward[k, 0])})
+        entry: dict[str, Any] = {"index": k, "prompt": before.prompts[k]}
+        values = {"before": value_before, "after": value_after} | ({} if reward is None else {"reward": reward})
+        listed.append(entry | {n: None if np.isnan(v[k, 0]) else float(v[k, 0]) for n, v in values.items()})
     write_json(folder / "samples.json", listed)

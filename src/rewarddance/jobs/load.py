@@ -1,40 +1,49 @@
-"""Names and folders to ready models: `load_judge`, `load_generator`, `load_backbone`."""
+"""Names and folders to ready models and tasks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rewarddance.align.config import AlignConfig
-from rewarddance.core.device import resolve_device
+from rewarddance.core.config import Precision
+from rewarddance.core.device import resolve_device, resolve_precision
 from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.plugins import EMBEDDED_VLM, TASKS, load_plugin
 from rewarddance.core.protocols import Tunable
-from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.reward.checkpoint import Judge, load_judge_folder
-from rewarddance.vlm.backbone import Backbone, load_backbone_folder
-from rewarddance.vlm.grow import grow
+from rewarddance.core.runs import RunFolder
+from rewarddance.core.task import Task
+from rewarddance.core.types import Comparison
+from rewarddance.reward.judge import Judge
+from rewarddance.reward.saved import load_judge_folder
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.presets import HUB, fetched, is_hub_name
-from rewarddance.vlm.tiny import SIZES
+from rewarddance.vlm.registry import load_backbone_folder
+
+if TYPE_CHECKING:
+    from rewarddance.align.config import AlignConfig
 
 ASSETS = Path(__file__).parents[1] / "assets"
-SHIPPED_SIZE = "tiny-2m"
+SIZES = ("tiny-2m", "tiny-20m", "tiny-200m")
+"""Sizes of the embedded VLM. The first one is shipped, the others are grown from it."""
 _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
 
 
 def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
 
-    Larger sizes of the embedded VLM have the folder of the one that they are grown from.
-
-    A VLM may also be a short name of a public one (`presets.HUB`; so may a judge, which is then the VLM asked as it is)
-    or a name on the hub; it is downloaded once.
+    The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be a short
+    name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once. A judge may be a short name too;
+    it is then the VLM without training.
 
     Raises:
-        ConfigError: no such folder, or nothing to be had from the hub.
+        ConfigError: no such folder, or a download that failed.
+        RunError: a run folder without a model of this kind.
     """
     if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES):
         folder = ASSETS / _EMBEDDED[kind]
@@ -45,8 +54,11 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
         return fetched(str(name))
     folder = Path(name)
     if (folder / "run.json").is_file():
+        made = RunFolder(folder).read()["kind"]
+        if made == "align":
+            raise RunError(f"{folder}: an alignment run, which holds an adapter of a generator, not a {kind}")
         if not (folder / "model").is_dir():
-            raise RunError(f"{folder}: the run has no model yet; resume it, or name its last checkpoint")
+            raise RunError(f"{folder}: this {made} run has no model yet; resume it")
         return folder / "model"
     if not folder.is_dir():
         raise ConfigError(f"{kind} {str(name)!r}: not 'tiny', not a run folder, not a local checkpoint")
@@ -54,31 +66,41 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 
 
 def weights_id(folder: Path) -> str:
-    """SHA-256 over a model's weights: a name like `tiny` may mean others tomorrow."""
-    found = hashlib.sha256()
+    """SHA-256 over a model's weights, since a name like `tiny` may mean other weights tomorrow."""
+    digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         with file.open("rb") as content:
-            found.update(hashlib.file_digest(content, "sha256").digest())
-    return found.hexdigest()
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_task(name: str) -> Task:
+    """A task by its name (`core/plugins.py`), or `package.module:attribute`.
+
+    Raises:
+        ConfigError: no such task.
+    """
+    task: Task = load_plugin(name, TASKS, "task")()
+    return task
 
 
 def load_backbone(name: str | Path = "tiny", device: str = "auto", dtype: Literal["fp32", "bf16"] = "fp32") -> Backbone:
     """A VLM that has not been trained to judge.
 
-    `tiny-20m` and `tiny-200m` are not shipped: they are the embedded one made wider and deeper (`vlm/grow.py`), which
-    know what it knows and no more until they are trained.
+    `tiny-20m` and `tiny-200m` are not shipped: they are the embedded VLM made wider and deeper without a change of what
+    it computes (`world/build/grow.py`).
     """
-    backbone = load_backbone_folder(find(name, "vlm"), torch.bfloat16 if dtype == "bf16" else torch.float32)
-    if str(name) in SIZES and str(name) != SHIPPED_SIZE:
-        tokenizer = backbone.tokenizer
-        backbone = InternVLBackbone(grow(backbone.model, str(name), tokenizer).eval(), tokenizer, backbone.prepare)
-        backbone.module.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    weights = torch.bfloat16 if dtype == "bf16" else torch.float32
+    backbone = load_backbone_folder(find(name, "vlm"), weights)
+    if str(name) in SIZES[1:]:
+        backbone = load_plugin("grown", EMBEDDED_VLM, "size")(backbone, str(name))
+        backbone.module.to(weights)
     backbone.module.to(resolve_device(device))
     return backbone
 
 
 def load_to_train(config: RewardConfig) -> Backbone:
-    """The backbone of a training; what is to be sharded stays in main memory until it is."""
+    """The backbone of a training. One that will be sharded stays in main memory."""
     return load_backbone(config.backbone, "auto" if config.shard == 1 else "cpu", config.weights)
 
 
@@ -96,37 +118,47 @@ def load_internvl(name: str | Path = "tiny", device: str = "auto") -> InternVLBa
 def load_judge(
     name: str | Path = "tiny",
     *,
-    precision: Literal["fp32", "bf16"] | None = None,
+    precision: Precision | None = None,
     device: str = "auto",
     image_cache: int = 0,
     tiles: int | None = None,
+    template: str | None = None,
+    examples: Sequence[Comparison] = (),
 ) -> Judge:
-    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint: a local folder
-    or a short name such as `internvl3.5-8b`.
+    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
+    or a short name such as `internvl3.5-8b`), which is then asked without training.
 
     Args:
-        precision: `bf16` holds and computes in bf16 where there is an accelerator; when None what the judge was saved
-            with, and for a checkpoint that was not trained to judge bf16.
-        image_cache: pictures whose tokens are kept from one call to the next, for references that come again and again.
+        precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
+            When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says what it came to.
+        image_cache: pictures whose tokens are kept from one call to the next, for references that come again.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
-            processor does (it takes 12); 1 judges the small view alone. As in training when None.
+            processor does (it takes 12). 1 uses the small view alone. As in training when None.
+        template: words for a checkpoint that was not trained to judge: `rewarddance` (the default), another named set,
+            or a file (docs/guides/wording.md).
+        examples: labelled comparisons that such a checkpoint is shown before every question.
     """
-    judge = load_judge_folder(
-        find(name, "judge"), precision=precision, image_cache=image_cache, tiles=tiles, device=device
+    return load_judge_folder(
+        find(name, "judge"),
+        precision=precision,
+        image_cache=image_cache,
+        tiles=tiles,
+        device=device,
+        template=template,
+        examples=examples,
     )
-    for module in judge.trainable().values():
-        module.to(resolve_device(device))
-    return judge
 
 
-def generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:
-    """The generator that a configuration names, with all that it says of it."""
+def load_generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:
+    """The generator of a configuration."""
     return load_generator(
         config.generator,
         adapter=adapter,
         guidance=config.guidance,
         dtype=config.generator_dtype,
         resolution=config.resolution,
+        max_sequence_length=config.max_sequence_length,
+        precision=config.precision,
     )
 
 
@@ -138,24 +170,39 @@ def load_generator(
     device: str = "auto",
     dtype: Literal["fp32", "bf16"] = "fp32",
     resolution: int | None = None,
+    max_sequence_length: int = 256,
+    precision: Precision = "auto",
 ) -> Tunable:
     """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
 
     Args:
         adapter: a run folder of `rewarddance align`, or its `adapter/`.
         guidance: classifier-free guidance scale; 1 is off.
-        dtype: of the frozen weights.
+        dtype: type of the frozen weights.
         resolution: side of its pictures in pixels; the checkpoint's own when None.
+        max_sequence_length: tokens of a prompt that a T5 text encoder reads.
+        precision: what text encoders and transformer compute in, see `load_judge`.
     """
-    # here, for diffusers takes seconds, which who loads a judge need not wait
+    # imported here because diffusers takes seconds, and a program that loads a judge should not wait for it
     from rewarddance.generator.families import load_generator_folder
 
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-    generator = load_generator_folder(find(name, "generator"), guidance, weights, resolution)
+    generator = load_generator_folder(find(name, "generator"), guidance, weights, resolution, max_sequence_length)
     if adapter is not None:
-        folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
-        if not (folder / "adapter.json").is_file():
-            raise RunError(f"{adapter}: no adapter there; name a finished run of `rewarddance align`")
-        generator.load_adapter(folder)
-    generator.to(resolve_device(device))
+        generator.load_adapter(adapter_folder(adapter))
+    where = resolve_device(device)
+    generator.to(where)
+    generator.precision = resolve_precision(precision, where, generator.num_parameters())
     return generator
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """The adapter's folder of an align run (or the folder itself).
+
+    Raises:
+        RunError: there is none.
+    """
+    folder = Path(name) / "adapter" if (Path(name) / "adapter").is_dir() else Path(name)
+    if not (folder / "adapter.json").is_file():
+        raise RunError(f"{name}: no adapter there; name a finished run of `rewarddance align`")
+    return folder

@@ -1,6 +1,6 @@
-"""`rewarddance plan`: does a training fit, and what to switch on, before anything is downloaded.
+"""`rewarddance plan`: whether a training fits in memory, and what to switch on. Nothing is downloaded.
 
-Memory of one process is arithmetic on counts (weights, gradients, optimizer, average, what FSDP gathers) plus what
+The memory of one process is computed from counts (weights, gradients, optimizer, average, what FSDP gathers) plus what
 autograd keeps of one pass, which is counted by running the pass on the meta device. One GiB is 2**30 bytes.
 """
 
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from rewarddance.core.errors import ConfigError
+from rewarddance.core.plugins import EMBEDDED_VLM, load_plugin
+from rewarddance.jobs.load import SIZES
 from rewarddance.vlm.backbone import open_config
 from rewarddance.vlm.footprint import Kept, Parts, Pass, empty_model, kept_by, parts_of
 from rewarddance.vlm.presets import PRESETS
-from rewarddance.vlm.tiny import SIZES, new_tokenizer, tiny_config
 
 SPARE = 0.1
-"""Share of the memory that is left to the allocator, the driver and the buffers of messages."""
+"""Share of the memory that is left for the allocator, the driver and communication buffers."""
 GIB = 2**30
 
 
@@ -29,8 +30,10 @@ class Setting:
     """What a user can switch.
 
     Attributes:
-        shard: processes that share one copy; trained: all of it, the language model alone, or adapters.
-        weights: as they are stored; compute: as passes run and weights travel; records: prompts in one pass.
+        shard: processes that share one copy of the weights.
+        trained: `all`, `language` (the language model alone) or `adapters`.
+        weights: stored type; compute: type of passes and of gathered weights.
+        records: prompts in one pass.
     """
 
     shard: int = 1
@@ -43,28 +46,28 @@ class Setting:
     lora_rank: int = 32
 
     def flags(self) -> str:
-        """The flags of `rewarddance train` that set it."""
-        found = [f"--micro-batch {self.records}"]
+        """The flags of `rewarddance train` for this setting."""
+        flags = [f"--micro-batch {self.records}"]
         if self.trained == "all":
-            found.append("--no-freeze-vision")
+            flags.append("--no-freeze-vision")
         if self.shard > 1:
-            found.append(f"--shard {self.shard}")
+            flags.append(f"--shard {self.shard}")
         if self.checkpointing:
-            found.append("--gradient-checkpointing")
+            flags.append("--gradient-checkpointing")
         if self.trained == "language":
-            found.append("--freeze-vision")
+            flags.append("--freeze-vision")
         if self.trained == "adapters":
-            found.append(f"--lora.rank {self.lora_rank} --lora.alpha {2 * self.lora_rank}")
+            flags.append(f"--lora.rank {self.lora_rank} --lora.alpha {2 * self.lora_rank}")
         if self.weights == "bf16":
-            found.append("--weights bf16")
+            flags.append("--weights bf16")
         if not self.average:
-            found.append("--optim.ema-decay 0")
-        return " ".join(found)
+            flags.append("--optim.ema-decay 0")
+        return " ".join(flags)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. Gradients come while activations go, so the worst moment has one or the other."""
+    """Bytes of one process. Gradients are made while activations are freed, so the peak has the larger of both."""
 
     weights: float
     gradients: float
@@ -88,17 +91,19 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trained_parameters(setting: Setting, parts: Parts, num_adapters: int) -> int:
-    """How many numbers are trained."""
+    """Number of trained parameters."""
     return {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
 
 
 def loading(setting: Setting, parts: Parts, gpus: int) -> float:
-    """Bytes of main memory that a node's processes hold together while they load: each all of it, until sharded."""
+    """Bytes of main memory that a node's processes take while they load: each holds all weights until they are
+    sharded.
+    """
     return float(parts.total * WIDTH[setting.weights] * gpus)
 
 
 def checkpoint(setting: Setting, parts: Parts, num_adapters: int = 0) -> float:
-    """Bytes of one checkpoint: what is trained, two moments of it, and its average."""
+    """Bytes of one checkpoint: trained weights, two moments of each, and the average."""
     width = 4 if setting.trained == "adapters" else WIDTH[setting.weights]
     return float(trained_parameters(setting, parts, num_adapters) * (3 * width + (4 if setting.average else 0)))
 
@@ -113,11 +118,11 @@ def adapters(config: Any, rank: int) -> int:
 
 
 def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0) -> Memory:
-    """What one process holds at the worst moment of a step, in bytes.
+    """Peak bytes of one process in a step.
 
-    AdamW keeps two numbers a trained parameter, in the parameter's type; averaged weights and adapters are fp32. FSDP
-    holds the root whole and two layers at a time, with their gradients. Without sharding, autocast keeps a copy of
-    every matrix for the backward pass; checkpointing keeps layers' inputs and, in turn, one layer,
+    AdamW keeps two values a trained parameter, in the parameter's type. Averaged weights and adapters are fp32. FSDP
+    gathers the root and two layers at a time, with their gradients. Without sharding, autocast keeps a copy of every
+    matrix for the backward pass. Checkpointing keeps the layers' inputs and the activations of one layer at a time,
     with its gradients where it is trained.
     """
     stored, computed = WIDTH[setting.weights], WIDTH[setting.compute]
@@ -151,7 +156,7 @@ def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0)
 
 
 def config_of(backbone: str) -> Any:
-    """The model configuration of a preset, a size of the embedded VLM, or a local folder; nothing is downloaded.
+    """The model configuration of a preset, a size of the embedded VLM, or a local folder. Nothing is downloaded.
 
     Raises:
         ConfigError: none of these.
@@ -159,7 +164,7 @@ def config_of(backbone: str) -> Any:
     if backbone in PRESETS:
         return PRESETS[backbone].config()
     if backbone in SIZES:
-        return tiny_config(backbone, new_tokenizer())
+        return load_plugin("config", EMBEDDED_VLM, "size")(backbone)
     if (Path(backbone) / "config.json").is_file():
         return open_config(backbone, ("internvl", "qwen2_5_vl", "qwen3_vl"))
     shapes = ", ".join([*SIZES, *PRESETS])
@@ -184,14 +189,14 @@ def parse_memory(text: str) -> float:
 
 
 def choices(gpus: int, records: int) -> Iterator[Setting]:
-    """Settings from the one with the least given up to the one with the most."""
+    """Settings to try, from the one that gives up least to the one that gives up most."""
     base = Setting(records=records)
     shards = [n for n in range(1, gpus + 1) if gpus % n == 0]
     for trained in ("all", "language", "adapters"):
         for weights, average in (("fp32", True), ("fp32", False)) if trained != "adapters" else (("bf16", True),):
             for checkpointing in (False, True):
                 for shard in shards:
-                    found = replace(
+                    setting = replace(
                         base,
                         shard=shard,
                         trained=trained,
@@ -199,15 +204,16 @@ def choices(gpus: int, records: int) -> Iterator[Setting]:
                         average=average,
                         weights=weights,
                     )
-                    yield from (replace(found, records=n) for n in dict.fromkeys((records, max(1, records // 4), 1)))
+                    yield from (replace(setting, records=n) for n in dict.fromkeys((records, max(1, records // 4), 1)))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found.
+    """The result.
 
     Attributes:
-        chosen: the first setting that fits, None where none does; tried: every setting with its memory, in order.
+        chosen: the first setting that fits; None where none does.
+        tried: every setting that was tried, with its memory, in order.
     """
 
     backbone: str
@@ -220,7 +226,7 @@ class Plan:
 
     @property
     def loading(self) -> float:
-        """Bytes of main memory that one node's processes take while they load the chosen setting."""
+        """Bytes of main memory that one node's processes take while they load, with the chosen setting."""
         return loading(self.chosen, self.parts, self.gpus) if self.chosen else 0.0
 
     @property
@@ -234,10 +240,11 @@ class Plan:
 
 
 def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
-    """Look for the setting that gives up least and fits.
+    """Find the setting that fits and gives up least.
 
     Args:
-        memory: bytes of one GPU; work: the pass that is wanted; smaller ones are tried where it does not fit.
+        memory: bytes of one GPU.
+        work: the wanted pass; smaller passes are tried where it does not fit.
 
     Raises:
         ConfigError: an unknown backbone, or pictures that it does not take.
@@ -251,8 +258,8 @@ def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
         if key not in counted:
             counted[key] = kept_by(model, replace(work, records=setting.records), TYPES[setting.compute])
         extra = adapters(config, setting.lora_rank)
-        found = memory_of(setting, parts, counted[key], extra)
-        tried.append((setting, found))
-        if found.total <= limit:
+        needed = memory_of(setting, parts, counted[key], extra)
+        tried.append((setting, needed))
+        if needed.total <= limit:
             return Plan(backbone, parts, limit, setting, tuple(tried), gpus, extra)
     return Plan(backbone, parts, limit, None, tuple(tried), gpus)

@@ -1,4 +1,4 @@
-"""`rewarddance sample`: pictures of prompts to a folder, the judge's best of several where it is asked."""
+"""`rewarddance sample`: pictures of prompts to a folder; with best-of-N the judge keeps the best."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import Any, Literal
 import torch
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.device import autocast
+from rewarddance.core.config import Precision
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import progress, say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of
-from rewarddance.generator.rollout import sample
+from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator, load_judge
 from rewarddance.search.best_of_n import Selection, select
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A generator and how it draws.
+class Sampling:
+    """A generator and how it samples.
 
     Attributes:
         guidance: classifier-free guidance scale; 1 is off.
         sample_batch: pictures sampled and decoded at once.
-        dtype: of the generator's weights; precision: of its passes.
+        dtype: type of the generator's weights; precision: what its passes compute in.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
+        max_sequence_length: tokens of a prompt that a T5 text encoder reads.
     """
 
     generator: str = "tiny"
@@ -39,23 +40,36 @@ class Drawing:
     sample_batch: int = 128
     dtype: Literal["fp32", "bf16"] = "fp32"
     resolution: int | None = None
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
+    max_sequence_length: int = 256
 
     @classmethod
-    def of_run(cls, adapter: Path | None) -> Drawing:
-        """As the generator was aligned, where `adapter` is the folder of that run or in it; the defaults otherwise."""
+    def of_run(cls, adapter: Path | None) -> Sampling:
+        """As in the alignment run that `adapter` is the folder of (or lies in); the defaults for other folders."""
         for folder in () if adapter is None else (adapter, adapter.parent):
             if (folder / "run.json").is_file() and (run := RunFolder(folder).read())["kind"] == "align":
                 own = AlignConfig.model_validate(run["config"])
                 size = own.sample_batch, own.generator_dtype, own.resolution
-                return cls(own.generator, own.refl.num_steps, own.guidance, *size, own.precision)
+                steps = own.refl.num_steps
+                return cls(own.generator, steps, own.guidance, *size, own.precision, own.max_sequence_length)
         return cls()
+
+    def load(self, adapter: Path | None) -> Tunable:
+        return load_generator(
+            self.generator,
+            adapter=adapter,
+            guidance=self.guidance,
+            dtype=self.dtype,
+            resolution=self.resolution,
+            max_sequence_length=self.max_sequence_length,
+            precision=self.precision,
+        )
 
 
 def sample_to_folder(
     prompts: Sequence[str],
     out: Path,
-    drawing: Drawing,
+    sampling: Sampling,
     *,
     num: int,
     best_of: int = 1,
@@ -63,54 +77,53 @@ def sample_to_folder(
     judge: str = "tiny",
     criterion: str | None = None,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Write `num` PNG files a prompt, each the judge's best of `best_of` samples, and `samples.json`.
 
     Returns:
-        What `samples.json` holds: file and prompt of every picture, and with `best_of` the mean log-odds of each
-        candidate against the others, and which was kept.
+        samples: what `samples.json` holds: file and prompt of every picture, and with `best_of` the mean log-odds of
+        each candidate against the others and which one was kept. Where the judge refused to compare, the first
+        candidate is kept and `kept` is None. computes_in: precision of generator and judge.
     """
-    if num < 1 or best_of < 1 or drawing.num_steps < 1 or drawing.sample_batch < 1:
+    if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
-    model = load_generator(
-        drawing.generator,
-        adapter=adapter,
-        guidance=drawing.guidance,
-        dtype=drawing.dtype,
-        resolution=drawing.resolution,
-    )
-    ready = load_judge(judge) if best_of > 1 else None
+    generator = sampling.load(adapter)
+    if cut := generator.num_cut(prompts):
+        say(f"{cut} of {len(prompts)} prompts are longer than the text encoders read, and are cut")
+    ready = load_judge(judge, precision=sampling.precision) if best_of > 1 else None
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
-    together = max(1, drawing.sample_batch // (num * best_of))
+    prompts_at_once = max(1, sampling.sample_batch // (num * best_of))
     with progress("prompts") as report:
-        for start in range(0, len(prompts), together):
-            part = prompts[start : start + together]
-            drawn = _draw(model, part, num * best_of, drawing, seed)
+        for start in range(0, len(prompts), prompts_at_once):
+            part = prompts[start : start + prompts_at_once]
+            drawn = _draw(generator, part, num * best_of, sampling, seed)
             asked = [p for p in part for _ in range(num)]
             groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
             chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
-            for prompt, group, found in zip(asked, groups, chosen, strict=True):
-                listed.append(_write(out, len(listed), prompt, group, found))
+            for prompt, group, selection in zip(asked, groups, chosen, strict=True):
+                listed.append(_write(out, len(listed), prompt, group, selection))
             report(start + len(part), len(prompts))
     write_json(out / "samples.json", listed)
-    return listed
+    if refused := sum(s.get("kept", 0) is None for s in listed):
+        say(f"the judge refused to compare the candidates of {refused} pictures; the first candidate was kept")
+    computes_in = {"generator": generator.precision} | ({} if ready is None else {"judge": ready.precision})
+    return {"samples": listed, "computes_in": computes_in}
 
 
-def _draw(model: Tunable, prompts: Sequence[str], each: int, drawing: Drawing, seed: int) -> list[Media]:
-    """`each` pictures of every prompt; their noise depends on seed and prompt alone, not on what else is drawn."""
+def _draw(generator: Tunable, prompts: Sequence[str], each: int, sampling: Sampling, seed: int) -> list[Media]:
+    """`each` pictures of every prompt. Their noise depends on seed and prompt alone, not on what else is drawn."""
     rngs = [torch.Generator().manual_seed(seed_of(seed, "sample", p)) for p in prompts]
-    noise = torch.cat([model.noise(each, rng) for rng in rngs])
-    flat, found = [p for p in prompts for _ in range(each)], list[Media]()
-    with torch.no_grad(), autocast(model.device, drawing.precision):
-        for i in range(0, len(flat), drawing.sample_batch):
-            rows = slice(i, i + drawing.sample_batch)
-            found += model.decode(sample(model, model.condition(flat[rows]), noise[rows], drawing.num_steps))
-    return found
+    noise = torch.cat([generator.noise(each, rng) for rng in rngs])
+    flat = [p for p in prompts for _ in range(each)]
+    return list(draw(generator, flat, noise, sampling.num_steps, batch=sampling.sample_batch))
 
 
-def _write(out: Path, number: int, prompt: str, group: Sequence[Media], found: Selection | None) -> dict[str, Any]:
+def _write(out: Path, number: int, prompt: str, group: Sequence[Media], selection: Selection | None) -> dict[str, Any]:
     path = out / f"{number:03d}.png"
-    group[0 if found is None else found.best].to_pil().save(path)
-    entry = {"file": path.name, "prompt": prompt}
-    return entry if found is None else {**entry, "kept": found.best, "margins": found.margin.tolist()}
+    group[0 if selection is None else selection.best or 0].to_pil().save(path)
+    entry: dict[str, Any] = {"file": path.name, "prompt": prompt}
+    if selection is None:
+        return entry
+    margins = [None if m != m else m for m in selection.margin.tolist()]  # NaN is not JSON
+    return {**entry, "kept": selection.best, "margins": margins}

@@ -20,55 +20,65 @@ from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.load import load_judge
-from rewarddance.reward.measure import measure_judge
+from rewarddance.evaluate.judge import measure_judge
+from rewarddance.reward.judge import Judge
 
 
 @torch.no_grad()
 def score_one(
-    judge: str, prompt: str, candidate: Path, reference: Path | None, criterion: str | None, tiles: int | None = None
-) -> dict[str, float]:
-    """Reward and margin of one picture, against a reference where there is one."""
-    asked = Comparison(prompt, Media.open(candidate), None if reference is None else Media.open(reference), criterion)
-    found = load_judge(judge, tiles=tiles).judge([asked])
-    out = {
-        "reward": float(found.reward[0]),
-        "margin": float(found.margin[0]),
-        "answer_mass": float(found.answer_mass[0]),
+    judge: Judge, prompt: str, candidate: Path, reference: Path | None, criterion: str | None
+) -> dict[str, Any]:
+    """Reward and margin of one picture, against a reference where there is one.
+
+    Raises:
+        JudgementError: the judge refuses.
+    """
+    pair = Comparison(prompt, Media.open(candidate), None if reference is None else Media.open(reference), criterion)
+    verdict = judge.judge([pair], on_refused="raise")
+    out: dict[str, Any] = {
+        "reward": float(verdict.reward[0]),
+        "margin": float(verdict.margin[0]),
+        "answer_mass": float(verdict.answer_mass[0]),
     }
-    return out if found.disagreement is None else {**out, "disagreement": float(found.disagreement[0])}
+    if verdict.disagreement is not None:
+        out["disagreement"] = float(verdict.disagreement[0])
+    return out | {"computes_in": judge.precision}
 
 
 @torch.no_grad()
-def score_data(data: Path, judge: str, out: Path | None, tiles: int | None = None) -> dict[str, Any]:
-    """Judge every choice of a Parquet file; figures, and with `out` one JSON line a choice.
+def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
+    """Judge every choice of a Parquet file; returns figures, and with `out` writes one JSON line a choice.
 
-    Of a folder the held-out prompts (`id.parquet`) are taken where there are some, otherwise `train.parquet`, part of
-    which a judge may have been trained on; `file` in the result says which.
+    A refused choice is a line with `reward` and `margin` null and `refused`. In a folder the held-out prompts
+    (`id.parquet`) are scored where there are some, otherwise `train.parquet`, part of which the judge may have been
+    trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave out.
     """
     held_out = data / "id.parquet"
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: no folder {out.parent}")
     table = RecordTable.open(file)
-    ready = load_judge(judge, tiles=tiles)
-    with progress("scoring") as report, _lines(out) as write:
+    with progress("scoring") as report, _json_lines(out) as write:
         done = itertools.count(1)
 
         def note(record: PreferenceRecord, margins: NDArray[np.float64]) -> None:
             for c in record.choices:
                 margin = float(margins[c.first, c.second])
                 line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
-                write({**line, "reward": float(expit(margin)), "margin": margin})
+                if np.isnan(margin):
+                    write({**line, "reward": None, "margin": None, "refused": True})
+                else:
+                    write({**line, "reward": float(expit(margin)), "margin": margin})
             report(next(done), len(table))
 
-        found = measure_judge(ready, table, each=note)
-    return {"file": str(file), **found}
+        figures = measure_judge(judge, table, each=note)
+    ties = sum(label == 0.5 for label in table.labels)
+    return {"file": str(file), **figures, "num_ties": ties, "computes_in": judge.precision}
 
 
 @contextmanager
-def _lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes JSON lines to a file that is there once all are; to nowhere without one."""
+def _json_lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes JSON lines to a file, which appears when all are written; without a file it writes nothing."""
     if out is None:
         yield lambda line: None
         return

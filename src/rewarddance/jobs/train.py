@@ -1,86 +1,204 @@
-"""`rewarddance train`: names in the configuration to records and a backbone, then `train_reward`."""
+"""`rewarddance train`: names in the configuration to data and models, then the training of a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from rewarddance.core.errors import InputError
-from rewarddance.core.parallel import is_leader, wait_for_all
+import torch
+
+from rewarddance.core.device import resolve_device
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.loop import Loop, OnStep
+from rewarddance.core.memory import peak_resident_mib, reset_peak
+from rewarddance.core.parallel import barrier, is_leader, long_barrier, rank, world_size
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import console
-from rewarddance.core.seen import FILE, fingerprint, read_seen
-from rewarddance.core.streams import stream
+from rewarddance.core.progress import say
+from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
+from rewarddance.core.sharding import direct_call
+from rewarddance.core.streams import seed_of, stream
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.build.preferences import PreferencesConfig
-from rewarddance.jobs.data_build import build_data
-from rewarddance.jobs.load import find, load_to_train
-from rewarddance.jobs.train_reward import train_judge
-from rewarddance.jobs.train_reward_config import RewardConfig
-from rewarddance.reward.checkpoint import spec_of
-from rewarddance.reward.config import SCALAR
+from rewarddance.evaluate.calibration import Choices, fit_calibration
+from rewarddance.evaluate.judge import measure_judge
+from rewarddance.jobs.load import find, load_task, load_to_train
+from rewarddance.reward.config import SCALAR, JudgeSpec
+from rewarddance.reward.judge import Judge, new_judge
+from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.reward.training import (
+    JudgeTraining,
+    criteria_of,
+    num_epochs,
+    prepare_backbone,
+    prompts_of,
+    set_aside,
+    shard_judge,
+    whole_weights,
+)
+from rewarddance.vlm.backbone import Backbone
 
 VALIDATION_SHARE = 0.1
 MAX_VALIDATION = 128
-"""Records scored at every validation."""
-WORDING = ("instruction", "instructions", "yes", "no", "layout", "names", "cot")
-"""What of a context decides the words of a question."""
+"""Records that are judged at every validation."""
 
 
 def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) -> Path:
     """Train on `config.data`. Returns the judge's folder.
 
-    Data folders without held-out files give a tenth of their prompts to validation.
+    A data folder without held-out files gives a tenth of its prompts to validation.
     """
-    known = known_before(config)
+    known = seen_by_backbone(config)
     train, validation = load_sets(data_folder(config, out), config.seed, seen=known)
     if config.context.cot != "none" and not train.has_rationales:
         raise InputError(f"{train.name}: chain of thought needs reasons; `rewarddance data rationales` asks for them")
     warn_of_labels(train)
-    if is_leader() and (other := asked_otherwise(config)):
-        console.print(other, highlight=False, markup=False, soft_wrap=True)
+    if is_leader() and (warning := changed_question(config)):
+        say(warning)
     return train_judge(config, load_to_train(config), train, validation, out, known=known, resume=resume)
 
 
-def known_before(config: RewardConfig) -> frozenset[str] | None:
-    """Fingerprints of what a judge that training goes on from was trained on; none for a VLM that never judged.
+def train_judge(
+    config: RewardConfig,
+    backbone: Backbone,
+    train: Sequence[PreferenceRecord],
+    validation: dict[str, Sequence[PreferenceRecord]],
+    out: Path,
+    *,
+    known: frozenset[str] | None = frozenset(),
+    resume: bool = False,
+    title: str = "judge",
+    on_step: OnStep | None = None,
+) -> Path:
+    """Train and save to `out/model`.
 
-    None, after a warning, for a judge of which nobody wrote it down.
+    Args:
+        validation: named sets, judged every `loop.validate_every` steps; the first one decides early stopping.
+        known: fingerprints of the prompts that the backbone was trained on as a judge (`core/seen.py`); None where
+            they are not known.
+
+    Returns:
+        The judge's folder, for `load_judge`.
+    """
+    if config.prompts_per_step < world_size():
+        raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes need as many or more")
+    every = prompts_of(train)
+    train, calibrating, showing = set_aside(train, config)
+    torch.manual_seed(config.seed)
+    judge = _new_judge(config, backbone, train, showing)
+    folder = RunFolder(out)
+    if is_leader():
+        folder.start("judge", config, resume=resume, facts={"computes_in": {"judge": judge.precision}})
+    barrier()
+    tuner = prepare_backbone(backbone, config)
+    if rank():  # adapters must start equal in all processes, dropout must differ
+        torch.manual_seed(seed_of(config.seed, "process", rank()))
+    forward = shard_judge(judge, config) if config.shard > 1 else direct_call
+    loop = Loop(judge.trainable(), config.optim, config.loop, folder)
+    if resume:
+        loop.resume()
+    run = JudgeTraining(config, judge, train, validation, loop, forward, measure_judge, title)
+    run.set_temperature()
+    epochs = num_epochs(len(train), config)
+    run.announce(
+        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
+    )
+    run.fit(on_step)
+    backbone.module.eval()
+    _calibrate(run, calibrating)
+    weights = whole_weights(judge, config, run.announce) if config.shard > 1 or tuner is not None else None
+    if config.shard == 1 and tuner is not None:
+        tuner.unload()
+    if is_leader():
+        save_judge(judge, out / "model", weights)
+        if known is not None:
+            write_seen(out / "model", every, known)
+    barrier()
+    return out / "model"
+
+
+def _new_judge(
+    config: RewardConfig, backbone: Backbone, train: Sequence[PreferenceRecord], showing: Sequence[PreferenceRecord]
+) -> Judge:
+    backbone.tile(config.tiles)
+    spec = JudgeSpec(
+        paradigm=config.paradigm,
+        context=config.context.resolved(),
+        precision=config.precision,
+        tiles=config.tiles,
+        criteria=criteria_of(train),
+        trained=True,
+    )
+    num, paired = config.context.examples, config.paradigm == "generative_pairwise"
+    examples = labelled_examples(showing, num, paired)
+    if len(examples) < num:
+        raise InputError(f"context.examples {num}: only {len(examples)} of the records set aside have a clear choice")
+    where = resolve_device() if config.shard > 1 else None
+    return new_judge(spec, backbone, device=where, examples=examples)
+
+
+@torch.no_grad()
+def _calibrate(run: JudgeTraining, records: Sequence[PreferenceRecord]) -> None:
+    """Fit the judge's final temperature on prompts that training did not use."""
+    if not records or run.config.paradigm == "regression":
+        return
+    choices = Choices()
+    run.measured(records, each=choices.note)
+    fitted = fit_calibration(choices, run.config.seed)
+    run.judge.spec = run.judge.spec.model_copy(update={"calibration": fitted})
+    run.announce(
+        f"margins divided by {fitted.temperature:.3g}, fitted on {fitted.num_choices} choices that were not "
+        f"trained on: calibration error {fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after "
+        f"({fitted.noise_floor:.3f} is what a perfectly calibrated judge would show)"
+    )
+
+
+def seen_by_backbone(config: RewardConfig) -> frozenset[str] | None:
+    """Fingerprints of the prompts that the backbone was trained on as a judge; none for a VLM that never judged.
+
+    None, after a warning, for a judge whose folder does not say.
     """
     folder = find(config.backbone, "vlm")
     if not (folder / "judge.json").is_file():
         return frozenset()
     seen = read_seen(folder)
     if seen is None and is_leader():
-        warning = f"{config.backbone}: a judge without {FILE}; prompts counted as held out may have been its lessons"
-        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+        say(f"{config.backbone}: a judge without {FILE}; it may have been trained on prompts that count as held out")
     return seen
 
 
-def asked_otherwise(config: RewardConfig) -> str | None:
-    """A warning where training goes on from a judge that knows another question than the one that is put now."""
+def changed_question(config: RewardConfig) -> str | None:
+    """A warning where training goes on from a judge that was asked another question than the one asked now."""
     folder = find(config.backbone, "vlm")
     if not (folder / "judge.json").is_file():
         return None
-    judge = spec_of(folder)
-    before, now = judge.context, config.temperature
-    words = [k for k in WORDING if getattr(before, k) != getattr(config.context, k)]
-    if not words and config.paradigm not in SCALAR and now not in ("fit", judge.temperature):
-        known = f"{config.backbone}: a judge whose answers are divided by {judge.temperature:.3g}"
-        return f"{known}, now by {now}; `temperature: fit` keeps it about as sure as it is"
-    changes = ", ".join(f"context.{k}: {getattr(before, k)!r}, now {getattr(config.context, k)!r}" for k in words)
-    return f"{config.backbone}: a judge that knows another question, and begins anew ({changes})" if words else None
+    judge = read_spec(folder)
+    before, now = judge.context, config.context.resolved()
+    keys = [k for k in ("instruction", "layout", "cot") if getattr(before, k) != getattr(now, k)]
+    words = [k for k in type(now.words).model_fields if getattr(before.words, k) != getattr(now.words, k)]
+    if not keys and not words:
+        if config.paradigm in SCALAR or config.temperature in ("fit", judge.temperature):
+            return None
+        return (
+            f"{config.backbone}: a judge whose answers are divided by {judge.temperature:.3g}, now by "
+            f"{config.temperature}; `temperature: fit` keeps it about as sure as it is"
+        )
+    changes = [f"context.{k}: {getattr(before, k)!r}, now {getattr(now, k)!r}" for k in keys]
+    changes += [f"words of {k}: {getattr(before.words, k)!r}, now {getattr(now.words, k)!r}" for k in words]
+    return f"{config.backbone}: a judge that knows another question and must learn this one ({'; '.join(changes)})"
 
 
 def data_folder(config: RewardConfig, out: Path) -> Path:
-    """Where the data is; the embedded world's is built under `out` when it is not there yet."""
-    if config.data != "embedded":
+    """Where the data is. The data of a task, such as `embedded`, is built under `out` when it is not there yet."""
+    if Path(config.data).is_dir() or config.data != "embedded":
         return Path(config.data)
     folder = out / "data"
     if is_leader() and not (folder / "ood.parquet").is_file():
-        build_data(PreferencesConfig(seed=config.seed), MAX_VALIDATION, "tiny", folder)
-    wait_for_all()
+        load_task(config.data).build_preferences(folder, config.seed)
+    long_barrier()
     return folder
 
 
@@ -96,7 +214,7 @@ def load_sets(
         InputError: no training file, or too few prompts to hold any out.
     """
     train = RecordTable.open(folder / "train.parquet")
-    named = {n: RecordTable.open(folder / f"{n}.parquet") for n in ("id", "ood") if (folder / f"{n}.parquet").is_file()}
+    named = _held_out_files(folder)
     if not named:
         train, held = split_table(train, VALIDATION_SHARE, seed, seen or ())
         named = {"id": held}
@@ -109,23 +227,25 @@ def load_sets(
 def held_out_sets(
     folder: Path, seen: frozenset[str] | None, seed: int, most: int
 ) -> dict[str, tuple[Sequence[PreferenceRecord], int]]:
-    """Named sets of prompts that a judge was not trained on, `most` records each at most, and how many were left out.
+    """Named sets of prompts that a judge was not trained on, at most `most` records each, and how many were left out.
 
-    They are the held-out files of a data folder, or where it has none all of it; without knowing what was `seen`, the
-    tenth that a training with this seed would hold out.
+    They are the held-out files of a data folder, or all of it where it has none. If it is not known what was `seen`,
+    they are the tenth that a training with this seed would hold out.
 
     Raises:
         InputError: nothing is left of a set.
     """
-    named = {n: RecordTable.open(folder / f"{n}.parquet") for n in ("id", "ood") if (folder / f"{n}.parquet").is_file()}
+    named = _held_out_files(folder)
     if not named:
         table = RecordTable.open(folder / "train.parquet")
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
-    found: dict[str, tuple[Sequence[PreferenceRecord], int]] = {}
-    for name, table in named.items():
-        rest, gone = _unseen(table, seen)
-        found[name] = _spread(rest, most), gone
-    return found
+    unseen = {name: _unseen(table, seen) for name, table in named.items()}
+    return {name: (_spread(table, most), left_out) for name, (table, left_out) in unseen.items()}
+
+
+def _held_out_files(folder: Path) -> dict[str, RecordTable]:
+    paths = {n: folder / f"{n}.parquet" for n in ("id", "ood")}
+    return {n: RecordTable.open(path) for n, path in paths.items() if path.is_file()}
 
 
 def _unseen(table: RecordTable, seen: frozenset[str] | None) -> tuple[RecordTable, int]:
@@ -144,21 +264,21 @@ def _spread(table: RecordTable, most: int) -> RecordTable:
 
 
 def warn_of_labels(table: RecordTable) -> None:
-    """Say what `check_labels` finds.
+    """Print the warning of `check_labels`.
 
     Raises:
-        InputError: no choice prefers anything.
+        InputError: all choices are ties.
     """
     warning = check_labels(table)
     if warning and is_leader():
-        console.print(warning, highlight=False, markup=False, soft_wrap=True)
+        say(warning)
 
 
 def check_labels(table: RecordTable) -> str | None:
-    """A warning where every choice names the same side.
+    """A warning where every choice prefers the same side.
 
     Raises:
-        InputError: no choice prefers anything.
+        InputError: all choices are ties.
     """
     labels = table.labels
     if all(v == 0.5 for v in labels):
@@ -176,9 +296,9 @@ def check_labels(table: RecordTable) -> str | None:
 def split_table(
     table: RecordTable, share: float, seed: int, seen: Collection[str] = ()
 ) -> tuple[RecordTable, RecordTable]:
-    """(train, validation) by prompt: all records of one prompt fall on the same side.
+    """(train, validation) by prompt: all records of one prompt are on the same side.
 
-    A prompt whose fingerprint is among `seen` is not for validation.
+    Prompts whose fingerprints are in `seen` are never for validation.
     """
     prompts = table.prompts
     distinct = sorted(set(prompts))
@@ -191,3 +311,55 @@ def split_table(
         raise InputError(f"{table.name}: the judge that training goes on from knows every prompt of it; add others")
     rows = [i for i, p in enumerate(prompts) if p in held]
     return table.take([i for i, p in enumerate(prompts) if p not in held]), table.take(rows)
+
+
+def train_once(
+    config: RewardConfig,
+    train: Sequence[PreferenceRecord],
+    out: Path,
+    load: Callable[[], Backbone],
+    title: str,
+    known: frozenset[str] | None,
+) -> None:
+    """Train without validation unless the run is finished; resume it if it was stopped. For studies and folds.
+
+    Peak memory (of the last part, if it was stopped) goes to `trained.json`.
+
+    Args:
+        known: as in `train_judge`.
+
+    Raises:
+        RunError: the run there was made with another configuration.
+        ConfigError: `patience`, which would choose weights by the figures that are reported.
+    """
+    if config.patience:
+        raise ConfigError("patience: folds and studies keep nothing apart to stop early by; leave it 0")
+    if (out / "model" / "judge.json").is_file():
+        RunFolder(out).must_be("judge", config)
+        return
+    resume = (out / "run.json").is_file()
+    barrier()  # every process has looked before the leader writes
+    reset_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    train_judge(config, load(), train, {}, out, known=known, resume=resume, title=title)
+    if is_leader():
+        write_json(out / "trained.json", {"peak_memory_mib": _peak_memory_mib()})
+
+
+def _peak_memory_mib() -> float:
+    """Of the GPU where there is one, else of this process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_resident_mib()
+
+
+def measured_once(target: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures in a file. If it does not exist, all processes measure together and the leader writes it."""
+    exists = target.is_file()
+    barrier()  # every process has looked before the leader writes
+    if not exists:
+        figures = measure()
+        if is_leader():
+            write_json(target, figures)
+    barrier()
+    content: dict[str, Any] = json.loads(target.read_text())
+    return content

@@ -1,13 +1,14 @@
-"""What, beside the weights, makes a judge. No torch here, so that `--help` stays quick."""
+"""What makes a judge beside its weights; saved as `judge.json`. No torch here, so that `--help` stays fast."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rewarddance.core.config import Config
+from rewarddance.core.config import Config, Precision
 from rewarddance.reward.context import Context
+from rewarddance.reward.wording import load_wording
 
 Paradigm = Literal[
     "generative_pairwise",
@@ -21,19 +22,65 @@ Paradigm = Literal[
 PARADIGMS: tuple[Paradigm, ...] = get_args(Paradigm)
 SCALAR: frozenset[str] = frozenset(p for p in PARADIGMS if not p.startswith("generative"))
 """Paradigms with a head of their own instead of the answer words."""
+FORMAT = 1
+"""Version of `judge.json`. Format 0 had no version and kept only the criteria's names."""
+
+
+def columns_of(paradigm: Paradigm, context: Context) -> tuple[str, ...]:
+    """Names of a scalar head's outputs, in order; empty for a generative judge."""
+    if paradigm not in SCALAR:
+        return ()
+    by_paradigm = {"uncertainty": ("mean", "log_std"), "regression": tuple(context.words.criteria)}
+    return by_paradigm.get(paradigm, ("score",))
+
+
+class Calibration(Config):
+    """The temperature that was fitted after training, on prompts that neither training nor its figures used."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Margins are divided by it."""
+    ece_before: float | None = None
+    """Expected calibration error with temperature 1, on half of those prompts."""
+    ece_after: float | None = None
+    """The same with the temperature, fitted on the other half."""
+    noise_floor: float | None = None
+    """The error that a perfectly calibrated judge would show on as many choices."""
+    num_choices: int = 0
 
 
 class JudgeSpec(Config):
     """Kept in `judge.json`."""
 
+    format: int = FORMAT
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
+    """What it was trained to compute in; `fp32` is kept at inference."""
     temperature: float = Field(1.0, gt=0)
-    """What the log-odds of a generative judge's answers are divided by."""
+    """The log-odds of a generative judge's answers are divided by it, in training too."""
+    calibration: Calibration = Calibration()
     tiles: int = 1
-    """Parts that it was trained to see a large picture in, beside a view of the whole."""
+    """Parts that training cut a large picture into, beside a view of the whole."""
     criteria: tuple[str, ...] = ()
-    """What its records were about, the most frequent first."""
+    """The criteria of its training records, the most frequent first."""
+    columns: tuple[str, ...] = ()
+    """Names of a scalar head's outputs, in order."""
     trained: bool = False
-    """False for a plain VLM that is asked as it is."""
+    """False for a plain VLM that was not trained to judge."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_0(cls, given: Any) -> Any:
+        """Fill in what a folder without `format` left to the code of its time."""
+        if not isinstance(given, dict) or "context" not in given or isinstance(given["context"], Context):
+            return given
+        if "format" in given:
+            return given
+        context = dict(given["context"])
+        roles = context.pop("names", "numbers") == "roles"
+        words = load_wording("embedded-roles" if roles else "embedded")
+        changes = {name: (context.pop(name, name),) for name in ("yes", "no")}
+        changes["criteria"] = words.criteria | context.get("instructions", {})  # type: ignore[assignment]
+        whole = Context.model_validate(context | {"wording": words.model_copy(update=changes)})
+        paradigm = given.get("paradigm", "generative_pairwise")
+        return {**given, "format": FORMAT, "context": whole, "columns": columns_of(paradigm, whole)}

@@ -1,149 +1,182 @@
-"""The only file that words a question: comparison in, dialog out.
+"""How a question is put: comparison in, dialog out.
 
-Part order puts what comparisons share first: instruction, how to answer, prompt, reference, candidate, question.
+The order of a dialog's parts puts first what comparisons share: instruction, prompt, reference, candidate, question.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 from rewarddance.core.errors import InputError
+from rewarddance.reward.wording import Wording, load_wording, spellings
 
 if TYPE_CHECKING:  # both import torch, and configurations must not
     from rewarddance.core.media import Dialog, Media, Part
     from rewarddance.core.types import Comparison
 
-INSTRUCTIONS: dict[str, str] = {
-    "overall": "prefer the better picture for the prompt.",
-    "fidelity": "prefer the picture that shows what the prompt asks for.",
-    "style": "prefer the picture that follows the style of the prompt.",
-    "composition": "prefer the picture with the better layout.",
-    "novelty": "prefer the picture with the more novel layout.",
-    "colour harmony": "prefer the picture with the better harmony of colour.",
-}
 UNNAMED = "overall"
-"""The criterion of a question that names none, put to a judge that was trained for none."""
-
+"""The criterion of a question that names none, for a judge that was trained on none."""
+VERDICT = "\nanswer:"
+"""Stands between a reason and the verdict that follows it."""
 
 Layout = Literal["strict", "two_questions", "listwise"]
 Cot = Literal["none", "answer_first", "reason_first"]
 Reference = Literal["random", "best_of_n", "none"]
-Names = Literal["roles", "numbers"]
-
-
-VERDICT = "\nanswer:"
-"""Stands between a reason and the verdict that follows it."""
-
-_BETTER_ONE = "is image {} the better one?"
-"""A question that a VLM understands before it is trained to judge (docs/log.md). Where only words tell two questions
-apart, they name another picture: "is A better than B" and "is B better than A" are one bag of words to a small one."""
 
 _ROLE = re.compile(r"\b(?:the )?(candidate|reference)\b", re.IGNORECASE)
-"""What reasons call the two pictures, in whatever order they are asked about."""
+_PICTURE = "\x00"
+"""Stands for a picture while a template is filled in."""
 
 
 class Context(Config):
-    """How a question is put.
+    """How a question is put."""
 
-    Attributes:
-        instruction: say what "better" means before the prompt.
-        yes, no: the answer words; each must be one token of the backbone.
-    """
-
+    template: str = "embedded"
+    """The words: `embedded` (pictures by number, words that the small embedded VLM knows), `embedded-roles` (the same,
+    pictures called reference and candidate), `rewarddance` (for public VLMs: the criterion spelled out), or a YAML file
+    of your own (docs/guides/wording.md)."""
+    wording: Wording | None = None
+    """The resolved words; filled in when a judge is saved."""
     instruction: bool = True
+    """Say what "better" means before the prompt."""
     instructions: dict[str, str] = {}
-    """Sentences for criteria of your own, or in place of the built-in ones, by criterion; kept with the judge."""
-    yes: str = "yes"
-    no: str = "no"
+    """Sentences for criteria of your own, or in place of the template's, by criterion."""
+    yes: str | None = None
+    no: str | None = None
+    """Answer words in place of the template's. Each needs a spelling that is one token of the backbone."""
+    examples: int = Field(0, ge=0)
+    """Labelled comparisons that are shown before the question, for public VLMs. Training takes them from its data (not
+    from what it learns), and keeps them with the judge. All questions share them, so they cost their tokens once."""
     layout: Layout = "strict"
-    """`strict` swaps the pictures for the other order; `two_questions` leaves them and asks the question both ways, so
-    that all before it is shared (yes-bias cancels, position bias does not; training shuffles places); `listwise` shows
-    all pictures of a prompt once and asks about pairs of them. Judges of different layouts do not compare."""
-    names: Names = "numbers"
-    """What pictures are called: `numbers`, image 1 and image 2, as VLMs know them from their training on several
-    pictures; `roles`, reference and candidate, which they have to learn (layout `strict` alone)."""
+    """`strict` swaps the pictures for the other order. `two_questions` leaves them in place and asks the question both
+    ways, so that everything before the question is shared (a bias to "yes" cancels, a bias to a position does not;
+    training shuffles positions). `listwise` shows all pictures of a prompt once and asks about pairs of them. Judges of
+    different layouts are not comparable."""
     reference: Reference = "random"
-    """In training, what pictures are compared with: `random`, whatever the record compares them with; `best_of_n`, the
-    record's best by its choices alone, as alignment against best-of-N references asks; `none`, nothing: the generative
-    judge is then asked about single pictures (paradigm generative_pointwise). At inference a comparison brings its own.
-    """
+    """What training compares pictures with. `random`: whatever the record compares them with. `best_of_n`: the record's
+    best picture by its choices alone, as alignment with best-of-N references asks. `none`: nothing; the generative
+    judge is then asked about single pictures (paradigm generative_pointwise)."""
     cot: Cot = "none"
     """Chain of thought, with layout `strict`. `answer_first`: the verdict, then the reason, which costs nothing at
-    inference; `reason_first`: the reason is written first, and the verdict hangs on it."""
+    inference. `reason_first`: the reason is written first, and the verdict depends on it."""
     samples: int = Field(4, ge=1)
     """`reason_first` at inference: reasons written for each question; P(yes) is their mean."""
     max_reason_tokens: int = Field(64, ge=1)
     permutations: int = Field(2, ge=1)
-    """`listwise` at inference: how many orders of the pictures margins are averaged over."""
+    """`listwise` at inference: number of orders of the pictures that margins are averaged over."""
     max_pictures: int = Field(8, ge=2)
-    """`listwise`: pictures in one context; more are asked in several."""
+    """`listwise`: pictures in one context; more pictures take several contexts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, given: Any) -> Any:
+        """`names` chose between two wordings before there were templates."""
+        if not isinstance(given, dict) or "names" not in given:
+            return given
+        rest = {k: v for k, v in given.items() if k != "names"}
+        return rest | ({"template": "embedded-roles"} if given["names"] == "roles" else {})
 
     @model_validator(mode="after")
-    def _layouts_fit(self) -> Self:
+    def _layout_fits(self) -> Self:
         if self.cot != "none" and self.layout != "strict":
             raise ValueError("chain of thought needs layout 'strict': reasons speak of a candidate and a reference")
-        if self.names == "roles" and self.layout != "strict":
-            raise ValueError(f"layout {self.layout} asks about either picture by its number; leave names 'numbers'")
+        if self.layout != "strict" and not self.words.by_number:
+            raise ValueError(f"layout {self.layout} asks about either picture by its number; template "
+                             f"{self.template} has no numbers")  # fmt: skip
         return self
+
+    @cached_property
+    def words(self) -> Wording:
+        """The wording with this context's own sentences and answer words."""
+        base = self.wording or load_wording(self.template)
+        changes: dict[str, Any] = {"criteria": base.criteria | self.instructions}
+        for name in ("yes", "no"):
+            if (word := getattr(self, name)) is not None and self.wording is None:
+                changes[name] = spellings(word)
+        return base.model_copy(update=changes)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("words", None)  # cached from the fields before the update
+        return copied
+
+    def resolved(self) -> Context:
+        """The same context with its whole wording in it, for saving."""
+        return self.model_copy(update={"wording": self.words})
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why this comparison cannot be asked; None where it can."""
+        if not comparison.prompt.strip():
+            return "a comparison needs a prompt; it is empty"
+        name = comparison.criterion or UNNAMED
+        if self.instruction and name not in self.words.criteria:
+            known = ", ".join(self.words.criteria)
+            return f"no instruction for criterion {name!r}; known: {known}; context.instructions takes your own"
+        return None
 
     def render(self, comparison: Comparison) -> Dialog:
         """The question as texts and media.
 
         Raises:
-            InputError: an empty prompt, or a criterion without an instruction.
+            InputError: see `problem`.
         """
-        if not comparison.prompt.strip():
-            raise InputError("a comparison needs a prompt; it is empty")
-        candidate, reference = comparison.candidate, comparison.reference
-        if self.names == "numbers":
-            if reference is None:
-                return self._numbered(comparison, (candidate,), "is image 1 good for the prompt?")
-            return self._numbered(comparison, (reference, candidate), _BETTER_ONE.format(2))
-        opening = f"{self._instruction(comparison.criterion)}prompt: {comparison.prompt}\n"
-        if reference is None:
-            question = f"\nquestion: is the candidate good for the prompt? {self._request}"
-            return (f"{opening}candidate: ", candidate, question)
-        tail = f"\nquestion: is the candidate better than the reference? {self._request}"
-        return (f"{opening}reference: ", reference, "\ncandidate: ", candidate, tail)
-
-    def _numbered(self, comparison: Comparison, pictures: Sequence[Media], question: str) -> Dialog:
-        """What questions share comes first, what differs last; nothing stands between the question and its answer."""
-        opening = f"{self._instruction(comparison.criterion)}{self._request}\nprompt: {comparison.prompt}\n"
-        shown: list[Part] = []
-        for i, picture in enumerate(pictures, 1):
-            shown += [f"{opening}image {i}: ", picture]
-            opening = "\n"
-        return (*shown, f"\nquestion: {question}")
+        if comparison.reference is None:
+            return self._render(comparison, [comparison.candidate], self.words.pointwise, candidate=1)
+        pictures = [comparison.reference, comparison.candidate]
+        return self._render(comparison, pictures, self.words.pairwise, candidate=2, reference=1)
 
     def render_reversed(self, comparison: Comparison) -> Dialog:
-        """The question whether the candidate is better, put to the pictures in each other's place.
+        """The question whether the candidate is better, with the candidate shown first.
 
         It shares everything before the question with `render` of the swapped comparison.
         """
-        shown = self.render(comparison.swapped())
-        return (*shown[:-1], f"\nquestion: {_BETTER_ONE.format(1)}")
+        assert comparison.reference is not None
+        pictures = [comparison.candidate, comparison.reference]
+        return self._render(comparison, pictures, self.words.pairwise, candidate=1, reference=2)
 
     def render_listed(self, comparison: Comparison, pictures: Sequence[Media]) -> Dialog:
-        """The question about two of several pictures that are all shown; both must be among them (by identity)."""
+        """The question about two of several pictures that are all shown. Both must be among them (by identity)."""
         first, second = (
             next(i for i, m in enumerate(pictures, 1) if m is x) for x in (comparison.candidate, comparison.reference)
         )
-        return self._numbered(comparison, pictures, f"against image {second}, {_BETTER_ONE.format(first)}")
+        return self._render(comparison, pictures, self.words.listwise or "", candidate=first, reference=second)
+
+    def _render(self, comparison: Comparison, pictures: Sequence[Media], question: str, **numbers: int) -> Dialog:
+        if problem := self.problem(comparison):
+            raise InputError(problem)
+        words, name = self.words, comparison.criterion or UNNAMED
+        instruction = words.instruction.format(sentence=words.criteria[name]) if self.instruction else ""
+        text = words.opening.format(instruction=instruction, request=self._request, prompt=comparison.prompt)
+        parts: list[Part] = []
+        shown: list[tuple[str, Media]] = []
+        if comparison.condition is not None:
+            shown.append((words.condition.format(picture=_PICTURE), comparison.condition))
+        roles = ("reference", "candidate") if len(pictures) > 1 else ("candidate",)
+        for i, picture in enumerate(pictures):
+            slots = {"number": i + 1, "role": roles[min(i, len(roles) - 1)]}
+            shown.append((words.picture.format(picture=_PICTURE, **slots), picture))
+        for around, picture in shown:
+            before, after = around.split(_PICTURE)
+            parts += [text + before, picture]
+            text = after
+        return (*parts, text + question.format(request=self._request, **numbers))
 
     @property
     def _request(self) -> str:
         """How the answer is to be given."""
-        plain = f"answer {self.yes} or {self.no}"
-        if self.cot == "none":
-            return f"{plain}."
-        return (
-            f"first {plain}, second the reason." if self.cot == "answer_first" else f"first the reason, second {plain}."
-        )
+        words = self.words
+        text = {
+            "none": words.request,
+            "answer_first": words.request_answer_first,
+            "reason_first": words.request_reason_first,
+        }[self.cot]
+        return text.format(yes=words.yes[0].strip(), no=words.no[0].strip())
 
     def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
         """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it.
@@ -151,26 +184,10 @@ class Context(Config):
         Args:
             rationale: calls the pictures candidate and reference; the answer calls them as the question did.
         """
-        word, reason = self.yes if yes else self.no, rationale.strip()
-        if self.names == "numbers":
-            numbers = {"candidate": "image 2", "reference": "image 1"}
-            reason = _ROLE.sub(lambda found: numbers[found[1].lower()], reason)
+        names, reason = self.words.names_in_reasons, rationale.strip()
+        word = (self.words.yes if yes else self.words.no)[0].strip()
+        if names:
+            reason = _ROLE.sub(lambda match: names[match[1].lower()], reason)
         if self.cot == "reason_first":
             return f"{reason}{VERDICT}", f" {word}", ""
         return "", word, f" because {reason}"
-
-    def _instruction(self, criterion: str | None) -> str:
-        if not self.instruction:
-            return ""
-        name = criterion or UNNAMED
-        if name not in self.wordings:
-            raise InputError(
-                f"no instruction for criterion {name!r}; known: {', '.join(self.wordings)}; context.instructions takes "
-                "your own"
-            )
-        return f"instruction: {self.wordings[name]}\n"
-
-    @property
-    def wordings(self) -> dict[str, str]:
-        """The sentence of every criterion; the built-in criteria first."""
-        return INSTRUCTIONS | self.instructions

@@ -1,4 +1,4 @@
-"""Generative judges: the reward is P("yes") from the language-model head (RewardDance, arXiv 2509.08826)."""
+"""Generative judges: the reward is P("yes") of the language-model head (RewardDance, arXiv 2509.08826)."""
 
 from __future__ import annotations
 
@@ -9,111 +9,120 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Dialog
-from rewarddance.core.parallel import max_over_processes
+from rewarddance.core.parallel import all_reduce_max
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.context import VERDICT, Context
-from rewarddance.reward.layouts import dialogs_of, orders
+from rewarddance.reward.layouts import dialogs_of, example_turns, orders
+from rewarddance.reward.problems import problem_of
 from rewarddance.vlm.engine import Engine
 
 MIN_ANSWER_MASS = 0.5
-"""Under this share of probability on the two answer words a judgement is refused at inference."""
+"""At inference an answer with less probability on both answer words together is refused."""
 
 
 @dataclass
 class GenerativeJudge:
-    """Asks a VLM. Pairwise where a comparison has a reference, pointwise where it has none.
+    """Asks a VLM: pairwise where a comparison has a reference, pointwise where it has none.
 
     Args:
-        strict: refuse judgements whose answer mass is under `MIN_ANSWER_MASS` (training switches this off and logs).
-        temperature: what log-odds of the answers are divided by; their mass stays as it is.
+        strict: refuse answers whose mass is under `MIN_ANSWER_MASS` (inference). Training logs the mass instead.
+        temperature: the log-odds of the answers are divided by it; their mass stays as it is.
+        examples: labelled comparisons that stand before every question.
     """
 
     engine: Engine
     context: Context
     strict: bool = True
     temperature: float = 1.0
+    examples: Sequence[Comparison] = ()
+
+    def __post_init__(self) -> None:
+        self.prefix = example_turns(self.context, self.examples)
+        words, before = self.context.words, " " if self.context.cot == "reason_first" else ""
+        # the spelling that is taught comes first: after a reason the verdict follows a blank
+        self.words = tuple(
+            tuple(dict.fromkeys([before + w[0].strip(), *w] if before else w)) for w in (words.yes, words.no)
+        )
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why this comparison cannot be asked; None where it can."""
+        return problem_of(comparison, self.context, self.engine, self.prefix)
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
-        """One question each, in the given order only.
+        """One question each, in the given order only; every comparison must be without a `problem`.
 
-        The `listwise` layout asks in several orders of the pictures (one in training) and averages log-probabilities;
-        `reason_first` writes several reasons (one in training) and averages probabilities.
-
-        Raises:
-            JudgementError: the VLM puts less than half its probability on the answer words, or returns NaN.
+        The `listwise` layout asks in several orders of the pictures (training: one) and averages log-probabilities.
+        `reason_first` writes several reasons (training: one) and averages probabilities.
         """
-        ask = self._after_reasons if self.context.cot == "reason_first" else self._asked
+        ask = self._ask_after_reasons if self.context.cot == "reason_first" else self._ask
         verdict = ask(comparisons)
-        if self.strict:
-            _refuse_unclear(verdict, comparisons)
-        return verdict
+        return verdict.refuse(_unclear(verdict)) if self.strict else verdict
 
-    def _asked(self, comparisons: Sequence[Comparison]) -> Verdict:
+    def _dialogs(self, comparisons: Sequence[Comparison]) -> list[Dialog]:
+        return dialogs_of(self.context, comparisons, self.prefix)
+
+    def _ask(self, comparisons: Sequence[Comparison]) -> Verdict:
         n = len(comparisons)
         several = self.context.layout == "listwise" and self.strict
         ways = orders(n, self.context.permutations if several else 1)
-        dialogs = [d for way in ways for d in dialogs_of(self.context, [comparisons[i] for i in way])]
-        found = self.engine.answer_logits(dialogs, (self.context.yes, self.context.no))
-        back = torch.tensor(ways, device=found.logp.device).argsort(1)
-        logp = self._tempered(found.logp).view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
-        return Verdict(logp[:, 0], logp[:, 1], found.mass.view(len(ways), n).gather(1, back).mean(0))
+        dialogs = [d for way in ways for d in self._dialogs([comparisons[i] for i in way])]
+        answers = self.engine.answer_logits(dialogs, self.words)
+        back = torch.tensor(ways, device=answers.logp.device).argsort(1)
+        logp = self._tempered(answers.logp).view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
+        return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(len(ways), n).gather(1, back).mean(0))
 
-    def _after_reasons(self, comparisons: Sequence[Comparison]) -> Verdict:
+    def _ask_after_reasons(self, comparisons: Sequence[Comparison]) -> Verdict:
         k = self.context.samples if self.strict else 1
-        dialogs = [d for d in dialogs_of(self.context, comparisons) for _ in range(k)]
-        written = self._reasons(dialogs, temperature=1.0 if k > 1 else 0.0)
-        tails = [self.engine.tokens(f"{r.split(VERDICT.strip())[0].strip()}{VERDICT}") for r in written]
-        found = self.engine.answer_logits(dialogs, (f" {self.context.yes}", f" {self.context.no}"), tails)
-        logp = self._tempered(found.logp).view(-1, k, 2).logsumexp(1) - math.log(k)
-        return Verdict(logp[:, 0], logp[:, 1], found.mass.view(-1, k).mean(1))
+        dialogs = [d for d in self._dialogs(comparisons) for _ in range(k)]
+        reasons = self._write(dialogs, temperature=1.0 if k > 1 else 0.0)
+        tails = [self.engine.tokens(f"{r.split(VERDICT.strip())[0].strip()}{VERDICT}") for r in reasons]
+        answers = self.engine.answer_logits(dialogs, self.words, tails)
+        logp = self._tempered(answers.logp).view(-1, k, 2).logsumexp(1) - math.log(k)
+        return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(-1, k).mean(1))
 
-    def _reasons(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
-        """What is written after each dialog, so many at once as the engine takes tokens in a pass."""
-        most, found = self.context.max_reason_tokens, list[str]()
-        encoder = self.engine.backbone.encoder
-        longest = most + max(len(encoder.chat([("user", d)]).ids) for d in dialogs)
+    def _write(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
+        """What the model writes after each dialog; as many at once as the engine takes tokens in a pass."""
+        most = self.context.max_reason_tokens
+        longest = most + max(self.engine.num_tokens(d) for d in dialogs)
         chunk = max(1, min(chunk, self.engine.budget // longest))
         starts = range(0, len(dialogs), chunk)
-        # processes that share weights write together, so those with less to write do some of it twice
-        calls = max_over_processes(len(starts)) if self.engine.lockstep else len(starts)
+        # Processes that share sharded weights must make the same number of calls; surplus calls write chunk 0 again.
+        calls = all_reduce_max(len(starts)) if self.engine.lockstep else len(starts)
+        texts: list[str] = []
         for i in [*starts, *[0] * (calls - len(starts))]:
             written = self.engine.backbone.generate(dialogs[i : i + chunk], most, temperature)
-            found += written if len(found) < len(dialogs) else []
-        return found
+            texts += written if len(texts) < len(dialogs) else []
+        return texts
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """What the judge says when it is let speak, greedily: verdict and reasons where it was taught to give them."""
-        return self._reasons(dialogs_of(self.context, comparisons), temperature=0.0)
+        """The judge's free answers, greedily decoded: a verdict, and reasons where it was trained to give them."""
+        return self._write(self._dialogs(comparisons), temperature=0.0)
 
     def learn(self, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
         """For training: verdicts, and the mean log-probability of each rationale's tokens, (N,), NaN without one.
 
-        With chain of thought, verdicts stand behind (`reason_first`) or before (`answer_first`) the given rationale, or
-        an empty one where none is given: always where inference reads them.
+        With chain of thought the verdict stands after (`reason_first`) or before (`answer_first`) the given rationale.
+        An empty rationale stands where none is given, so that the verdict is always read where inference reads it.
         """
         nothing = torch.full((len(comparisons),), torch.nan)
-        told = self.context.cot == "reason_first" or any(c.rationale for c in comparisons)
-        if self.context.cot == "none" or not told:
-            verdict = self._asked(comparisons)
+        has_reasons = self.context.cot == "reason_first" or any(c.rationale for c in comparisons)
+        if self.context.cot == "none" or not has_reasons:
+            verdict = self._ask(comparisons)
             return verdict, nothing.to(verdict.margin.device)
-        words = (self.context.yes, self.context.no)
-        if self.context.cot == "reason_first":
-            words = (f" {words[0]}", f" {words[1]}")
-        tails, places = [], []
+        tails, verdict_at = [], []
         for c in comparisons:
-            before, verdict_word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "")
+            before, word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "")
             start = self.engine.tokens(before)
             rest = [*self.engine.tokens(after), *self.engine.end_of_turn] if c.rationale else []
-            tails.append([*start, self.engine.word_id(verdict_word), *rest])
-            places.append(len(start))
-        answers, reasons = self.engine.answer_and_reasons(dialogs_of(self.context, comparisons), tails, places, words)
-        worth = [
+            tails.append([*start, self.engine.word_ids((word,))[0], *rest])
+            verdict_at.append(len(start))
+        answers, reasons = self.engine.answer_and_reasons(self._dialogs(comparisons), tails, verdict_at, self.words)
+        means = [
             r.mean() if c.rationale else r.new_tensor(torch.nan) for r, c in zip(reasons, comparisons, strict=True)
         ]
         logp = self._tempered(answers.logp)
-        return Verdict(logp[:, 0], logp[:, 1], answers.mass), torch.stack(worth)
+        return Verdict(logp[:, 0], logp[:, 1], answers.mass), torch.stack(means)
 
     def _tempered(self, logp: Tensor) -> Tensor:
         """(N, 2): the same probability of both words together, their log-odds divided by the temperature."""
@@ -125,12 +134,9 @@ class GenerativeJudge:
         return {"vlm": self.engine.backbone.module}
 
 
-def _refuse_unclear(verdict: Verdict, comparisons: Sequence[Comparison]) -> None:
+def _unclear(verdict: Verdict) -> dict[int, str]:
+    """Reasons for the items whose answer mass is too small or NaN."""
     mass = verdict.answer_mass.detach()
-    bad = (~(mass >= MIN_ANSWER_MASS)).nonzero().flatten().tolist()  # NaN is bad too
-    if bad:
-        first = comparisons[bad[0]]
-        raise JudgementError(
-            f"{len(bad)} of {len(comparisons)} questions were not answered with yes or no (comparison {bad[0]}, prompt "
-            f"{first.prompt[:60]!r}: probability {float(mass[bad[0]]):.2f}); train the judge, or check its answer words"
-        )
+    rows = (~(mass >= MIN_ANSWER_MASS)).nonzero().flatten().tolist()
+    why = "the VLM did not answer yes or no (probability {:.2f} on both); train the judge, or check its answer words"
+    return {i: why.format(float(mass[i])) for i in rows}

@@ -1,55 +1,69 @@
-"""Comparisons to dialogs, by layout: which of them show the same pictures, and in which places.
+"""Comparisons to dialogs, by layout: which dialogs show the same pictures, and in which positions.
 
-What is named first decides places: a reference stands before its candidate, a later comparison of the same two pictures
-joins the places of the first one. Training shuffles its questions, so that places carry no meaning.
+Positions follow from the order of the comparisons: a reference stands before its candidate, and a later comparison of
+the same two pictures keeps the positions of the first one. Training shuffles its questions, so that positions mean
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from rewarddance.core.media import Dialog, Media, Part, Reply
 from rewarddance.core.streams import stream
+from rewarddance.core.types import Comparison
 from rewarddance.reward.context import Context
 
-if TYPE_CHECKING:
-    from rewarddance.core.media import Dialog, Media
-    from rewarddance.core.types import Comparison
 
+def dialogs_of(context: Context, comparisons: Sequence[Comparison], prefix: Dialog = ()) -> list[Dialog]:
+    """One dialog a comparison, in order. Pointwise questions are the same in every layout.
 
-def dialogs_of(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
-    """One dialog a comparison, in order. Pointwise questions are the same in every layout."""
+    Args:
+        prefix: what all dialogs begin with (`example_turns`).
+    """
     if context.layout == "two_questions":
-        return _two_questions(context, comparisons)
-    if context.layout == "listwise":
-        return _listwise(context, comparisons)
-    return [context.render(c) for c in comparisons]
+        dialogs = _two_questions(context, comparisons)
+    elif context.layout == "listwise":
+        dialogs = _listwise(context, comparisons)
+    else:
+        dialogs = [context.render(c) for c in comparisons]
+    return [(*prefix, *d) for d in dialogs] if prefix else dialogs
+
+
+def example_turns(context: Context, examples: Sequence[Comparison]) -> Dialog:
+    """Labelled comparisons as turns: each question, followed by the right answer (with its reason, where wanted)."""
+    parts: list[Part] = []
+    for example in examples:
+        before, word, after = context.answer((example.label or 0.0) > 0.5, example.rationale or "")
+        full = before + word + after if context.cot != "none" and example.rationale else word.strip()
+        parts += [*context.render(example), Reply(full)]
+    return tuple(parts)
 
 
 def _two_questions(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
     placed: set[tuple[str, str | None, int, int]] = set()
-    found = []
+    dialogs = []
     for c in comparisons:
         reverse = (c.prompt, c.criterion, id(c.reference), id(c.candidate))
         if c.reference is not None and reverse in placed:
-            found.append(context.render_reversed(c))
+            dialogs.append(context.render_reversed(c))
             continue
         placed.add((c.prompt, c.criterion, id(c.candidate), id(c.reference)))
-        found.append(context.render(c))
-    return found
+        dialogs.append(context.render(c))
+    return dialogs
 
 
 def _listwise(context: Context, comparisons: Sequence[Comparison]) -> list[Dialog]:
-    """Comparisons of one prompt and criterion fill a context with their pictures until it is full."""
-    lists: dict[tuple[str, str | None], _Lists] = {}
+    """Comparisons of one prompt and criterion share a list of pictures until the list is full."""
+    groups: dict[tuple[str, str | None], _PictureLists] = {}
     chosen: list[list[Media] | None] = []
     for c in comparisons:
         if c.reference is None:
             chosen.append(None)
             continue
-        known = lists.setdefault((c.prompt, c.criterion), _Lists(context.max_pictures))
-        chosen.append(known.of((c.reference, c.candidate)))
+        lists = groups.setdefault((c.prompt, c.criterion), _PictureLists(context.max_pictures))
+        chosen.append(lists.with_pair((c.reference, c.candidate)))
     return [
         context.render(c) if pictures is None else context.render_listed(c, pictures)
         for c, pictures in zip(comparisons, chosen, strict=True)
@@ -57,49 +71,49 @@ def _listwise(context: Context, comparisons: Sequence[Comparison]) -> list[Dialo
 
 
 @dataclass
-class _Lists:
-    """Pictures in lists of `most` at most; a pair joins the first list that lacks fewest of its pictures.
+class _PictureLists:
+    """Lists of at most `most` pictures. A pair joins the first list that needs the fewest additions.
 
     Attributes:
-        homes: of every picture (by identity) the lists that hold it; `open_homes` those of them with room.
+        member_of: for every picture (by identity) the lists that hold it; `open_lists` those of them with room.
+        first_with_room: the first list that may have room for two more pictures.
     """
 
     most: int
     lists: list[list[Media]] = field(default_factory=list)
-    homes: dict[int, set[int]] = field(default_factory=dict)
-    open_homes: dict[int, list[int]] = field(default_factory=dict)
-    roomy: int = 0
-    """The first list that may have room for two more."""
+    member_of: dict[int, set[int]] = field(default_factory=dict)
+    open_lists: dict[int, list[int]] = field(default_factory=dict)
+    first_with_room: int = 0
 
-    def of(self, pair: tuple[Media, Media]) -> list[Media]:
-        a, b = (self.homes.get(id(m), set()) for m in pair)
-        place = min(a & b, default=None)
-        if place is None:
-            place = min((h for m in pair for h in self._with_room(m)), default=None)
-        if place is None:
-            place = self._for_two()
+    def with_pair(self, pair: tuple[Media, Media]) -> list[Media]:
+        a, b = (self.member_of.get(id(m), set()) for m in pair)
+        index = min(a & b, default=None)
+        if index is None:
+            index = min((i for m in pair for i in self._with_room(m)), default=None)
+        if index is None:
+            index = self._for_two()
         for media in pair:
-            if place not in self.homes.setdefault(id(media), set()):
-                self.lists[place].append(media)
-                self.homes[id(media)].add(place)
-                self.open_homes.setdefault(id(media), []).append(place)
-        return self.lists[place]
+            if index not in self.member_of.setdefault(id(media), set()):
+                self.lists[index].append(media)
+                self.member_of[id(media)].add(index)
+                self.open_lists.setdefault(id(media), []).append(index)
+        return self.lists[index]
 
     def _with_room(self, media: Media) -> list[int]:
-        found = [h for h in self.open_homes.get(id(media), ()) if len(self.lists[h]) < self.most]
-        self.open_homes[id(media)] = found  # a full list stays full
-        return found
+        lists = [i for i in self.open_lists.get(id(media), ()) if len(self.lists[i]) < self.most]
+        self.open_lists[id(media)] = lists  # a full list stays full
+        return lists
 
     def _for_two(self) -> int:
-        while self.roomy < len(self.lists) and len(self.lists[self.roomy]) + 2 > self.most:
-            self.roomy += 1
-        if self.roomy == len(self.lists):
+        while self.first_with_room < len(self.lists) and len(self.lists[self.first_with_room]) + 2 > self.most:
+            self.first_with_room += 1
+        if self.first_with_room == len(self.lists):
             self.lists.append([])
-        return self.roomy
+        return self.first_with_room
 
 
 def orders(num: int, permutations: int) -> list[list[int]]:
-    """Orders in which comparisons are put: as they come, backwards, then at random (the same ones every time)."""
+    """Orders in which comparisons are asked: forward, backward, then random ones (the same every time)."""
     forward = list(range(num))
     more = (stream(0, "permutation", i).permutation(num).tolist() for i in range(2, permutations))
     return [forward, forward[::-1], *more][:permutations]

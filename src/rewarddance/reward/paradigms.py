@@ -1,6 +1,6 @@
 """The ways of learning a reward, one key each: what is asked about a record, and the loss of the answers.
 
-All losses are of verdicts, so a paradigm is a few lines here and, for scalar ones, a head in `scalar.py`.
+All losses are functions of verdicts, so a paradigm is a few lines here and, if it is scalar, a head in `scalar.py`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import Paradigm
 from rewarddance.reward.context import Reference
 
-TIE_STRENGTH = 5.0
-"""k of the Rao-Kupper model: two equal pictures tie with probability (k - 1) / (k + 1)."""
+FIRST_TIE_STRENGTH = 5.0
+"""Where k of the Rao-Kupper model starts: two equal pictures tie with probability (k - 1) / (k + 1)."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask in training.
+    """One question in training.
 
     Attributes:
         target: probability that the candidate is better; for `regression` its rating.
-        weight: of its loss; weights of one record have mean 1.
+        weight: weight of its loss; the weights of one record have mean 1.
     """
 
     comparison: Comparison
@@ -41,7 +41,7 @@ def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference
     """What a paradigm asks about one record.
 
     Args:
-        reference: `best_of_n` asks about those choices alone that the record's best picture is part of.
+        reference: `best_of_n` keeps only the choices that the record's best picture takes part in.
 
     Raises:
         InputError: `regression` on a record without ratings.
@@ -53,8 +53,8 @@ def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference
         return [Question(c, r) for c, r in zip(alone, record.ratings, strict=True)]
     gaps = _rank_gaps(record) if paradigm == "ranking" else [1.0] * len(record.choices)
     if reference == "best_of_n" and record.choices:
-        won = _share_of_wins(record)
-        best = max(sorted({i for c in record.choices for i in (c.first, c.second)}), key=won.__getitem__)
+        share = _share_of_wins(record)
+        best = max(sorted({i for c in record.choices for i in (c.first, c.second)}), key=share.__getitem__)
         kept = [i for i, c in enumerate(record.choices) if best in (c.first, c.second)]
         record, gaps = replace(record, choices=tuple(record.choices[i] for i in kept)), [gaps[i] for i in kept]
     pairs = record.comparisons(both_orders=paradigm == "generative_pairwise")
@@ -70,30 +70,30 @@ def _label(comparison: Comparison) -> float:
 
 
 def _alone(pair: Comparison) -> list[Question]:
-    """Both pictures by themselves: the better one is good, the other one is not."""
+    """Both pictures of a pair by themselves; the label says how good the candidate is."""
     label = _label(pair)
     first, second = replace(pair, reference=None), replace(pair.swapped(), reference=None)
     return [Question(first, label), Question(second, 1 - label)]
 
 
 def _share_of_wins(record: PreferenceRecord) -> list[float]:
-    """The share of its comparisons that each picture wins (Copeland); one half where it was in none."""
-    wins, met = [0.0] * len(record.media), [0] * len(record.media)
+    """The share of its choices that each picture wins (Copeland); one half for a picture without choices."""
+    wins, num = [0.0] * len(record.media), [0] * len(record.media)
     for c in record.choices:
         wins[c.first] += c.label
         wins[c.second] += 1 - c.label
-        met[c.first] += 1
-        met[c.second] += 1
-    return [w / m if m else 0.5 for w, m in zip(wins, met, strict=True)]
+        num[c.first] += 1
+        num[c.second] += 1
+    return [w / n if n else 0.5 for w, n in zip(wins, num, strict=True)]
 
 
 def _rank_gaps(record: PreferenceRecord) -> list[float]:
-    """How far apart the sides of every choice stand in the order that all choices together imply.
+    """Distance in rank between the two pictures of every choice, in the order that all choices together imply.
 
-    Equal shares of wins stand half a place apart, so that no choice is without weight.
+    Pictures with equal shares of wins are half a rank apart, so that every choice has some weight.
     """
     share = _share_of_wins(record)
-    rank = [sum(other > mine for other in share) for mine in share]
+    rank = [sum(other > own for other in share) for own in share]
     return [max(0.5, abs(rank[c.first] - rank[c.second])) for c in record.choices]
 
 
@@ -101,54 +101,51 @@ def losses(paradigm: Paradigm, verdict: Verdict, targets: Tensor, smoothing: flo
     """Loss of every answer, (N,).
 
     Generative paradigms: cross-entropy over the whole vocabulary, so the mass on the answer words is learnt too.
-    `bradley_terry`, `uncertainty`, `ranking`: -log sigmoid of the margin (a tie is half of each side).
+    `bradley_terry`, `uncertainty`, `ranking`: -log sigmoid of the margin (a tie counts half for each side).
     `bradley_terry_ties`: Rao-Kupper. `regression`: squared error of the score.
 
     Args:
         targets: (N,), see `Question.target`.
-        smoothing: targets are drawn this far towards one half.
+        smoothing: targets are moved towards one half by this share.
     """
     if paradigm == "regression":
         return (verdict.margin - targets) ** 2
-    if paradigm == "bradley_terry_ties":
-        return rao_kupper_loss(without_ties(verdict.margin), targets * (1 - smoothing) + 0.5 * smoothing)
     y = targets * (1 - smoothing) + 0.5 * smoothing
+    if paradigm == "bradley_terry_ties":
+        return rao_kupper_loss(verdict.parts["difference"], y, verdict.parts["tie_strength"])
     return -(y * verdict.logp_yes + (1 - y) * verdict.logp_no)
 
 
-def rao_kupper_loss(margin: Tensor, targets: Tensor, k: float = TIE_STRENGTH) -> Tensor:
-    """Bradley-Terry with ties (Rao and Kupper 1967) of a difference of scores m, (N,).
+def rao_kupper_loss(difference: Tensor, targets: Tensor, k: Tensor) -> Tensor:
+    """Bradley-Terry with ties (Rao and Kupper 1967) of a difference of scores d, (N,).
 
-    -log P(win) = -log s(m - ln k); -log P(loss) = -log s(-m - ln k);
-    -log P(tie) = -log s(m - ln k) - log s(-m - ln k) - ln(k^2 - 1).
-    A target t weighs win by 2t - 1 above one half, loss by 1 - 2t below, and tie by the rest.
+    -log P(win) = -log s(d - ln k); -log P(loss) = -log s(-d - ln k);
+    -log P(tie) = -log s(d - ln k) - log s(-d - ln k) - ln(k^2 - 1).
+    A target t above one half weighs win by 2t - 1, a target below weighs loss by 1 - 2t; the rest weighs tie.
+
+    Args:
+        k: strength of ties, above 1; two equal pictures tie with probability (k - 1) / (k + 1).
     """
-    shift = math.log(k)
-    win, loss = -F.logsigmoid(margin - shift), -F.logsigmoid(-margin - shift)
-    tie = win + loss - math.log(k**2 - 1)
+    shift = k.log()
+    win, loss = -F.logsigmoid(difference - shift), -F.logsigmoid(-difference - shift)
+    tie = win + loss - (k - 1).log() - (k + 1).log()
     sure = (2 * targets - 1).clamp(-1, 1)
     return sure.clamp(min=0) * win + (-sure).clamp(min=0) * loss + (1 - sure.abs()) * tie
 
 
-def with_ties(difference: Tensor, k: float = TIE_STRENGTH) -> Tensor:
+def with_ties(difference: Tensor, k: Tensor) -> Tensor:
     """Log-odds of P(win) + P(tie) / 2 in the model of `rao_kupper_loss`, from a difference of scores d, (N,).
 
     P(win) - P(loss) = sinh d / (cosh d + c) with c = cosh ln k, so the odds are (e^d + c) / (e^-d + c).
     """
-    c = torch.full_like(difference, math.log((k + 1 / k) / 2))
+    c = ((k + 1 / k) / 2).log().expand_as(difference)
     return torch.logaddexp(difference, c) - torch.logaddexp(-difference, c)
 
 
-def without_ties(margin: Tensor, k: float = TIE_STRENGTH) -> Tensor:
-    """The difference of scores that `with_ties` made a margin of, (N,): d = m / 2 + asinh(c sinh(m / 2))."""
-    c = (k + 1 / k) / 2
-    return margin / 2 + (c * (margin / 2).sinh()).asinh()
-
-
 def gaussian_margin(mean: Tensor, variance: Tensor) -> Tensor:
-    """Log-odds of E[sigmoid(d)] for d ~ N(mean, variance), (N,): the margin of scores that know their doubt (HPSv3).
+    """Log-odds of E[sigmoid(d)] for d ~ N(mean, variance), (N,): the margin of two uncertain scores (HPSv3).
 
-    Trapezoidal rule in the log domain over 12 standard deviations, sixteen nodes a standard deviation: the sigmoid's
+    Trapezoidal rule in the log domain over 12 standard deviations, sixteen nodes a standard deviation. The sigmoid's
     poles lie at +-i pi, so the rule's error is below exp(-31) up to standard deviation 10.
     """
     u = torch.arange(-12, 12.01, 1 / 16).to(mean)
@@ -157,6 +154,6 @@ def gaussian_margin(mean: Tensor, variance: Tensor) -> Tensor:
     return torch.logsumexp(F.logsigmoid(d) + log_w, 1) - torch.logsumexp(F.logsigmoid(-d) + log_w, 1)
 
 
-def targets_of(asked: Sequence[Question]) -> tuple[Tensor, Tensor]:
+def targets_of(batch: Sequence[Question]) -> tuple[Tensor, Tensor]:
     """(targets, weights), each (N,)."""
-    return torch.tensor([q.target for q in asked]), torch.tensor([q.weight for q in asked])
+    return torch.tensor([q.target for q in batch]), torch.tensor([q.weight for q in batch])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import all_pairs
 from rewarddance.core.types import Comparison, RewardModel
@@ -16,50 +16,71 @@ from rewarddance.core.types import Comparison, RewardModel
 
 @dataclass(frozen=True)
 class Ranking:
-    """A round robin's outcome.
+    """The result of a round robin over K pictures.
 
     Attributes:
-        order: indices of the pictures, best first.
-        wins: (K, K) fp32, P(yes, row is better than column); the diagonal is 0.5.
-        margin: (K,) mean log-odds against the others, what `order` is sorted by.
+        order: indices of the pictures, best first; pictures of which every comparison was refused are left out.
+        wins: (K, K) fp32 in the order of the input: P(yes, row is better than column). The diagonal is 0.5, refused
+            pairs are NaN.
+        margin: (K,) mean log-odds against the others, in the order of the input; `order` is sorted by it.
+        refused: the reason of every pair that was refused.
     """
 
     order: tuple[int, ...]
     wins: Tensor
     margin: Tensor
+    refused: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
-    """Compare every two pictures of a prompt and sort by mean margin.
+    """Compare every two pictures of a prompt and sort by mean margin. Refused pairs are left out.
 
     Raises:
-        InputError: no pictures at all.
+        InputError: no pictures.
+        JudgementError: every pair was refused.
     """
-    return rank_all(judge, [prompt], [images], criterion)[0]
+    ranking = rank_all(judge, [prompt], [images], criterion)[0]
+    if not ranking.order:
+        raise JudgementError(f"no two pictures could be compared: {next(iter(ranking.refused.values()))}")
+    return ranking
 
 
 @torch.no_grad()
 def rank_all(
     judge: RewardModel, prompts: Sequence[str], images: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Ranking]:
-    """`rank` for many prompts, in one call to the judge."""
+    """`rank` for many prompts, in one call to the judge. A prompt of which every pair was refused has an empty
+    order.
+    """
     if not all(images):
         raise InputError("nothing to rank: no pictures given")
-    asked = [
-        Comparison(prompt, mine[i], mine[j], criterion)
-        for prompt, mine in zip(prompts, images, strict=True)
-        for i, j in all_pairs(len(mine))
+    comparisons = [
+        Comparison(prompt, own[i], own[j], criterion)
+        for prompt, own in zip(prompts, images, strict=True)
+        for i, j in all_pairs(len(own))
     ]
-    margins = judge.judge(asked).margin.float().cpu() if asked else torch.zeros(0)
-    parts = torch.split(margins, [len(all_pairs(len(mine))) for mine in images])
-    return [_ranking(len(mine), part) for mine, part in zip(images, parts, strict=True)]
+    margins, refused = torch.zeros(0), dict[int, str]()
+    if comparisons:
+        verdict = judge.judge(comparisons)
+        margins, refused = verdict.margin.float().cpu(), dict(verdict.refused)
+    rankings, start = [], 0
+    for own in images:
+        pairs = all_pairs(len(own))
+        reasons = {pair: refused[start + k] for k, pair in enumerate(pairs) if start + k in refused}
+        rankings.append(_ranking(len(own), margins[start : start + len(pairs)], reasons))
+        start += len(pairs)
+    return rankings
 
 
-def _ranking(num: int, margins: Tensor) -> Ranking:
-    """From the margins of all pairs (K (K - 1) / 2)."""
+def _ranking(num: int, margins: Tensor, refused: Mapping[tuple[int, int], str]) -> Ranking:
+    """From the margins of all pairs (K (K - 1) / 2), NaN where refused."""
     table = torch.zeros(num, num)
     if num > 1:
         rows, columns = torch.tensor(all_pairs(num)).T
         table[rows, columns], table[columns, rows] = margins, -margins
-    mean = table.sum(1) / max(1, num - 1)
-    return Ranking(tuple(mean.argsort(descending=True, stable=True).tolist()), torch.sigmoid(table), mean)
+    compared = ~table.isnan() & ~torch.eye(num, dtype=torch.bool)
+    mean = table.nan_to_num().sum(1) / compared.sum(1)  # NaN where a picture was never compared
+    if num == 1:
+        mean = torch.zeros(1)
+    order = mean.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()
+    return Ranking(tuple(i for i in order if not mean[i].isnan()), torch.sigmoid(table), mean, refused)

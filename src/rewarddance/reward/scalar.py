@@ -1,12 +1,13 @@
 """Scalar judges: a linear head on the backbone's last state, one score a picture. The baselines.
 
-`bradley_terry`, `bradley_terry_ties` and `ranking` have one output, `uncertainty` a mean and a log standard
+`bradley_terry`, `bradley_terry_ties` and `ranking` have one output, `uncertainty` has a mean and a log standard
 deviation (HPSv3, arXiv 2508.03789), `regression` one output for every criterion. P(a better than b) is
-sigmoid(s(a) - s(b)); with uncertainty its mean over both scores' distributions; with ties P(win) + P(tie) / 2.
+sigmoid(s(a) - s(b)); with uncertainty its mean over the distributions of both scores; with ties P(win) + P(tie) / 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,55 +16,85 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewarddance.core.types import Comparison, Verdict
-from rewarddance.reward.config import Paradigm
+from rewarddance.reward.config import Paradigm, columns_of
 from rewarddance.reward.context import UNNAMED, Context
-from rewarddance.reward.paradigms import gaussian_margin, with_ties
+from rewarddance.reward.paradigms import FIRST_TIE_STRENGTH, gaussian_margin, with_ties
+from rewarddance.reward.problems import problem_of
 from rewarddance.vlm.engine import Engine
 
 MIDDLE_RATING = 3.0
 """Where a regression head starts."""
-MIN_LOG_SIGMA, MAX_LOG_SIGMA = -5.0, 2.0
+MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
+
+
+class Head(nn.Linear):
+    """A linear head that starts at zero weights; of `bradley_terry_ties` with the strength of ties, k = 1 + exp(r)."""
+
+    def __init__(self, width: int, num_outputs: int, bias: float, ties: bool) -> None:
+        super().__init__(width, num_outputs)
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, bias)
+        if ties:
+            self.tie_strength = nn.Parameter(torch.tensor([math.log(FIRST_TIE_STRENGTH - 1)]))
 
 
 @dataclass
 class ScalarJudge:
-    """Scores pictures one at a time; a margin is the difference, or the score where there is no reference."""
+    """Scores pictures one at a time. A margin is a difference of scores, or the score where there is no reference.
+
+    Attributes:
+        columns: names of the head's outputs, in order.
+    """
 
     engine: Engine
     context: Context
-    head: nn.Linear
-    paradigm: Paradigm = "bradley_terry"
+    head: Head
+    paradigm: Paradigm
+    columns: tuple[str, ...]
 
     @classmethod
-    def new(cls, engine: Engine, context: Context, paradigm: Paradigm = "bradley_terry") -> ScalarJudge:
-        """With a head that starts at zero (regression: in the middle), so that training starts from indifference."""
+    def new(
+        cls, engine: Engine, context: Context, paradigm: Paradigm = "bradley_terry", columns: tuple[str, ...] = ()
+    ) -> ScalarJudge:
+        """With a head that gives 0 (regression: the middle rating) for every picture."""
         width = engine.backbone.model.config.text_config.hidden_size
-        outputs = {"uncertainty": 2, "regression": len(context.wordings)}.get(paradigm, 1)
-        head = nn.Linear(width, outputs).to(engine.backbone.device)
-        nn.init.zeros_(head.weight)
-        nn.init.constant_(head.bias, MIDDLE_RATING if paradigm == "regression" else 0.0)
-        return cls(engine, context, head, paradigm)
+        columns = columns or columns_of(paradigm, context)
+        bias = MIDDLE_RATING if paradigm == "regression" else 0.0
+        head = Head(width, len(columns), bias, paradigm == "bradley_terry_ties").to(engine.backbone.device)
+        return cls(engine, context, head, paradigm, columns)
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why this comparison cannot be asked; None where it can."""
+        alone = replace(comparison, reference=None)
+        if problem := problem_of(alone, self.context, self.engine):
+            return problem
+        if comparison.reference is not None:
+            return problem_of(replace(alone, candidate=comparison.reference), self.context, self.engine)
+        return None
 
     def outputs(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """What the head says of every candidate, (N, outputs) fp32; references are not looked at."""
+        """The head's outputs for every candidate, (N, outputs) fp32. References are not looked at."""
         dialogs = [self.context.render(replace(c, reference=None)) for c in comparisons]
         states, bias = self.engine.answer_hidden(dialogs), self.head.bias
-        out = F.linear(states, self.head.weight.float(), bias.float())  # sharded weights are gathered in bf16
+        out = F.linear(states, self.head.weight.float(), bias.float())  # FSDP may gather the weights in bf16
         if self.paradigm == "regression":
-            columns = torch.tensor(
-                [list(self.context.wordings).index(c.criterion or UNNAMED) for c in comparisons], device=out.device
-            )
-            return out.gather(1, columns[:, None])
+            names = [self.columns.index(c.criterion or UNNAMED) for c in comparisons]
+            return out.gather(1, torch.tensor(names, device=out.device)[:, None])
         return out
 
     def score(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """Score of every candidate (the mean where there is doubt), (N,)."""
+        """Score of every candidate (with uncertainty its mean), (N,)."""
         return self.outputs(comparisons)[:, 0]
+
+    @property
+    def tie_strength(self) -> Tensor:
+        """k of the Rao-Kupper model, above 1, (1,); learnt with `bradley_terry_ties`."""
+        return 1 + self.head.tie_strength.float().clamp(-12, 12).exp()
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Every distinct (prompt, criterion, picture) is scored once."""
-        questions: dict[tuple[str, str | None, str], int] = {}
-        asked: list[Comparison] = []
+        rows_of: dict[tuple[str, str | None, str], int] = {}
+        singles: list[Comparison] = []
         first: list[int] = []
         second: list[int] = []
         for c in comparisons:
@@ -72,20 +103,22 @@ class ScalarJudge:
                     rows.append(-1)
                     continue
                 key = (c.prompt, c.criterion, media.key)
-                if key not in questions:
-                    questions[key] = len(asked)
-                    asked.append(replace(c, candidate=media, reference=None))
-                rows.append(questions[key])
-        found = self.outputs(asked)
-        mean = torch.cat([found[:, 0], found.new_zeros(1)])
+                if key not in rows_of:
+                    rows_of[key] = len(singles)
+                    singles.append(replace(c, candidate=media, reference=None))
+                rows.append(rows_of[key])
+        outputs = self.outputs(singles)
+        mean = torch.cat([outputs[:, 0], outputs.new_zeros(1)])  # row -1 stands for a missing reference
         difference = mean[first] - mean[second]
         if self.paradigm == "bradley_terry_ties":
             alone = torch.tensor([c.reference is None for c in comparisons], device=difference.device)
-            return Verdict.from_margin(torch.where(alone, difference, with_ties(difference)))
+            verdict = Verdict.from_margin(torch.where(alone, difference, with_ties(difference, self.tie_strength)))
+            ties = self.tie_strength.expand_as(difference)
+            return replace(verdict, parts={"difference": difference, "tie_strength": ties})
         if self.paradigm != "uncertainty":
             return Verdict.from_margin(difference)
-        sigma = found[:, 1].clamp(MIN_LOG_SIGMA, MAX_LOG_SIGMA).exp()
-        variance = torch.cat([sigma**2, found.new_zeros(1)])
+        std = outputs[:, 1].clamp(MIN_LOG_STD, MAX_LOG_STD).exp()
+        variance = torch.cat([std**2, outputs.new_zeros(1)])
         return Verdict.from_margin(gaussian_margin(difference, variance[first] + variance[second]))
 
     def trainable(self) -> dict[str, nn.Module]:

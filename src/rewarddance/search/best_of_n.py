@@ -9,51 +9,48 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.media import Media
-from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.types import RewardModel
-from rewarddance.generator.rollout import sample
+from rewarddance.generator.trace import draw
 from rewarddance.reward.rank import rank_all
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What best-of-N found for one prompt.
+    """The result of best-of-N for one prompt.
 
     Attributes:
-        candidates: the N samples; best: index of the winner; margin: (N,) mean log-odds against the others.
+        candidates: the N samples.
+        best: index of the winner; None if the judge refused to compare any two of them.
+        margin: (N,) mean log-odds of each candidate against the others, NaN where every comparison was refused.
+        num_refused: comparisons that the judge refused.
     """
 
     prompt: str
     candidates: tuple[Media, ...]
-    best: int
+    best: int | None
     margin: Tensor
-
-    @property
-    def winner(self) -> Media:
-        return self.candidates[self.best]
+    num_refused: int = 0
 
 
-@torch.no_grad()
-def draw(
+def draw_candidates(
     generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int, batch: int = 128
 ) -> list[list[Media]]:
-    """`num` samples of every prompt, in order, `batch` pictures at a time; the noise depends on `rng` alone."""
-    out: list[Media] = []
+    """`num` samples of every prompt. The noise depends on `rng` alone, not on `batch`."""
     flat = [p for p in prompts for _ in range(num)]
-    for start in tracked(range(0, len(flat), batch), "samples"):
-        part = flat[start : start + batch]
-        z = sample(generator, generator.condition(part), generator.noise(len(part), rng), num_steps)
-        out += generator.decode(z)
-    return [out[i : i + num] for i in range(0, len(out), num)]
+    pictures = list(draw(generator, flat, generator.noise(len(flat), rng), num_steps, batch=batch))
+    return [pictures[i : i + num] for i in range(0, len(pictures), num)]
 
 
 def select(
-    judge: RewardModel, prompts: Sequence[str], drawn: Sequence[Sequence[Media]], criterion: str | None = None
+    judge: RewardModel, prompts: Sequence[str], candidates: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Selection]:
-    """The judge's winner of every prompt by round robin, all prompts in one call to the judge."""
-    found = rank_all(judge, prompts, drawn, criterion)
-    return [Selection(p, tuple(d), r.order[0], r.margin) for p, d, r in zip(prompts, drawn, found, strict=True)]
+    """The winner of every prompt by round robin. All prompts are judged in one call."""
+    rankings = rank_all(judge, prompts, candidates, criterion)
+    return [
+        Selection(p, tuple(c), r.order[0] if r.order else None, r.margin, len(r.refused))
+        for p, c, r in zip(prompts, candidates, rankings, strict=True)
+    ]
 
 
 def best_of_n(
@@ -65,5 +62,5 @@ def best_of_n(
     num_steps: int = 10,
     criterion: str | None = None,
 ) -> list[Selection]:
-    """Draw and select."""
-    return select(judge, prompts, draw(generator, prompts, num, rng, num_steps), criterion)
+    """Draw `num` candidates of every prompt and select the best."""
+    return select(judge, prompts, draw_candidates(generator, prompts, num, rng, num_steps), criterion)

@@ -1,9 +1,9 @@
-"""Attention over a packed tree: every node sees its ancestors and itself, no mask over the whole is ever built.
+"""Attention over a packed tree: every node attends to its ancestors and to itself. No mask over all tokens is built.
 
-All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`); where nodes of a bucket differ
-in length, attention alone pads them. Siblings share one copy of their ancestors' keys, so a prefix costs its own tokens
-once, however many sequences branch from it. Registered with transformers as an attention function: layers stay theirs,
-so every decoder with standard attention can be driven.
+All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`). If the nodes of a bucket differ
+in length, attention pads them; other layers do not. Siblings share one copy of their ancestors' keys, so a prefix costs
+its own tokens once, however many sequences branch from it. The function is registered with transformers as an attention
+implementation, so it works with every decoder that has standard attention.
 
 Shapes: T packed tokens, G families of m siblings, L tokens a node, P tokens of ancestors, H key-value heads, R query
 heads for each of them, d width of a head.
@@ -28,13 +28,13 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.vlm.plan import Bucket, Tree, bucketed
 
 NAME = "rewarddance_tree"
-"""Key of this attention in transformers' registry."""
+"""Name of this attention in transformers' registry."""
 DENSE_SCORES = 1 << 24
-"""Scores of a bucket that are held at once; larger buckets are cut into parts."""
+"""Attention scores of a bucket that are in memory at once; larger buckets are cut into parts."""
 FUSED_FROM = 1024
-"""Keys a query sees from which torch's fused attention is used, which copies prefixes for every sibling but holds no
-scores; where there are no siblings or no prefix it is always used, and on CUDA wherever gradients are kept: the scores
-of all layers would be kept with them (by arithmetic; not measured on a GPU yet)."""
+"""Number of keys a query attends to from which torch's fused attention is used. It copies a prefix for every sibling,
+but keeps no scores. It is also used where there are no siblings or no prefix, and on CUDA wherever gradients are kept,
+since the backward pass would keep the scores of all layers."""
 
 
 Before = tuple[Tensor, Tensor]
@@ -43,16 +43,18 @@ Before = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """A bucket in tensors.
+    """A bucket as tensors.
 
     Attributes:
-        start, stop: its packed tokens, which stand as (G, m, L) where all nodes are L tokens long.
-        spread: where nodes are shorter, packed places in the shape (G, m, L), a node's last token again and again for
-            what it lacks; attention alone works on these. None else.
-        kept: which of the (G * m * L) are nodes' own tokens, ascending; None without `spread`.
-        upto: how many are in all families before each, (G + 1,).
-        prefix: packed places of the ancestors' tokens, (G, P), padded with 0; None for roots.
-        blocked: True where `prefix` is padding, (G, P); None where there is none.
+        start: first packed position of the bucket's tokens; `stop` is the last plus one.
+        families, siblings, length: G, m and L.
+        prefix: packed positions of the ancestors' tokens, (G, P), padded with 0; None for roots.
+        blocked: True where `prefix` is padding, (G, P); None where nothing is padded.
+        upto: number of tokens in all families before each family, (G + 1,).
+        spread: packed positions in the shape (G, m, L), where a shorter node repeats its last token; None where all
+        nodes
+            are L tokens long.
+        kept: which of the G * m * L positions are nodes' own tokens, ascending; None without `spread`.
     """
 
     start: int
@@ -70,9 +72,9 @@ class Block:
         return self.start + self.upto[-1] - self.upto[0]
 
     def part(self, low: int, high: int) -> Block:
-        """Its families from `low` to before `high`."""
+        """The block of the families `low` to `high - 1`."""
         first, last = self.upto[low] - self.upto[0], self.upto[high] - self.upto[0]
-        gone = low * self.siblings * self.length
+        skipped = low * self.siblings * self.length
         return replace(
             self,
             start=self.start + first,
@@ -81,18 +83,18 @@ class Block:
             blocked=None if self.blocked is None else self.blocked[low:high],
             upto=self.upto[low : high + 1],
             spread=None if self.spread is None else self.spread[low:high],
-            kept=None if self.kept is None else self.kept[first:last] - gone,
+            kept=None if self.kept is None else self.kept[first:last] - skipped,
         )
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A tree laid out in one row, without padding.
+class PackedTree:
+    """A tree in one row, without padding.
 
     Attributes:
-        token_of: (member, place in its sequence) of every packed token.
-        blocks: what attention works through.
-        first: packed place of every node's first token, in the order of `Tree.nodes`.
+        token_of: (sequence, index in the sequence) of every packed token.
+        blocks: what attention processes one after the other.
+        first: packed position of every node's first token, in the order of `Tree.nodes`.
     """
 
     token_of: tuple[tuple[int, int], ...]
@@ -100,7 +102,7 @@ class Packed:
     first: tuple[int, ...]
 
     def places(self, tree: Tree, member: int, start: int) -> list[int]:
-        """Packed places of a sequence's tokens from `start` on."""
+        """PackedTree places of a sequence's tokens from `start` on."""
         end = tree.ends[member]
         found: list[int] = []
         while end >= 0 and tree.nodes[end].stop > start:
@@ -111,8 +113,8 @@ class Packed:
         return found
 
 
-def lay_out(tree: Tree, device: torch.device) -> Packed:
-    """Packed places of all tokens, and what each family attends to."""
+def lay_out(tree: Tree, device: torch.device) -> PackedTree:
+    """PackedTree places of all tokens, and what each family attends to."""
     buckets = bucketed(tree)
     tokens: list[tuple[int, int]] = []
     first = [0] * len(tree.nodes)
@@ -125,11 +127,16 @@ def lay_out(tree: Tree, device: torch.device) -> Packed:
     for i, n in enumerate(tree.nodes):
         before[i] = before[n.parent] + places[i]
     blocks = [_laid_out(b, places, [before[p] for p in b.parents], device) for b in buckets]
-    return Packed(tuple(tokens), tuple(blocks), tuple(first))
+    return PackedTree(tuple(tokens), tuple(blocks), tuple(first))
 
 
 def _laid_out(bucket: Bucket, places: list[list[int]], prefixes: list[list[int]], device: torch.device) -> Block:
-    """Args: places: of every node's tokens; prefixes: of the ancestors' tokens of each family."""
+    """One bucket as tensors.
+
+    Args:
+        places: packed positions of every node's tokens.
+        prefixes: packed positions of the ancestors' tokens of each family.
+    """
     shape = (len(bucket.parents), bucket.siblings, bucket.length)
     own = [places[i] for i in bucket.nodes]
     ends = [0, *itertools.accumulate(map(len, own))]
@@ -156,10 +163,10 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: Packed | None = None,
+    tree: PackedTree | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature; without `tree` it is torch's scaled dot product attention.
+    """An attention function for transformers. Without `tree` it is torch's scaled dot product attention.
 
     Args:
         query: (1, H * R, T, d); key, value: (1, H, T, d).
@@ -197,20 +204,21 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     g, m, n = block.families, block.siblings, block.length
     heads, d = k.shape[0], k.shape[-1]
     r = q.shape[0] // heads
-    # (H, R, G, m, L, d) -> (G, H, m, R, L, d): a sibling's query heads lie together, for its own keys
+    # (H, R, G, m, L, d) -> (G, H, m, R, L, d): the query heads of a sibling lie together, as they share its keys
     mine, own_k, own_v = (_own(x, block) for x in (q, k, v))
     mine = mine.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
     own_k, own_v = (x.view(heads, g, m, n, d).transpose(0, 1) for x in (own_k, own_v))
-    seen = n if block.prefix is None else n + block.prefix.shape[1]
-    keeps = q.is_cuda and torch.is_grad_enabled()
-    attend = _fused if keeps or seen >= FUSED_FROM or m == 1 or block.prefix is None else _dense
+    num_keys = n if block.prefix is None else n + block.prefix.shape[1]
+    would_keep_scores = q.is_cuda and torch.is_grad_enabled()
+    fused = would_keep_scores or num_keys >= FUSED_FROM or m == 1 or block.prefix is None
+    attend = _fused if fused else _dense
     out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
-    found = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
-    return found if block.kept is None else found[block.kept]
+    rows = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
+    return rows if block.kept is None else rows[block.kept]
 
 
 def _own(x: Tensor, block: Block) -> Tensor:
-    """(heads, G * m * L, d) of (heads, T, d)."""
+    """The block's own tokens, (heads, G * m * L, d), out of (heads, T, d)."""
     if block.spread is None:
         return x[:, block.start : block.stop]
     return x.index_select(1, block.spread.flatten())
@@ -229,7 +237,7 @@ def _ancestors(k: Tensor, v: Tensor, block: Block) -> Before | None:
 def _dense(
     q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """Plain products; siblings meet one copy of their ancestors. q: (G, H, m, R, L, d)."""
+    """Matrix products; siblings share one copy of their ancestors' keys. q: (G, H, m, R, L, d)."""
     g, heads, m, r, n, d = q.shape
     q = q * scale
     future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
@@ -256,7 +264,7 @@ def _weights(scores: Tensor, dtype: torch.dtype, dropout: float) -> Tensor:
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, before: Before | None, blocked: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """torch's fused attention on keys that are laid side by side for every sibling."""
+    """torch's fused attention, with the ancestors' keys copied for every sibling."""
     g, heads, m, r, n, d = q.shape
     rows = q.permute(0, 2, 1, 3, 4, 5).reshape(g * m, heads * r, n, d)
     keys, values = (x.transpose(1, 2).reshape(g * m, heads, n, d) for x in (k, v))
@@ -285,23 +293,26 @@ def _fused(
 
 
 def _groups(rows: Tensor, repeats: int) -> bool:
-    """CUDA's fused kernels take a mask or grouped heads, not both; with both torch falls back to plain mathematics."""
+    """Whether to pass grouped heads. CUDA's fused kernels take a mask or grouped heads; with both, torch uses a slow
+    path.
+    """
     return repeats > 1 and not rows.is_cuda
 
 
 def _repeated(keys: Tensor, values: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
-    """Keys and values for every head of its own on CUDA, as they are elsewhere."""
+    """On CUDA, keys and values repeated for every query head; elsewhere unchanged."""
     if not keys.is_cuda or repeats == 1:
         return keys, values
     return keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
 
 
 def attach(language_model: Any) -> bool:
-    """Make a transformers decoder take `tree=` (a `Packed`) and `answers=` (packed places) in its forward pass.
+    """Make a transformers decoder accept `tree=` (a `PackedTree`) and `answers=` (packed positions) in its forward
+    pass.
 
     Returns:
-        True where the last layer was recognised: with `answers` it computes its feed-forward part, and the model its
-        final norm, at those places alone, and hidden states come out as (1, N, D) instead of (1, T, D).
+        True where the last layer has the known parts. With `answers` it then computes its feed-forward part, and the
+        model its final norm, at those positions only, and hidden states are (1, N, D) instead of (1, T, D).
     """
     language_model.config._attn_implementation = NAME
     last = language_model.layers[-1]
@@ -322,8 +333,8 @@ def _trimmed(layer: Any, hidden_states: Tensor, *args: Any, answers: Tensor | No
 def _last(layer: Any, hidden_states: Tensor, *, answers: Tensor, **kwargs: Any) -> Tensor:
     out, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
     kept = hidden_states[:, answers] + out[:, answers]
-    found: Tensor = kept + layer.mlp(layer.post_attention_layernorm(kept))
-    return found
+    hidden: Tensor = kept + layer.mlp(layer.post_attention_layernorm(kept))
+    return hidden
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -1,4 +1,4 @@
-"""What the engine needs of a vision-language model, and the door to all that we know."""
+"""A vision-language model in the pieces that the engine calls: encoder of dialogs, vision, language model, head."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
-from rewarddance.vlm.attention import Packed, attach
-from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
+from rewarddance.vlm.attention import PackedTree, attach
+from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame, messages_of
 
 PROJECTORS = ("merger", "deepstack_merger_list")
-"""What Qwen's vision towers hold beside their own layers; InternVL's projector stands outside."""
+"""Parts of Qwen's vision towers that project into the language model; InternVL's projector is outside the tower."""
 
 
 @dataclass
 class Backbone(ABC):
-    """A VLM in the pieces that the engine drives: encoder of dialogs, vision, language model, head.
+    """Base of the adapters.
 
     Shapes: T packed tokens, D width, B rows, V vocabulary, C channels of an image token (D, or a multiple of it where
     a model feeds pictures into several layers).
@@ -51,7 +50,7 @@ class Backbone(ABC):
         """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json.
 
         Args:
-            weights: what to write instead of the model's own weights, when those are sharded.
+            weights: weights to write in place of the model's own, where those are sharded.
         """
         path = Path(folder)
         self.model.save_pretrained(path, state_dict=None if weights is None else dict(weights))
@@ -61,13 +60,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def new_encoder(self) -> ChatEncoder:
-        """How dialogs become token ids."""
+        """The encoder of dialogs to token ids."""
 
     def tile(self, most: int) -> None:
         """Cut large pictures into at most `most` parts from now on.
 
         Raises:
-            ConfigError: more than one, of a model that takes pictures of any size as they are.
+            ConfigError: `most` is above 1 and the model takes pictures of any size as they are.
         """
         if most != 1:
             raise ConfigError(
@@ -75,48 +74,53 @@ class Backbone(ABC):
             )
 
     @abstractmethod
-    def see(self, frames: Sequence[Frame]) -> Tensor:
+    def image_tokens(self, frames: Sequence[Frame]) -> Tensor:
         """Image tokens of all frames, one after another, (sum of their counts, C); differentiable to pixels."""
 
     @abstractmethod
     def positions(self, encoded: Encoded) -> Tensor:
-        """Places of a dialog's tokens for rotary embeddings, (axes, S); every one depends on what is before it only."""
+        """Rotary positions of a dialog's tokens, (axes, S). A position depends only on what stands before it."""
 
     @abstractmethod
-    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
-        """What transformers' own `generate` needs to see the pictures of several dialogs."""
+    def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+        """Arguments of transformers' `generate` that hold the pictures of several dialogs."""
 
     @torch.no_grad()
     def generate(self, dialogs: Sequence[Dialog], max_tokens: int, temperature: float = 0.0) -> list[str]:
-        """What the model answers, up to its end of turn: greedy at temperature 0, else drawn (torch's stream)."""
-        encoded = [self.encoder.chat([("user", d)]) for d in dialogs]
+        """The model's answers, up to its end of turn: greedy at temperature 0, else sampled (torch's random stream)."""
+        encoded = [self.encoder.chat(messages_of(d)) for d in dialogs]
         width = max(len(e.ids) for e in encoded)
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(e.ids)) + list(e.ids) for e in encoded], device=self.device)
         mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=self.device)
-        # from the model's own distribution: checkpoints bring settings for chats, which cut it and punish repetition
-        drawn: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
+        # Sample from the model's own distribution: the settings in checkpoints are for chats, they narrow it.
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
         if temperature > 0:
-            drawn |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         types = {"mm_token_type_ids": (ids == self.image_token_id).int()} if self.needs_types else {}
         written = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_tokens,
             pad_token_id=pad,
-            **drawn,
+            **sampling,
             **types,
-            **self.pictures(encoded),
+            **self.picture_inputs(encoded),
         )
         texts: list[str] = self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
         return [t.strip() for t in texts]
 
     needs_types: ClassVar[bool] = False
-    """Does the model want to be told which tokens are pictures?"""
+    """Whether the model needs to be told which tokens are pictures."""
 
     @property
     def image_token_id(self) -> int:
         return self.encoder.context_id
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that the language model was made for."""
+        return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def module(self) -> nn.Module:
@@ -125,10 +129,10 @@ class Backbone(ABC):
 
     @property
     def vision(self) -> nn.Module:
-        """What pictures go through before they are tokens; Qwen's holds the projection into the language model too."""
+        """The vision tower. Qwen's contains the projection into the language model too."""
         model = self.model.model
-        found: nn.Module = model.vision_tower if hasattr(model, "vision_tower") else model.visual
-        return found
+        tower: nn.Module = model.vision_tower if hasattr(model, "vision_tower") else model.visual
+        return tower
 
     @property
     def vision_blocks(self) -> list[nn.Module]:
@@ -138,11 +142,11 @@ class Backbone(ABC):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers of both towers, all of one kind in each: what is sharded, one by one."""
+        """Layers of both towers; sharding gathers them one at a time."""
         return [*self.vision_blocks, *self.model.model.language_model.layers]
 
     def freeze_vision(self) -> None:
-        """Leave the vision tower as it is. What projects its tokens into the language model keeps its state."""
+        """Freeze the vision tower. The projector into the language model stays as it is, trained or not."""
         for name, p in self.vision.named_parameters():
             if not name.startswith(PROJECTORS):
                 p.requires_grad_(False)
@@ -151,58 +155,61 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def read(self, ids: Tensor, seen: Tensor | None, positions: Tensor, tree: Packed, answers: Tensor) -> Tensor:
-        """Hidden states (N, D) of the language model at the packed places `answers` (N,).
+    def hidden_states(
+        self, ids: Tensor, image_tokens: Tensor | None, positions: Tensor, tree: PackedTree, wanted: Tensor
+    ) -> Tensor:
+        """Last hidden states (N, D) of the language model at the packed positions `wanted` (N,).
 
         Args:
-            ids: token ids (T,), -1 at image tokens; seen: what stands there, (image tokens, C), in order.
-            positions: (axes, T).
+            ids: token ids (T,), -1 at image tokens.
+            image_tokens: (number of them, C), in the order in which they stand.
+            positions: rotary positions (axes, T).
         """
         is_image = ids < 0
         embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        if seen is not None:
+        if image_tokens is not None:
             width = embeds.shape[-1]
-            embeds = embeds.index_put((is_image.nonzero()[:, 0],), seen[:, :width].to(embeds.dtype))
+            embeds = embeds.index_put((is_image.nonzero()[:, 0],), image_tokens[:, :width].to(embeds.dtype))
         out = self.model.model.language_model(
             inputs_embeds=embeds[None],
             position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
             use_cache=False,
-            tree=replace(tree, token_of=(), first=()),  # FSDP walks through every argument of every layer
-            answers=answers,
-            **self.extras(is_image, seen),
+            tree=replace(tree, token_of=(), first=()),  # FSDP looks through every argument of every layer
+            answers=wanted,
+            **self.extra_inputs(is_image, image_tokens),
         )
         hidden: Tensor = out.last_hidden_state[0]
-        return hidden if self._trims else hidden[answers]
+        return hidden if self._trims else hidden[wanted]
 
-    def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
-        """More keywords for the language model; no mask is ever built."""
+    def extra_inputs(self, is_image: Tensor, image_tokens: Tensor | None) -> Mapping[str, Any]:
+        """Further arguments of the language model. These masks keep transformers from building its own."""
         return {"attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))}
 
-    def words(self, ids: Tensor) -> Tensor:
-        """Rows of the language-model head, (N, D)."""
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """Rows of the language-model head for some tokens, (N, D)."""
         weight: Tensor = self.model.lm_head.weight
         return weight[ids]
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits (B, V) of hidden states (B, D); two-dimensional, which bf16 on CPU wants."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits (B, V) of hidden states (B, D). Two dimensions, since bf16 is slow with three on a CPU."""
         out: Tensor = self.model.lm_head(hidden)
         return out
 
 
 def open_config(folder: str | Path, known: Sequence[str]) -> Any:
-    """The configuration of a folder.
+    """The model configuration of a folder.
 
     Raises:
-        ConfigError: not a model's folder, or an architecture that is not among `known`.
+        ConfigError: not a model's folder, or an architecture that is not in `known`.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: no config.json; needs a folder in Hugging Face layout")
     try:
-        written = json.loads((folder / "config.json").read_text()).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except (ValueError, AttributeError, OSError) as error:
         raise ConfigError(f"{folder}: config.json is not JSON of a model ({error})") from None
-    if written == "internvl_chat":
+    if model_type == "internvl_chat":
         raise ConfigError(
             f"{folder}: InternVL in its original layout, which runs code of its own; take the repository whose name "
             "ends in -HF"
@@ -216,24 +223,3 @@ def open_config(folder: str | Path, known: Sequence[str]) -> Any:
             f"{folder}: architecture {config.model_type!r} is not supported; known: {', '.join(map(repr, known))}"
         )
     return config
-
-
-def load_backbone_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Any VLM that we know, by the architecture in its config.json.
-
-    Raises:
-        ConfigError: no such architecture, or a folder that cannot be used.
-    """
-    from rewarddance.vlm.internvl import InternVLBackbone
-    from rewarddance.vlm.qwen import QwenBackbone
-
-    kinds: dict[str, type[Backbone]] = {
-        "internvl": InternVLBackbone,
-        "qwen2_5_vl": QwenBackbone,
-        "qwen3_vl": QwenBackbone,
-    }
-    kind = kinds[open_config(folder, tuple(kinds)).model_type]
-    try:
-        return kind.load(folder, dtype)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None

@@ -1,4 +1,4 @@
-"""Dialogs to token ids. Knows the chat template and where pictures stand; knows nothing of models."""
+"""Dialogs to token ids: the chat template, and where pictures stand. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.media import Media, Part
+from rewarddance.core.media import Dialog, Media, Part, Reply
 
 Message = tuple[str, Sequence[Part]]
 """(role, parts)"""
 Frame = tuple[Media, int]
 """(media, frame index)"""
-KNOWN_TEXTS = 4096
-"""Texts whose tokens are remembered: questions about many pictures differ in the pictures alone."""
+CACHE_SIZE = 4096
+"""Texts whose token ids are cached. Questions about many pictures often have the same text."""
 _SENTINEL = "\x02content\x02"
 
 
@@ -26,8 +26,8 @@ class Encoded:
     Attributes:
         ids: token ids; every picture is a run of context tokens.
         images: pictures in the order of their runs, (media, frame index).
-        counts: context tokens of every picture.
         answers: True where the token belongs to an assistant's answer, its end token included.
+        counts: context tokens of every picture.
     """
 
     ids: tuple[int, ...]
@@ -36,12 +36,25 @@ class Encoded:
     counts: tuple[int, ...] = ()
 
 
+def messages_of(dialog: Dialog) -> list[Message]:
+    """A dialog as chat messages: every `Reply` ends a user's message and is the assistant's."""
+    messages: list[Message] = []
+    parts: list[Part] = []
+    for part in dialog:
+        if isinstance(part, Reply):
+            messages += [("user", parts), ("assistant", [part.text])]
+            parts = []
+        else:
+            parts.append(part)
+    return [*messages, ("user", parts)]
+
+
 class ChatEncoder:
-    """Encodes with a tokenizer's own chat template; a video is a list of numbered pictures, as InternVL has it.
+    """Encodes with the tokenizer's own chat template. A video is a list of numbered pictures, as InternVL has it.
 
     Args:
-        image_tokens: context tokens of a picture, or a function that knows how many.
-        marks: what stands before a picture, for each of its tokens and after it; the tokenizer's own when None.
+        image_tokens: context tokens of a picture, or a function that computes them.
+        marks: tokens before a picture, for each of its tokens, and after it; the tokenizer's own when None.
     """
 
     def __init__(
@@ -59,24 +72,25 @@ class ChatEncoder:
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
         special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
-        self._frames: dict[tuple[tuple[str, ...], bool], list[str]] = {}
-        self._known: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[bool, ...]]] = {}
+        self._templates: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+        self._cache: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[bool, ...]]] = {}
 
-    def _frame(self, roles: tuple[str, ...], generate: bool) -> list[str]:
+    def _around(self, roles: tuple[str, ...], generate: bool) -> list[str]:
         """The template's text around each message's content: len(roles) + 1 pieces."""
         key = (roles, generate)
-        if key not in self._frames:
+        if key not in self._templates:
             messages = [{"role": r, "content": _SENTINEL} for r in roles]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
             pieces = text.split(_SENTINEL)
             if len(pieces) != len(roles) + 1:
                 raise ConfigError("the chat template does not show every message's content exactly once")
-            self._frames[key] = pieces
-        return self._frames[key]
+            self._templates[key] = pieces
+        return self._templates[key]
 
-    def _text(self, part: Part, images: list[tuple[Media, int]]) -> str:
+    def _text(self, part: Part, images: list[Frame]) -> str:
         if isinstance(part, str):
             return self.plain(part)
+        assert isinstance(part, Media)
         images.extend((part, i) for i in range(part.num_frames))
         one = f"{self.start}{self.context}{self.end}"
         if part.fps is None and part.num_frames == 1:
@@ -84,7 +98,8 @@ class ChatEncoder:
         return "".join(f"Frame{i + 1}: {one}\n" for i in range(part.num_frames))
 
     def plain(self, text: str) -> str:
-        """Text without anything that the tokenizer reads as a special token: no pictures, no turns smuggled in."""
+        """The text without anything that the tokenizer reads as a special token, so that nobody can add turns or
+        pictures through a prompt."""
         while True:
             clean = self._special.sub("", text)
             if clean == text:
@@ -93,24 +108,23 @@ class ChatEncoder:
 
     def chat(self, messages: Sequence[Message], *, generate: bool = True) -> Encoded:
         """Encode messages; with `generate`, up to where the assistant's answer begins."""
-        images: list[tuple[Media, int]] = []
-        frame = self._frame(tuple(role for role, _ in messages), generate)
-        text, spans = frame[0], []
+        images: list[Frame] = []
+        around = self._around(tuple(role for role, _ in messages), generate)
+        text, spans = around[0], []
         for i, (role, parts) in enumerate(messages):
             content = "".join(self._text(p, images) for p in parts)
             stop = len(text) + len(content)
             if role == "assistant":
-                # the end-of-turn token right after the content is part of the answer
-                spans.append((len(text), stop + 1))
-            text += content + frame[i + 1]
+                spans.append((len(text), stop + 1))  # the end-of-turn token belongs to the answer
+            text += content + around[i + 1]
         counts = tuple(self.count(media) for media, _ in images)
         key = (text, tuple(spans), counts)
-        if key not in self._known:
-            if len(self._known) >= KNOWN_TEXTS:
-                self._known.clear()
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
-            self._known[key] = self._expand(found, spans, counts)
-        ids, answers = self._known[key]
+        if key not in self._cache:
+            if len(self._cache) >= CACHE_SIZE:
+                self._cache.clear()
+            tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
+            self._cache[key] = self._expand(tokens, spans, counts)
+        ids, answers = self._cache[key]
         return Encoded(ids, tuple(images), answers, counts)
 
     def count(self, media: Media) -> int:
@@ -118,15 +132,15 @@ class ChatEncoder:
         return self._image_tokens if isinstance(self._image_tokens, int) else self._image_tokens(media)
 
     def _expand(
-        self, found: Any, spans: list[tuple[int, int]], counts: Sequence[int]
+        self, tokens: Any, spans: list[tuple[int, int]], counts: Sequence[int]
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """Repeat the context token of every picture; mark answer tokens."""
         ids: list[int] = []
         answers: list[bool] = []
-        offsets = found["offset_mapping"] if spans else [(0, 0)] * len(found["input_ids"])
-        left = iter(counts)
-        for token, (low, high) in zip(found["input_ids"], offsets, strict=True):
-            times = next(left) if token == self.context_id else 1
+        offsets = tokens["offset_mapping"] if spans else [(0, 0)] * len(tokens["input_ids"])
+        remaining = iter(counts)
+        for token, (low, high) in zip(tokens["input_ids"], offsets, strict=True):
+            times = next(remaining) if token == self.context_id else 1
             ids += [token] * times
             answers += [any(a <= low and low < b and high > low for a, b in spans)] * times
         return tuple(ids), tuple(answers)

@@ -1,7 +1,8 @@
-"""Dialogs to answers: every distinct picture is seen once, every shared prefix is read once, long lists stream.
+"""Dialogs to answers: every distinct picture is encoded once, every shared prefix is computed once.
 
-Dialogs that begin alike form a tree (`plan.py`), and a tree is one packed forward pass (`attention.py`). No caches: the
-same code serves inference and training, and results and gradients equal those of plain passes up to floating point.
+Dialogs that begin alike form a tree (`plan.py`), and a tree is one packed forward pass (`attention.py`). There are no
+caches, so the same code serves inference and training, and results and gradients equal those of plain passes up to
+floating point. Long lists are streamed.
 
 Shapes: N dialogs, W answer words, D hidden width.
 """
@@ -20,29 +21,33 @@ from torch.nn import functional as F
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog, Media
 from rewarddance.core.memory import out_of_memory
-from rewarddance.core.parallel import max_over_processes
+from rewarddance.core.parallel import all_reduce_max
 from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.encoding import Encoded
-from rewarddance.vlm.memory import Probe, Room
-from rewarddance.vlm.pictures import Eyes, distinct
-from rewarddance.vlm.plan import Key, batches, grow
+from rewarddance.vlm.encoding import Encoded, messages_of
+from rewarddance.vlm.memory import MemoryBudget, TrialPass
+from rewarddance.vlm.plan import Key, batches, build_tree
 from rewarddance.vlm.portions import portions
+from rewarddance.vlm.vision_pass import VisionPass, distinct_frames
 
 HEAD_ROWS = 512
+"""Questions whose logits over the whole vocabulary are in memory at once."""
 PORTION_IMAGE_TOKENS = 1 << 18
-"""Image tokens of a portion of a long list where no gradient is wanted, and as many again for later ones: 2 GiB each at
-4,096 channels in bf16 (Qwen3-VL's tokens are four times as wide)."""
-PROBE_TOKENS = 1024
-"""Size of the pass on which memory is measured, once, when there is more than four times as much to do."""
+"""Image tokens of a portion of a long list where no gradient is wanted, and as many again that are kept for later
+portions: 2 GiB each at 4,096 channels in bf16 (Qwen3-VL's tokens are four times as wide)."""
+TRIAL_TOKENS = 1024
+"""Size of the pass that memory is measured on, once, if there are more than four times as many tokens."""
+
+Word = str | Sequence[str]
+"""An answer word, or several spellings of it."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits at the answer position.
+    """Logits at the answer position, summed over the spellings of each word.
 
     Attributes:
-        logits: (N, W) fp32, raw logits of the answer words.
+        logits: (N, W) fp32, log of the sum of the exponentials of the spellings' logits.
         logp: (N, W) fp32, log-probabilities over the whole vocabulary.
     """
 
@@ -65,11 +70,11 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A dialog to be read.
+class Sequenced:
+    """A dialog as a token sequence.
 
     Attributes:
-        key: its tokens, with -1 - row in place of every image token: dialogs that begin alike have keys that do.
+        key: its tokens, with -1 - row in place of every image token. Dialogs that begin alike have keys that do.
         start: the first token whose state is wanted; all later ones are too.
     """
 
@@ -78,24 +83,24 @@ class Asked:
     start: int
 
 
-Read = Callable[[Sequence[Asked]], list[Tensor]]
+PackedPass = Callable[[Sequence[Sequenced]], list[Tensor]]
 """One packed pass: states of every sequence from its start on, (len - start, D) each."""
 
 
 @dataclass
 class Engine:
-    """Drives a backbone.
+    """Runs a backbone.
 
     Args:
-        budget: language-model tokens in one packed pass at most, but for a single sequence and what branches from it
-            (`plan.batches`); a longer list takes several.
+        budget: language-model tokens in one packed pass at most; a longer list takes several passes. A single sequence
+            and its branches may be longer (`plan.batches`).
         image_budget: pictures in one pass of the vision tower at most.
-        memory_share: without gradients, a pass takes at most this share of the free memory; bytes a token are measured
-            on the first long list. One that does not fit all the same is halved, of pictures as of words.
-        image_cache: pictures whose tokens are kept for later calls, the least recently used go first; only while no
-            weight is trained.
-        portion: without gradients (and unsharded), dialogs that are held in memory at once.
-        autocast: compute in this type where autocast knows how (weights keep theirs); None computes as stored.
+        memory_share: without gradients, the share of the free memory that a pass may take. Bytes a token are measured
+            on the first long list. A pass that does not fit all the same is halved.
+        image_cache: pictures whose tokens are kept for later calls; the least recently used are dropped first. Not
+            used while weights are trained.
+        portion: without gradients (and unsharded), dialogs that are in memory at once.
+        autocast: compute in this type where autocast does; weights keep theirs. None computes in the stored types.
     """
 
     backbone: Backbone
@@ -107,109 +112,130 @@ class Engine:
     autocast: torch.dtype | None = None
     lockstep: bool = field(default=False, init=False)
     work: Work = field(default_factory=Work)
-    _room: Room = field(init=False, repr=False)
-    _eyes: Eyes = field(init=False, repr=False)
+    _memory: MemoryBudget = field(init=False, repr=False)
+    _vision: VisionPass = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._room = Room(self.memory_share)
-        self._eyes = Eyes(self.backbone, self.image_budget, self.image_cache, self._room, self.lockstep)
+        self._memory = MemoryBudget(self.memory_share)
+        self._vision = VisionPass(self.backbone, self.image_budget, self.image_cache, self._memory, self.lockstep)
 
     def in_lockstep(self) -> None:
-        """From now on make as many passes as the data-parallel process that makes most, as sharded weights want it.
+        """From now on every process makes as many passes as the process with most, as sharded weights need it.
 
-        Surplus passes repeat the first one, without effect on results or gradients.
+        Surplus passes repeat the first pass, without effect on results or gradients.
         """
-        self.lockstep = self._eyes.lockstep = True
-        self._room.measured = False
+        self.lockstep = self._vision.lockstep = True
+        self._memory.measured = False
 
     def answer_logits(
-        self, dialogs: Sequence[Dialog], words: Sequence[str], tails: Sequence[Sequence[int]] | None = None
+        self, dialogs: Sequence[Dialog], words: Sequence[Word], tails: Sequence[Sequence[int]] | None = None
     ) -> Answers:
         """Logits of the answer words right after each dialog; differentiable to weights and pixels.
 
         Args:
-            tails: token ids that the assistant has written already, before the answer.
+            tails: token ids that the assistant has written before the answer, for each dialog.
 
         Raises:
-            ConfigError: an answer word is more than one token.
+            ConfigError: no spelling of a word is a single token.
         """
-        ids = torch.tensor([self.word_id(w) for w in words], device=self.backbone.device)
+        ids = [self.word_ids(w) for w in words]
         with self._precision():
             return self._answers(torch.cat(self._hidden(dialogs, tails)), ids)
 
     def answer_and_reasons(
-        self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], verdicts: Sequence[int], words: Sequence[str]
+        self,
+        dialogs: Sequence[Dialog],
+        tails: Sequence[Sequence[int]],
+        verdict_at: Sequence[int],
+        words: Sequence[Word],
     ) -> tuple[Answers, list[Tensor]]:
-        """For training with reasons: logits of the answer words where the verdict stands, and what the rest is worth.
+        """For training with reasons.
 
         Args:
-            tails: the whole answer in token ids; verdicts: which of its tokens is the verdict.
+            tails: the whole answer to each dialog, in token ids; verdict_at: which of its tokens is the verdict.
 
         Returns:
-            The answers, and the log-probability of every other token of each tail.
+            Logits of the answer words where the verdict stands, and the log-probability of every other token.
         """
-        ids = torch.tensor([self.word_id(w) for w in words], device=self.backbone.device)
+        ids = [self.word_ids(w) for w in words]
         with self._precision():
             hidden = self._hidden(dialogs, tails, every=True)
-            places = [h[v] for h, v in zip(hidden, verdicts, strict=True)]
-            answers = self._answers(torch.stack(places), ids)
-            others = [[i for i in range(len(t)) if i != v] for t, v in zip(tails, verdicts, strict=True)]
+            answers = self._answers(torch.stack([h[v] for h, v in zip(hidden, verdict_at, strict=True)]), ids)
+            others = [[i for i in range(len(t)) if i != v] for t, v in zip(tails, verdict_at, strict=True)]
             rows = torch.cat([h[o] for h, o in zip(hidden, others, strict=True)])
             targets = [t[i] for t, o in zip(tails, others, strict=True) for i in o]
             logp = self._logp(rows, torch.tensor(targets, device=rows.device))
         return answers, list(torch.split(logp, [len(o) for o in others]))
 
     def token_logprobs(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Log-probability of every token of what the assistant says after each dialog, fp32."""
+        """Log-probability of every token that the assistant writes after each dialog, fp32."""
         with self._precision():
             rows = torch.cat([h[:-1] for h in self._hidden(dialogs, tails, every=True)])
             targets = torch.tensor([t for tail in tails for t in tail], device=rows.device)
             return list(torch.split(self._logp(rows, targets), [len(t) for t in tails]))
 
-    def _answers(self, hidden: Tensor, ids: Tensor) -> Answers:
-        chosen, total = [], []  # a whole vocabulary of logits is held for HEAD_ROWS questions at a time
+    def _answers(self, hidden: Tensor, ids: Sequence[Sequence[int]]) -> Answers:
+        flat = torch.tensor([i for group in ids for i in group], device=hidden.device)
+        chosen, total = [], []
         for rows in torch.split(hidden, HEAD_ROWS):
-            logits = self.backbone.head(rows).float()
+            logits = self.backbone.logits(rows).float()
             if self.autocast is not None:
-                logits = logits.index_copy(1, ids, self._exact(rows, ids))  # in the sum too, or a share could pass 1
-            chosen.append(logits[:, ids])
+                # also in the sum over the vocabulary, or a word's share could be above 1
+                logits = logits.index_copy(1, flat, self._exact_logits(rows, flat))
+            chosen.append(logits[:, flat])
             total.append(logits.logsumexp(-1, keepdim=True))
-        found = torch.cat(chosen)
-        return Answers(found, found - torch.cat(total))
+        groups = torch.split(torch.cat(chosen), [len(group) for group in ids], -1)
+        words = torch.stack([g.logsumexp(-1) for g in groups], -1)
+        return Answers(words, words - torch.cat(total))
 
-    def _exact(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Logits of some words in fp32: in bf16 margins would come in steps of a sixteenth."""
+    def _exact_logits(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Logits of some tokens in fp32; in bf16 margins would be multiples of a sixteenth."""
         with torch.autocast(rows.device.type, enabled=False):
-            return rows.float() @ self.backbone.words(ids).float().T
+            return rows.float() @ self.backbone.head_rows(ids).float().T
 
     def _logp(self, hidden: Tensor, targets: Tensor) -> Tensor:
         parts = zip(torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True)
-        return torch.cat([-F.cross_entropy(self.backbone.head(h).float(), t, reduction="none") for h, t in parts])
+        logits = self.backbone.logits
+        return torch.cat([-F.cross_entropy(logits(h).float(), t, reduction="none") for h, t in parts])
 
     def answer_hidden(self, dialogs: Sequence[Dialog]) -> Tensor:
-        """The last layer's state at the answer position, (N, D) fp32: what scalar heads read."""
+        """The last layer's state at the answer position, (N, D) fp32: the input of scalar heads."""
         with self._precision():
             return torch.cat(self._hidden(dialogs)).float()
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of plain text; nothing in it is read as a special token."""
-        found: list[int] = self.backbone.tokenizer(self.backbone.encoder.plain(text), add_special_tokens=False)[
-            "input_ids"
-        ]
-        return found
+        """Token ids of plain text; nothing in it counts as a special token."""
+        plain = self.backbone.encoder.plain(text)
+        ids: list[int] = self.backbone.tokenizer(plain, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def num_tokens(self, dialog: Dialog) -> int:
+        """Length of a dialog in tokens."""
+        return len(self.backbone.encoder.chat(messages_of(dialog)).ids)
+
+    def num_image_tokens(self, media: Media) -> int:
+        """Image tokens of a picture, or of all frames of a video."""
+        return self.backbone.encoder.count(media) * media.num_frames
 
     @property
     def end_of_turn(self) -> list[int]:
-        """What ends an answer."""
-        found = self.backbone.tokenizer.eos_token_id
-        return [] if found is None else [int(found)]
+        """The token that ends an answer, if the tokenizer has one."""
+        end = self.backbone.tokenizer.eos_token_id
+        return [] if end is None else [int(end)]
 
-    def word_id(self, word: str) -> int:
-        """Token id of an answer word."""
-        found = self.backbone.tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(found) != 1:
-            raise ConfigError(f"the tokenizer splits the answer word {word!r} into {len(found)} tokens; choose another")
-        return int(found[0])
+    def word_ids(self, word: Word) -> list[int]:
+        """Token ids of a word's spellings that are single tokens.
+
+        Raises:
+            ConfigError: none of them is.
+        """
+        spellings = (word,) if isinstance(word, str) else word
+        ids = [self.backbone.tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
+        single = list(dict.fromkeys(int(i[0]) for i in ids if len(i) == 1))
+        if not single:
+            shown = " or ".join(map(repr, spellings))
+            raise ConfigError(f"the tokenizer has no single token for the answer word {shown}; choose another word")
+        return single
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.autocast is None:
@@ -221,123 +247,120 @@ class Engine:
     ) -> list[Tensor]:
         """States at the last token of each dialog and its tail, (1, D) each.
 
-        With `every`, from the token before the tail on, (1 + len(tail), D): the states that its tokens are read from,
-        and the last. Where nothing wants a gradient, a long list is read in portions, in passes that fit the memory.
+        With `every`, states from the token before the tail on, (1 + len(tail), D): those that the tail's tokens are
+        predicted from, and the last one. If nothing wants a gradient, a long list is processed in portions.
         """
         self.work = Work()
-        self._eyes.begin()
+        self._vision.begin_call()
         ends = tails if tails is not None else [()] * len(dialogs)
         if self.lockstep or self._wants_gradient(dialogs):
-            return self._together(dialogs, ends, every)
-        found: dict[int, Tensor] = {}
+            return self._all_states(dialogs, ends, every)
+        states: dict[int, Tensor] = {}
         with torch.no_grad():
-            for p in portions(dialogs, self.portion, self._image_tokens, PORTION_IMAGE_TOKENS):
-                self._eyes.later = p.later
-                states = self._together([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
-                found.update(zip(p.rows, states, strict=True))
-        return [found[i] for i in range(len(dialogs))]
+            for p in portions(dialogs, self.portion, self.num_image_tokens, PORTION_IMAGE_TOKENS):
+                self._vision.needed_later = p.needed_later
+                part = self._all_states([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
+                states.update(zip(p.rows, part, strict=True))
+        return [states[i] for i in range(len(dialogs))]
 
     def _wants_gradient(self, dialogs: Sequence[Dialog]) -> bool:
-        """Is there anything to differentiate by, a weight or a picture? (A frozen judge is often asked without.)"""
+        """Whether gradients are on and a weight or a picture requires one."""
         if not torch.is_grad_enabled():
             return False
         pictures = (p.frames for d in dialogs for p in d if isinstance(p, Media))
         return any(x.requires_grad for x in itertools.chain(self.backbone.module.parameters(), pictures))
 
-    def _image_tokens(self, media: Media) -> int:
-        return self.backbone.encoder.count(media) * media.num_frames
+    def _all_states(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool) -> list[Tensor]:
+        """The states of `_hidden` for dialogs that are in memory at once."""
+        sequences, image_tokens = self._encode(dialogs, tails, every)
+        earliest: dict[Key, Sequenced] = {}  # equal dialogs are computed once, from the earliest start that is wanted
+        for s in sequences:
+            if s.key not in earliest or s.start < earliest[s.key].start:
+                earliest[s.key] = s
+        todo = sorted(earliest.values(), key=lambda s: s.key)
+        states = self._all_passes(todo, lambda part: self._packed_pass(part, image_tokens))
+        by_key = {s.key: (s.start, own) for s, own in zip(todo, states, strict=True)}
+        return [own[s.start - first :] for s in sequences for first, own in [by_key[s.key]]]
 
-    def _together(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool) -> list[Tensor]:
-        """Those states, of dialogs whose pictures and tokens are held at once."""
-        asked, seen = self._look(dialogs, tails, every)
-        earliest: dict[Key, Asked] = {}  # alike dialogs are read once, from where any of them wants it
-        for a in asked:
-            if a.key not in earliest or a.start < earliest[a.key].start:
-                earliest[a.key] = a
-        todo = sorted(earliest.values(), key=lambda a: a.key)
-        states = self._all_passes(todo, lambda part: self._read(part, seen))
-        found = {a.key: (a.start, own) for a, own in zip(todo, states, strict=True)}
-        return [own[a.start - first :] for a in asked for first, own in [found[a.key]]]
-
-    def _look(
+    def _encode(
         self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool
-    ) -> tuple[list[Asked], Tensor | None]:
+    ) -> tuple[list[Sequenced], Tensor | None]:
         """Dialogs as token sequences, and the tokens of their distinct pictures, (P, D); None without pictures."""
-        plain = [self.backbone.encoder.chat([("user", d)]) for d in dialogs]
+        plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
         whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
-        shown = distinct(whole)
-        seen = self._eyes.table(shown)
-        self.work.images = self._eyes.looked
-        asked = []
+        distinct = distinct_frames(whole)
+        image_tokens = self._vision.table(distinct)
+        self.work.images = self._vision.num_encoded
+        sequences = []
         for before, encoded in zip(plain, whole, strict=True):
             start = len(before.ids) - 1 if every else len(encoded.ids) - 1
-            asked.append(Asked(_key(encoded, self.backbone.image_token_id, shown.first_row), encoded, start))
-        return asked, seen
+            key = _key(encoded, self.backbone.image_token_id, distinct.first_row)
+            sequences.append(Sequenced(key, encoded, start))
+        return sequences, image_tokens
 
-    def _all_passes(self, todo: Sequence[Asked], read: Read) -> list[Tensor]:
-        """Read all sequences in as many passes as the budget asks for."""
-        limit = self._room.units("language", self.budget, lambda: _probe(todo, read, self.work), self.backbone.device)
+    def _all_passes(self, todo: Sequence[Sequenced], run: PackedPass) -> list[Tensor]:
+        """Compute all sequences, in as many passes as the budget needs."""
+        limit = self._memory.units("language", self.budget, lambda: self._trial(todo, run), self.backbone.device)
         parts: list[Tensor] = []
-        planned = batches([a.key for a in todo], limit)
-        # everyone says how many passes it makes before the first of them
-        passes = max_over_processes(len(planned)) if self.lockstep else len(planned)
+        planned = batches([s.key for s in todo], limit)
+        # all_reduce before the first pass: afterwards the processes are in the middle of different passes
+        passes = all_reduce_max(len(planned)) if self.lockstep else len(planned)
         for b in planned:
-            parts += self._halving(todo[b.start : b.stop], read, limit)
+            parts += self._pass_or_halves(todo[b.start : b.stop], run, limit)
         for _ in range(len(planned), passes):
-            parts[0] = parts[0] + 0 * read(todo[:1])[0].sum()
+            parts[0] = parts[0] + 0 * run(todo[:1])[0].sum()
         return parts
 
-    def _halving(self, todo: Sequence[Asked], read: Read, limit: int) -> list[Tensor]:
-        """One pass, or passes of half the size where it does not fit in memory, from then on."""
+    def _trial(self, todo: Sequence[Sequenced], run: PackedPass) -> TrialPass | None:
+        """A small pass to measure memory on, and its tokens; None where the whole list is not much longer."""
+        keys = [s.key for s in todo]
+        if len(batches(keys, 4 * TRIAL_TOKENS)) == 1:
+            return None
+        b = batches(keys, TRIAL_TOKENS)[0]
+
+        def trial() -> None:
+            before = replace(self.work)
+            run(todo[b.start : b.stop])
+            self.work.tokens, self.work.forwards = before.tokens, before.forwards
+
+        return trial, build_tree(keys[b.start : b.stop]).num_tokens
+
+    def _pass_or_halves(self, todo: Sequence[Sequenced], run: PackedPass, limit: int) -> list[Tensor]:
+        """One pass; where it does not fit in memory, passes of half the size, from then on."""
         try:
-            return read(todo)
+            return run(todo)
         except RuntimeError as error:
             if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
                 raise
         self.budget = limit // 2
-        parts = [todo[b.start : b.stop] for b in batches([a.key for a in todo], self.budget)]
-        if len(parts) == 1:  # a prefix as long as that is read twice then
+        parts = [todo[b.start : b.stop] for b in batches([s.key for s in todo], self.budget)]
+        if len(parts) == 1:  # a prefix as long as the budget: halve the list and compute the prefix twice
             parts = [todo[: len(todo) // 2], todo[len(todo) // 2 :]]
-        return [t for part in parts for t in self._halving(part, read, self.budget)]
+        return [t for part in parts for t in self._pass_or_halves(part, run, self.budget)]
 
-    def _read(self, todo: Sequence[Asked], seen: Tensor | None) -> list[Tensor]:
+    def _packed_pass(self, todo: Sequence[Sequenced], image_tokens: Tensor | None) -> list[Tensor]:
         """Hidden states of sorted sequences, each from its start on, from one packed pass."""
-        keys, device = [a.key for a in todo], self.backbone.device
-        tree = grow(keys)
+        keys, device = [s.key for s in todo], self.backbone.device
+        tree = build_tree(keys)
         packed = lay_out(tree, device)
         members = sorted({member for member, _ in packed.token_of})
-        rows_of = dict(zip(members, itertools.accumulate((len(keys[m]) for m in members), initial=0), strict=False))
-        at = torch.tensor([rows_of[member] + place for member, place in packed.token_of])
+        first_row = dict(zip(members, itertools.accumulate((len(keys[m]) for m in members), initial=0), strict=False))
+        at = torch.tensor([first_row[member] + place for member, place in packed.token_of])
         tokens = torch.tensor([t for m in members for t in keys[m]])[at].to(device)
         positions = torch.cat([self.backbone.positions(todo[m].encoded) for m in members], 1)[:, at].to(device)
-        places = [p for i, a in enumerate(todo) for p in packed.places(tree, i, a.start)]
-        ends = torch.tensor(places, device=device)
+        wanted = [p for i, s in enumerate(todo) for p in packed.places(tree, i, s.start)]
         self.work.tokens += len(tokens)
         self.work.forwards += 1
         rows = -1 - tokens[tokens < 0]
-        pictures = None if seen is None or len(rows) == 0 else seen[rows]
-        hidden = self.backbone.read(tokens.clamp(min=-1), pictures, positions, packed, ends)
-        return list(torch.split(hidden, [len(a.key) - a.start for a in todo]))
+        shown = None if image_tokens is None or len(rows) == 0 else image_tokens[rows]
+        ids, places = tokens.clamp(min=-1), torch.tensor(wanted, device=device)
+        hidden = self.backbone.hidden_states(ids, shown, positions, packed, places)
+        return list(torch.split(hidden, [len(s.key) - s.start for s in todo]))
 
 
 def _with_tail(encoded: Encoded, tail: Sequence[int]) -> Encoded:
-    """The dialog with what the assistant has written already."""
+    """The dialog, followed by what the assistant has written."""
     return replace(encoded, ids=(*encoded.ids, *tail), answers=(*encoded.answers, *[True] * len(tail)))
-
-
-def _probe(todo: Sequence[Asked], read: Read, work: Work) -> Probe | None:
-    """A pass small enough to be thrown away, and its tokens; None where the whole list is not much longer."""
-    keys = [a.key for a in todo]
-    if len(batches(keys, 4 * PROBE_TOKENS)) == 1:
-        return None
-    b = batches(keys, PROBE_TOKENS)[0]
-
-    def run() -> None:
-        before = replace(work)
-        read(todo[b.start : b.stop])
-        work.tokens, work.forwards = before.tokens, before.forwards
-
-    return run, grow(keys[b.start : b.stop]).num_tokens
 
 
 def _key(encoded: Encoded, image_token: int, first_row: dict[tuple[str, int], int]) -> Key:

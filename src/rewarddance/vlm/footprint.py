@@ -1,4 +1,4 @@
-"""What a model holds and what a training pass keeps, found by running it on the meta device: shapes without numbers."""
+"""Memory of a model and of a training pass, counted by running the pass on the meta device (shapes without numbers)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.attention import attach, lay_out
 from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
-from rewarddance.vlm.plan import Key, grow
+from rewarddance.vlm.plan import Key, build_tree
 from rewarddance.vlm.qwen import CLASSES
 
 
 def empty_model(config: PreTrainedConfig) -> Any:
-    """The model of a configuration on the meta device, in training mode; takes no memory.
+    """The model of a configuration on the meta device, in training mode. It takes no memory.
 
     Raises:
-        ConfigError: an architecture that we do not know.
+        ConfigError: an unknown architecture.
     """
     known: dict[str, Any] = {"internvl": InternVLForConditionalGeneration, **CLASSES}
     if config.model_type not in known:
@@ -35,8 +35,10 @@ class Parts:
     """Numbers of parameters.
 
     Attributes:
-        vision: without what projects into the language model; block: of the largest layer of either tower; root: of
-        all that is in no layer.
+        vision: the vision tower without the projector.
+        block: the largest layer of either tower.
+        root: everything outside layers.
+        matrices: matrices in layers; autocast copies them.
     """
 
     total: int
@@ -44,7 +46,6 @@ class Parts:
     block: int
     root: int
     matrices: int
-    """In layers' matrices, of which autocast makes copies."""
 
 
 def parts_of(model: Any) -> Parts:
@@ -66,9 +67,11 @@ class Pass:
     """One training pass: some records of one prompt each.
 
     Attributes:
-        records: prompts; pictures: of each, all compared with each other in both orders; text: tokens of instruction,
-        prompt and question; tiles: parts that InternVL sees of a picture beside the whole; side: of a square picture in
-        pixels, where models take pictures of any size (within the bounds of their processors).
+        records: number of prompts.
+        pictures: pictures of each prompt; all are compared with each other in both orders.
+        text: tokens of instruction, prompt and question.
+        tiles: parts of a picture that InternVL sees beside the whole.
+        side: side of a square picture in pixels, for models that take pictures of any size.
     """
 
     records: int
@@ -78,14 +81,14 @@ class Pass:
     side: int = 448
 
     def keys(self, image_tokens: int) -> list[Key]:
-        """Sequences as the engine sees them, pictures as negative numbers."""
-        found = []
+        """Sequences as the engine plans them, with pictures as negative numbers."""
+        keys = []
         for r in range(self.records):
             head = (*range(self.text // 2), 10_000 + r, *range(20_000, 20_000 + self.text // 3))
             tail = tuple(range(30_000, 30_000 + self.text - len(head)))
             shown = [tuple(range(-(i + 1) * 4096, -(i + 1) * 4096 + image_tokens)) for i in range(self.pictures)]
-            found += [(*head, *a, 40_000, *b, *tail) for a in shown for b in shown if a is not b]
-        return sorted(found)
+            keys += [(*head, *a, 40_000, *b, *tail) for a in shown for b in shown if a is not b]
+        return sorted(keys)
 
     @property
     def questions(self) -> int:
@@ -96,10 +99,10 @@ class Pass:
         return self.records * self.pictures
 
     def squares(self, config: PreTrainedConfig) -> tuple[int, int]:
-        """How many squares a picture is seen in, and image tokens of all of them.
+        """Number of squares that a picture is cut into, and image tokens of all of them.
 
         Raises:
-            ConfigError: tiles, of a model that sees pictures whole.
+            ConfigError: `tiles` above 1 for a model that sees pictures whole.
         """
         if config.model_type == "internvl":
             num = self.tiles + 1 if self.tiles > 1 else 1
@@ -112,11 +115,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that the backward pass needs.
+    """Bytes that autograd keeps for the backward pass.
 
     Attributes:
-        language, vision: of all layers; language_inputs, vision_inputs: of layers' inputs alone, which is what gradient
-        checkpointing keeps; layers: of both towers; logits: at the answer positions; tokens: of the packed pass.
+        language, vision: in all layers of a tower.
+        language_inputs, vision_inputs: the layers' inputs alone, which gradient checkpointing keeps.
+        language_layers, vision_layers: numbers of layers.
+        logits: at the answer positions.
+        tokens: number of tokens in the packed pass.
     """
 
     language: int
@@ -132,14 +138,14 @@ class Kept:
 def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
     """Run one pass on the meta device and count what autograd keeps.
 
-    Vision is counted for InternVL; a Qwen tower's pass depends on numbers, so its share is estimated from the number of
-    patches, with the constant of the language model's layers.
+    For InternVL the vision tower is counted too. The pass of a Qwen tower depends on values, which the meta device does
+    not have, so it is estimated from the number of patches, with the bytes a token and channel of the language model.
     """
     config = model.config
     _, image_tokens = work.squares(config)
     attach(model.model.language_model)
     model.to(dtype)
-    tree = grow(work.keys(image_tokens))
+    tree = build_tree(work.keys(image_tokens))
     packed = lay_out(tree, torch.device("cpu"))
     num, width = len(packed.token_of), config.text_config.hidden_size
     own = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -183,7 +189,7 @@ def _vision(model: Any, work: Pass, dtype: torch.dtype, own: set[int], share: fl
 
 
 class _Counting:
-    """Counts the storages that autograd saves, each once, but for the model's own."""
+    """Counts the bytes of the storages that autograd saves, each once, without the model's weights."""
 
     def __init__(self, own: set[int]) -> None:
         self.own, self.bytes = own, 0
@@ -193,7 +199,7 @@ class _Counting:
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.held and storage._cdata not in self.own:
-            self.held[storage._cdata] = storage  # held, so that no address is used twice
+            self.held[storage._cdata] = storage  # kept alive, so that no address is reused
             self.bytes += storage.nbytes()
         return tensor
 

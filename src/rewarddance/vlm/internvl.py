@@ -19,7 +19,7 @@ from rewarddance.vlm.preprocess import Preprocessor
 
 @dataclass
 class InternVLBackbone(Backbone):
-    """InternVL: a picture is one square of a fixed number of tokens, or several where tiling is on."""
+    """InternVL: a picture is one square with a fixed number of tokens, or several squares with tiling."""
 
     prepare: Preprocessor
 
@@ -32,7 +32,7 @@ class InternVLBackbone(Backbone):
         """
         folder = Path(folder)
         config = open_config(folder, ("internvl",))
-        model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
         side = config.vision_config.image_size[0]
         return cls(model, AutoTokenizer.from_pretrained(folder), Preprocessor.load(folder, side))
 
@@ -47,26 +47,26 @@ class InternVLBackbone(Backbone):
     def tile(self, most: int) -> None:
         self.prepare = replace(self.prepare, tiles=most)
 
-    def see(self, frames: Sequence[Frame]) -> Tensor:
+    def image_tokens(self, frames: Sequence[Frame]) -> Tensor:
         pixels = self._pixels(frames)
-        seen: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        return seen.flatten(0, 1)
+        tokens: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        return tokens.flatten(0, 1)
 
-    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+    def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
         frames = [f for e in encoded for f in e.images]
         return {"pixel_values": self._pixels(frames).to(self.model.dtype)} if frames else {}
 
     def _pixels(self, frames: Sequence[Frame]) -> Tensor:
-        """Squares of all frames in their order; frames of one size are prepared together."""
+        """Squares of all frames, in their order. Frames of one size are prepared together."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, (media, _) in enumerate(frames):
             by_size.setdefault(media.size, []).append(i)
-        found: list[Tensor] = [torch.empty(0)] * len(frames)
+        squares_of: list[Tensor] = [torch.empty(0)] * len(frames)
         for rows in by_size.values():
             stacked = torch.stack([frames[i][0].frames[frames[i][1]].to(self.device) for i in rows])
             for i, squares in zip(rows, self.prepare.squares(stacked, frames[rows[0]][0].origin), strict=True):
-                found[i] = squares
-        return torch.cat(found)
+                squares_of[i] = squares
+        return torch.cat(squares_of)
 
     def positions(self, encoded: Encoded) -> Tensor:
         return torch.arange(len(encoded.ids))[None]

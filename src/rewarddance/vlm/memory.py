@@ -1,4 +1,4 @@
-"""How much memory a pass takes and how much there is: measured, not guessed."""
+"""How much memory a pass takes and how much is free, both measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of all storages that operations inside made and that are alive, and the most that ever were."""
+    """Counts the bytes of all storages that operations in this context made and that are still alive, and their
+    peak.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -24,17 +26,17 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, Any] = {}
 
     def note(self, tensor: Tensor) -> None:
-        """Count a tensor that was made before."""
+        """Count the storage of a tensor."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             self.now -= size
             del self._known[key]
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
 
@@ -47,7 +49,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that `run` held beyond what was held before."""
+    """The most memory that `run` takes beyond what is allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -60,7 +62,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be had: on a GPU what the driver has left and what torch keeps unused, else main memory."""
+    """Free memory: on a GPU what the driver has left and what torch holds unused, else main memory."""
     if device.type == "cuda":
         unused: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         left: int = torch.cuda.mem_get_info(device)[0]
@@ -72,35 +74,37 @@ def free_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-Probe = tuple[Callable[[], Any], int]
-"""A small pass that can be thrown away, and its units."""
+TrialPass = tuple[Callable[[], Any], int]
+"""A small pass whose result is not used, and its units (tokens)."""
 
 
 @dataclass
-class Room:
-    """How much a pass may take on at once.
+class MemoryBudget:
+    """How many units (tokens) one pass may process.
 
     Args:
-        share: of the free memory, for one pass without gradients; measured: False trusts the caller's limits.
+        share: share of the free memory for one pass without gradients.
+        measured: False trusts the caller's limits.
     """
 
     share: float
     measured: bool = True
     _bytes: dict[str, float] = field(default_factory=dict, repr=False)
 
-    def units(self, what: str, most: int, probe: Callable[[], Probe | None], device: torch.device) -> int:
-        """`most`, or fewer where a pass of so many would not fit.
+    def units(self, kind: str, most: int, trial: Callable[[], TrialPass | None], device: torch.device) -> int:
+        """`most`, or fewer where a pass with `most` units would not fit.
 
-        What a unit takes is measured once, on the pass that `probe` gives; until then, and where gradients are kept
-        from pass to pass, `most` stands.
+        Bytes a unit are measured once for each kind of pass, on the pass that `trial` returns. Without one, and where
+        passes keep gradients, it is `most`.
         """
         if not self.measured or torch.is_grad_enabled():
             return most
-        if what not in self._bytes:
-            sample = probe()
-            if sample is None:
+        if kind not in self._bytes:
+            trial_pass = trial()
+            if trial_pass is None:
                 return most
+            run, num_units = trial_pass
             if torch.is_autocast_enabled(device.type):
-                sample[0]()  # keeps copies of trained weights, which later passes share
-            self._bytes[what] = max(1.0, peak_bytes(sample[0], device) / sample[1])
-        return max(1, min(most, int(self.share * free_bytes(device) / self._bytes[what])))
+                run()  # autocast keeps copies of trained weights from the first pass on; they do not count
+            self._bytes[kind] = max(1.0, peak_bytes(run, device) / num_units)
+        return max(1, min(most, int(self.share * free_bytes(device) / self._bytes[kind])))

@@ -23,8 +23,9 @@ class PatchPreprocessor:
     """Resize to a multiple of patch * merge pixels near the picture's own size, normalise, cut into patches.
 
     Attributes:
-        patch: pixels a side; merge: patches a side that become one token; temporal: frames in a patch (a picture is
-            repeated).
+        patch: side of a patch in pixels.
+        merge: merge x merge patches become one token.
+        temporal: frames in a patch; a picture is repeated.
         min_pixels, max_pixels: bounds of height times width.
     """
 
@@ -38,21 +39,21 @@ class PatchPreprocessor:
 
     @classmethod
     def load(cls, folder: Path, patch: int, merge: int, temporal: int) -> PatchPreprocessor:
-        """From the processor's file (both its old and its new names of the bounds).
+        """From the processor's settings, with the old or the new names of the bounds.
 
         Raises:
-            ConfigError: the folder says nothing of its pictures.
+            ConfigError: the folder has no settings.
         """
-        found = processor_settings(folder)
-        size = found.get("size") or {}
+        settings = processor_settings(folder)
+        size = settings.get("size") or {}
         return cls(
             patch,
             merge,
             temporal,
-            int(size.get("shortest_edge") or found.get("min_pixels") or cls.min_pixels),
-            int(size.get("longest_edge") or found.get("max_pixels") or cls.max_pixels),
-            tuple(found.get("image_mean", CLIP_MEAN)),
-            tuple(found.get("image_std", CLIP_STD)),
+            int(size.get("shortest_edge") or settings.get("min_pixels") or cls.min_pixels),
+            int(size.get("longest_edge") or settings.get("max_pixels") or cls.max_pixels),
+            tuple(settings.get("image_mean", CLIP_MEAN)),
+            tuple(settings.get("image_std", CLIP_STD)),
         )
 
     def save(self, folder: Path) -> None:
@@ -73,7 +74,7 @@ class PatchPreprocessor:
         (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     def size(self, height: int, width: int, origin: str | None = None) -> tuple[int, int]:
-        """Pixels after resizing: multiples of patch * merge within the bounds, nearly the same shape.
+        """(height, width) after resizing: multiples of patch * merge within the bounds, with nearly the same shape.
 
         Raises:
             InputError: over 200 times longer than wide.
@@ -98,7 +99,7 @@ class PatchPreprocessor:
         return h // self.patch, w // self.patch
 
     def __call__(self, pixels: Tensor, origin: str | None = None) -> Tensor:
-        """(3, H, W) in [0, 1] to (patches, 3 * temporal * patch * patch), the patches of a token side by side."""
+        """(3, H, W) in [0, 1] to (patches, 3 * temporal * patch * patch). The patches of a token stand side by side."""
         height, width = self.size(pixels.shape[-2], pixels.shape[-1], origin)
         x = resized(pixels.float()[None], height, width)
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))

@@ -43,13 +43,6 @@ class Tree:
     def num_tokens(self) -> int:
         return sum(n.length for n in self.nodes)
 
-    def path(self, node: int) -> list[int]:
-        """Ancestors of a node, the root first, itself not among them."""
-        found = []
-        while (node := self.nodes[node].parent) >= 0:
-            found.append(node)
-        return found[::-1]
-
 
 def common_prefix(a: Key, b: Key) -> int:
     """Length of the longest common prefix.
@@ -67,10 +60,10 @@ def common_prefix(a: Key, b: Key) -> int:
     return low
 
 
-def grow(keys: Sequence[Key]) -> Tree:
-    """The smallest tree of distinct sequences in ascending order.
+def build_tree(keys: Sequence[Key]) -> Tree:
+    """The smallest tree of sequences, which must be distinct and sorted.
 
-    >>> grow([(1, 2, 3, 4), (1, 2, 3, 5), (9, 9)]).nodes
+    >>> build_tree([(1, 2, 3, 4), (1, 2, 3, 5), (9, 9)]).nodes
     (Node(parent=-1, start=0, stop=3, member=0), Node(parent=0, start=3, stop=4, member=0), \
 Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, member=2))
     """
@@ -84,7 +77,7 @@ Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, memb
         nodes.append(Node(parent, start, stop, member))
         return len(nodes) - 1
 
-    waiting = [(0, len(keys), 0, -1)]  # (first, last + 1, tokens that are placed already, node that they end with)
+    waiting = [(0, len(keys), 0, -1)]  # (first, last + 1, number of tokens already in nodes, the node they end with)
     while waiting:
         first, stop, depth, parent = waiting.pop()
         if stop - first == 1:
@@ -99,45 +92,45 @@ Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, memb
 
 
 def batches(keys: Sequence[Key], budget: int) -> list[range]:
-    """Neighbours in a sorted list whose trees hold at most `budget` tokens.
+    """Cut a sorted list into ranges whose trees hold at most `budget` tokens.
 
-    One sequence at least, and what branches from it while that is less than half of it: or a prefix as long as the
-    budget would be read again for every question behind it.
+    A range holds one sequence at least, and its branches as long as they are shorter than half of it. Otherwise a
+    prefix as long as the budget would be computed again for every question behind it.
     """
-    found: list[range] = []
+    ranges: list[range] = []
     first = tokens = 0
     for i, key in enumerate(keys):
         more = len(key) - (common_prefix(keys[i - 1], key) if i > first else 0)
         if i > first and tokens + more > max(budget, len(keys[first]) * 3 // 2):
-            found.append(range(first, i))
+            ranges.append(range(first, i))
             first, more, tokens = i, len(key), 0
         tokens += more
-    return [*found, range(first, len(keys))]
+    return [*ranges, range(first, len(keys))]
 
 
 def shares(sizes: Sequence[int], budget: int, most: int) -> list[range]:
-    """Neighbours of at most `budget` together and at most `most` in number (one at least).
+    """Cut a list into ranges of at most `most` items whose sizes add up to at most `budget` (one item at least).
 
     >>> shares([4, 4, 4, 20, 1, 1, 1], 8, 2)
     [range(0, 2), range(2, 3), range(3, 4), range(4, 6), range(6, 7)]
     """
-    found: list[range] = []
+    ranges: list[range] = []
     first = total = 0
     for i, size in enumerate(sizes):
         if i > first and (total + size > budget or i - first == most):
-            found.append(range(first, i))
+            ranges.append(range(first, i))
             first, total = i, 0
         total += size
-    return [*found, range(first, len(sizes))]
+    return [*ranges, range(first, len(sizes))]
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Nodes that attention treats alike: `rows` families of `siblings` nodes of at most `length` tokens each.
+    """Nodes that attention processes together: families of `siblings` nodes with at most `length` tokens each.
 
     Attributes:
-        nodes: rows * siblings of them, family by family.
-        parents: the node that each family descends from, -1 for none.
+        nodes: indices of the nodes, family by family.
+        parents: the parent node of each family, -1 for none.
     """
 
     siblings: int
@@ -148,23 +141,24 @@ class Bucket:
 
 MAX_SIBLINGS = 32
 FEW = 12
-"""Up to this many different lengths are kept apart; of more, those between two multiples of `STEP` go together."""
+"""Up to this many different lengths have buckets of their own. If there are more, lengths are rounded up to multiples
+of `STEP`."""
 STEP = 8
 
 
 def bucketed(tree: Tree) -> list[Bucket]:
-    """Nodes by family size and length, which is rounded up where there are many; parents need not come first."""
+    """Nodes by family size and rounded length. A parent's bucket may come after its children's."""
     step = 1 if len({n.length for n in tree.nodes}) <= FEW else STEP
     families: dict[tuple[int, int], list[int]] = {}
     for i, n in enumerate(tree.nodes):
         families.setdefault((n.parent, -(-n.length // step) * step), []).append(i)
-    found: dict[tuple[int, int, bool], list[tuple[int, list[int]]]] = {}
+    buckets: dict[tuple[int, int, bool], list[tuple[int, list[int]]]] = {}
     for (parent, length), members in families.items():
         for part in _parts(members):
-            found.setdefault((len(part), length, parent >= 0), []).append((parent, part))
+            buckets.setdefault((len(part), length, parent >= 0), []).append((parent, part))
     return [
         Bucket(m, length, tuple(itertools.chain.from_iterable(part for _, part in rows)), tuple(p for p, _ in rows))
-        for (m, length, _), rows in sorted(found.items())
+        for (m, length, _), rows in sorted(buckets.items())
     ]
 
 

@@ -1,4 +1,4 @@
-"""Long lists of dialogs in portions, so that memory holds the pictures and tokens of one portion, not of all."""
+"""Long lists of dialogs in portions, so that only the pictures and tokens of one portion are in memory."""
 
 from __future__ import annotations
 
@@ -11,45 +11,48 @@ from rewarddance.core.media import Dialog, Media
 
 @dataclass(frozen=True)
 class Portion:
-    """Dialogs that are asked together.
+    """Dialogs that are processed together.
 
     Attributes:
-        rows: which of the list; later: keys of pictures, shown by now, that a later portion shows too; of more than
-        there is room for, those that are done with first. The others are looked at again.
+        rows: indices into the list.
+        needed_later: keys of pictures, shown so far, whose tokens are kept because a later portion shows them too. If
+            they do not all fit, those are kept that are needed for the last time soonest; the others are encoded again.
     """
 
     rows: list[int]
-    later: frozenset[str]
+    needed_later: frozenset[str]
 
 
 def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int], room: int) -> Iterator[Portion]:
-    """Neighbours of a list in which dialogs that begin alike stand together: `most` of them, or fewer.
+    """Cut a list into portions of at most `most` dialogs. Dialogs that begin alike stand together.
 
     Args:
-        tokens: how many a picture takes (all frames of a video); room: for the tokens of a portion's pictures, of which
-            there may be more only where a single dialog shows more; and as many again that are kept for later.
+        tokens: number of image tokens of a picture (of all frames of a video).
+        room: image tokens of a portion at most (a single dialog may show more), and as many again kept for later.
     """
-    begin_alike = sorted(range(len(dialogs)), key=lambda i: [p if isinstance(p, str) else p.key for p in dialogs[i]])
+    order = sorted(range(len(dialogs)), key=lambda i: [p.key if isinstance(p, Media) else str(p) for p in dialogs[i]])
+    pictures = [{p.key: tokens(p) for p in d if isinstance(p, Media)} for d in dialogs]
     cuts, shown, taken = [0], set[str](), 0
-    last: dict[str, int] = {}  # the last portion that shows a picture
-    for place, i in enumerate(begin_alike):
-        new = {p.key: tokens(p) for p in dialogs[i] if not isinstance(p, str) and p.key not in shown}
+    last_portion: dict[str, int] = {}
+    for place, i in enumerate(order):
+        new = {k: n for k, n in pictures[i].items() if k not in shown}
         if place > cuts[-1] and (place - cuts[-1] == most or taken + sum(new.values()) > room):
             cuts.append(place)
-            new = {p.key: tokens(p) for p in dialogs[i] if not isinstance(p, str)}
-            shown, taken = set(), 0
+            new, shown, taken = pictures[i], set(), 0
         shown |= new.keys()
         taken += sum(new.values())
-        last.update({p.key: len(cuts) - 1 for p in dialogs[i] if not isinstance(p, str)})
+        last_portion.update(dict.fromkeys(pictures[i], len(cuts) - 1))
     held = dict[str, int]()
     for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(dialogs)], strict=True)):
-        rows = begin_alike[start:stop]
-        held |= {p.key: tokens(p) for i in rows for p in dialogs[i] if not isinstance(p, str)}
-        held = _fitting({k: held[k] for k in sorted(held, key=last.__getitem__) if last[k] > number}, room)
+        rows = order[start:stop]
+        for i in rows:
+            held |= pictures[i]
+        later = {k: held[k] for k in sorted(held, key=last_portion.__getitem__) if last_portion[k] > number}
+        held = _first_that_fit(later, room)
         yield Portion(rows, frozenset(held))
 
 
-def _fitting(sizes: dict[str, int], room: int) -> dict[str, int]:
-    """The first ones that fit together."""
+def _first_that_fit(sizes: dict[str, int], room: int) -> dict[str, int]:
+    """The first entries whose sizes fit together."""
     sums = itertools.accumulate(sizes.values())
     return {k: n for (k, n), total in zip(sizes.items(), sums, strict=True) if total <= room}

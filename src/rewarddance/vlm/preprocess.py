@@ -21,22 +21,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
-    """How a checkpoint's image processor was set: `preprocessor_config.json`, or the part of `processor_config.json`.
+    """Settings of a checkpoint's image processor: `preprocessor_config.json`, or a part of `processor_config.json`.
 
-    transformers has written the one or the other, by version. Without either nobody knows how pictures were
-    normalised, and every answer would be a little wrong.
+    transformers writes the one or the other, depending on its version. Without them it is unknown how pictures were
+    normalised, and every answer would be slightly wrong.
 
     Raises:
         ConfigError: neither is there.
     """
     single, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
     if single.is_file():
-        found: dict[str, Any] = json.loads(single.read_text())
-        return found
+        settings: dict[str, Any] = json.loads(single.read_text())
+        return settings
     if shared.is_file():
-        found = json.loads(shared.read_text())
-        if isinstance(found.get("image_processor"), dict):
-            return dict(found["image_processor"])
+        settings = json.loads(shared.read_text())
+        if isinstance(settings.get("image_processor"), dict):
+            return dict(settings["image_processor"])
     raise ConfigError(
         f"{folder}: no preprocessor_config.json and no image_processor in processor_config.json; copy the file of the "
         "checkpoint that it was made from"
@@ -46,10 +46,11 @@ def processor_settings(folder: Path) -> dict[str, Any]:
 def resized(frames: Tensor, height: int, width: int) -> Tensor:
     """(F, 3, H, W) in [0, 1] to (F, 3, height, width): bicubic, anti-aliased, differentiable.
 
-    Across, then down, cut to [0, 1] after each, as the processors that checkpoints were trained with do on bytes: what
-    shoots over at a hard edge would else come back in the other pass, by up to 30/255. What is left is their rounding,
-    about 1/255. (Pillow from 13 on goes down first where a picture loses much of its height, which moves single pixels
-    at hard edges by up to 25/255; training was before that.)
+    First the width, then the height, with a clamp to [0, 1] after each, as in the processors that checkpoints were
+    trained with, which work on bytes. Without the clamp an overshoot at a hard edge would return in the second pass, by
+    up to 30/255. The remaining difference is their rounding, about 1/255. (From version 13 Pillow resizes the height
+    first where a picture loses much of it. That moves single pixels at hard edges by up to 25/255; checkpoints were
+    trained before that.)
     """
     for size in ((frames.shape[-2], width), (height, width)):
         if frames.shape[-2:] != size:
@@ -62,7 +63,7 @@ class Preprocessor:
     """Resize to a fixed size (bicubic, anti-aliased) and normalise by channel.
 
     Args:
-        tiles: squares that a picture is cut into at most, beside a small view of the whole; 1 is that view alone.
+        tiles: squares that a picture is cut into at most, beside a small view of the whole; 1 is the view alone.
     """
 
     height: int
@@ -77,18 +78,18 @@ class Preprocessor:
 
     @classmethod
     def load(cls, folder: Path, side: int) -> Preprocessor:
-        """From the processor's file; what it does not say is `side` pixels and ImageNet's statistics.
+        """From the processor's settings. Defaults: `side` pixels and ImageNet's statistics.
 
         Raises:
-            ConfigError: the folder says nothing of its pictures.
+            ConfigError: the folder has no settings.
         """
-        found = processor_settings(folder)
-        size = found.get("size") or {}
+        settings = processor_settings(folder)
+        size = settings.get("size") or {}
         return cls(
             int(size.get("height", side)),
             int(size.get("width", side)),
-            tuple(found.get("image_mean", IMAGENET_MEAN)),
-            tuple(found.get("image_std", IMAGENET_STD)),
+            tuple(settings.get("image_mean", IMAGENET_MEAN)),
+            tuple(settings.get("image_std", IMAGENET_STD)),
         )
 
     def save(self, folder: Path) -> None:
@@ -106,10 +107,10 @@ class Preprocessor:
         (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of squares for a picture of this size: the shape nearest to its own.
+        """(rows, columns) of squares for a picture of this size: the grid with the nearest shape.
 
-        Of grids of one shape the larger is taken where the picture has more than half its pixels (InternVL 1.5,
-        arXiv 2404.16821, dynamic resolution).
+        Of several grids with this shape, the larger one is taken if the picture has more than half its pixels (InternVL
+        1.5, arXiv 2404.16821, dynamic resolution).
 
         >>> Preprocessor(448, 448, tiles=12).grid(900, 1800), Preprocessor(448, 448).grid(900, 1800)
         ((2, 4), (1, 1))
@@ -127,7 +128,9 @@ class Preprocessor:
         return best
 
     def squares(self, frames: Tensor, origin: str | None = None) -> Tensor:
-        """(F, 3, H, W) to (F, squares, 3, height, width): row by row, then the whole where there is more than one."""
+        """(F, 3, H, W) to (F, squares, 3, height, width): row by row, then the view of the whole if there are
+        several.
+        """
         rows, columns = self.grid(*frames.shape[-2:])
         whole = self.frames(frames, origin)
         if rows * columns == 1:
@@ -145,7 +148,7 @@ class Preprocessor:
         return (x - mean) / std
 
     def __call__(self, media: Sequence[Media]) -> Tensor:
-        """First frames of several pictures, (B, 3, height, width); one call where sizes agree."""
+        """First frames of several pictures, (B, 3, height, width)."""
         if len({m.size for m in media}) == 1:
             return self.frames(torch.cat([m.frames[:1] for m in media]), media[0].origin)
         return torch.cat([self.frames(m.frames[:1], m.origin) for m in media])

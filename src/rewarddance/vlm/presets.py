@@ -1,9 +1,8 @@
-"""Public backbones by short names: where they are on the hub, and their shapes, so that memory is known beforehand.
+"""Public backbones by short names: their names on the hub, and their shapes, so that `plan` needs no download.
 
-Shapes of InternVL3.5 are those of its Qwen3 language models and InternViT vision towers; totals agree with the
+The shapes of InternVL3.5 are those of its Qwen3 language models and InternViT vision towers. The totals agree with the
 published model cards (InternVL3.5 1.1B, 2.3B, 4.7B, 8.5B, 15.1B, 38.4B; Qwen2.5-VL 3.8B, 8.3B, 33.5B, 73.4B; Qwen3-VL
-2.1B, 4.4B, 8.8B, 33.4B). None of these checkpoints was ever run here: nothing can be downloaded on the machines this
-was written on.
+2.1B, 4.4B, 8.8B, 33.4B). This project has not been run on any of these checkpoints yet.
 """
 
 from __future__ import annotations
@@ -168,13 +167,13 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 
 
 def fetched(name: str) -> Path:
-    """The local folder of a backbone on the hub, downloaded when it is not in the cache.
+    """The local folder of a backbone on the hub; downloads it when it is not in the cache.
 
     Args:
         name: a key of `HUB`, or `organisation/model`.
 
     Raises:
-        ConfigError: neither in the cache nor to be had.
+        ConfigError: not in the cache, and the download failed.
     """
     repository = HUB.get(name, name)
     try:
@@ -182,11 +181,11 @@ def fetched(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(
-            f"backbone {name!r}: no such folder, and {repository} cannot be had from the hub ({reason}); download it "
-            "elsewhere and name its folder"
+            f"backbone {name!r}: no such folder, and {repository} cannot be downloaded from the hub ({reason}); "
+            "download it elsewhere and name its folder"
         ) from None
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can only be meant for the hub: a short name, or `organisation/model` that is no folder here."""
+    """Whether a name can only be one of the hub: a short name, or `organisation/model` that is not a local folder."""
     return name in HUB or (name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists())

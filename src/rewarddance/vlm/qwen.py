@@ -26,7 +26,7 @@ MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 
 @dataclass
 class QwenBackbone(Backbone):
-    """Qwen-VL. Frames of a video are asked as numbered pictures, as InternVL does."""
+    """Qwen-VL. Frames of a video are shown as numbered pictures, as with InternVL."""
 
     prepare: PatchPreprocessor
     needs_types: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class QwenBackbone(Backbone):
         """
         folder = Path(folder)
         config = open_config(folder, tuple(CLASSES))
-        model = CLASSES[config.model_type].from_pretrained(folder, dtype=dtype).eval()
+        model = CLASSES[config.model_type].from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
         vision = config.vision_config
         prepare = PatchPreprocessor.load(
             folder, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
@@ -54,12 +54,12 @@ class QwenBackbone(Backbone):
         height, width = self.prepare.grid(*media.size, media.origin)
         return height * width // self.prepare.merge**2
 
-    def see(self, frames: Sequence[Frame]) -> Tensor:
+    def image_tokens(self, frames: Sequence[Frame]) -> Tensor:
         out = self.model.model.get_image_features(*self._patches(frames), return_dict=True)
         layers = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
         return torch.cat([torch.cat(list(layer)) for layer in layers], -1)
 
-    def pictures(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
+    def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
         frames = [f for e in encoded for f in e.images]
         if not frames:
             return {}
@@ -72,19 +72,21 @@ class QwenBackbone(Backbone):
         grids = [(1, *self.prepare.grid(*m.size, m.origin)) for m, _ in frames]
         return torch.cat(patches), torch.tensor(grids, device=self.device)
 
-    def extras(self, is_image: Tensor, seen: Tensor | None) -> Mapping[str, Any]:
+    def extra_inputs(self, is_image: Tensor, image_tokens: Tensor | None) -> Mapping[str, Any]:
         width = self.model.config.text_config.hidden_size
         if self.model.config.model_type == "qwen2_5_vl":
-            return super().extras(is_image, seen)
-        # Qwen3-VL takes no dictionary of masks; anything with four axes is passed on as it is, and ours is not read
+            return super().extra_inputs(is_image, image_tokens)
+        # Qwen3-VL takes no dictionary of masks. It passes a tensor with four axes on, and our attention ignores it.
         extra: dict[str, Any] = {"attention_mask": torch.empty(1, 1, 1, 1, device=is_image.device)}
-        if seen is not None and seen.shape[1] > width:
+        if image_tokens is not None and image_tokens.shape[1] > width:
             extra["visual_pos_masks"] = is_image[None]
-            extra["deepstack_visual_embeds"] = list(torch.split(seen[:, width:], width, 1))
+            extra["deepstack_visual_embeds"] = list(torch.split(image_tokens[:, width:], width, 1))
         return extra
 
     def positions(self, encoded: Encoded) -> Tensor:
-        """(3, S): time, row and column; text counts up on all three, a picture spans its grid from where it stands."""
+        """(3, S): time, row and column. Text counts up on all three axes; a picture spans its grid from its place
+        on.
+        """
         grids = iter([self.prepare.grid(*m.size, m.origin) for m, _ in encoded.images])
         parts, now = [], 0
         for is_image, run in itertools.groupby(encoded.ids, lambda token: token == self.image_token_id):

@@ -19,10 +19,10 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def add_lora(
     backbone: Backbone, rank: int, alpha: float, targets: Sequence[str] = TARGETS, dropout: float = 0.0
 ) -> LoraModel:
-    """Make low-rank adapters (Hu et al., arXiv 2106.09685) in the language model's layers all that is trained.
+    """Add low-rank adapters (Hu et al., arXiv 2106.09685) to the language model's layers; only they are trained.
 
-    Adapters are fp32 whatever the weights are. `unload()` of what is returned takes them out of the model; `merged`
-    adds them to its weights.
+    Adapters are fp32, whatever the weights are. `unload()` of the returned model takes them out again; `merged` adds
+    them to the weights.
 
     Raises:
         ConfigError: no layer has one of the names.
@@ -44,10 +44,10 @@ def add_lora(
     return tuner
 
 
-def train_vision(backbone: Backbone) -> None:
-    """Train the vision tower beside adapters, in fp32 as they are: bf16 weights would round small steps away.
+def unfreeze_vision(backbone: Backbone) -> None:
+    """Train the vision tower beside adapters, in fp32, since bf16 weights would round small updates to 0.
 
-    What projects its tokens into the language model computes in fp32 too.
+    The projector into the language model computes in fp32 too.
     """
     for name, part in backbone.model.model.named_children():
         if name != "language_model":
@@ -56,14 +56,14 @@ def train_vision(backbone: Backbone) -> None:
 
 
 def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> tuple[dict[str, Tensor], float]:
-    """Weights by name with adapters added to what they adapt, under the names of a model that never had any.
+    """Weights with the adapters added, under the names of a model without adapters.
 
-    Sums are made in fp32 and rounded once to what the weights are held in.
+    Sums are made in fp32 and rounded once to the type of the weights.
 
     Returns:
-        The weights, and what rounding lost of the change: |rounded - exact| / |exact - before|, over all weights.
+        The weights, and the share of the change that rounding lost: |rounded - exact| / |exact - before|.
     """
-    found = {}
+    weights = {}
     lost = changed = 0.0
     for name, weight in state.items():
         if ".lora_A." in name or ".lora_B." in name:
@@ -76,22 +76,22 @@ def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> tuple[dict[s
             weight = exact.to(weight.dtype)
             lost += float((weight.float() - exact).square().sum())
             changed += float(change.square().sum())
-        found[f"{plain}.{end}" if adapted else name] = weight
-    return found, (lost / changed) ** 0.5 if changed else 0.0
+        weights[f"{plain}.{end}" if adapted else name] = weight
+    return weights, (lost / changed) ** 0.5 if changed else 0.0
 
 
 def set_dropout(backbone: Backbone, share: float) -> None:
-    """Drop this share of attention weights in training, in both towers; not in a vision tower that is frozen."""
+    """Drop this share of attention weights in training, in both towers, but not in a frozen vision tower."""
     layers = backbone.vision_blocks
-    moving = any(p.requires_grad for layer in layers for p in layer.parameters())
-    still = set() if moving else {m for layer in layers for m in layer.modules()}
+    vision_is_trained = any(p.requires_grad for layer in layers for p in layer.parameters())
+    frozen = set() if vision_is_trained else {m for layer in layers for m in layer.modules()}
     for module in backbone.module.modules():
-        found: Any = module
-        if module not in still and isinstance(getattr(module, "attention_dropout", None), float):
-            found.attention_dropout = share
+        layer: Any = module
+        if module not in frozen and isinstance(getattr(module, "attention_dropout", None), float):
+            layer.attention_dropout = share
 
 
 def checkpoint_gradients(backbone: Backbone) -> None:
-    """Keep no activations inside layers; they are computed again in the backward pass."""
+    """Do not keep activations inside layers; the backward pass computes them again."""
     model: Any = backbone.model
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,104 @@
+"""Probes: fixed prompts and noises that are drawn, judged and measured again and again during an alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewarddance.core.loop import Metrics
+from rewarddance.core.media import Media
+from rewarddance.core.monitors import HackingMonitor
+from rewarddance.core.parallel import all_gather_dicts, all_reduce_sum, rank, world_size
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Gold
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.generator.trace import draw
+
+
+def judge_gold(judge: RewardModel, criterion: str) -> Gold:
+    """A second judge's P(better than the start's picture), NaN where it refuses: gold where there is no exact measure.
+
+    It should differ from the judge that trains (other data, another size or family); what fools one need not fool the
+    other then (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
+    """
+
+    def measure(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
+        comparisons = [Comparison(p, x, s, criterion) for p, x, s in zip(prompts, media, start, strict=True)]
+        return [float(v) for v in judge.judge(comparisons).reward.cpu()]
+
+    return measure
+
+
+@dataclass
+class Prober:
+    """Proxy reward against the pictures of the start, and the gold standard, of fixed prompts and noises.
+
+    Each data-parallel process draws a share of the prompts; all processes get all values.
+    """
+
+    generator: Tunable
+    judge: RewardModel
+    prompts: Sequence[str]
+    num_noises: int
+    num_steps: int
+    criterion: str
+    seed: int
+    gold: Gold | None
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        self.monitor = HackingMonitor()
+        self.references: Tensor | None = None
+        """Pictures of the first probe, uint8 (prompts * noises, 3, H, W), those of one prompt together."""
+
+    @torch.no_grad()
+    def probe(self, step: int) -> Metrics:
+        """Draw, judge and measure; a collective. Values that a judge refused are left out and counted."""
+        own = range(len(self.prompts))[rank() :: world_size()]
+        rows = [i * self.num_noises + k for i in own for k in range(self.num_noises)]
+        prompts = [self.prompts[i] for i in own for _ in range(self.num_noises)]
+        pictures = self._draw(prompts, rows)
+        if self.references is None:
+            self.references = self._all_gather(pictures, rows)
+        # each sample is compared with the start's sample of the next noise, so that the start scores about one half
+        start = [Media.from_bytes(self.references[[self._next_noise(i)]]) for i in rows]
+        comparisons = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
+        columns = [self.judge.judge(comparisons).reward.tolist() if prompts else []]
+        if self.gold is not None:
+            columns.append(self.gold(prompts, pictures, start) if prompts else [])
+        entries = all_gather_dicts({row: [c[i] for c in columns] for i, row in enumerate(rows)})
+        table = np.array([entries[row] for row in sorted(entries)], np.float64)
+        return self._metrics(step, table.reshape(len(self.prompts), self.num_noises, len(columns)))
+
+    def _metrics(self, step: int, table: np.ndarray) -> Metrics:
+        """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""
+        refused = np.isnan(table).any((1, 2))
+        counted: Metrics = {"probe/refused": int(refused.sum())} if refused.any() else {}
+        if refused.all():
+            return counted
+        proxy = table[..., 0]
+        if self.gold is None:
+            kept = proxy[~refused]
+            return {"probe/proxy": float(kept.mean()), "probe/proxy_std": float(kept.std())} | counted
+        return self.monitor.add(step, proxy, table[..., 1]) | counted
+
+    def _draw(self, prompts: Sequence[str], rows: Sequence[int]) -> list[Media]:
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "probes"))
+        noise = self.generator.noise(len(self.prompts) * self.num_noises, rng)[list(rows)]
+        return list(draw(self.generator, prompts, noise, self.num_steps, batch=self.batch, title="probes"))
+
+    def _all_gather(self, pictures: Sequence[Media], rows: Sequence[int]) -> Tensor:
+        side = self.generator.side
+        everything = torch.zeros(len(self.prompts) * self.num_noises, 3, side, side, dtype=torch.uint8)
+        if pictures:  # a process may have no prompts
+            everything[list(rows)] = torch.cat([m.to_bytes() for m in pictures])
+        return all_reduce_sum(everything)
+
+    def _next_noise(self, i: int) -> int:
+        row, column = divmod(i, self.num_noises)
+        return row * self.num_noises + (column + 1) % self.num_noises

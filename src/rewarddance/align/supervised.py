@@ -1,0 +1,59 @@
+"""The supervised control: flow matching on the task's captioned pictures, as in pretraining. No judge, no probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.align.run import AlignRun
+from rewarddance.core.averages import WeightedMeans
+from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.parallel import all_reduce_gradients, rank, world_size
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Task
+from rewarddance.generator import flow
+
+
+@dataclass
+class SupervisedRun(AlignRun):
+    """Squared error of the velocity at logit-normal times (Esser et al. 2024), always without guidance."""
+
+    config: AlignConfig
+    generator: Tunable
+    loop: Loop
+    task: Task
+
+    def step(self, index: int) -> Metrics:
+        size = len(range(rank(), self.config.batch_size, world_size()))
+        place = index * world_size() + rank()
+        prompts, pixels = self.task.supervised_batch(self.config.seed, "sft-control", place, size)
+        rng = torch.Generator().manual_seed(seed_of(self.config.seed, "sft-noise", place))
+        device = self.generator.device
+        with torch.no_grad():
+            x = self.generator.encode(pixels.to(device))
+        t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(device)
+        noise = torch.randn(x.shape, generator=rng).to(device)
+        with _without_guidance(self.generator):
+            v = self.generator.velocity(flow.add_noise(x, noise, t), t, self.generator.condition(prompts))
+        loss = F.mse_loss(v, noise - x)
+        (loss * (size / self.config.batch_size)).backward()  # type: ignore[no-untyped-call]
+        all_reduce_gradients(self.loop.parameters.values())
+        means = WeightedMeans()
+        means.add({"loss": loss.item()}, size)
+        return dict(means.all_reduce(("loss",)))
+
+
+@contextmanager
+def _without_guidance(generator: Tunable) -> Iterator[None]:
+    """The data's velocity is noise - x; a guided velocity is a combination of two and must not be regressed on it."""
+    scale, generator.guidance = generator.guidance, 1.0
+    try:
+        yield
+    finally:
+        generator.guidance = scale

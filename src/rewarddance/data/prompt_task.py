@@ -1,0 +1,46 @@
+"""A user's file of prompts as a task. A second judge, where there is one, is the gold standard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.task import Gold, Prompt
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """Implements `core.task.Task`.
+
+    Attributes:
+        training: prompts to train on; probing: prompts for probes, the first of `training` where there are none.
+        gold: measure by a second judge (`align.probes.judge_gold`); None where there is none.
+    """
+
+    training: Sequence[Prompt]
+    probing: Sequence[Prompt] = ()
+    gold: Gold | None = None
+    name: str = "prompts"
+    gold_name: str = "second judge's P(better than the start)"
+    features: str | None = None
+
+    def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        return tuple(self.training[:num_train]), tuple((self.probing or self.training)[:num_probe])
+
+    def benchmark(self) -> tuple[Prompt, ...]:
+        raise ConfigError(
+            "a file of prompts has no benchmark; evaluate with --prompts HELD_OUT.txt, which asks a judge"
+        )
+
+    def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
+        raise ConfigError("algorithm sft: trains on captioned pictures of the embedded world, so it takes no --prompts")
+
+    def check(self, side: int) -> None:
+        """Prompts of one's own suit any generator."""
+
+    def build_preferences(self, folder: Path, seed: int) -> None:
+        raise ConfigError("a file of prompts has no preferences; `rewarddance data import` reads your own")

@@ -1,0 +1,162 @@
+"""A teacher behind any OpenAI-compatible server: vLLM, SGLang, or a hosted one. Needs the extra `teacher` (openai)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.media import Media
+from rewarddance.data.parquet import png_bytes
+from rewarddance.jobs.data.rationales import Told
+from rewarddance.reward.wording import load_wording
+
+_QUESTION = (
+    "{instruction}\nPrompt: {prompt}\nThe first image is the reference, the second one the candidate. Is the candidate "
+    "better than the reference? Answer with one word, yes or no, then say why in one sentence that calls the images "
+    "the candidate and the reference."
+)
+_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(
+    r"^\W*(yes|no)\b(?=\W*\Z|\s*[,.:;!*\n\u2013\u2014-]|\s+(?:because|since|as|the|candidate|reference|it)\b)"
+    r"[\s,.:;!*\u2013\u2014-]*(?:because\b)?\s*(.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The verdict must be followed by punctuation or by its reason: "No problem, the candidate is better" is no verdict."""
+_BETTER = re.compile(r"\b(candidate|reference) is (?:\w+ )?better\b", re.IGNORECASE)
+_ROLE = re.compile(r"\b(candidate|reference)\b", re.IGNORECASE)
+_PLACE = re.compile(
+    r"\b(first|second|left|right|1st|2nd)\s+(image|picture|one)\b|\b(image|picture)\s+[12ab]\b", re.IGNORECASE
+)
+FATAL = frozenset({401, 403, 404, 405})
+"""Status codes of a wrong address or key; asking again would not help."""
+ALL_REFUSED = 8
+"""Questions that a server may reject before it has answered any; after that the request itself must be wrong."""
+
+
+@dataclass
+class HttpTeacher:
+    """Asks `POST {url}/chat/completions`. Failed requests are repeated with growing pauses, or as the server says.
+
+    Args:
+        url: with its version, for example http://localhost:8000/v1.
+        key: sent as a bearer token where given.
+        attempts: requests for one question at most.
+        max_side: larger pictures are sent smaller, pixels.
+        instructions: sentences for criteria of your own, beside those of the wording `rewarddance`.
+
+    Raises:
+        ConfigError: the openai package is not installed.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    attempts: int = 6
+    timeout: float = 120.0
+    max_tokens: int = 200
+    max_side: int = 1024
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    _answered: bool = field(default=False, init=False)
+    _num_rejected: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "data rationales --url needs the openai client: pip install 'rewarddance[teacher]'"
+            ) from None
+        self._openai = openai
+        retries = self.attempts - 1
+        self._client = openai.OpenAI(
+            base_url=self.url, api_key=self.key or "none", timeout=self.timeout, max_retries=retries
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} at {self.url}"
+
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
+        """The server's verdict and reason. A question that the server rejects (a content filter, say) is refused.
+
+        Raises:
+            InputError: the server rejects every request (address, key, model), or there are no words for the criterion.
+        """
+        words = {**load_wording("rewarddance").criteria, **self.instructions}
+        if criterion not in words:
+            raise InputError(
+                f"criterion {criterion!r}: no words to ask a teacher by; give --instructions {criterion!r} ..."
+            )
+        sentence = words[criterion][:1].upper() + words[criterion][1:]
+        text = _QUESTION.format(instruction=sentence, prompt=prompt)
+        content = [{"type": "text", "text": text}, _image(reference, self.max_side), _image(candidate, self.max_side)]
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": content}],
+        }
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(**body)
+            answer = raw.http_response.json()
+        except self._openai.APIStatusError as error:
+            retried = error.status_code in (408, 409, 429) or error.status_code >= 500
+            return Told(None, problem="failed") if retried else self._rejected(error.status_code, error.response.text)
+        except (self._openai.OpenAIError, ValueError):
+            return Told(None, problem="failed")  # no connection, or a gateway's page instead of JSON
+        self._answered = True
+        return read_answer(answer)
+
+    def _rejected(self, status: int, text: str) -> Told:
+        self._num_rejected += 1
+        if status in FATAL or (not self._answered and self._num_rejected >= ALL_REFUSED):
+            raise InputError(f"{self.url}: {status} {text[:200]!r}")
+        return Told(None, f"{status} {text[:200]}", "refused")
+
+
+def _image(media: Media, max_side: int) -> dict[str, Any]:
+    if max(media.size) > max_side:
+        small = media.to_pil()
+        small.thumbnail((max_side, max_side))
+        media = Media.from_pil(small)
+    code = base64.b64encode(png_bytes(media)).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{code}"}}
+
+
+def read_answer(answer: Any) -> Told:
+    """An answer of the chat API as a verdict with its reason. What cannot be read is `unreadable`, never guessed."""
+    try:
+        usage = answer.get("usage") or {}
+        tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+        choice = answer["choices"][0]
+        message = choice.get("message") or {}
+        refusal, text, cut = (
+            message.get("refusal"),
+            _text(message.get("content")),
+            choice.get("finish_reason") == "length",
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return Told(None, problem="unreadable")
+    if refusal:
+        return Told(None, str(refusal), "refused", tokens)
+    match = _ANSWER.match(_THINKING.sub("", text))
+    if match is None or not match[2].strip():
+        return Told(None, text, "unreadable", tokens)
+    better, reason = match[1].lower() == "yes", " ".join(match[2].split())
+    said = {role.lower() for role in _BETTER.findall(reason)}
+    contradicts = said == {"reference"} if better else said == {"candidate"}
+    # a reason that speaks of positions would be false for the same pictures in the other order
+    if cut or contradicts or not _ROLE.search(reason) or _PLACE.search(reason):
+        return Told(None, reason, "unreadable", tokens)
+    return Told(better, reason, None, tokens)
+
+
+def _text(content: Any) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return "" if content is None else str(content)

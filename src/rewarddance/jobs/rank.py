@@ -1,0 +1,25 @@
+"""`rewarddance rank`: order picture files of one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewarddance.core.media import Media
+from rewarddance.reward.judge import Judge
+
+
+def rank_files(judge: Judge, prompt: str, paths: Sequence[Path], criterion: str | None) -> dict[str, Any]:
+    """Round robin over picture files.
+
+    Returns:
+        order: path and mean log-odds against the others, best first; wins: P(row is better than column), in the order
+        of the input, None for refused pairs; refused: pairs of paths with the reason, where there are any.
+    """
+    ranking = judge.rank(prompt, [Media.open(p) for p in paths], criterion)
+    wins = [[None if w != w else round(w, 4) for w in row] for row in ranking.wins.tolist()]
+    order = [{"path": str(paths[i]), "margin": round(float(ranking.margin[i]), 4)} for i in ranking.order]
+    result = {"order": order, "wins": wins, "wins_are_of": [str(p) for p in paths], "computes_in": judge.precision}
+    refused = [{"first": str(paths[i]), "second": str(paths[j]), "why": w} for (i, j), w in ranking.refused.items()]
+    return result | ({"refused": refused} if refused else {})

@@ -1,0 +1,94 @@
+"""`make assets`: train the embedded models from scratch and put them into the package, in bf16 with a card each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rewarddance.core.config import load_recipe, merge, parse_config
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.parallel import barrier, is_leader, long_barrier
+from rewarddance.core.progress import say
+from rewarddance.core.runs import RunFolder
+from rewarddance.jobs.data.build import build_embedded
+from rewarddance.jobs.load import ASSETS
+from rewarddance.jobs.train import train_from_data
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
+from rewarddance.world.build.generator import GeneratorConfig, train_generator
+from rewarddance.world.build.vision import VisionConfig, pretrain_vision
+from rewarddance.world.build.vlm import VlmConfig, train_vlm
+
+Part = Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"]
+
+
+def build_assets(out: Path, only: Part = "all") -> None:
+    """Train what is missing under `out`, resume what was stopped, and copy the results into the package."""
+    if only in ("all", "autoencoder"):
+        _once(
+            out / "autoencoder",
+            lambda resume: train_autoencoder(AutoencoderConfig(), out / "autoencoder", resume=resume),
+        )
+    if only in ("all", "generator"):
+        vae = out / "autoencoder" / "model"
+        _once(
+            out / "generator", lambda resume: train_generator(GeneratorConfig(), vae, out / "generator", resume=resume)
+        )
+        ship(out / "generator", ASSETS / "generator-tiny")
+    if only in ("all", "vision", "vlm"):
+        _once(out / "vision", lambda resume: pretrain_vision(VisionConfig(), out / "vision", resume=resume))
+        ship(out / "vision", ASSETS / "reader-tiny")
+    preferences = out / "preferences"
+    if only in ("all", "preferences") and is_leader():
+        build_embedded(preferences, 0)
+    if only in ("all", "vlm"):
+        long_barrier()
+        vision, drawn = out / "vision" / "model" / "vision.safetensors", preferences / "train.parquet"
+        if not (preferences / "data.json").is_file():  # with it, the preferences are there or being built
+            raise ConfigError(f"{preferences}: no preferences; lessons ask about their pictures, so build them first")
+        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
+        ship(out / "vlm", ASSETS / "vlm-tiny")
+    if only in ("all", "judge"):
+        _once(out / "judge", lambda resume: _train_judge(preferences, out / "judge", resume))
+        ship(out / "judge", ASSETS / "judge-tiny")
+
+
+def _once(folder: Path, train: object) -> None:
+    if any((folder / "model").rglob("*.safetensors")):
+        say(f"{folder}: finished already")
+        return
+    resume = (folder / "run.json").is_file()
+    barrier()  # every process has looked before the leader writes
+    train(resume)  # type: ignore[operator]
+
+
+def _train_judge(preferences: Path, out: Path, resume: bool) -> Path:
+    recipe = Path("recipes/tiny/reward.yaml")
+    config = merge(RewardConfig().model_dump(), load_recipe(recipe)) | {"data": str(preferences)}
+    return train_from_data(parse_config(RewardConfig, config, str(recipe)), out, resume=resume)
+
+
+def ship(run: Path, target: Path) -> None:
+    """Copy a trained model into the package, with weights in bf16 and the facts of its run in `training.json`."""
+    if not is_leader():
+        return
+    card = target / "README.md"
+    kept = card.read_text() if card.is_file() else None
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(run / "model", target)
+    if kept is not None:
+        card.write_text(kept)
+    for file in target.rglob("*.safetensors"):
+        tensors = load_file(file)
+        small = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}
+        save_file(small, file, metadata={"format": "pt"})
+        file.chmod(0o644)
+    content, last = RunFolder(run).read(), RunFolder(run).metrics()[-1]
+    facts = {k: content[k] for k in ("kind", "config", "python", "packages", "git", "hardware")}
+    facts["trained"] = {"steps": last["step"], "seconds": last["seconds"]}
+    (target / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

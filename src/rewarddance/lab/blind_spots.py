@@ -1,0 +1,112 @@
+"""Blind spots of a judge or a VLM: right renders beside renders with one change, by kind of change.
+
+A mean accuracy hides a judge that never looks at backgrounds; a table by edit shows it. A generator that is aligned
+with that judge will not improve where the table is at chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rewarddance.core.media import Media
+from rewarddance.core.progress import tracked
+from rewarddance.core.streams import stream
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.evaluate.judge import CLEAR
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.judge import new_judge
+from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.world.corrupt import EDITS, Edit, edit_scene
+from rewarddance.world.describe import fulfils
+from rewarddance.world.grammar import phrase
+from rewarddance.world.oracle import fidelity
+from rewarddance.world.render import render
+from rewarddance.world.sampling import place, sample_pair
+
+MATCH = "does image 1 match the prompt?"
+
+
+@dataclass(frozen=True)
+class EditedPair:
+    """A prompt, a render that fulfils it, a render with one change, and how much fidelity the change costs."""
+
+    edit: Edit
+    prompt: str
+    right: Media
+    wrong: Media
+    gap: float
+
+
+def edited_pairs(num: int, seed: int = 0, edits: Sequence[Edit] = EDITS) -> Iterator[EditedPair]:
+    """`num` pairs of every edit, on new scenes of the training split. Edits that keep the prompt fulfilled are
+    skipped.
+    """
+    for edit in edits:
+        rng, made = stream(seed, "blind-spots", edit), 0
+        while made < num:
+            spec, scene = sample_pair(rng)
+            try:
+                changed = edit_scene(scene, rng, edit)
+            except RuntimeError:  # a lone object cannot be swapped
+                continue
+            if fulfils(changed, spec):
+                continue
+            right, wrong = render(place(spec, rng)), render(changed)
+            gap = fidelity(right, spec) - fidelity(wrong, spec)
+            yield EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap)
+            made += 1
+
+
+@torch.no_grad()
+def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
+    """By edit: share of pairs in which the right picture wins, mean margin and mean gap of fidelity.
+
+    Edits of the style are left out, because fidelity does not depend on it. So are refused pairs.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for edit in tracked(EDITS, "blind spots"):
+        pairs = [s for s in edited_pairs(num, seed, [edit]) if s.gap > CLEAR]
+        if not pairs:
+            continue
+        verdict = judge.judge([Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs])
+        margin = verdict.margin[verdict.answered].float()
+        table[edit] = {
+            "right": float((margin > 0).float().mean()),
+            "margin": float(margin.mean()),
+            "gap": float(np.mean([s.gap for s in pairs])),
+            "num": len(margin),
+        }
+    return table
+
+
+@torch.no_grad()
+def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, float]:
+    """The answers of a VLM without training as a judge, over pairs in which the shape was changed.
+
+    Where `answer_mass` is far below 1 it answers with other words than yes or no. Judges that start from it then need
+    their first steps to learn these two words (docs/log.md).
+    """
+    pairs = list(edited_pairs(num, seed, ["shape"]))
+    comparisons = [Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs]
+    verdict = new_judge(JudgeSpec(precision="fp32"), backbone).judge(comparisons)
+    right, mass = (verdict.margin > 0).float().mean(), verdict.answer_mass.float().mean()
+    return {"right": float(right), "answer_mass": float(mass), "num": len(pairs)}
+
+
+@torch.no_grad()
+def vlm_blind_spots(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
+    """By edit: share of wrong pictures that the VLM calls no match, and of right pictures that it calls a match."""
+    engine = Engine(backbone)
+    table: dict[str, dict[str, float]] = {}
+    for edit in tracked(EDITS, "blind spots"):
+        pairs = list(edited_pairs(num, seed, [edit]))
+        dialogs = [(f"prompt: {s.prompt}\nimage 1: ", m, f"\n{MATCH}") for s in pairs for m in (s.wrong, s.right)]
+        logits = engine.answer_logits(dialogs, ("no", "yes")).logits
+        no = (logits[:, 0] > logits[:, 1]).float().reshape(-1, 2)
+        table[edit] = {"caught": float(no[:, 0].mean()), "accepted": float(1 - no[:, 1].mean()), "num": len(pairs)}
+    return table

@@ -1,0 +1,149 @@
+"""Figures of studies as tables; the report shows them as HTML, `table.md` as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+SPLITS = {"id": "held-out prompts", "ood": "out of distribution"}
+MEASURES = {
+    "accuracy_generator": "the generator's own pairs",
+    "accuracy_rendered": "rendered and corrupted pairs",
+    "spearman": "rank correlation within a prompt",
+}
+"""Figures of `measure_judge`; data without exact values has `accuracy` alone."""
+COSTS = {
+    "train_seconds": ("training, s", 1.0),
+    "pretrain_seconds": ("pretraining, s", 1.0),
+    "peak_memory_mib": ("peak of training, MiB", 1.0),
+    "latency_p50": ("latency p50, ms", 1e3),
+    "latency_p95": ("p95, ms", 1e3),
+    "comparisons_per_second": ("comparisons/s", 1.0),
+    "pictures_per_second": ("pictures/s", 1.0),
+}
+"""Figures of `study_judges.measured_judge`: title, and the factor for its unit."""
+FOLD_MEASURES = {
+    "accuracy": "ordered right",
+    "label_accuracy": "as people chose",
+    "spearman": "rank correlation within a prompt",
+    "disagreement": "disagreement of both orders",
+    "answer_mass": "answer mass",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of texts."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    return "\n".join(t.markdown() for t in tables)
+
+
+def values_of(entry: Mapping[str, Any], split: str, key: str) -> list[float]:
+    """One figure of all seeds of a variant, where it was measured."""
+    return [v for row in entry["seeds"] if (v := row.get(split, {}).get(key)) is not None]
+
+
+def measures_of(entries: Mapping[str, Any]) -> dict[str, str]:
+    """The measures that a study has, with their titles."""
+    known = {k: v for k, v in MEASURES.items() if any(values_of(e, "id", k) for e in entries.values())}
+    return known or {"accuracy": "held-out choices"}
+
+
+def judge_tables(study: Mapping[str, Any], kind: str) -> list[Table]:
+    """Tables of a study of judges.
+
+    Args:
+        study: the content of its `study.json`.
+        kind: `variants` (paradigms) or `sizes`.
+    """
+    entries, measures = study[kind], measures_of(study[kind])
+    columns = [(split, key) for split in SPLITS for key in measures]
+    head = ["", "parameters", *(f"{measures[k]}, {SPLITS[s]}" for s, k in columns)]
+    rows = []
+    for name, entry in entries.items():
+        cells = [_spread(values_of(entry, s, k)) + _own_interval(entry, s, k) for s, k in columns]
+        rows.append([name, f"{entry['parameters'] / 1e6:.1f}M", *cells])
+    left_out = {**study.get("skipped", {}), **study.get("unfinished", {})}
+    rows += [[name, f"left empty: {reason}", *[""] * (len(head) - 2)] for name, reason in left_out.items()]
+    several = any(len(e["seeds"]) > 1 for e in entries.values())
+    title = "Mean of the seeds (smallest to largest)" if several else "One seed [95% interval over prompts]"
+    return [Table(title, head, rows), *_difference_table(study), *_cost_table(entries)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
+
+
+def _own_interval(entry: Mapping[str, Any], split: str, key: str) -> str:
+    """The interval over prompts, for a single seed."""
+    interval = entry["seeds"][0].get(split, {}).get(f"{key}_ci") if len(entry["seeds"]) == 1 else None
+    return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+
+
+def _difference_table(study: Mapping[str, Any]) -> list[Table]:
+    gaps = {n: g for n, g in study.get("differences", {}).items() if g}
+    if not gaps:
+        return []
+    head = ["", *(f"accuracy, {SPLITS[s]}" for s in SPLITS)]
+    rows = [[n, *(signed_interval(g[s]) if s in g else "–" for s in SPLITS)] for n, g in gaps.items()]
+    return [Table(f"Minus {study['against']}, on the same pairs [95% interval, prompts and seeds]", head, rows)]
+
+
+def _cost_table(entries: Mapping[str, Any]) -> list[Table]:
+    every = [row for e in entries.values() for row in e["seeds"]]
+    costs = {k: v for k, v in COSTS.items() if any(row.get(k) is not None for row in every)}
+    rows = []
+    for name, entry in entries.items():
+        by_cost = [[r[k] * scale for r in entry["seeds"] if r.get(k) is not None] for k, (_, scale) in costs.items()]
+        rows.append([name, *(f"{median(v):,.0f}" if v else "–" for v in by_cost)])
+    return [Table("Cost (medians)", ["", *(title for title, _ in costs.values())], rows)] if costs else []
+
+
+def signed_interval(gap: Mapping[str, float]) -> str:
+    return f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
+
+
+def alignment_table(study: Mapping[str, Any]) -> Table:
+    """Gains of the arms, and their differences to the controls."""
+    rows = []
+    for name, arm in study["arms"].items():
+        ratios = arm["feature_diversity_ratio"].values()
+        rows.append([name, signed_interval(arm["gain"]), ", ".join(f"{v:.2f}" for v in ratios)])
+    rows += [[f"refl minus {n}", signed_interval(d), ""] for n, d in study["differences"].items()]
+    head = ["arm", "gain in oracle fidelity [95% interval]", "feature diversity relative to the start, by seed"]
+    return Table(f"Against the start ({study['start']:.3f})", head, rows)
+
+
+def fold_table(study: Mapping[str, Any]) -> Table:
+    """Every fold of a cross-validation, and the mean."""
+    folds, means = study["folds"], study["mean"]
+    known = {k: label for k, label in FOLD_MEASURES.items() if k in means}
+    rows = []
+    for name, f in folds.items():
+        cells = ["–" if f.get(k) is None else f"{f[k]:.3f}" for k in known]
+        rows.append([name, str(f["num_train"]), str(f["num_held_out"]), *cells])
+    rows.append(["mean [95%]", "", "", *(_mean(means[k]) for k in known)])
+    title = "Every fold, on records that its judge has not seen (the interval is rough: folds share most records)"
+    return Table(title, ["held out", "trained on", "measured on", *known.values()], rows)
+
+
+def _mean(figure: Mapping[str, float | None]) -> str:
+    """A mean with its interval; a single fold has none."""
+    if figure["ci_low"] is None:
+        return f"{figure['mean']:.3f}"
+    return f"{figure['mean']:.3f} [{figure['ci_low']:.3f}, {figure['ci_high']:.3f}]"

@@ -1,0 +1,148 @@
+"""A ready judge: what users load and call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rewarddance.core.config import Computed
+from rewarddance.core.device import num_parameters, resolve_precision
+from rewarddance.core.errors import JudgementError
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.reward.config import SCALAR, JudgeSpec
+from rewarddance.reward.context import UNNAMED
+from rewarddance.reward.generative import GenerativeJudge
+from rewarddance.reward.rank import Ranking, rank
+from rewarddance.reward.scalar import ScalarJudge
+from rewarddance.reward.wrappers import PointwiseDifference, Symmetrised
+from rewarddance.vlm.backbone import Backbone
+from rewarddance.vlm.engine import Engine
+
+ALONE = (
+    "this judge was trained to compare (generative_pairwise) and cannot judge a picture alone; give a reference, or "
+    "train with paradigm generative_pointwise"
+)
+
+
+@dataclass
+class Judge:
+    """Asks both orders where it compares, divides by its calibration temperature, and ranks.
+
+    Attributes:
+        single: asks one order only, as training does.
+    """
+
+    spec: JudgeSpec
+    single: GenerativeJudge | ScalarJudge
+
+    @property
+    def engine(self) -> Engine:
+        return self.single.engine
+
+    @property
+    def precision(self) -> Computed:
+        """What passes compute in."""
+        stored = self.engine.backbone.module.parameters()
+        half = self.engine.autocast == torch.bfloat16 or next(stored).dtype == torch.bfloat16
+        return "bf16" if half else "fp32"
+
+    @property
+    def criterion(self) -> str:
+        """The criterion that most of its training records had; "overall" for a judge that was not trained."""
+        return self.spec.criteria[0] if self.spec.criteria else UNNAMED
+
+    def own_or(self, criterion: str) -> str:
+        """The criterion if this judge was trained on it (or, not trained, has words for it); else its own."""
+        known = self.spec.criteria or tuple(self.spec.context.words.criteria)
+        return criterion if criterion in known else self.criterion
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why this judge cannot be asked about a comparison; None where it can."""
+        spec = self.spec
+        if spec.paradigm == "generative_pairwise" and spec.trained and comparison.reference is None:
+            return ALONE
+        learnt = spec.criteria if spec.paradigm == "regression" else ()
+        if learnt and comparison.criterion not in learnt:
+            return f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(learnt)}"
+        return self.single.problem(comparison)
+
+    def judge(self, comparisons: Sequence[Comparison], *, on_refused: Literal["mark", "raise"] = "mark") -> Verdict:
+        """Verdicts (N,), differentiable to pixels.
+
+        A pairwise judge is asked in both orders, and the margins are averaged. A pointwise judge answers a comparison
+        by the difference of two pointwise margins. Items that cannot be answered are refused (`Verdict.refused`).
+
+        Raises:
+            JudgementError: with `on_refused="raise"`, where an item is refused.
+        """
+        comparisons = [c if c.criterion is not None else replace(c, criterion=self.criterion) for c in comparisons]
+        reasons = {i: why for i, c in enumerate(comparisons) if (why := self.problem(c)) is not None}
+        rows = [i for i in range(len(comparisons)) if i not in reasons]
+        verdict = Verdict.all_refused(reasons)
+        if rows:
+            verdict = self._answer([comparisons[i] for i in rows]).scattered(rows, reasons)
+        return verdict.or_raise(comparisons) if on_refused == "raise" else verdict
+
+    def _answer(self, comparisons: Sequence[Comparison]) -> Verdict:
+        asked: RewardModel = self.single
+        if self.spec.paradigm == "generative_pairwise":
+            asked = Symmetrised(self.single)
+        elif self.spec.paradigm == "generative_pointwise":
+            asked = PointwiseDifference(self.single)
+        verdict = asked.judge(comparisons).tempered(self.spec.calibration.temperature)
+        broken = (~torch.isfinite(verdict.margin.detach()) & verdict.answered).nonzero().flatten().tolist()
+        return verdict.refuse(dict.fromkeys(broken, "the model's answer is not a number"))
+
+    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+        """Order pictures of one prompt by round robin; by the judge's own criterion when none is given."""
+        return rank(self, prompt, images, criterion)
+
+    def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
+        """The judge's free answers: the verdict, and reasons where it was trained to give them.
+
+        Raises:
+            JudgementError: a scalar judge has no words.
+            InputError: a comparison that cannot be asked.
+        """
+        if not isinstance(self.single, GenerativeJudge):
+            raise JudgementError(f"a {self.spec.paradigm} judge scores; only generative judges have words")
+        named = [c if c.criterion is not None else replace(c, criterion=self.criterion) for c in comparisons]
+        return self.single.explain(named)
+
+    def trainable(self) -> dict[str, nn.Module]:
+        return self.single.trainable()
+
+
+def new_judge(
+    spec: JudgeSpec,
+    backbone: Backbone,
+    *,
+    strict: bool = False,
+    image_cache: int = 0,
+    device: torch.device | None = None,
+    examples: Sequence[Comparison] = (),
+) -> Judge:
+    """A judge on a backbone that has not been trained to judge yet.
+
+    Args:
+        strict: refuse unclear answers, as at inference.
+        device: where it will compute, if the backbone is not there yet (one that will be sharded).
+        examples: labelled comparisons that stand before every question.
+
+    Raises:
+        ConfigError: no spelling of an answer word is one token of the backbone.
+    """
+    where = device or backbone.device
+    computed = resolve_precision(spec.precision, where, num_parameters(backbone.module))
+    engine = Engine(backbone, image_cache=image_cache, autocast=torch.bfloat16 if computed == "bf16" else None)
+    if spec.paradigm in SCALAR:
+        return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm, spec.columns))
+    single = GenerativeJudge(engine, spec.context, strict, spec.temperature, examples)
+    for word in single.words:
+        engine.word_ids(word)
+    return Judge(spec, single)

@@ -1,0 +1,41 @@
+"""Why a comparison cannot be asked: found before the engine runs, so that one bad item never stops the others."""
+
+from __future__ import annotations
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Dialog, Media, check_size
+from rewarddance.core.types import Comparison
+from rewarddance.reward.context import Context
+from rewarddance.vlm.engine import Engine
+
+
+def problem_of(comparison: Comparison, context: Context, engine: Engine, examples: Dialog = ()) -> str | None:
+    """The reason to refuse a comparison; None where it can be asked.
+
+    Args:
+        examples: what stands before every question; it counts towards the number of tokens.
+    """
+    if problem := context.problem(comparison):
+        return problem
+    if not engine.backbone.encoder.plain(comparison.prompt).strip():
+        return "a comparison needs a prompt; this one holds special tokens only"
+    pictures = [m for m in (comparison.candidate, comparison.reference, comparison.condition) if m is not None]
+    for media in pictures:
+        try:
+            check_size(*media.size, media.origin)
+        except InputError as error:
+            return str(error)
+    return _too_long(context, engine, (*examples, *context.render(comparison)))
+
+
+def _too_long(context: Context, engine: Engine, dialog: Dialog) -> str | None:
+    most = engine.backbone.max_tokens
+    if context.layout == "listwise":  # the other pictures of the list stand in the same dialog
+        most -= (context.max_pictures - 2) * max(engine.num_image_tokens(m) for m in dialog if isinstance(m, Media))
+    bound = sum(
+        engine.num_image_tokens(p) if isinstance(p, Media) else len(str(getattr(p, "text", p)).encode()) for p in dialog
+    )
+    if bound <= most:  # a token is a byte or more
+        return None
+    num = engine.num_tokens(dialog)
+    return f"the question has {num:,} tokens, and the model takes {most:,}" if num > most else None

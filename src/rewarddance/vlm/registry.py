@@ -1,0 +1,49 @@
+"""Which adapter loads which VLM, by the architecture in its `config.json`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.vlm.backbone import Backbone, open_config
+from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.qwen import QwenBackbone
+
+ADAPTERS: dict[str, type[Backbone]] = {
+    "internvl": InternVLBackbone,
+    "qwen2_5_vl": QwenBackbone,
+    "qwen3_vl": QwenBackbone,
+}
+
+
+def load_backbone_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a local folder in Hugging Face layout.
+
+    Raises:
+        ConfigError: an unknown architecture, or a folder that cannot be loaded. Weights must be safetensors.
+    """
+    adapter = ADAPTERS[open_config(folder, tuple(ADAPTERS)).model_type]
+    try:
+        return adapter.load(folder, dtype)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
+
+
+def num_stored_parameters(folder: str | Path) -> int:
+    """Parameters in the folder's weight files; only the files' headers are read.
+
+    Raises:
+        ConfigError: a weight file cannot be read.
+    """
+    total = 0
+    for path in Path(folder).glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return total

@@ -1,0 +1,153 @@
+"""Pictures to image tokens: each distinct picture once a call, in passes that fit, with a cache across calls."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.memory import out_of_memory
+from rewarddance.core.parallel import all_reduce_max
+from rewarddance.vlm.backbone import Backbone
+from rewarddance.vlm.encoding import Encoded, Frame
+from rewarddance.vlm.memory import MemoryBudget, TrialPass
+from rewarddance.vlm.plan import shares
+
+TRIAL_PICTURES = 8
+"""Pictures in the pass that memory is measured on."""
+
+
+@dataclass(frozen=True)
+class DistinctFrames:
+    """Frames with different pixels, in order of appearance.
+
+    Attributes:
+        sizes: image tokens of each frame.
+        first_row: where each frame's tokens begin in the table of all image tokens.
+    """
+
+    frames: list[Frame]
+    sizes: list[int]
+    first_row: dict[tuple[str, int], int]
+
+
+def distinct_frames(encoded: Sequence[Encoded]) -> DistinctFrames:
+    """The frames of several dialogs, equal pixels once."""
+    distinct = DistinctFrames([], [], {})
+    rows = 0
+    for e in encoded:
+        for (media, i), count in zip(e.images, e.counts, strict=True):
+            if (media.key, i) not in distinct.first_row:
+                distinct.first_row[media.key, i] = rows
+                distinct.frames.append((media, i))
+                distinct.sizes.append(count)
+                rows += count
+    return distinct
+
+
+@dataclass
+class VisionPass:
+    """Runs a backbone's vision tower.
+
+    Args:
+        budget: pictures in one pass at most.
+        cache: pictures whose tokens are kept for later calls; the least recently used are dropped first. Not used while
+            weights are trained.
+
+    Attributes:
+        num_encoded: pictures that went through the tower in this call.
+        needed_later: keys of pictures that a later table of this call shows again, where no gradient is wanted.
+    """
+
+    backbone: Backbone
+    budget: int
+    cache: int
+    memory: MemoryBudget
+    lockstep: bool
+    num_encoded: int = 0
+    needed_later: frozenset[str] = frozenset()
+    _cached: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict, repr=False)
+    _held: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def begin_call(self) -> None:
+        """Start a new call, which may need several tables."""
+        self.num_encoded, self.needed_later = 0, frozenset()
+        self._held.clear()
+
+    def table(self, distinct: DistinctFrames) -> Tensor | None:
+        """All image tokens, one row each; None where there are no pictures.
+
+        While no weight is trained, pictures that want no gradient are encoded without one, or taken from the cache.
+        """
+        if not distinct.frames:
+            return None
+        trained = any(p.requires_grad for p in self.backbone.module.parameters())
+        if trained:
+            self._cached.clear()
+        if trained and torch.is_grad_enabled():
+            return torch.cat(self._encode(distinct.frames, distinct.sizes))
+        wanted = [torch.is_grad_enabled() and media.frames.requires_grad for media, _ in distinct.frames]
+        tokens_of: list[Tensor | None] = [None] * len(wanted)
+        recall = partial(self._recall, cache=0 if trained else self.cache)
+        for rows, encode in (
+            ([i for i, want in enumerate(wanted) if not want], recall),
+            ([i for i, want in enumerate(wanted) if want], self._encode),
+        ):
+            tokens = encode([distinct.frames[i] for i in rows], [distinct.sizes[i] for i in rows])
+            for i, t in zip(rows, tokens, strict=True):
+                tokens_of[i] = t
+        return torch.cat([t for t in tokens_of if t is not None])
+
+    @torch.no_grad()
+    def _recall(self, frames: list[Frame], sizes: list[int], cache: int) -> list[Tensor]:
+        """Tokens of each picture: from this call's earlier tables or the cache where they are, else encoded."""
+        names = [(media.key, i) for media, i in frames]
+        known = self._cached | self._held
+        missing = [i for i, name in enumerate(names) if name not in known]
+        new = self._encode([frames[i] for i in missing], [sizes[i] for i in missing])
+        encoded = dict(zip((names[i] for i in missing), new, strict=True))
+        tokens = [encoded[name] if name in encoded else known[name] for name in names]
+        # clones, because the new tensors are views of one large tensor
+        lasting = {n: t.clone() for n, t in encoded.items() if cache or n[0] in self.needed_later}
+        for name in names if cache else ():
+            self._cached[name] = lasting[name] if name in lasting else known[name]
+            self._cached.move_to_end(name)
+        while len(self._cached) > cache:
+            self._cached.popitem(last=False)
+        self._held = {n: t for n, t in (known | lasting).items() if n[0] in self.needed_later}
+        return tokens
+
+    def _encode(self, frames: list[Frame], sizes: list[int]) -> list[Tensor]:
+        """Tokens of each picture, from the vision tower."""
+        if not frames:
+            return []
+        self.num_encoded += len(frames)
+
+        def trial() -> TrialPass | None:
+            few = frames[:TRIAL_PICTURES]
+            if len(frames) < 4 * TRIAL_PICTURES:
+                return None
+            return (lambda: self.backbone.image_tokens(few)), sum(sizes[:TRIAL_PICTURES])
+
+        tokens = self.memory.units("vision", self.budget * max(sizes), trial, self.backbone.device)
+        planned = shares(sizes, tokens, self.budget)
+        # all_reduce before the first pass: afterwards the processes are in the middle of different passes
+        passes = all_reduce_max(len(planned)) if self.lockstep else len(planned)
+        parts = [self._pass_or_halves(frames[part.start : part.stop]) for part in planned]
+        for _ in range(len(planned), passes):
+            parts[0] = parts[0] + 0 * self.backbone.image_tokens(frames[:1]).sum()
+        return list(torch.split(torch.cat(parts), sizes))
+
+    def _pass_or_halves(self, frames: list[Frame]) -> Tensor:
+        """One pass; where it does not fit in memory, passes of half the size, from then on."""
+        try:
+            return self.backbone.image_tokens(frames)
+        except RuntimeError as error:
+            if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(frames) == 1:
+                raise
+        self.budget = half = len(frames) // 2
+        return torch.cat([self._pass_or_halves(frames[i : i + half]) for i in range(0, len(frames), half)])

@@ -1,0 +1,215 @@
+"""Preferences of the embedded world: pictures of one prompt, rendered or generated, and simulated choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rewarddance.core.config import Config
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord, all_pairs
+from rewarddance.core.protocols import Generator
+from rewarddance.core.streams import stream
+from rewarddance.generator.trace import draw
+from rewarddance.world.corrupt import EDIT_WEIGHTS, damage_randomly, edit_scene
+from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
+from rewarddance.world.oracle import judge
+from rewarddance.world.raters import Rater, crowd, utility
+from rewarddance.world.reading import shows_held_out
+from rewarddance.world.render import Image, render
+from rewarddance.world.sampling import place, sample_spec
+from rewarddance.world.scene import Scene, Spec
+from rewarddance.world.splits import Split, scene_is_trainable
+
+Source = Literal["rendered", "generator", "mixed"]
+DrawImages = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
+"""(prompts, pictures a prompt, seed, previews) -> pictures of every prompt."""
+
+
+class PreferencesConfig(Config):
+    """How many prompts, how many pictures of each, who judges."""
+
+    seed: int = 0
+    split: Split = "train"
+    num_prompts: int = 9600
+    pictures: int = 4
+    generator_share: float = 0.7
+    """Share of prompts whose pictures the generator draws; the others are rendered and corrupted."""
+    preview_share: float = 0.25
+    """Share of the generator's training records (in batches of 64) in which half of the pictures are clean pictures
+    predicted in the middle of a roll-out, as reward feedback shows them to the judge."""
+    mixed_share: float = 0.0
+    """Share of the generator's training records in which half of the pictures are renders, so that a judge learns to
+    compare the two kinds."""
+    criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
+    overall_share: float = 0.2
+    """Share of training records that raters judge overall (by the weighted sum of all criteria) instead of by
+    `criterion`, so that a judge learns both questions."""
+    shuffle_labels: bool = False
+    """Random choices, for the control judge."""
+    num_raters: int = 8
+    votes: int = 5
+    """Raters who judge each pair; its label is the mean of their choices (1, 0 or 0.5 each)."""
+
+
+TRAIN_EDITS = (0.11, 0.12, 0.06, 0.10, 0.10, 0.08, 0.08, 0.05, 0.30)
+"""Weights of `EDITS` in training records. The generator rarely gets a background wrong, and with one background edit in
+eight, judges forgot that backgrounds matter (docs/log.md). Records of the other splits use `EDIT_WEIGHTS`."""
+
+LEAST_PICTURES, SPARE = 2, 1
+"""Fewest pictures of a record, and how many pictures more than wanted the generator draws for training."""
+
+
+def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
+    """Pictures from perfect to poor: a right scene with 0 to 3 edits; a third of them also with damaged pixels."""
+    scene = place(spec, rng)
+    pictures = []
+    for _ in range(num):
+        current = place(spec, rng) if rng.random() < 0.5 else scene
+        for _ in range(int(rng.choice(4, p=[0.3, 0.35, 0.2, 0.15]))):
+            current = _edit(current, rng, train)
+        image = render(current)
+        pictures.append(damage_randomly(image, rng) if rng.random() < 0.33 else image)
+    return pictures
+
+
+def right_pictures(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
+    """Renders that all fulfil the specification, each with new positions. For references of one known quality."""
+    return [render(place(spec, rng)) for _ in range(num)]
+
+
+def falling_quality(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
+    """Renders of falling quality: the first fulfils the specification, each further one has one edit more."""
+    scene, pictures = place(spec, rng), []
+    for _ in range(num):
+        pictures.append(render(scene))
+        scene = _edit(scene, rng, train=False)
+    return pictures
+
+
+def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
+    """One edit. In evaluation splits the scene may be held out, and then no trainable edit may exist."""
+    try:
+        return edit_scene(scene, rng, weights=TRAIN_EDITS if train else EDIT_WEIGHTS)
+    except RuntimeError:
+        if train:
+            raise
+        return scene
+
+
+def choices(
+    utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator, votes: int = 1
+) -> tuple[Choice, ...]:
+    """One label for every pair: the mean choice of `votes` different raters. Which picture is shown first is random."""
+    made = []
+    for i, j in all_pairs(len(utilities)):
+        if rng.random() < 0.5:
+            i, j = j, i
+        voters = (raters[int(k)] for k in rng.permutation(len(raters))[:votes])
+        label = float(np.mean([r.choose(utilities[i], utilities[j], rng) for r in voters]))
+        made.append(Choice(i, j, label))
+    return tuple(made)
+
+
+def embedded_records(
+    config: PreferencesConfig, draw_pictures: DrawImages | None = None, first: int = 0, last: int | None = None
+) -> Iterator[PreferenceRecord]:
+    """Records `first` to `last`, one by one; the generator's come first. Without `draw_pictures` all are rendered.
+
+    Every record is a pure function of the seed, its index and what the generator draws. In the training split, the
+    generator's pictures that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
+    rendered instead.
+    """
+    from_generator = int(config.num_prompts * config.generator_share) if draw_pictures else 0
+    raters, chunk = crowd(config.num_raters, config.seed), 64
+    last = config.num_prompts if last is None else min(last, config.num_prompts)
+    for start in range(first, last, chunk):
+        indices = range(start, min(start + chunk, last))
+        rngs = [stream(config.seed, "preferences", config.split, i) for i in indices]
+        specs = [_spec(config, rng) for rng in rngs]
+        prompts = [_phrase(config, s, rng) for s, rng in zip(specs, rngs, strict=True)]
+        drawn = [i for i in indices if i < from_generator]
+        pictures: dict[int, list[Image]] = {}
+        if draw_pictures and drawn:
+            seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
+            previews = config.split == "train" and stream(seed, "previews").random() < config.preview_share
+            num = config.pictures + (SPARE if config.split == "train" else 0)
+            pictures = dict(zip(drawn, draw_pictures(prompts[: len(drawn)], num, seed, previews), strict=True))
+        if config.split == "train":
+            trainable = {i: _trainable(images)[: config.pictures] for i, images in pictures.items()}
+            pictures = {i: kept for i, kept in trainable.items() if len(kept) >= LEAST_PICTURES}
+        for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
+            images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
+            source: Source = "generator" if i in pictures else "rendered"
+            coins = stream(config.seed, "mixed", config.split, i)
+            if i in pictures and config.split == "train" and coins.random() < config.mixed_share:
+                own = images[: -(-config.pictures // 2)]
+                images = [*own, *corrupted_pictures(spec, coins, config.pictures - len(own), train=True)]
+                source = "mixed"
+            yield _record(config, i, prompt, spec, images, source, raters, rng)
+
+
+def _trainable(pictures: Sequence[Image]) -> list[Image]:
+    return [x for x in pictures if not shows_held_out(x)]
+
+
+def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
+    while True:
+        spec = sample_spec(rng, split=config.split)
+        if config.split != "train" or scene_is_trainable(place(spec, rng)):
+            return spec
+
+
+def _phrase(config: PreferencesConfig, spec: Spec, rng: np.random.Generator) -> str:
+    frames = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
+    return phrase(spec, frames[int(rng.integers(len(frames)))])
+
+
+def _record(
+    config: PreferencesConfig,
+    index: int,
+    prompt: str,
+    spec: Spec,
+    images: list[Image],
+    source: Source,
+    raters: Sequence[Rater],
+    rng: np.random.Generator,
+) -> PreferenceRecord:
+    name = f"{config.split}-{index}"
+    asks_overall = stream(config.seed, "criterion", name).random() < config.overall_share
+    criterion = "overall" if config.split == "train" and asks_overall else config.criterion
+    truth = [utility(judge(x, spec), criterion) for x in images]
+    utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
+    media = tuple(Media.from_numpy(x, origin=name) for x in images)
+    made = choices(utilities, raters, rng, config.votes)
+    ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in utilities)
+    groups = {"style": spec.style, "category": spec.category}
+    return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(truth), ratings, groups)
+
+
+def draw_images(generator: Generator, num_steps: int = 10, batch: int = 128) -> DrawImages:
+    """A `DrawImages` of a flow generator. The number of steps varies, so that judges meet good and bad pictures.
+
+    With previews, every second picture of a prompt is the clean picture that a random step in the middle of another
+    roll-out predicts, as reward feedback shows them to the judge.
+    """
+
+    def draw_batch(prompts: list[str], rng: torch.Generator, previews: bool) -> list[Media]:
+        steps = max(4, int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng)))))
+        preview = int(torch.randint(int(0.3 * steps), steps - 1, (), generator=rng)) if previews else None
+        return list(draw(generator, prompts, generator.noise(len(prompts), rng), steps, preview=preview))
+
+    def draw_all(prompts: Sequence[str], pictures: int, seed: int, previews: bool) -> list[list[Image]]:
+        rng = torch.Generator().manual_seed(seed)
+        images: list[Image] = []
+        each = -(-pictures // 2) if previews else pictures
+        flat = [p for p in prompts for _ in range(each)]
+        for i in range(0, len(flat), batch):
+            images += [m.to_numpy() for m in draw_batch(flat[i : i + batch], rng, previews)]
+        per = len(images) // len(prompts)
+        return [images[i * per : i * per + pictures] for i in range(len(prompts))]
+
+    return draw_all

@@ -1,0 +1,62 @@
+"""The embedded world as a task: its prompts, its oracle, its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+from rewarddance.core.plugins import load_plugin
+from rewarddance.core.streams import stream
+from rewarddance.core.task import Prompt
+from rewarddance.world.batches import captioned_batch
+from rewarddance.world.benchmark import benchmark_prompts
+from rewarddance.world.grammar import WORDINGS, phrase
+from rewarddance.world.oracle import fidelity
+from rewarddance.world.sampling import sample_pair
+from rewarddance.world.scene import CANVAS
+from rewarddance.world.splits import meaning
+
+
+def oracle_fidelity(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
+    """Oracle fidelity of every picture, in [0, 1]."""
+    return [fidelity(m.to_numpy(), p) for p, m in zip(prompts, media, strict=True)]
+
+
+class EmbeddedTask:
+    """Implements `core.task.Task`."""
+
+    name = "embedded"
+    gold = staticmethod(oracle_fidelity)
+    gold_name = "oracle fidelity"
+    features = "tiny"
+
+    def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        """Random prompts of the training split; no two of all have the same meaning."""
+        rng, by_meaning = stream(seed, "align-prompts"), dict[str, Prompt]()
+        while len(by_meaning) < num_train + num_probe:
+            spec, wording = sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))]
+            by_meaning.setdefault(meaning(spec), Prompt(phrase(spec, wording), spec.category))
+        drawn = tuple(by_meaning.values())
+        return drawn[:num_train], drawn[num_train:]
+
+    def benchmark(self) -> tuple[Prompt, ...]:
+        return tuple(Prompt(text, category) for category, text in benchmark_prompts())
+
+    def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
+        prompts, images = captioned_batch(seed, name, index, size)
+        return prompts, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+    def check(self, side: int) -> None:
+        if side != CANVAS:
+            raise ConfigError(
+                f"the generator draws {side} pixels and the embedded world has {CANVAS}, so its prompts mean nothing "
+                "to it; give your own with --prompts FILE"
+            )
+
+    def build_preferences(self, folder: Path, seed: int) -> None:
+        load_plugin("rewarddance.jobs.data.build:build_embedded", {}, "data")(folder, seed)

@@ -1,0 +1,41 @@
+"""The next step's data is made while this step runs, once, in order, and errors come where they belong."""
+
+import threading
+
+import pytest
+
+from rewarddance.core.prefetch import Prefetch
+
+
+def test_next_index_is_made_meanwhile_and_nothing_beyond_the_end():
+    made, second = [], threading.Event()
+
+    def make(index):
+        made.append((index, threading.current_thread() is threading.main_thread()))
+        if index == 1:
+            second.set()
+        return index * 10
+
+    with Prefetch(make, 3) as ahead:
+        assert ahead(0) == 0
+        assert second.wait(10)  # without having asked for it
+        assert [ahead(1), ahead(2)] == [10, 20]
+    assert made == [(0, True), (1, False), (2, False)]
+
+
+def test_any_order_gives_what_was_asked_for():
+    with Prefetch(lambda index: index * 10, 100) as ahead:
+        assert [ahead(i) for i in (4, 5, 5, 2, 3, 99, 0)] == [40, 50, 50, 20, 30, 990, 0]
+
+
+def test_an_error_belongs_to_its_own_index():
+    def make(index):
+        if index == 1:
+            raise ValueError("one")
+        return index
+
+    with Prefetch(make, 3) as ahead:
+        assert ahead(0) == 0
+        with pytest.raises(ValueError, match="one"):
+            ahead(1)
+        assert ahead(2) == 2

@@ -1,0 +1,106 @@
+import pytest
+
+from rewarddance.core.errors import ConfigError, RunError, StoppedError
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.data.parquet import row_of, write_rows
+from rewarddance.jobs.load import load_internvl
+from rewarddance.lab.study_sizes import SizesConfig, parse_sizes, scaled, sizes_table, study_sizes
+from rewarddance.reward.train_config import RewardConfig
+from rewarddance.vlm.preprocess import Preprocessor
+from rewarddance.world.build.preferences import PreferencesConfig, embedded_records
+from rewarddance.world.build.tiny_vlm import SIZES, Size, new_vlm
+from rewarddance.world.build.vlm import save_vlm
+
+
+@pytest.fixture
+def data(tmp_path):
+    """As `data build` writes it; the renders are called the generator's, so that the VLM's lessons find some."""
+    for split, name, num in (("train", "train", 12), ("held_out", "id", 6), ("ood", "ood", 6)):
+        records = embedded_records(PreferencesConfig(num_prompts=num, split=split, pictures=3))
+        rows = ({**row_of(r), "source": "generator" if name == "train" else "rendered"} for r in records)
+        write_rows(rows, tmp_path / "data" / f"{name}.parquet")
+    return tmp_path / "data"
+
+
+def test_sizes_are_trained_within_the_budget_and_go_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 2))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 1, 64, 1, 2))
+    judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
+    config = SizesConfig(sizes=("test-a", "test-b"), vision_steps=1, vlm_steps=1, judge=judge)
+    nothing = study_sizes(config, data, tmp_path / "out", budget=0.0)
+    assert not nothing["sizes"]
+    assert "budget ended before vision" in nothing["unfinished"]["test-a"]
+    assert "test-b: not finished" in (tmp_path / "out" / "table.md").read_text()
+    found = study_sizes(config, data, tmp_path / "out", budget=600.0)
+    assert not found["unfinished"]
+    small, large = (found["sizes"][n]["parameters"] for n in config.sizes)
+    assert small < large
+    text = sizes_table(found["sizes"], found["unfinished"])
+    assert text.count("\n") == 4
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
+    assert study_sizes(config, data, tmp_path / "out", budget=1.0)["sizes"] == found["sizes"]
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
+    row = found["sizes"]["test-a"]["seeds"][0]
+    assert row["pretrain_seconds"] > 0
+    assert row["peak_memory_mib"] > 100
+    assert row["id"]["accuracy_ci"][0] <= row["id"]["accuracy"] <= row["id"]["accuracy_ci"][1]
+    # what is there of another study, in whatever phase, is not passed off as this one's
+    with pytest.raises(RunError, match="another configuration \\(vlm_steps\\)"):
+        study_sizes(config.model_copy(update={"vlm_steps": 2}), data, tmp_path / "out", budget=600.0)
+    (tmp_path / "out" / "setting.json").unlink()
+    (tmp_path / "out" / "test-b" / "vlm" / "model" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"test-a.*another configuration"):
+        study_sizes(config.model_copy(update={"seed": 1}), data, tmp_path / "out", budget=600.0)
+
+
+def test_sizes_can_begin_from_a_small_vlm_that_was_grown(data, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 1))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 2, 64, 1, 2))
+    start = save_vlm(new_vlm("test-a", tokenizer), tokenizer, Preprocessor.square(48), tmp_path / "start")
+    judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
+    config = SizesConfig(sizes=("test-a", "test-b"), grow_from=str(start), vlm_steps=0, judge=judge)
+    found = study_sizes(config, data, tmp_path / "none", budget=600.0)
+    assert not found["unfinished"]
+    rows = [found["sizes"][n]["seeds"][0] for n in config.sizes]
+    assert [r["pretrain_seconds"] for r in rows] == [0, 0]
+    assert not list((tmp_path / "none").rglob("vision"))
+    grown = [load_internvl(tmp_path / "none" / n / "grown").model.config for n in config.sizes]
+    assert [c.vision_config.num_hidden_layers for c in grown] == [1, 2]
+    few = study_sizes(config.model_copy(update={"vlm_steps": 1}), data, tmp_path / "few", budget=600.0)
+    assert few["sizes"]["test-b"]["seeds"][0]["pretrain_seconds"] > 0
+    with pytest.raises(ConfigError, match="vlm_steps 0"):
+        study_sizes(config.model_copy(update={"grow_from": None}), data, tmp_path / "no", budget=600.0)
+
+
+def test_a_study_refuses_to_stop_early_before_it_has_trained_anything(data, tmp_path):
+    with pytest.raises(ConfigError, match="patience"):
+        study_sizes(SizesConfig(judge=RewardConfig(patience=1)), data, tmp_path / "out", budget=1.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_learning_rates_fall_with_the_width_as_each_optimizer_wants_it():
+    found = {
+        name: scaled(OptimConfig(name=name, lr=1.0), 4 * SIZES["tiny-2m"].text_width).lr for name in ("adamw", "muon")
+    }
+    assert found == {"adamw": 0.25, "muon": 0.5}
+
+
+def test_unknown_sizes_name_the_known_ones():
+    assert parse_sizes(["tiny-2m"]) == ("tiny-2m",)
+    with pytest.raises(RunError, match="tiny-200m"):
+        parse_sizes(["huge"])
+
+
+def test_a_study_that_is_told_to_stop_begins_no_other_size(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 2))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 1, 64, 1, 2))
+
+    def told(*args, **kwargs):
+        raise StoppedError("vision: told to stop at step 1 of 9; resume goes on")
+
+    monkeypatch.setattr("rewarddance.lab.study_sizes.train_vision", told)
+    with pytest.raises(StoppedError, match="told to stop"):
+        study_sizes(SizesConfig(sizes=("test-a", "test-b")), data, tmp_path / "out", budget=600.0)
+    assert not (tmp_path / "out" / "study.json").exists()
