@@ -8,7 +8,7 @@ import torch
 from rewarddance import load_generator
 from rewarddance.core.runs import environment
 from rewarddance.core.streams import stream
-from rewarddance.search.best_of_n import draw
+from rewarddance.search.best_of_n import draw_candidates
 from rewarddance.world.corrupt import damage_randomly
 from rewarddance.world.grammar import phrase
 from rewarddance.world.oracle import fidelity, judge
@@ -31,7 +31,7 @@ def best(work) -> float:
 @torch.no_grad()
 def drawn(prompts: list[str]) -> list[Image]:
     """A picture of each prompt by the shipped generator."""
-    media = draw(load_generator("tiny"), prompts, 1, torch.Generator().manual_seed(0), 10)
+    media = draw_candidates(load_generator("tiny"), prompts, 1, torch.Generator().manual_seed(0), 10)
     return [m[0].to_numpy() for m in media]
 
 

@@ -12,7 +12,7 @@ import torch
 from support.questions import PROMPT, pictures
 
 from rewarddance import load_judge
-from rewarddance.core.memory import forget_peak, peak_resident_mib
+from rewarddance.core.memory import peak_resident_mib, reset_peak
 from rewarddance.core.runs import environment
 from rewarddance.core.types import Comparison
 
@@ -37,7 +37,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(environment()["hardware"], f"threads {threads}, torch {torch.__version__}, judge {args.judge}")
     judge.judge(asked(CANDIDATES))  # what is built once
-    forget_peak()
+    reset_peak()
     before = peak_resident_mib()
     for num in (FEW, args.comparisons):
         comparisons = asked(num)

@@ -8,6 +8,7 @@ Everything here is imported on first use, so that `import rewarddance` costs not
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from rewarddance.search.best_of_n import best_of_n
 
 __version__ = "0.1.0"
+
+
+def _useful(record: logging.LogRecord) -> bool:
+    """False for transformers' advice to install torchvision, which nothing here needs. diffusers sets it off."""
+    return "requires torchvision (not installed)" not in record.getMessage()
+
+
+logging.getLogger("transformers.utils.import_utils").addFilter(_useful)
+
 __all__ = [
     "AlignConfig",
     "Comparison",

@@ -6,11 +6,19 @@ import torch
 
 from rewarddance.align.config import ReferenceConfig, ReflConfig
 from rewarddance.align.references import ReferenceBank
-from rewarddance.align.refl import approach, fly, gradient_index, refl_step, reward_loss, shifted, view_shifts
+from rewarddance.align.refl import (
+    approach,
+    gradient_index,
+    gradient_steps,
+    refl_step,
+    reward_loss,
+    shifted,
+    view_shifts,
+)
 from rewarddance.core.media import Media
 from rewarddance.core.types import Verdict
 from rewarddance.generator import flow
-from rewarddance.generator.rollout import sample
+from rewarddance.generator.trace import sample_latents
 
 PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
 
@@ -46,7 +54,7 @@ def step(student, config, references=(None, None), seed=3):
 def test_reward_losses_in_closed_form(kind):
     margin = torch.tensor([-1.0, 2.0])
     p = 1 / (1 + torch.exp(-margin))
-    expected = {"log_sigmoid": -torch.log(p), "margin": -margin, "reward": -p}[kind].mean()
+    expected = {"log_sigmoid": -torch.log(p), "margin": -margin, "reward": -p}[kind]
     assert torch.allclose(reward_loss(margin, kind), expected)
 
 
@@ -80,17 +88,18 @@ class Linear:
         self.chosen = self.w
 
 
-@pytest.mark.parametrize("gradient_steps", [1, 3])
-def test_the_gradient_of_the_kl_takes_states_as_given(gradient_steps):
-    config = ReflConfig(num_steps=5, gradient_steps=gradient_steps)
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_the_gradient_of_the_kl_takes_states_as_given(num_steps):
+    config = ReflConfig(num_steps=5, gradient_steps=num_steps)
     w, frozen = torch.tensor(0.7, requires_grad=True), torch.tensor(0.4)
     start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    (found,) = torch.autograd.grad(fly(Linear(w, frozen), None, start, 1, config).kl, w)
+    _, kl = gradient_steps(Linear(w, frozen), None, start, 1, config)
+    (found,) = torch.autograd.grad(kl, w)
     ts, z, expected = flow.times(5).tolist(), start.double(), 0.0
-    for now, after in itertools.pairwise(ts[1 : 2 + gradient_steps]):
+    for now, after in itertools.pairwise(ts[1 : 2 + num_steps]):
         sigma2 = config.kl_noise**2 * now / (1 - now)
         reach = (1 + sigma2 * (1 - now) / (2 * now)) * (after - now)  # of the mean, for one of velocity
-        expected += float((reach**2 * z**2 * (0.7 - 0.4) / (sigma2 * (now - after))).mean()) / gradient_steps
+        expected += float((reach**2 * z**2 * (0.7 - 0.4) / (sigma2 * (now - after))).mean()) / num_steps
         z = z + 0.7 * z * (after - now)
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
@@ -109,10 +118,9 @@ def test_views_are_the_picture_and_small_shifts_of_it():
 def test_approach_is_the_beginning_of_sampling(student):
     condition = student.condition(PROMPTS)
     z = student.noise(2, torch.Generator().manual_seed(0))
-    point = approach(student, condition, z, 4, 5)
-    last = flow.step(point.z, student.velocity(point.z, point.now, condition), point.now, point.after).mean
-    assert torch.allclose(last, sample(student, condition, z, 5), atol=1e-5)
-    assert point.after == 0
+    state, (now, after) = approach(student, condition, z, 4, 5), student.times(5)[-2:].tolist()
+    last = flow.step(state, student.velocity(state, now, condition), now, after).mean
+    assert torch.allclose(last, sample_latents(student, condition, z, 5), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kl_weight", "num_steps", "views"), [(0.0, 1, 1), (50.0, 1, 1), (0.0, 3, 1), (0.0, 1, 3)])

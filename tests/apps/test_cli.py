@@ -73,7 +73,7 @@ def test_help_needs_no_torch():
         (("plan", "--backbone", "tiny-2m", "--gpus", "0"), 2, "plan: --gpus 0: needs 1 or more"),
         (("data", "build", "--out", "x", "--pictures", "1"), 2, "data build: --pictures 1: needs 2 or more"),
         (("data", "build", "--out", "x", "--criterion", "beauty"), 2, "criterion"),
-        (("train", "--out", "x", "--freeze-vision", "--lora.vision", "--lora.rank", "2"), 2, "say opposite things"),
+        (("train", "--out", "x", "--freeze-vision", "--lora.vision", "--lora.rank", "2"), 2, "contradict each other"),
         (("align", "--out", "x", "--batch-size", "0"), 2, "align: batch_size: "),
         ((), 2, ""),
         (("train", "--out", "x", "--nonsense", "1"), 2, "Unrecognized options: --nonsense, 1; see rewarddance train"),

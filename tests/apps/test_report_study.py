@@ -30,14 +30,14 @@ def test_a_study_of_judges_has_a_table_differences_and_figures(tmp_path):
     title, (figures, gaps, _), drawn = study_content(JUDGES)
     assert title == "Study of paradigms"
     assert figures.rows[0][:3] == ["pairwise", "2.0M", "0.750 (0.700 to 0.800)"]
-    assert figures.rows[2][:2] == ["regression", "the records have no ratings"]
+    assert figures.rows[2][:2] == ["regression", "left empty: the records have no ratings"]
     assert all(len(r) == len(figures.head) for r in figures.rows)
     assert gaps.rows == [["ranking", "+0.100 [+0.050, +0.150]", "–"]]
     assert [name for name, html in drawn if html] == [
         "The generator's own pairs",
         "Rendered and corrupted pairs",
         "Rank correlation within a prompt",
-        "Accuracy less that of pairwise, held-out prompts",
+        "Accuracy minus that of pairwise, held-out prompts",
     ]
     (tmp_path / "study.json").write_text(json.dumps(JUDGES))
     page = write_report(tmp_path).read_text()
@@ -55,7 +55,10 @@ def test_own_data_without_exact_values_shows_choices_alone():
     assert costs.head == ["", "training, s", "latency p50, ms", "comparisons/s"]
     assert costs.rows == [["tiny-2m", "1", "20", "2"]]
     assert table.head[2] == "held-out choices, held-out prompts"
-    assert table.rows == [["tiny-2m", "2.0M", "0.700 [0.600, 0.800]", "–"], ["tiny-20m", "out of time", "", ""]]
+    assert table.rows == [
+        ["tiny-2m", "2.0M", "0.700 [0.600, 0.800]", "–"],
+        ["tiny-20m", "left empty: out of time", "", ""],
+    ]
     assert len(drawn) == 1
 
 
@@ -64,8 +67,8 @@ def test_a_study_of_alignment_shows_gains_and_differences():
     study = {"start": 0.6, "arms": {"refl": arm, "sft": arm}, "differences": {"sft": GAP}}
     _, (table,), ((_, html),) = study_content(study)
     assert table.rows[0] == ["refl", "+0.100 [+0.050, +0.150]", "0.90, 0.95"]
-    assert table.rows[2][0] == "refl less sft"
-    assert "refl less sft" in html
+    assert table.rows[2][0] == "refl minus sft"
+    assert "refl minus sft" in html
 
 
 def test_a_cross_validation_shows_every_fold_and_the_mean(tmp_path):

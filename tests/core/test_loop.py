@@ -106,7 +106,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path):
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(RunError, match="step 0: the gradient is nan"):
         loop.run(step)
-    loop.about = "records a, b"
+    loop.context = "records a, b"
     with pytest.raises(RunError, match=r"step 0 \(records a, b\): the gradient is nan"):
         loop.run(step)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -15,14 +15,16 @@ from rewarddance.core.config import Config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.parallel import all_reduce_sum, all_reduce_gradients, process_group, rank
+from rewarddance.core.parallel import all_reduce_gradients, all_reduce_sum, barrier, is_leader, process_group, rank
 from rewarddance.core.runs import RunFolder
 
 def fit(folder, **changes):
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     run = RunFolder(folder)
-    run.start("test", Config(), resume=True)
+    if is_leader():
+        run.start("test", Config(), resume=True)
+    barrier()
     loop = Loop({"m": model}, OptimConfig(lr=1e-2), LoopConfig(num_steps=6, save_every=2, **changes), run)
     if not loop.resume():
         torch.manual_seed(2**40 + rank())

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rewarddance import load_judge
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
 
@@ -33,5 +33,5 @@ def test_a_lone_pixel_has_a_key_and_is_too_small_to_judge(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
     one = Media.open(tmp_path / "one.png")
     assert one.key == Media.from_tensor(torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)).key
-    with pytest.raises(InputError, match="too small"):
-        load_judge("tiny").judge([Comparison("a red circle", one, one)])
+    with pytest.raises(JudgementError, match="too small"):
+        load_judge("tiny").judge([Comparison("a red circle", one, one)], on_refused="raise")

@@ -59,4 +59,4 @@ def test_gradients_of_two_processes_add_up_and_errors_are_everyones(tmp_path):
 def test_one_process_alone_is_the_leader_of_one():
     assert (parallel.rank(), parallel.world_size(), parallel.is_leader()) == (0, 1, True)
     values = torch.ones(2)
-    assert parallel.add_up(values).tolist() == pytest.approx([1, 1])
+    assert parallel.all_reduce_sum(values).tolist() == pytest.approx([1, 1])

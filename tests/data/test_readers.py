@@ -80,7 +80,7 @@ def test_cells_that_are_not_utf8_or_endless_break_their_own_row(pick):
 
 def test_a_failed_import_says_what_stays_and_leaves_no_parts(pick, tmp_path):
     pick([GOOD])
-    with pytest.raises(InputError, match="of an earlier import"):
+    with pytest.raises(InputError, match="from an earlier import"):
         pick(["{}"])
     assert json.loads((tmp_path / "out" / "import.json").read_text())["written"] is False
     with pytest.raises(InputError, match="label 0"):

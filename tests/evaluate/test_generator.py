@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.evaluate.generator import Samples, compare, diversity, fixed_samples, levels, measure
 
@@ -37,4 +40,7 @@ def test_diversity_is_a_mean_pairwise_distance():
 
 def test_measure_keeps_prompts_and_noises_apart():
     samples = Samples(("a", "b"), tuple((Media(torch.zeros(1, 3, 2, 2)),) * 2 for _ in range(2)))
-    assert measure(samples, lambda prompt, media: float(prompt == "b")).tolist() == [[0, 0], [1, 1]]
+    task = SimpleNamespace(name="test", gold=lambda prompts, media, start: [float(p == "b") for p in prompts])
+    assert measure(samples, task).tolist() == [[0, 0], [1, 1]]
+    with pytest.raises(ConfigError, match="task mine: has no gold standard"):
+        measure(samples, SimpleNamespace(name="mine", gold=None))

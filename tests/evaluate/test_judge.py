@@ -61,12 +61,11 @@ def test_prompts_whose_truth_does_not_vary_are_left_out_of_the_mean_within(sets)
 
 
 class Reluctant(Brightness):
-    """Refuses whatever shows a picture that is nearly black."""
+    """Refuses pairs that show a picture that is nearly black."""
 
     def judge(self, comparisons):
-        if any(min(c.candidate.frames.mean(), c.reference.frames.mean()) < 0.02 for c in comparisons):
-            raise JudgementError("not answered with yes or no")
-        return super().judge(comparisons)
+        dark = [min(c.candidate.frames.mean(), c.reference.frames.mean()) < 0.02 for c in comparisons]
+        return super().judge(comparisons).refuse({i: "not answered with yes or no" for i, x in enumerate(dark) if x})
 
 
 def records(num, dark=()):
@@ -80,22 +79,23 @@ def records(num, dark=()):
 def test_what_a_judge_refuses_is_listed_and_the_rest_counts():
     seen = []
     found = measure_judge(
-        Reluctant(1), records(50, dark=(3, 20)), chunk=8, each=lambda r, table: seen.append(r.record_id)
+        Reluctant(1), records(50, dark=(3, 20)), chunk=8, each=lambda r, table, refused: seen.append(r.record_id)
     )
-    assert set(found["refused"]) == {"r3", "r20"}
-    assert len(seen) == 48
-    assert (found["num_pairs"], found["accuracy"]) == (96, 1.0)
+    assert found["refused"] == dict.fromkeys(("r3", "r20"), "not answered with yes or no")
+    assert len(seen) == 50
+    assert found["num_refused"] == 4  # two of the three pairs of a record
+    assert (found["num_pairs"], found["accuracy"]) == (98, 1.0)
     whole = measure_judge(Brightness(1), records(50), chunk=8)
     assert "refused" not in whole
     assert whole["num_pairs"] == 100
-    with pytest.raises(JudgementError, match="records were not answered; last: not answered"):
+    with pytest.raises(JudgementError, match="pairs of 3 of 11 records were refused; last: not answered"):
         measure_judge(Reluctant(1), records(50, dark=range(0, 50, 5)), chunk=8)
 
 
 SHARED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from test_measure import Reluctant, records
+from test_judge import Reluctant, records
 from rewarddance.core.parallel import process_group, rank
 from rewarddance.evaluate.judge import measure_judge
 with process_group():

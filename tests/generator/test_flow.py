@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from rewarddance.generator import flow
-from rewarddance.generator.rollout import sample, sample_with_preview
 
 
 def test_clean_inverts_add_noise():
@@ -84,14 +83,3 @@ def test_times_run_from_noise_to_picture_and_shift_towards_noise():
     assert shifted[0] == 1
     assert shifted[-1] == 0
     assert (shifted[1:-1] > even[1:-1]).all()
-
-
-def test_the_last_preview_is_the_finished_sample_and_previews_change_nothing(generator):
-    condition = generator.condition(["a red circle"])
-    z = generator.noise(1, torch.Generator().manual_seed(0))
-    plain = sample(generator, condition, z, 4)
-    final, last = sample_with_preview(generator, condition, z, 4, 3)
-    _, early = sample_with_preview(generator, condition, z, 4, 0)
-    torch.testing.assert_close(final, plain)
-    torch.testing.assert_close(last, plain)
-    torch.testing.assert_close(early, flow.clean(z, generator.velocity(z, 1.0, condition), 1.0))

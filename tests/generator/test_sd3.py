@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.protocols import Generator, Tunable
 from rewarddance.generator import flow
-from rewarddance.generator.rollout import rollout, sample
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.generator.trace import rollout, sample_latents
 from rewarddance.jobs.load import load_generator
 
 PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
@@ -23,7 +23,7 @@ def test_sampling_equals_the_pipelines_call_with_even_times(pipeline_folder, gui
     generator = Sd3Generator.load(pipeline_folder, guidance)
     generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     noise = generator.noise(2, torch.Generator().manual_seed(3))
-    ours = generator.decode_tensor(sample(generator, generator.condition(PROMPTS), noise, 5))
+    ours = generator.decode_tensor(sample_latents(generator, generator.condition(PROMPTS), noise, 5))
     pipeline: StableDiffusion3Pipeline = generator.pipeline
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -43,7 +43,7 @@ def test_a_checkpoint_that_knew_t5_is_conditioned_as_diffusers_does_without_it(p
     pipeline.save_pretrained(tmp_path / "wide")
     generator = Sd3Generator.load(tmp_path / "wide", 3.0)
     noise = generator.noise(2, torch.Generator().manual_seed(3))
-    ours = generator.decode_tensor(sample(generator, generator.condition(PROMPTS), noise, 2))
+    ours = generator.decode_tensor(sample_latents(generator, generator.condition(PROMPTS), noise, 2))
     pipeline = generator.pipeline
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -166,7 +166,7 @@ def test_resolution_is_the_side_of_its_pictures(pipeline_folder):
     assert (small.side, small.latent_shape()[1:]) == (32, (8, 8))
     noise = small.noise(1, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        mine = small.decode_tensor(sample(small, small.condition(["a red circle"]), noise, 3))
+        mine = small.decode_tensor(sample_latents(small, small.condition(["a red circle"]), noise, 3))
         theirs = small.pipeline(
             "a red circle", latents=noise, height=32, width=32, num_inference_steps=3, guidance_scale=1.0,
             sigmas=flow.times(3)[:-1].tolist(), output_type="pt", max_sequence_length=0,

@@ -4,14 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-from rewarddance.jobs.align_names import align_from_names
-from rewarddance.jobs.evaluate_prompts import evaluate_on_prompts, held_against
 
 from rewarddance.apps.report import write_report
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.runs import RunFolder
-from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.evaluate import evaluate_alignment
+from rewarddance.data.prompt_task import PromptTask
+from rewarddance.data.prompts import read_prompts
+from rewarddance.evaluate.generator import compare_judges
+from rewarddance.jobs.align import align_from_names, align_generator
+from rewarddance.jobs.evaluate import evaluate_alignment, evaluate_on_prompts
 from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.train_config import RewardConfig
 
@@ -56,15 +57,15 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
 def test_the_training_judge_is_held_against_another():
     rng = np.random.default_rng(0)
     high, low, even = (np.clip(rng.normal(m, 0.05, (40, 4)), 0, 1) for m in (0.7, 0.4, 0.5))
-    assert held_against(high, low)["hacking"] == "hacking"
-    assert held_against(high, even - even.mean() + 0.499)["hacking"] == "suspected"
-    assert held_against(high, high)["hacking"] == "none"
-    assert held_against(even, low)["hacking"] == "none"  # it does not claim a gain
-    found = held_against(high, low)["overrated"]
+    assert compare_judges(high, low)["hacking"] == "hacking"
+    assert compare_judges(high, even - even.mean() + 0.499)["hacking"] == "suspected"
+    assert compare_judges(high, high)["hacking"] == "none"
+    assert compare_judges(even, low)["hacking"] == "none"  # it does not claim a gain
+    found = compare_judges(high, low)["overrated"]
     assert found["mean"] == pytest.approx(np.mean(high > 0.5) - np.mean(low > 0.5))
     assert found["ci_low"] > 0.8
     bolder = 0.5 + 4 * (even - 0.5)  # surer of the very same wins
-    assert held_against(bolder, even)["overrated"]["mean"] == 0
+    assert compare_judges(bolder, even)["overrated"]["mean"] == 0
 
 
 def test_the_oracle_is_not_asked_about_prompts_that_it_does_not_know(run):
@@ -104,6 +105,8 @@ def test_the_embedded_world_is_not_asked_of_other_generators(quick_align, genera
         align_generator(quick_align("tiny"), generator, None, tmp_path / "run")
     monkeypatch.undo()
     config = quick_align("tiny", algorithm="sft")
+    (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
+    task = PromptTask(read_prompts(tmp_path / "prompts.txt")[0])
     with pytest.raises(ConfigError, match="no --prompts"):
-        align_generator(config, generator, None, tmp_path / "run", prompts=["a dog", "a cat"])
+        align_generator(config, generator, None, tmp_path / "run", task=task)
     assert not (tmp_path / "run").exists()

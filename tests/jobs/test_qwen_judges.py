@@ -8,11 +8,11 @@ from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import load_backbone, load_judge
+from rewarddance.jobs.train import train_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.judge import new_judge
 from rewarddance.reward.train_config import LoraSettings, RewardConfig
-from rewarddance.reward.training import train_judge
 
 
 @pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])

@@ -17,7 +17,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
-from rewarddance.jobs.data.rationales import RIGHT, OracleTeacher, Told, add_rationales, outcome_of
+from rewarddance.jobs.data.rationales import NO_FAULT, OracleTeacher, Told, add_rationales, outcome_of
 from rewarddance.jobs.data.teacher import HttpTeacher, read_answer
 from rewarddance.world.corrupt import edit_scene
 from rewarddance.world.grammar import parse, phrase
@@ -70,7 +70,7 @@ def test_an_oracles_reasons_are_of_the_criterion_and_on_the_verdicts_side():
             told.append(criterion)
             assert said.better == (values[0] > values[1])
             first, second = re.fullmatch("the candidate (.*) and the reference (.*)", said.reason).groups()
-            faults = [0 if RIGHT[criterion] in x else x.count(" and ") + 1 for x in (first, second)]
+            faults = [0 if NO_FAULT[criterion] in x else x.count(" and ") + 1 for x in (first, second)]
             assert (faults[0] < faults[1]) == said.better
     assert min(Counter(told)[c] for c in ("fidelity", "style", "composition")) >= 5
 
@@ -128,7 +128,7 @@ def server():
 
 
 def teacher(server, **changes):
-    return HttpTeacher(server.url, "some-vlm", key="secret", wait=0.01, **changes)
+    return HttpTeacher(server.url, "some-vlm", key="secret", **changes)
 
 
 def test_a_server_is_asked_in_the_open_format_and_its_tokens_are_counted(folder, server, tmp_path):
@@ -171,11 +171,11 @@ def test_refusals_riddles_and_failures_are_recorded_and_failures_asked_again(fol
 
 def test_answers_to_other_questions_are_not_taken_for_these(folder, server, tmp_path):
     add_rationales(folder, OracleTeacher(), tmp_path / "out")
-    with pytest.raises(RunError, match=r"other questions \(teacher\)"):
+    with pytest.raises(RunError, match=r"other settings \(teacher\)"):
         add_rationales(folder, teacher(server), tmp_path / "out")
     table = list(RecordTable.open(folder / "train.parquet"))
     write_rows((row_of(r) for r in table[::-1]), folder / "train.parquet")
-    with pytest.raises(RunError, match=r"other questions \(train_sha256\)"):
+    with pytest.raises(RunError, match=r"other settings \(train_sha256\)"):
         add_rationales(folder, OracleTeacher(), tmp_path / "out")
     assert not server.asked
 
@@ -241,7 +241,7 @@ def test_a_wrong_key_stops_at_once(folder, server, tmp_path):
 
 
 def test_a_server_that_is_not_there_fails_and_says_so(folder, tmp_path):
-    away = HttpTeacher("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.01)
+    away = HttpTeacher("http://127.0.0.1:9/v1", "m", attempts=1)
     with pytest.raises(InputError, match="no reason was kept"):
         add_rationales(folder, away, tmp_path / "out", limit=2)
     assert json.loads((tmp_path / "out" / "rationales.json").read_text())["failed"] == 2
@@ -253,4 +253,28 @@ def test_answers_are_read_generously_but_not_guessed():
     )
     assert read_answer(reply("yes")[1]).problem == "unreadable"
     assert read_answer(reply("Yesterday was better")[1]).problem == "unreadable"
+    assert read_answer(reply("No problem, the candidate is clearly better.")[1]).problem == "unreadable"
+    assert read_answer(reply("No. The candidate is clearly better.")[1]).problem == "unreadable"
+    assert read_answer(reply("No, the reference is clearly better.")[1]).better is False
+    thought = "<think>No, wait. The reference is worse.</think>\n\nYes, the candidate has both."
+    assert read_answer(reply(thought)[1]).reason == "the candidate has both."
+    assert read_answer(reply("<think>Yes, the candidate is")[1]).problem == "unreadable"
+    parts = [{"type": "text", "text": "Yes, the "}, {"type": "text", "text": "candidate is round."}]
+    assert read_answer(reply(parts)[1]).reason == "the candidate is round."
+
+
+@pytest.mark.parametrize("choice", [{"message": None}, {"message": {"content": None}}, {}, None])
+def test_an_answer_without_a_message_is_unreadable_and_the_rest_is_asked(choice, folder, server, tmp_path):
+    server.script = [(200, {"choices": [choice]}), reply("Yes, the candidate is rounder.")]
+    found = add_rationales(folder, teacher(server), tmp_path / "out")
+    assert {k: found[k] for k in ("kept", "unreadable", "disagrees")} == {"kept": 4, "unreadable": 1, "disagrees": 1}
+
+
+def test_the_length_of_an_answer_is_a_setting(server):
+    picture = Media(torch.rand(1, 3, 8, 8))
+    teacher(server, max_tokens=33).tell("a", picture, picture, "fidelity")
+    assert server.asked[0][2]["max_tokens"] == 33
+
+
+def test_outcomes_compare_the_verdict_with_the_label():
     assert outcome_of(Choice(0, 1, 0.9), Told(False, "x")) == "disagrees"

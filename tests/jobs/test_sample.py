@@ -8,17 +8,17 @@ import pytest
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
-from rewarddance.jobs.sample import Drawing, sample_to_folder
+from rewarddance.jobs.sample import Sampling, sample_to_folder
 
 
 @pytest.fixture
-def drawing(pipeline_folder):
-    return Drawing(str(pipeline_folder), num_steps=2, sample_batch=4)
+def sampling(pipeline_folder):
+    return Sampling(str(pipeline_folder), num_steps=2, sample_batch=4)
 
 
-def test_winners_and_margins_of_every_prompt(drawing, tmp_path):
+def test_winners_and_margins_of_every_prompt(sampling, tmp_path):
     prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on grey"]
-    found = sample_to_folder(prompts, tmp_path, drawing, num=2, best_of=3, criterion="fidelity")
+    found = sample_to_folder(prompts, tmp_path, sampling, num=2, best_of=3, criterion="fidelity")["samples"]
     assert found == json.loads((tmp_path / "samples.json").read_text())
     assert [x["prompt"] for x in found] == [p for p in prompts for _ in range(2)]
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [x["file"] for x in found]
@@ -28,17 +28,17 @@ def test_winners_and_margins_of_every_prompt(drawing, tmp_path):
         assert Media.open(tmp_path / x["file"]).size == (48, 48)
 
 
-def test_a_prompts_pictures_do_not_depend_on_its_company(drawing, tmp_path):
+def test_a_prompts_pictures_do_not_depend_on_its_company(sampling, tmp_path):
     prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on grey", "a dog"]
-    sample_to_folder(prompts, tmp_path / "all", replace(drawing, sample_batch=100), num=2)
-    sample_to_folder(prompts[1:2], tmp_path / "one", replace(drawing, sample_batch=1), num=2)
+    sample_to_folder(prompts, tmp_path / "all", replace(sampling, sample_batch=100), num=2)
+    sample_to_folder(prompts[1:2], tmp_path / "one", replace(sampling, sample_batch=1), num=2)
     for i in range(2):
         found, alone = (Media.open(tmp_path / n / f"{k:03d}.png") for n, k in (("all", 2 + i), ("one", i)))
         assert float((found.frames - alone.frames).abs().max()) <= 1 / 255 + 1e-6
 
 
-def test_without_best_of_no_judge_is_asked(drawing, tmp_path):
-    found = sample_to_folder(["a dog"], tmp_path, drawing, num=3, judge="nowhere")
+def test_without_best_of_no_judge_is_asked(sampling, tmp_path):
+    found = sample_to_folder(["a dog"], tmp_path, sampling, num=3, judge="nowhere")["samples"]
     assert [set(x) for x in found] == [{"file", "prompt"}] * 3
 
 
@@ -47,7 +47,7 @@ def test_an_aligned_generator_draws_as_it_was_aligned(tmp_path):
         generator="/models/sd3", guidance=4.5, resolution=512, sample_batch=4, generator_dtype="bf16", precision="fp32"
     )
     RunFolder(tmp_path / "run").start("align", config)
-    found = Drawing.of_run(tmp_path / "run")
-    assert found == Drawing("/models/sd3", config.refl.num_steps, 4.5, 4, "bf16", 512, "fp32")
-    assert Drawing.of_run(tmp_path / "run" / "adapter") == found
-    assert Drawing.of_run(tmp_path / "elsewhere" / "adapter") == Drawing.of_run(None) == Drawing()
+    found = Sampling.of_run(tmp_path / "run")
+    assert found == Sampling("/models/sd3", config.refl.num_steps, 4.5, 4, "bf16", 512, "fp32", 256)
+    assert Sampling.of_run(tmp_path / "run" / "adapter") == found
+    assert Sampling.of_run(tmp_path / "elsewhere" / "adapter") == Sampling.of_run(None) == Sampling()

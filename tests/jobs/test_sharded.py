@@ -13,9 +13,9 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import mesh_of
 from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.train import train_judge
 from rewarddance.reward.train_config import RewardConfig
-from rewarddance.reward.training import train_judge
-from rewarddance.vlm.backbone import load_backbone_folder
+from rewarddance.vlm.registry import load_backbone_folder
 
 PROGRAM = """
 import sys
@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 from rewarddance.core.parallel import process_group
 from rewarddance.data.parquet import RecordTable
-from rewarddance.reward.training import train_judge
+from rewarddance.jobs.train import train_judge
 from rewarddance.reward.train_config import RewardConfig
-from rewarddance.reward import checkpoint
-from rewarddance.vlm.backbone import load_backbone_folder
+from rewarddance.reward import judge
+from rewarddance.vlm.registry import load_backbone_folder
 from rewarddance.vlm.engine import Engine
 
 torch.set_num_threads(1)
-checkpoint.Engine = partial(Engine, budget=700, image_budget=5)  # several passes, not as many on every process
+judge.Engine = partial(Engine, budget=700, image_budget=5)  # several passes, not as many on every process
 vlm, data, out, config, resume = sys.argv[1:]
 with process_group():
     train = RecordTable.open(Path(data) / "train.parquet")

@@ -23,11 +23,10 @@ from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.load import ASSETS, load_backbone, load_generator, load_judge
-from rewarddance.jobs.train import train_from_data
+from rewarddance.jobs.train import train_from_data, train_judge
 from rewarddance.reward.config import PARADIGMS
 from rewarddance.reward.context import Context
 from rewarddance.reward.train_config import LoraSettings, RewardConfig
-from rewarddance.reward.training import train_judge
 
 
 def align(pipeline_folder, judge_folder, out, num_steps=4, algorithm="refl", resume=False, kind="best_of_n", every=2):
@@ -110,7 +109,7 @@ def test_adapters_may_be_trained_beside_the_vision_tower(weights, vlm_folder, da
     train_from_data(config, tmp_path / "run")
     kept = load_file(tmp_path / "run" / "checkpoints" / "step_2" / "tensors.safetensors")
     assert {v.dtype for k, v in kept.items() if k.startswith("model/")} == {torch.float32}
-    assert ("lost in rounding" in capsys.readouterr().err) == (weights == "bf16")
+    assert ("of what the merged adapters change" in capsys.readouterr().err) == (weights == "bf16")
     before, after = (load_backbone(f).vision.state_dict() for f in (vlm_folder, tmp_path / "run" / "model"))
     assert not all(torch.equal(v, after[k]) for k, v in before.items())
 
@@ -161,7 +160,7 @@ def test_a_stopped_run_goes_on_with_another_rate_and_smaller_passes(vlm_folder, 
 
 
 def test_what_a_run_has_noticed_survives_a_stop(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
-    watch = partial(StuckLoss, after=3, window=3, near=10.0)
+    watch = partial(StuckLoss, after=3, window=3, tolerance=10.0)
     monkeypatch.setattr("rewarddance.reward.training.StuckLoss", watch)
     config = reward_config(vlm_folder, data_folder, quick, num_steps=4)
     stopped = config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": 1e-9})})
@@ -237,11 +236,10 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
     def known_gradient(generator, judge, prompts, references, *rest):
         weights = sum(p.sum() for n, p in generator.transformer.named_parameters() if p.requires_grad)
         mean = sum(map(len, prompts)) / len(prompts)
-        return {k: torch.tensor(mean) for k in ("reward", "reward_std", "kl", "margin", "time")} | {
-            "loss": mean * weights
-        }
+        metrics = {k: torch.tensor(mean) for k in ("reward", "reward_std", "kl", "margin", "time")}
+        return metrics | {"loss": mean * weights, "num_answered": torch.tensor(len(prompts))}
 
-    monkeypatch.setattr("rewarddance.align.runs.refl_step", known_gradient)
+    monkeypatch.setattr("rewarddance.align.refl_run.refl_step", known_gradient)
     found = []
     for micro in (0, 1, 2):
         config = AlignConfig(
@@ -257,7 +255,7 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
 
 
 class Moody:
-    """Does not answer in some calls."""
+    """Refuses some of the comparisons of its n-th call."""
 
     criterion = "fidelity"
 
@@ -266,23 +264,28 @@ class Moody:
 
     def judge(self, comparisons):
         self.calls += 1
-        if self.refuses(self.calls):
-            raise JudgementError("not answered")
-        return Verdict.from_margin(torch.stack([c.candidate.frames.mean() for c in comparisons]))
+        verdict = Verdict.from_margin(torch.stack([c.candidate.frames.mean() for c in comparisons]))
+        return verdict.refuse({i: "unclear" for i in range(len(comparisons)) if self.refuses(self.calls, i)})
 
 
-def test_steps_that_are_not_judged_are_passed_over_and_many_end_the_run(pipeline_folder, tmp_path, quick_align):
+def test_refused_pictures_are_left_out_of_a_step_and_counted_and_many_end_the_run(
+    pipeline_folder, tmp_path, quick_align
+):
+    """The first call is the first probe; then every step makes one call of two pictures."""
     config = quick_align("none")
     loop, references = LoopConfig(num_steps=4, validate_every=4), ReferenceConfig(kind="random")
     config = config.model_copy(update={"loop": loop, "references": references})
     out = tmp_path / "some"
-    align_generator(config, load_generator(pipeline_folder), Moody(lambda n: n == 3), out)  # the first call is a look
+    moody = Moody(lambda call, i: (call, i) in {(3, 0), (4, 0), (4, 1)})
+    align_generator(config, load_generator(pipeline_folder), moody, out)
     lines = {m["step"]: m for m in RunFolder(out).metrics()}
-    assert lines[2]["skipped"] == "not answered"
-    assert "reward" not in lines[2]
-    assert all("reward" in lines[i] for i in (1, 3, 4))
-    with pytest.raises(JudgementError, match="4 of 4 steps could not be judged; last: not answered"):
-        align_generator(config, load_generator(pipeline_folder), Moody(lambda n: n > 1), tmp_path / "all")
+    assert [lines[i].get("refused") for i in (1, 2, 3, 4)] == [None, 1, 2, None]
+    assert lines[3]["reward"] is None
+    assert all(0 < lines[i]["reward"] < 1 and lines[i]["reward_std"] >= 0 for i in (1, 2, 4))
+    assert lines[2]["reward_std"] == 0  # of the one picture that was answered
+    assert all(lines[i]["grad_norm"] > 0 for i in (1, 2, 4))
+    with pytest.raises(JudgementError, match="the judge refused 8 of 8 pictures; last in step 3"):
+        align_generator(config, load_generator(pipeline_folder), Moody(lambda call, i: call > 1), tmp_path / "all")
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("sft", "best_of_n"), ("refl", "random"), ("refl", "none")])
@@ -293,8 +296,9 @@ def test_controls_and_reference_kinds_run(algorithm, kind, pipeline_folder, trai
 
 
 def test_a_judge_trained_to_compare_does_not_judge_a_picture_alone(trained, pictures):
-    with pytest.raises(JudgementError, match="trained to compare"):
-        load_judge(trained).judge([Comparison("a red circle", pictures[0])])
+    found = load_judge(trained).judge([Comparison("a red circle", p) for p in (pictures[0], pictures[1])])
+    assert list(found.refused) == [0, 1]
+    assert "trained to compare" in found.refused[0]
 
 
 def test_early_stopping_by_pairs_that_are_all_ties_says_so(vlm_folder, data_folder, quick, tmp_path):
@@ -313,7 +317,7 @@ def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, t
         seen.append(judge.engine.backbone.module.get_input_embeddings().weight.detach().clone())
         return {"accuracy": next(accuracies)}
 
-    monkeypatch.setattr("rewarddance.reward.training.measure_judge", scripted)
+    monkeypatch.setattr("rewarddance.jobs.train.measure_judge", scripted)
     config = reward_config(vlm_folder, data_folder, quick, num_steps=20, validate_every=1)
     config = config.model_copy(update={"patience": 2})
     records = RecordTable.open(data_folder / "train.parquet")

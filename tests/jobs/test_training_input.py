@@ -14,11 +14,11 @@ from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
 from rewarddance.jobs.load import ASSETS, load_backbone, load_judge
-from rewarddance.jobs.train import asked_otherwise, check_labels, train_from_data
+from rewarddance.jobs.train import changed_question, check_labels, train_from_data, train_judge
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.train_config import RewardConfig
-from rewarddance.reward.training import train_judge, training_batch
+from rewarddance.reward.training import training_batch
 
 
 def test_a_second_run_in_the_same_folder_is_refused(vlm_folder, data_folder, quick, tmp_path):
@@ -96,11 +96,11 @@ def test_training_on_with_another_temperature_says_so(vlm_folder, tmp_path):
     judge = shutil.copytree(vlm_folder, tmp_path / "judge")
     (judge / "judge.json").write_text(JudgeSpec(temperature=8.0, trained=True).model_dump_json())
     config = RewardConfig(backbone=str(judge))
-    assert asked_otherwise(config) is None  # fit
-    assert asked_otherwise(config.model_copy(update={"temperature": 8.0})) is None
-    assert "divided by 8, now by 1.0" in asked_otherwise(config.model_copy(update={"temperature": 1.0}))
+    assert changed_question(config) is None  # fit
+    assert changed_question(config.model_copy(update={"temperature": 8.0})) is None
+    assert "divided by 8, now by 1.0" in changed_question(config.model_copy(update={"temperature": 1.0}))
     scalar = RewardConfig(backbone=str(judge), paradigm="bradley_terry", temperature=1.0)
-    assert asked_otherwise(scalar) is None
+    assert changed_question(scalar) is None
 
 
 def _without_template(folder):
@@ -131,13 +131,11 @@ def _of_half_a_config(folder):
 
 
 def test_training_on_from_a_judge_that_knows_another_question_says_so(vlm_folder):
-    assert asked_otherwise(RewardConfig(backbone=str(vlm_folder))) is None
-    names = load_judge("tiny").spec.context.names
-    assert asked_otherwise(RewardConfig(backbone=str(ASSETS / "judge-tiny"), context={"names": names})) is None
-    other = "roles" if names == "numbers" else "numbers"
-    said = asked_otherwise(RewardConfig(backbone=str(ASSETS / "judge-tiny"), context={"names": other}))
-    assert said is not None
-    assert f"context.names: {names!r}, now {other!r}" in said
+    assert changed_question(RewardConfig(backbone=str(vlm_folder))) is None
+    judge = str(ASSETS / "judge-tiny")
+    assert changed_question(RewardConfig(backbone=judge, context={"template": "embedded"})) is None
+    said = changed_question(RewardConfig(backbone=judge, context={"template": "embedded-roles"}))
+    assert "words of pairwise: 'question: is image {candidate} the better one?', now 'question: is the cand" in said
 
 
 @pytest.mark.parametrize("context", [{"reference": "none"}, Context(reference="none")])
@@ -152,7 +150,7 @@ def test_the_generative_judge_without_a_reference_is_the_pointwise_one(context):
     [
         ("bradley_terry", "none", "bradley_terry learns from comparisons"),
         ("regression", "best_of_n", "regression looks at one picture"),
-        ("regression", "random", "label_smoothing draws choices towards a tie"),
+        ("regression", "random", "label_smoothing moves choices towards a tie"),
     ],
 )
 def test_paradigms_that_have_no_use_for_a_reference_say_so(paradigm, reference, message):
@@ -164,10 +162,10 @@ def test_paradigms_that_have_no_use_for_a_reference_say_so(paradigm, reference, 
     ("spoil", "message"),
     [
         (_without_template, "no chat template; put a chat_template.jinja beside"),
-        (_that_splits_yes, "splits the answer word 'yes' into 2 tokens; choose another"),
+        (_that_splits_yes, "no single token for the answer word 'yes'"),
         (_of_another_kind, "architecture 'bert' is not supported; known: 'internvl'"),
         (_without_weights, "backbone: cannot be loaded"),
-        (_of_half_its_weights, "backbone: cannot be loaded"),
+        (_of_half_its_weights, "cannot be (read|loaded)"),
         (_of_half_a_config, "config.json is not JSON of a model"),
     ],
     ids=["template", "yes", "architecture", "no weights", "half its weights", "half a config"],
@@ -200,7 +198,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_ch
         train_judge(config, load_backbone(vlm_folder), train, {}, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_1"]
     fitted = config.model_copy(update={"temperature": "fit"})
-    with pytest.raises(RunError, match=rf"these records: {re.escape(second.record_id)};"):
+    with pytest.raises(RunError, match=rf"these records is not a number: {re.escape(second.record_id)};"):
         train_judge(fitted, load_backbone(vlm_folder), train, {}, tmp_path / "fitted")
     train_judge(config, load_backbone(vlm_folder), records, {}, tmp_path / "run", resume=True)  # mended, it goes on
     assert RunFolder(tmp_path / "run").metrics()[-1]["step"] == 4

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from rewarddance.core.types import Verdict
-from rewarddance.lab.blind_spots import judge_blind_spots, slips
+from rewarddance.lab.blind_spots import edited_pairs, judge_blind_spots
 from rewarddance.world.corrupt import EDITS
 from rewarddance.world.oracle import fidelity
 
 
 def test_one_render_fulfils_the_prompt_and_the_other_does_not():
-    found = list(slips(3, seed=1))
+    found = list(edited_pairs(3, seed=1))
     assert [s.edit for s in found] == [e for e in EDITS for _ in range(3)]
     for s in found:
         assert fidelity(s.right.to_numpy(), s.prompt) > 0.9
         assert s.gap == pytest.approx(fidelity(s.right.to_numpy(), s.prompt) - fidelity(s.wrong.to_numpy(), s.prompt))
         assert s.gap > 0.05 or s.edit in ("style", "size", "add", "move")
-    assert [s.prompt for s in slips(3, seed=1)] == [s.prompt for s in found]
+    assert [s.prompt for s in edited_pairs(3, seed=1)] == [s.prompt for s in found]
 
 
 class Partial:

@@ -10,7 +10,7 @@ from rewarddance.jobs.load import load_internvl
 from rewarddance.lab.blind_spots import untrained_answers
 from rewarddance.lab.judge_benchmark import benchmark_judge
 from rewarddance.lab.vlm_benchmark import describe
-from rewarddance.search.best_of_n import draw
+from rewarddance.search.best_of_n import draw_candidates
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.corrupt import edit_scene
 from rewarddance.world.grammar import PromptError, parse, phrase
@@ -40,7 +40,7 @@ def test_the_autoencoder_keeps_what_the_oracle_sees(model, scenes):
 
 def test_the_generator_draws_recognisable_pictures_with_errors_to_mend(model):
     prompts = [p for _, p in benchmark_prompts()[::6]]
-    drawn = draw(model, prompts, 1, torch.Generator().manual_seed(0), 8)
+    drawn = draw_candidates(model, prompts, 1, torch.Generator().manual_seed(0), 8)
     assert 0.42 <= np.mean([fidelity(d[0].to_numpy(), p) for d, p in zip(drawn, prompts, strict=True)]) <= 0.82
 
 

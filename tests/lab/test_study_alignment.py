@@ -12,7 +12,7 @@ from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.lab.study_alignment import study_alignment, summarise
-from rewarddance.reward.training import at_random
+from rewarddance.reward.training import with_random_labels
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_arms_are_trained_measured_and_kept(config, vlm_folder, tmp_path):
     assert again["arms"] == found["arms"]
     with pytest.raises(ConfigError, match="needs --shuffled-judge"):
         study_alignment(config, None, out, seeds=(0,), num_noises=2, every=60)
-    with pytest.raises(RunError, match="another setting"):
+    with pytest.raises(RunError, match=r"other settings \(shuffled_judge\)"):
         study_alignment(config, "another", out, seeds=(0,), num_noises=2, every=60)
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
     setting = json.loads((out / "setting.json").read_text())
     (out / "setting.json").write_text(json.dumps(setting | {"judge_sha256": "of before"}))
-    with pytest.raises(RunError, match=r"another setting \(judge_sha256\)"):
+    with pytest.raises(RunError, match=r"other settings \(judge_sha256\)"):
         study_alignment(config, str(vlm_folder), out, seeds=(0,), num_noises=2, every=60)
 
 
@@ -76,7 +76,7 @@ with folder_lock(Path(sys.argv[1])) as mine:
         other.kill()  # what it held is free, whatever became of it
     assert not (folder / "run.json").exists()
     assert (folder.parent / "sft-0" / "measured.json").is_file()
-    assert "refl seed 0: another process is at work on it" in "".join(capsys.readouterr())
+    assert "refl seed 0: another process works on it" in "".join(capsys.readouterr())
     assert set(study_alignment(config, None, arms=("refl",), **at)["arms"]) == {"refl", "sft"}
 
 
@@ -100,8 +100,8 @@ def test_gains_and_differences_are_those_of_the_values(tmp_path):
 def test_shuffled_labels_depend_on_record_and_seed_alone():
     choices = tuple(Choice(0, 1, float(i % 2)) for i in range(200))
     record = PreferenceRecord("a", "p", (), choices)
-    once = at_random(record, 0)
-    assert once == at_random(record, 0)
-    assert once != at_random(record, 1)
+    once = with_random_labels(record, 0)
+    assert once == with_random_labels(record, 0)
+    assert once != with_random_labels(record, 1)
     kept = np.mean([a.label == b.label for a, b in zip(once.choices, choices, strict=True)])
     assert 0.35 < kept < 0.65

@@ -2,20 +2,25 @@ import numpy as np
 import pytest
 
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.lab.study_differences import RightByPrompt, differences, differences_table
+from rewarddance.lab.study_differences import RightByPrompt, differences
+from rewarddance.lab.study_tables import judge_tables
 
 
 def _rows(*shares, prompts=40):
     return {"seeds": [{"right_by_prompt": {"id": {f"p{i}": [s * 4, 4] for i in range(prompts)}}} for s in shares]}
 
 
+def named(rows):
+    return {name: {**entry, "parameters": 2_000_000} for name, entry in rows.items()}
+
+
 def test_counts_are_of_clear_pairs_and_add_up_over_records_of_a_prompt():
     table = np.array([[0, 1, 1], [-1, 0, -1], [-1, 1, 0]], float)
     counted = RightByPrompt()
-    counted(PreferenceRecord("a", "p", (), (), truth=(0.9, 0.1, 0.5)), table)
-    counted(PreferenceRecord("b", "p", (), (), truth=(0.5, 0.9, 0.52)), table)
-    counted(PreferenceRecord("c", "q", (), ()), table)
-    assert counted.found == {"p": [3.0, 5.0]}
+    counted(PreferenceRecord("a", "p", (), (), truth=(0.9, 0.1, 0.5)), table, {})
+    counted(PreferenceRecord("b", "p", (), (), truth=(0.5, 0.9, 0.52)), table, {})
+    counted(PreferenceRecord("c", "q", (), ()), table, {})
+    assert counted.counts == {"p": [3.0, 5.0]}
 
 
 def test_differences_are_of_the_same_pairs_with_intervals():
@@ -26,8 +31,9 @@ def test_differences_are_of_the_same_pairs_with_intervals():
     assert gaps["mixed"]["id"]["mean"] == pytest.approx(0)
     assert gaps["mixed"]["id"]["ci_low"] < -0.2
     assert set(gaps["other"]) == {"id"}
-    text = differences_table(gaps, "pairwise")
-    assert "| other | +0.250 [+0.250, +0.250] |  |" in text
+    tables = judge_tables({"variants": named(found), "differences": gaps, "against": "pairwise"}, "variants")
+    assert tables[1].title.startswith("Minus pairwise")
+    assert tables[1].rows[0] == ["other", "+0.250 [+0.250, +0.250]", "–"]
 
 
 def test_prompts_count_by_their_pairs():
@@ -40,5 +46,6 @@ def test_prompts_count_by_their_pairs():
 
 def test_nothing_to_compare_gives_no_table():
     assert differences({"other": _rows(0.5)}, "pairwise") == {}
-    assert differences_table({}, "pairwise") == ""
+    alone = judge_tables({"variants": named({"other": _rows(0.5)}), "differences": {}}, "variants")
+    assert [t.title.split(" ")[0] for t in alone] == ["One"]
     assert differences({"pairwise": _rows(0.5), "old": {"seeds": [{}]}}, "pairwise") == {"old": {}}

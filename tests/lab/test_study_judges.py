@@ -1,12 +1,12 @@
 import json
 
 import numpy as np
-from rewarddance.lab.study_table import table
 
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.lab.study_judges import PARADIGM_VARIANTS, study_judges
+from rewarddance.lab.study_tables import as_markdown, judge_tables
 from rewarddance.reward.train_config import RewardConfig
 
 
@@ -27,13 +27,12 @@ def test_variants_are_trained_on_the_same_data_and_tabled(vlm_folder, data_folde
     config = json.loads((tmp_path / "pairwise-answer_first-0" / "run.json").read_text())["config"]
     assert (config["context"]["cot"], config["paradigm"]) == ("answer_first", "generative_pairwise")
     assert config["data"].endswith("data-with-reasons")
-    rows = (tmp_path / "table.md").read_text().splitlines()
-    assert len(rows) == 4
-    assert all(r.count(" | ") == rows[0].count(" | ") for r in rows)
+    tables = judge_tables(found, "variants")
+    assert (tmp_path / "table.md").read_text() == as_markdown(tables)
+    assert [len(t.rows) for t in tables] == [2, 2]  # figures, and costs
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
-    assert table(study_judges(base, chosen, data_folder, tmp_path, seeds=(0, 1))["variants"]) == table(
-        found["variants"]
-    )
+    again = study_judges(base, chosen, data_folder, tmp_path, seeds=(0, 1))
+    assert again["variants"] == found["variants"]
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
 
 

@@ -6,7 +6,8 @@ import torch
 from rewarddance.core import device
 from rewarddance.core.types import Comparison
 from rewarddance.reward.config import JudgeSpec
-from rewarddance.reward.judge import load_judge_folder, new_judge, save_judge
+from rewarddance.reward.judge import new_judge
+from rewarddance.reward.saved import load_judge_folder, save_judge
 
 
 @pytest.fixture

@@ -56,12 +56,12 @@ def test_reasons_are_drawn_from_the_models_own_distribution(backbone, pictures):
 @pytest.mark.parametrize("cot", ["answer_first", "reason_first"])
 def test_what_is_learnt_equals_plain_forwards(cot, backbone, pictures):
     engine = Engine(backbone)
-    judge = GenerativeJudge(engine, Context(cot=cot, names="roles"), strict=False)
+    judge = GenerativeJudge(engine, Context(cot=cot, template="embedded-roles"), strict=False)
     asked = comparisons(pictures)
     verdict, told = judge.learn(asked)
     assert torch.isnan(told).tolist() == [False, True, False]
     space = " " if cot == "reason_first" else ""
-    ids = [engine.word_id(f"{space}{w}") for w in ("yes", "no")]
+    ids = [engine.word_ids(f"{space}{w}")[0] for w in ("yes", "no")]
     for i, c in enumerate(asked):
         word = ids[0] if c.label >= 0.5 else ids[1]
         if c.rationale is None and cot == "reason_first":
@@ -105,10 +105,11 @@ def test_reasons_weigh_a_mean_and_reach_the_weights(backbone, pictures):
 def test_questions_say_what_comes_first(pictures):
     a, b = pictures[:2]
     c = Comparison("x", a, b, "fidelity")
-    for names, part in (("numbers", 0), ("roles", -1)):
-        assert "answer yes or no." in Context(names=names).render(c)[part]
-        assert "first answer yes or no, second the reason." in Context(names=names, cot="answer_first").render(c)[part]
-        assert "first the reason, second answer yes or no." in Context(names=names, cot="reason_first").render(c)[part]
+    for template, part in (("embedded", 0), ("embedded-roles", -1)):
+        assert "answer yes or no." in Context(template=template).render(c)[part]
+        told = {cot: Context(template=template, cot=cot).render(c)[part] for cot in ("answer_first", "reason_first")}
+        assert "first answer yes or no, second the reason." in told["answer_first"]
+        assert "first the reason, second answer yes or no." in told["reason_first"]
     assert Context(cot="answer_first").answer(True, " so ") == ("", "yes", " because so")
     assert Context(cot="reason_first").answer(False, "so") == ("so\nanswer:", " no", "")
     with pytest.raises(ValidationError, match="needs layout 'strict'"):
@@ -118,7 +119,7 @@ def test_questions_say_what_comes_first(pictures):
 def test_reasons_call_pictures_as_the_question_does():
     _, _, said = Context(cot="answer_first").answer(True, "The candidate matches, the reference is a candidate's twin")
     assert said == " because image 2 matches, image 1 is a image 2's twin"
-    _, _, said = Context(cot="answer_first", names="roles").answer(True, "the candidate matches")
+    _, _, said = Context(cot="answer_first", template="embedded-roles").answer(True, "the candidate matches")
     assert said == " because the candidate matches"
 
 

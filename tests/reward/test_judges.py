@@ -10,12 +10,15 @@ from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.reward.config import PARADIGMS, SCALAR, JudgeSpec
-from rewarddance.reward.context import INSTRUCTIONS, Context
-from rewarddance.reward.judge import load_judge_folder, new_judge, save_judge
+from rewarddance.reward.context import Context
+from rewarddance.reward.judge import new_judge
 from rewarddance.reward.objective import agreement, reward_step
 from rewarddance.reward.paradigms import Question, losses
 from rewarddance.reward.rank import rank
+from rewarddance.reward.saved import load_judge_folder, save_judge
 from rewarddance.reward.wrappers import Symmetrised
+
+SENTENCES = Context().words.criteria
 
 
 def cross_entropy(verdict, targets, smoothing=0.0):
@@ -44,13 +47,13 @@ def test_context_words_a_question_in_sharing_order(pictures):
     parts = Context().render(Comparison("a red circle", b, a, "fidelity"))
     assert parts[1] is a
     assert parts[3] is b
-    opening = f"instruction: {INSTRUCTIONS['fidelity']}\nanswer yes or no.\nprompt: a red circle\nimage 1: "
+    opening = f"instruction: {SENTENCES['fidelity']}\nanswer yes or no.\nprompt: a red circle\nimage 1: "
     assert parts == (opening, a, "\nimage 2: ", b, "\nquestion: is image 2 the better one?")
     alone = Context(instruction=False).render(Comparison("a red circle", b))
     opening = "answer yes or no.\nprompt: a red circle\nimage 1: "
     assert alone == (opening, b, "\nquestion: is image 1 good for the prompt?")
-    roles = Context(names="roles").render(Comparison("a red circle", b, a, "fidelity"))
-    assert roles[0] == f"instruction: {INSTRUCTIONS['fidelity']}\nprompt: a red circle\nreference: "
+    roles = Context(template="embedded-roles").render(Comparison("a red circle", b, a, "fidelity"))
+    assert roles[0] == f"instruction: {SENTENCES['fidelity']}\nprompt: a red circle\nreference: "
     assert roles[-1] == "\nquestion: is the candidate better than the reference? answer yes or no."
 
 
@@ -79,7 +82,7 @@ def test_generative_loss_is_next_token_cross_entropy(backbone, pictures):
         e = backbone.encoder.chat([("user", Context().render(c))])
         pixels = torch.cat([backbone.prepare.frames(m.frames) for m, _ in e.images])
         logits = backbone.model(input_ids=torch.tensor([e.ids]), pixel_values=pixels).logits[0, -1]
-        rows.append(F.cross_entropy(logits, torch.tensor(judge.engine.word_id(word))))
+        rows.append(F.cross_entropy(logits, torch.tensor(judge.engine.word_ids(word)[0])))
     assert torch.allclose(found, torch.stack(rows), atol=1e-5)
 
 
@@ -141,9 +144,12 @@ def test_pixel_gradient_of_the_margin_equals_finite_differences(backbone, pictur
 
 
 def test_unclear_answers_are_refused_at_inference(backbone, pictures):
-    judge = new_judge(JudgeSpec(), backbone, strict=True)
-    with pytest.raises(JudgementError, match="2 of 2 questions"):
-        judge.judge([Comparison("p", pictures[0], pictures[1])])
+    judge, asked = new_judge(JudgeSpec(), backbone, strict=True), [Comparison("p", pictures[0], pictures[1])]
+    found = judge.judge(asked)
+    assert found.margin.isnan().tolist() == [True]
+    assert "did not answer yes or no" in found.refused[0]
+    with pytest.raises(JudgementError, match=r"1 of 1 comparisons were refused; comparison 0 \(prompt 'p'\): the VLM"):
+        judge.judge(asked, on_refused="raise")
 
 
 def test_no_comparisons_no_verdicts(backbone):
@@ -217,13 +223,14 @@ def test_a_second_judge_is_asked_by_a_criterion_that_it_knows(backbone):
 
 def test_ratings_that_were_never_learnt_are_not_guessed(backbone, pictures):
     judge = new_judge(JudgeSpec(paradigm="regression", criteria=("style",)), backbone)
-    style = list(INSTRUCTIONS).index("style")
+    style = list(SENTENCES).index("style")
     with torch.no_grad():
         judge.single.head.weight[style] = 1
     question = Comparison("a red circle", pictures[0], pictures[1])
     assert judge.judge([question]).margin != 0
-    with pytest.raises(InputError, match="no ratings of 'fidelity', only: style"):
-        judge.judge([replace(question, criterion="fidelity")])
+    refused = judge.judge([replace(question, criterion="fidelity"), question])
+    assert refused.refused == {0: "this judge has learnt no ratings of 'fidelity', only: style"}
+    assert refused.margin.isnan().tolist() == [True, False]
 
 
 def test_criteria_of_your_own_are_worded_and_kept_with_the_judge(backbone, pictures, tmp_path):
@@ -235,7 +242,7 @@ def test_criteria_of_your_own_are_worded_and_kept_with_the_judge(backbone, pictu
     own, known = (again.rank("a red circle", pictures[:2], c).margin for c in ("aesthetics", "overall"))
     assert torch.equal(own, known)  # the same sentence
     assert "prefer blue." in str(again.spec.context.render(Comparison("x", pictures[0], pictures[1], "style"))[0])
-    with pytest.raises(InputError, match="aesthetics; context"):
+    with pytest.raises(JudgementError, match="criterion 'glamour'; known: overall, fidelity"):
         again.rank("a red circle", pictures[:2], "glamour")
     head = new_judge(JudgeSpec(paradigm="regression", context=context), backbone).single.head
-    assert head.out_features == len(INSTRUCTIONS) + 1
+    assert head.out_features == len(SENTENCES) + 1

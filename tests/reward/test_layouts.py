@@ -11,7 +11,7 @@ from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.judge import new_judge
-from rewarddance.reward.layouts import _Lists, dialogs_of, orders
+from rewarddance.reward.layouts import _PictureLists, dialogs_of, orders
 from rewarddance.vlm.engine import Answers, Engine
 
 PROMPT = "a red circle"
@@ -41,7 +41,7 @@ def test_questions_that_only_words_tell_apart_differ_in_their_words(pictures):
 @pytest.mark.parametrize("layout", ["two_questions", "listwise"])
 def test_roles_are_for_strict_alone(layout):
     with pytest.raises(ValueError, match=f"layout {layout} asks about either picture by its number"):
-        Context(layout=layout, names="roles")
+        Context(layout=layout, template="embedded-roles")
 
 
 def test_two_questions_share_everything_before_the_question(pictures):
@@ -106,11 +106,11 @@ def test_places_are_found_at_once_as_by_looking_at_every_list():
 
 def test_a_long_list_is_laid_out_in_time_that_grows_with_it():
     media = [Media(torch.zeros(1, 3, 4, 4)) for _ in range(4001)]
-    lists = _Lists(8)
+    lists = _PictureLists(8)
     for m in media[1:]:
-        lists.of((media[0], m))
+        lists.with_pair((media[0], m))
     assert sum(len(x) for x in lists.lists) < 1.2 * len(media)
-    assert all(len(known) <= 1 for known in lists.open_homes.values())
+    assert all(len(known) <= 1 for known in lists.open_lists.values())
 
 
 def test_orders_are_permutations():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rewarddance.vlm import attention, plan
 from rewarddance.vlm.attention import lay_out, tree_attention
-from rewarddance.vlm.plan import grow
+from rewarddance.vlm.plan import build_tree
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 
@@ -25,7 +25,7 @@ def keys(ragged):
 
 
 def run(tree_keys, seed=0):
-    tree = grow(tree_keys)
+    tree = build_tree(tree_keys)
     packed = lay_out(tree, torch.device("cpu"))
     rng = torch.Generator().manual_seed(seed)
     # the same token of the same prefix has the same query, key and value, whoever holds it

@@ -63,7 +63,7 @@ def test_a_backbone_survives_the_disk(backbone, pictures, tmp_path):
     backbone.save(tmp_path)
     again = InternVLBackbone.load(tmp_path)
     frames = [(pictures[0], 0)]
-    assert torch.equal(again.see(frames), backbone.see(frames))
+    assert torch.equal(again.image_tokens(frames), backbone.image_tokens(frames))
     question = [("user", ["prompt: x\n", pictures[0]])]
     assert again.encoder.chat(question).ids == backbone.encoder.chat(question).ids
 
@@ -95,9 +95,9 @@ def test_resizing_is_the_official_ones_but_for_rounding(kind, size):
 
 def test_pictures_of_several_sizes_keep_their_order(backbone):
     media = [Media(torch.rand(1, 3, s, s)) for s in (48, 20, 48, 33)]
-    together = backbone.see([(m, 0) for m in media]).chunk(len(media))
+    together = backbone.image_tokens([(m, 0) for m in media]).chunk(len(media))
     for rows, m in zip(together, media, strict=True):
-        assert torch.allclose(rows, backbone.see([(m, 0)]), atol=1e-5)
+        assert torch.allclose(rows, backbone.image_tokens([(m, 0)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (4, 4000)])
@@ -151,12 +151,12 @@ def test_a_tiled_picture_is_seen_in_parts_and_once_whole(backbone, pictures):
     encoded = backbone.encoder.chat([("user", ["x", wide, pictures[0]])])
     single = backbone.model.config.image_seq_length
     assert encoded.counts == (3 * single, single)
-    seen = backbone.see([(wide, 0), (pictures[0], 0)])
+    seen = backbone.image_tokens([(wide, 0), (pictures[0], 0)])
     assert len(seen) == 4 * single
     backbone.tile(1)
-    torch.testing.assert_close(seen[3 * single :], backbone.see([(pictures[0], 0)]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen[2 * single : 3 * single], backbone.see([(wide, 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[3 * single :], backbone.image_tokens([(pictures[0], 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[2 * single : 3 * single], backbone.image_tokens([(wide, 0)]), rtol=1e-4, atol=1e-5)
     left = Media(wide.frames[..., :48].detach())
-    torch.testing.assert_close(seen[:single], backbone.see([(left, 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[:single], backbone.image_tokens([(left, 0)]), rtol=1e-4, atol=1e-5)
     seen.square().sum().backward()
     assert wide.frames.grad.abs().min() > 0

@@ -142,8 +142,8 @@ def test_equal_pixels_are_one_picture(backbone, pictures):
 def test_hidden_states_feed_the_same_head(backbone, pictures):
     dialogs = mixed_dialogs(pictures)
     engine = Engine(backbone)
-    logits = backbone.head(engine.answer_hidden(dialogs))
-    ids = [engine.word_id(w) for w in WORDS]
+    logits = backbone.logits(engine.answer_hidden(dialogs))
+    ids = [engine.word_ids(w)[0] for w in WORDS]
     assert torch.allclose(logits[:, ids], engine.answer_logits(dialogs, WORDS).logits, atol=1e-5)
 
 
@@ -155,8 +155,19 @@ def test_mass_is_the_share_of_the_whole_vocabulary(backbone, pictures):
 
 
 def test_a_split_answer_word_is_refused(backbone, pictures):
-    with pytest.raises(ConfigError, match="splits the answer word"):
+    with pytest.raises(ConfigError, match="no single token for the answer word 'absolutely'"):
         Engine(backbone).answer_logits([question("x", pictures[0])], ("absolutely", "no"))
+
+
+def test_the_spellings_of_a_word_are_one_answer(backbone, pictures):
+    dialogs = mixed_dialogs(pictures)
+    engine = Engine(backbone)
+    single = engine.answer_logits(dialogs, ("yes", "red", "no"))
+    summed = engine.answer_logits(dialogs, (("yes", "red", "absolutely"), "no"))
+    torch.testing.assert_close(summed.logits[:, 0], single.logits[:, :2].logsumexp(1))
+    torch.testing.assert_close(summed.logits[:, 1], single.logits[:, 2])
+    torch.testing.assert_close(summed.mass, single.logp.exp().sum(1))
+    assert engine.word_ids(("yes", "yes", "absolutely")) == engine.word_ids("yes")
 
 
 def frozen(backbone):
@@ -181,7 +192,7 @@ def test_pictures_are_remembered_across_calls_while_nothing_is_trained(backbone,
     for _ in range(2):
         engine.answer_logits([question("x", a)], WORDS)
         assert engine.work.images == 1
-    assert Engine(frozen(backbone))._eyes.cache == 0
+    assert Engine(frozen(backbone))._vision.cache == 0
 
 
 def test_a_candidates_gradient_is_the_same_beside_a_remembered_reference(backbone, pictures):
@@ -222,23 +233,23 @@ def test_copies_of_weights_that_autocast_keeps_are_not_taken_for_a_passs_own(bac
         engine = Engine(backbone, autocast=torch.bfloat16)
         with torch.no_grad():
             engine.answer_logits(dialogs, WORDS)
-        found.append(engine._room._bytes["language"])
+        found.append(engine._memory._bytes["language"])
     backbone.module.requires_grad_(True)
     assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
 def test_a_pass_that_does_not_fit_is_halved_from_then_on(backbone, pictures, monkeypatch):
     dialogs = [question(f"prompt {i}", *pictures[:2]) for i in range(12)]
-    engine, read = Engine(backbone), Engine._read
+    engine, run = Engine(backbone), Engine._packed_pass
 
     def small(self, keys, *args):
         if len(keys) > 3:
             raise torch.OutOfMemoryError("no")
-        return read(self, keys, *args)
+        return run(self, keys, *args)
 
     with torch.no_grad():
         whole = engine.answer_logits(dialogs, WORDS).logits
-        monkeypatch.setattr(Engine, "_read", small)
+        monkeypatch.setattr(Engine, "_packed_pass", small)
         torch.testing.assert_close(engine.answer_logits(dialogs, WORDS).logits, whole, rtol=1e-4, atol=1e-5)
     assert engine.budget < 16_384
     with pytest.raises(torch.OutOfMemoryError):
@@ -247,18 +258,18 @@ def test_a_pass_that_does_not_fit_is_halved_from_then_on(backbone, pictures, mon
 
 def test_pictures_that_do_not_fit_are_seen_in_halves_from_then_on(backbone, pictures, monkeypatch):
     dialogs = [question("x", p) for p in pictures[:5]]
-    engine, see = Engine(backbone), InternVLBackbone.see
+    engine, encode = Engine(backbone), InternVLBackbone.image_tokens
 
     def small(self, frames):
         if len(frames) > 2:
             raise torch.OutOfMemoryError("no")
-        return see(self, frames)
+        return encode(self, frames)
 
     with torch.no_grad():
         whole = engine.answer_logits(dialogs, WORDS).logits
-        monkeypatch.setattr(InternVLBackbone, "see", small)
+        monkeypatch.setattr(InternVLBackbone, "image_tokens", small)
         torch.testing.assert_close(engine.answer_logits(dialogs, WORDS).logits, whole, rtol=1e-4, atol=1e-5)
-        assert engine._eyes.budget == 2
+        assert engine._vision.budget == 2
         assert engine.work.images == 5
     with pytest.raises(torch.OutOfMemoryError):
         Engine(backbone).answer_logits(dialogs, WORDS)  # with gradients, the caller makes smaller passes

@@ -2,17 +2,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewarddance.vlm import plan
-from rewarddance.vlm.plan import batches, bucketed, common_prefix, grow
+from rewarddance.vlm.plan import batches, bucketed, build_tree, common_prefix
 
 KEYS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=14, unique=True)
 
 
 @given(KEYS)
-def test_every_sequence_can_be_read_off_the_tree(keys):
+def test_the_nodes_on_the_way_to_a_sequences_end_hold_its_tokens(keys):
     keys = sorted(keys)
-    tree = grow(keys)
+    tree = build_tree(keys)
     for key, end in zip(keys, tree.ends, strict=True):
-        path = [*tree.path(end), end]
+        path = [end]
+        while (parent := tree.nodes[path[0]].parent) >= 0:
+            path.insert(0, parent)
         assert (
             tuple(t for i in path for t in keys[tree.nodes[i].member][tree.nodes[i].start : tree.nodes[i].stop]) == key
         )
@@ -21,12 +23,12 @@ def test_every_sequence_can_be_read_off_the_tree(keys):
 @given(KEYS)
 def test_the_tree_holds_every_distinct_prefix_once(keys):
     keys = sorted(keys)
-    assert grow(keys).num_tokens == len({k[:n] for k in keys for n in range(1, len(k) + 1)})
+    assert build_tree(keys).num_tokens == len({k[:n] for k in keys for n in range(1, len(k) + 1)})
 
 
 @given(KEYS)
 def test_parents_come_first_and_no_node_is_empty(keys):
-    tree = grow(sorted(keys))
+    tree = build_tree(sorted(keys))
     assert all(n.parent < i and n.length > 0 for i, n in enumerate(tree.nodes))
 
 
@@ -36,7 +38,7 @@ def test_batches_partition_and_keep_to_the_budget(keys, budget):
     found = batches(keys, budget)
     assert [i for b in found for i in b] == list(range(len(keys)))
     for b in found:
-        assert len(b) == 1 or grow(keys[b.start : b.stop]).num_tokens <= max(budget, len(keys[b.start]) * 3 // 2)
+        assert len(b) == 1 or build_tree(keys[b.start : b.stop]).num_tokens <= max(budget, len(keys[b.start]) * 3 // 2)
 
 
 def test_a_prefix_as_long_as_the_budget_is_read_once():
@@ -47,7 +49,7 @@ def test_a_prefix_as_long_as_the_budget_is_read_once():
 
 @given(KEYS, st.sampled_from([1, 100]))
 def test_buckets_hold_every_node_once_with_its_parent(keys, few):
-    tree = grow(sorted(keys))
+    tree = build_tree(sorted(keys))
     old, plan.FEW = plan.FEW, few
     try:
         found = bucketed(tree)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.portions import portions
-from rewarddance.vlm.vision_pass import Eyes
+from rewarddance.vlm.vision_pass import VisionPass
 
 SHOWN = [Media(torch.full((1 + i % 2, 3, 2, 2), i / 8)) for i in range(6)]
 DIALOGS = st.lists(st.tuples(st.sampled_from("ab"), *[st.sampled_from(SHOWN)] * 2), min_size=1, max_size=30)
@@ -26,10 +26,10 @@ def test_portions_hold_everything_once_within_bounds_and_know_what_comes_again(d
         assert sum(2 * m.num_frames for m in shown[number]) <= room  # no single dialog takes more than 8
         before, after = set().union(*shown[: number + 1]), set().union(*shown[number + 1 :])
         again = {m.key: 2 * m.num_frames for m in before & after}
-        assert p.later <= set(again)
-        assert sum(again[k] for k in p.later) <= room
+        assert p.needed_later <= set(again)
+        assert sum(again[k] for k in p.needed_later) <= room
         if number == 0 and sum(again.values()) <= room:
-            assert p.later == set(again)
+            assert p.needed_later == set(again)
     texts = [dialogs[i][0] for p in found for i in p.rows]
     assert texts == sorted(texts)
 
@@ -40,8 +40,8 @@ def test_a_long_list_in_portions_gives_the_same_and_sees_every_picture_once(trai
     dialogs = [
         question(f"prompt {i % 2}", *pair) for i in range(4) for pair in zip(pictures, pictures[1:], strict=False)
     ]
-    tables, table = [], Eyes.table
-    monkeypatch.setattr(Eyes, "table", lambda self, shown: tables.append(len(shown.frames)) or table(self, shown))
+    tables, table = [], VisionPass.table
+    monkeypatch.setattr(VisionPass, "table", lambda self, shown: tables.append(len(shown.frames)) or table(self, shown))
     with torch.no_grad():
         whole, parts = Engine(backbone), Engine(backbone, portion=3)
         expected = whole.answer_logits(dialogs, WORDS).logits
@@ -51,7 +51,7 @@ def test_a_long_list_in_portions_gives_the_same_and_sees_every_picture_once(trai
             assert parts.work.images == whole.work.images == at_once
     assert len(tables) > 2
     assert max(tables) < at_once
-    assert not parts._eyes._held
+    assert not parts._vision._held
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -75,19 +75,19 @@ def test_what_a_call_that_failed_held_is_not_taken_for_the_next_ones(backbone, p
     dialogs = [question("x", pictures[0], p) for p in pictures[1:4]]
     with torch.no_grad():
         with monkeypatch.context() as broken:
-            reads, read = [], Engine._read
+            calls, run = [], Engine._packed_pass
             fail = ValueError("lost")
 
             def once(self, *args):
-                reads.append(1)
-                if len(reads) > 1:
+                calls.append(1)
+                if len(calls) > 1:
                     raise fail
-                return read(self, *args)
+                return run(self, *args)
 
-            broken.setattr(Engine, "_read", once)
+            broken.setattr(Engine, "_packed_pass", once)
             with pytest.raises(ValueError, match="lost"):
                 engine.answer_logits(dialogs, WORDS)
-        assert engine._eyes._held  # the first portion's picture, for the portions that never came
+        assert engine._vision._held  # the first portion's picture, for the portions that never came
         for p in backbone.model.model.vision_tower.parameters():
             p.mul_(1.5)
         found, fresh = (e.answer_logits(dialogs, WORDS).logits for e in (engine, Engine(backbone)))
@@ -97,8 +97,8 @@ def test_what_a_call_that_failed_held_is_not_taken_for_the_next_ones(backbone, p
 def test_a_frozen_judge_need_not_be_told_that_no_gradient_is_wanted(backbone, pictures, monkeypatch):
     backbone.module.requires_grad_(False)
     dialogs = [question("x", pictures[0], p) for p in pictures[1:4]]
-    engine, tables, table = Engine(backbone, portion=1), [], Eyes.table
-    monkeypatch.setattr(Eyes, "table", lambda self, shown: tables.append(len(shown.frames)) or table(self, shown))
+    engine, tables, table = Engine(backbone, portion=1), [], VisionPass.table
+    monkeypatch.setattr(VisionPass, "table", lambda self, shown: tables.append(len(shown.frames)) or table(self, shown))
     engine.answer_logits(dialogs, WORDS)
     assert len(tables) == 3
     wanted = Media(pictures[1].frames.clone().requires_grad_())

@@ -9,10 +9,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
-from rewarddance.vlm.backbone import load_backbone_folder
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.patches import PatchPreprocessor
 from rewarddance.vlm.qwen import CLASSES, QwenBackbone
+from rewarddance.vlm.registry import load_backbone_folder
 
 
 @pytest.fixture(params=sorted(CLASSES))

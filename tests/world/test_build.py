@@ -16,18 +16,18 @@ from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.data.build import build_data
+from rewarddance.lab.assets import ship
 from rewarddance.reward.context import Context
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.world.build import preferences
-from rewarddance.lab.assets import ship
 from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
 from rewarddance.world.build.lesson_batches import LessonSource, collate, pack
-from rewarddance.world.build.preferences import PreferencesConfig, embedded_records, generator_draw
+from rewarddance.world.build.preferences import PreferencesConfig, draw_images, embedded_records
 from rewarddance.world.build.tiny_vlm import SIZES, Size, new_tokenizer, new_vlm
-from rewarddance.world.build.vision import NOTHING, VisionConfig, patch_targets, train_vision
+from rewarddance.world.build.vision import NOTHING, VisionConfig, patch_targets, pretrain_vision
 from rewarddance.world.build.vlm import VlmConfig, train_vlm
 from rewarddance.world.detect import detect
 from rewarddance.world.grammar import parse
@@ -76,7 +76,7 @@ def test_vlm_pretraining_and_its_resume(tmp_path):
 def test_a_vision_tower_learns_what_covers_its_patches_and_the_vlm_begins_from_it(tmp_path):
     SIZES["test"] = Size(64, 2, 64, 2, 2)
     config = VisionConfig(size="test", batch_size=8, **quick(16, name="muon", ema_decay=0.9))
-    weights = train_vision(config, tmp_path / "vision")
+    weights = pretrain_vision(config, tmp_path / "vision")
     losses = [m["loss"] for m in RunFolder(tmp_path / "vision").metrics()]
     assert sum(losses[-4:]) < sum(losses[:4])  # batches differ, so single steps prove nothing
     train_vlm(VlmConfig(size="test", batch_size=4, loop=LoopConfig(num_steps=0)), weights, tmp_path / "vlm")
@@ -152,7 +152,7 @@ def test_loss_weights_single_out_one_word_answers():
 
 def test_preferences_follow_the_oracle_and_repeat(generator):
     config = PreferencesConfig(num_prompts=6, pictures=3, generator_share=0.5)
-    first, second = (list(embedded_records(config, generator_draw(generator, 4))) for _ in range(2))
+    first, second = (list(embedded_records(config, draw_images(generator, 4))) for _ in range(2))
     assert [r.source for r in first] == ["generator"] * 3 + ["rendered"] * 3
     for a, b in zip(first, second, strict=True):
         assert a.choices == b.choices
@@ -165,7 +165,7 @@ def test_mixed_records_hold_pictures_of_both_kinds_and_leave_the_others_alone(ge
     monkeypatch.setattr(preferences, "shows_held_out", lambda image: False)  # confetti shows anything
     plain = PreferencesConfig(num_prompts=6, pictures=4, generator_share=0.75)
     before, after = (
-        list(embedded_records(c, generator_draw(generator, 4)))
+        list(embedded_records(c, draw_images(generator, 4)))
         for c in (plain, plain.model_copy(update={"mixed_share": 0.6}))
     )
     mixed = [i for i, r in enumerate(after) if r.source == "mixed"]
@@ -175,7 +175,7 @@ def test_mixed_records_hold_pictures_of_both_kinds_and_leave_the_others_alone(ge
         assert same == ([True, True, False, False] if i in mixed else [True] * 4)
         assert (a.choices == b.choices) == (i not in mixed)
     held_out = plain.model_copy(update={"mixed_share": 1.0, "split": "held_out"})
-    assert "mixed" not in [r.source for r in embedded_records(held_out, generator_draw(generator, 4))]
+    assert "mixed" not in [r.source for r in embedded_records(held_out, draw_images(generator, 4))]
 
 
 def test_a_share_of_training_records_is_judged_overall():
@@ -199,8 +199,8 @@ def test_training_shows_wrong_backgrounds_more_often():
 
 
 def test_previews_take_every_second_place(generator):
-    with_previews = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0, True)
-    without = generator_draw(generator, 4)(["a red circle"] * 2, 4, 0, False)
+    with_previews = draw_images(generator, 4)(["a red circle"] * 2, 4, 0, True)
+    without = draw_images(generator, 4)(["a red circle"] * 2, 4, 0, False)
     assert [len(rows) for rows in with_previews] == [4, 4]
     finished, preview = with_previews[0][:2]
     assert not np.array_equal(finished, preview)
@@ -238,5 +238,5 @@ def test_a_stopped_data_build_goes_on(tmp_path, monkeypatch):
     for name in ("train", "id", "ood"):
         a, b = (pq.read_table(tmp_path / x / f"{name}.parquet") for x in ("whole", "parts"))
         assert a.equals(b)
-    with pytest.raises(RunError, match="another configuration"):
+    with pytest.raises(RunError, match=r"other settings \(num_held_out\)"):
         build_data(config, 5, None, tmp_path / "parts")

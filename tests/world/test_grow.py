@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.world.build.grow import grow
+from rewarddance.world.build.grow import grow_vlm
 from rewarddance.world.build.tiny_vlm import SIZES, Size, new_vlm
 
 
@@ -30,7 +30,7 @@ def asked(tokenizer, pictures=2):
 )
 def test_a_grown_vlm_gives_the_same_logits(small, tokenizer, monkeypatch, size):
     monkeypatch.setitem(SIZES, "large", size)
-    large = grow(small, "large", tokenizer)
+    large = grow_vlm(small, "large", tokenizer)
     inputs = asked(tokenizer)
     with torch.no_grad():
         before, after = small(**inputs).logits, large(**inputs).logits
@@ -42,7 +42,7 @@ def test_a_grown_vlm_gives_the_same_logits(small, tokenizer, monkeypatch, size):
 def test_copies_of_a_unit_are_not_trained_in_step(small, tokenizer, monkeypatch):
     monkeypatch.setitem(SIZES, "large", Size(128, 2, 128, 3, 4))
     for noise, apart in ((0.0, False), (0.5, True)):
-        large = grow(small, "large", tokenizer, noise=noise)
+        large = grow_vlm(small, "large", tokenizer, noise=noise)
         large(**asked(tokenizer)).logits[:, -1, :5].sum().backward()
         grad = large.model.language_model.layers[0].mlp.up_proj.weight.grad
         first, second = grad[: len(grad) // 2], grad[len(grad) // 2 :]
@@ -51,13 +51,13 @@ def test_copies_of_a_unit_are_not_trained_in_step(small, tokenizer, monkeypatch)
 
 def test_layers_that_add_nothing_yet_can_learn(small, tokenizer, monkeypatch):
     monkeypatch.setitem(SIZES, "large", Size(64, 4, 64, 6, 2))
-    large = grow(small, "large", tokenizer)
+    large = grow_vlm(small, "large", tokenizer)
     large(**asked(tokenizer)).logits[:, -1, :5].sum().backward()
     quiet = large.model.language_model.layers[1].mlp.down_proj.weight
     assert not quiet.detach().any()
     assert quiet.grad.abs().max() > 0
     monkeypatch.setitem(SIZES, "large", Size(128, 4, 128, 6, 4))
-    large = grow(small, "large", tokenizer)
+    large = grow_vlm(small, "large", tokenizer)
     large(**asked(tokenizer)).logits[:, -1, :5].sum().backward()
     for layer in (
         large.model.language_model.layers[1],
@@ -81,7 +81,7 @@ def test_layers_that_add_nothing_yet_can_learn(small, tokenizer, monkeypatch):
 def test_what_cannot_be_grown_is_named(small, tokenizer, monkeypatch, size, says):
     monkeypatch.setitem(SIZES, "large", size)
     with pytest.raises(ConfigError, match=f"cannot be grown to large: .*{says}"):
-        grow(small, "large", tokenizer)
+        grow_vlm(small, "large", tokenizer)
 
 
 def test_every_size_of_the_dial_can_be_grown_from_the_smallest():

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from rewarddance.core.streams import stream
-from rewarddance.jobs.align import training_prompts
 from rewarddance.jobs.load import load_generator
 from rewarddance.world import batches
 from rewarddance.world import lessons as world_lessons
 from rewarddance.world.batches import captioned_batch, scene_batch
 from rewarddance.world.benchmark import benchmark_prompts, benchmark_specs
 from rewarddance.world.build import preferences, vision
-from rewarddance.world.build.preferences import PreferencesConfig, embedded_records, generator_draw
+from rewarddance.world.build.preferences import PreferencesConfig, draw_images, embedded_records
 from rewarddance.world.build.vision import VisionConfig
 from rewarddance.world.detect import detect
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, parse, phrase
@@ -22,6 +21,7 @@ from rewarddance.world.reading import read_scene, shows_held_out
 from rewarddance.world.render import render
 from rewarddance.world.sampling import place, sample_spec
 from rewarddance.world.splits import OOD_KINDS, meaning, scene_is_trainable, split_of
+from rewarddance.world.task import EmbeddedTask
 
 
 def _pattern(wording):
@@ -36,7 +36,7 @@ def prompts_of_generator_pretraining():
 
 
 def prompts_of_alignment():
-    return [p for part in training_prompts(512, 128, 0) for p in part]
+    return [p.text for part in EmbeddedTask().prompts(512, 128, 0) for p in part]
 
 
 def prompts_of_preferences():
@@ -85,7 +85,7 @@ def _careless_draw(prompts, num, seed, previews):
     return [[render(place(sample_spec(rng, split=splits[k % 4]), rng)) for k in range(num)] for _ in prompts]
 
 
-def test_what_a_generator_draws_by_mistake_is_held_out_too():
+def test_what_a_draw_imagess_by_mistake_is_held_out_too():
     config = PreferencesConfig(num_prompts=200, pictures=4, generator_share=1.0)
     records = list(embedded_records(config, _careless_draw))
     pictures = [m.to_numpy() for r in records if r.source == "generator" for m in r.media]
@@ -100,7 +100,7 @@ def test_what_a_generator_draws_by_mistake_is_held_out_too():
 
 @pytest.mark.slow
 def test_the_shipped_generators_mistakes_are_held_out_too():
-    draw = generator_draw(load_generator("tiny"), 8)
+    draw = draw_images(load_generator("tiny"), 8)
     records = list(embedded_records(PreferencesConfig(num_prompts=64, generator_share=1.0), draw))
     assert not any(shows_held_out(m.to_numpy()) for r in records if r.source == "generator" for m in r.media)
     assert sum(r.source == "generator" for r in records) > 50

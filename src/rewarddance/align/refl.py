@@ -126,7 +126,7 @@ def refl_step(
     return {
         "loss": loss,
         "reward": reward.mean(),
-        "reward_std": reward.std(correction=0),
+        "reward_std": (reward - reward.mean()).square().mean().sqrt(),
         "margin": margin.detach().mean(),
         "kl": kl.detach(),
         "time": generator.times(config.num_steps)[index],

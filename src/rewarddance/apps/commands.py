@@ -6,13 +6,17 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.config import Precision
+from rewarddance.core.errors import UsageError
 from rewarddance.core.progress import say
+
+if TYPE_CHECKING:
+    from rewarddance.core.types import Comparison
 
 
 def show(values: Any) -> None:
@@ -207,15 +211,22 @@ class Score(Flags):
         kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
         need(not flags, f"score: {flags} has no part in judging {kind}")
-        one = self.prompt is not None and self.candidate is not None
-        need(one or self.data is not None, "score: give a data folder, or --prompt and --candidate")
+        comparison = None if self.data is not None else self._comparison()
         judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
-            return
-        assert self.prompt is not None
-        assert self.candidate is not None
-        show(score_one(judge, self.prompt, self.candidate, self.reference, self.criterion))
+        elif comparison is not None:
+            show(score_one(judge, comparison))
+
+    def _comparison(self) -> Comparison:
+        """The pictures, opened before the judge is loaded, so that a wrong path is said at once."""
+        from rewarddance.core.media import Media
+        from rewarddance.core.types import Comparison
+
+        if self.prompt is None or self.candidate is None:
+            raise UsageError("score: give a data folder, or --prompt and --candidate")
+        reference = None if self.reference is None else Media.open(self.reference)
+        return Comparison(self.prompt, Media.open(self.candidate), reference, self.criterion)
 
 
 @dataclass(frozen=True)
@@ -241,11 +252,15 @@ class Rank(Flags):
     """Words for a checkpoint that was not trained to judge, as for `score`."""
 
     def run(self) -> None:
+        from rewarddance.core.media import Media
         from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.rank import rank_files
 
+        twice = [p for i, p in enumerate(self.images) if p in self.images[:i]]
+        need(not twice, f"rank: {', '.join(map(str, twice))} is given twice")
+        pictures = {p: Media.open(p) for p in self.images}
         judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
-        show(rank_files(judge, self.prompt, self.images, self.criterion))
+        show(rank_files(judge, self.prompt, pictures, self.criterion))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -69,26 +68,26 @@ def problems(model: type[BaseModel], error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def differing_keys(
-    before: Mapping[str, Any], now: Config, ignored: Mapping[str, AbstractSet[str]] = MappingProxyType({})
-) -> list[str]:
-    """Top-level keys in which a written configuration differs from one of today.
+def differing_keys(before: Mapping[str, Any], now: Config, ignored: AbstractSet[str] = frozenset()) -> list[str]:
+    """Dotted keys (`optim.lr`) in which a written configuration differs from one of today.
 
     Keys that did not exist when it was written count with their defaults.
 
     Args:
-        ignored: keys that may differ, by section; top-level keys stand under "".
+        ignored: dotted keys that may differ.
     """
     with contextlib.suppress(ValidationError):  # a key that is unknown today is a difference
         before = type(now).model_validate(dict(before)).model_dump(mode="json")
+    a, b = _leaves(before), _leaves(now.model_dump(mode="json"))
+    return sorted(k for k in {*a, *b} - ignored if a.get(k) != b.get(k))
 
-    def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in config.items() if k not in ignored.get("", ())}
-        sections = {n: kept[n] for n in ignored if isinstance(kept.get(n), Mapping)}
-        return kept | {n: {k: v for k, v in s.items() if k not in ignored[n]} for n, s in sections.items()}
 
-    a, b = compared(before), compared(now.model_dump(mode="json"))
-    return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping from dotted keys to values."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:

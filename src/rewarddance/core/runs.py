@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-_CHANGEABLE = {"": {"shard", "micro_batch"}, "loop": {"max_seconds"}, "optim": {"lr"}}
-"""Keys that may change when a run is resumed, by section: what depends on the machine, and a rate that diverged."""
+_CHANGEABLE = frozenset({"shard", "micro_batch", "loop.max_seconds", "optim.lr"})
+"""Keys that may change when a run is resumed: those that depend on the machine, and a rate that diverged."""
 
 
 class RunFolder:
@@ -114,14 +115,17 @@ class RunFolder:
         Raises:
             RunError: it was made with another configuration.
         """
-        self._must_match(self.read(), kind, config, {**_CHANGEABLE, "optim": set()})
+        self._must_match(self.read(), kind, config, _CHANGEABLE - {"optim.lr"})
 
-    def _must_match(self, old: Mapping[str, Any], kind: str, config: Config, ignored: Mapping[str, set[str]]) -> None:
+    def _must_match(self, old: Mapping[str, Any], kind: str, config: Config, ignored: AbstractSet[str]) -> None:
         if old["kind"] != kind:
-            raise RunError(f"{self.path}: holds a {old['kind']} run, not a {kind} run")
+            raise RunError(f"{self.path}: is a run of kind {old['kind']!r}, not {kind!r}")
         different = differing_keys(old["config"], config, ignored)
         if different:
-            raise RunError(f"{self.path}: was made with another configuration ({', '.join(different)})")
+            hint = ""
+            if kind == "align" and "loop.num_steps" in different:
+                hint = f"; to train its adapter further, name another --out and --adapter {self.path}"
+            raise RunError(f"{self.path}: was made with another configuration ({', '.join(different)}){hint}")
 
     def read(self) -> dict[str, Any]:
         """The content of `run.json`."""
@@ -170,7 +174,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def same_settings(
-    path: Path, settings: Mapping[str, Any], config: Config | None = None, free: set[str] | None = None
+    path: Path, settings: Mapping[str, Any], config: Config | None = None, free: AbstractSet[str] = frozenset()
 ) -> None:
     """Write the settings of a folder's content to `path`, or check that the folder was made with the same settings.
 
@@ -185,7 +189,7 @@ def same_settings(
     written = dict(settings) | ({} if config is None else {"config": config.model_dump(mode="json")})
     if path.is_file():
         before: dict[str, Any] = json.loads(path.read_text())
-        different = differing_keys(before.pop("config", {}), config, {"": free or set()}) if config else []
+        different = differing_keys(before.pop("config", {}), config, free) if config else []
         for key in settings.keys() | before.keys():
             if settings.get(key) is None:
                 written[key] = before.get(key)

@@ -15,7 +15,7 @@ from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.statistics import fit_temperature
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
-from rewarddance.evaluate.judge import measure_judge
+from rewarddance.evaluate.judge import Refused, measure_judge
 from rewarddance.reward.config import Calibration
 
 Array = NDArray[np.float64]
@@ -33,11 +33,11 @@ class Choices:
     labels: list[float] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
 
-    def note(self, record: PreferenceRecord, table: Array) -> None:
+    def note(self, record: PreferenceRecord, table: Array, refused: Refused) -> None:
         """Take a record's choices from its table of margins (K, K); for `measure_judge(each=...)`."""
         for c in record.choices:
             margin = float(table[c.first, c.second])
-            if not np.isnan(margin):  # refused
+            if not np.isnan(margin):
                 self.margins.append(margin)
                 self.labels.append(c.label)
                 self.prompts.append(record.prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,10 @@ from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.objective import agreement
 
 Array = NDArray[np.float64]
-OnRecord = Callable[[PreferenceRecord, Array], None]
-"""Called with a record and its table of margins (K, K): antisymmetric, NaN where the judge refused a pair."""
+Refused = Mapping[tuple[int, int], str]
+"""Why the judge refused to compare pictures i < j of a record."""
+OnRecord = Callable[[PreferenceRecord, Array, Refused], None]
+"""Called with a record, its table of margins (K, K), which is antisymmetric and NaN for refused pairs, and these."""
 MOST_REFUSED = 0.05
 """Share of records with refused pairs that are listed and left out; a judge that refuses more cannot be measured."""
 CLEAR = 0.05
@@ -61,14 +63,12 @@ def measure_judge(
     for number, entry in _answers(judge, records, chunk, shared):
         entries.append(entry)
         if each is not None:
-            each(records[number], entry.table)
+            each(records[number], entry.table, entry.refused)
         if entry.refused:
             num_refused += len(entry.refused)
-            refused[entry.record_id] = entry.refused[0]
+            refused[entry.record_id] = reason = next(iter(entry.refused.values()))
             if len(refused) > max(1, MOST_REFUSED * len(records)):
-                raise JudgementError(
-                    f"pairs of {len(refused)} of {number + 1} records were refused; last: {entry.refused[0]}"
-                )
+                raise JudgementError(f"pairs of {len(refused)} of {number + 1} records were refused; last: {reason}")
     figures = _figures(entries)
     return figures | ({"num_refused": num_refused, "refused": refused} if refused else {})
 
@@ -78,7 +78,7 @@ class _Entry:
     """The judge's answers about one record, and which of them are right.
 
     Attributes:
-        table: margins (K, K); refused: reasons of the refused pairs.
+        table: margins (K, K); refused: the refused pairs, with reasons.
         pairs: 1 or 0 (0.5 for a margin of 0) for pairs whose exact values differ clearly; choices: the same for
             recorded choices that are no ties.
         correlation: between round-robin margin and truth, where the truth varies and no pair was refused.
@@ -88,7 +88,7 @@ class _Entry:
     prompt: str
     source: str
     table: Array
-    refused: list[str]
+    refused: Refused
     mass: Array
     disagreement: Array
     pairs: list[float] = field(default_factory=list)
@@ -178,12 +178,13 @@ def _ask(judge: RewardModel, part: Sequence[PreferenceRecord]) -> list[_Entry]:
     for k, (record, margin, mass) in enumerate(
         zip(part, split(verdict.margin), split(verdict.answer_mass), strict=True)
     ):
-        reasons = [verdict.refused[i] for i in range(ends[k] - sizes[k], ends[k]) if i in verdict.refused]
+        pairs = enumerate(all_pairs(len(record.media)), ends[k] - sizes[k])
+        reasons = {pair: verdict.refused[i] for i, pair in pairs if i in verdict.refused}
         entries.append(_entry(record, margin * signs[k], mass, gaps[k], reasons))
     return entries
 
 
-def _entry(record: PreferenceRecord, margin: Array, mass: Array, disagreement: Array, refused: list[str]) -> _Entry:
+def _entry(record: PreferenceRecord, margin: Array, mass: Array, disagreement: Array, refused: Refused) -> _Entry:
     """From the answers to all pairs (K (K - 1) / 2)."""
     k = len(record.media)
     table = np.zeros((k, k))

@@ -42,7 +42,7 @@ class Gaussian:
         """
         if not bool((self.std > 0).all()):
             raise ValueError("log_prob of a deterministic step; sample with noise > 0")
-        scaled = (_wide(z) - self.mean) / self.std
+        scaled = (at_least_fp32(z) - self.mean) / self.std
         density = -0.5 * scaled**2 - torch.log(self.std) - 0.5 * math.log(2 * math.pi)
         return density.flatten(1).mean(1)
 
@@ -51,7 +51,8 @@ class Gaussian:
         return ((self.mean - other.mean) ** 2 / (2 * self.std**2)).flatten(1).mean(1)
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision as fp32; fp32 and fp64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -63,14 +64,14 @@ def _broadcast(t: Time, z: Tensor) -> Tensor:
 
 def add_noise(x: Tensor, noise: Tensor, t: Time) -> Tensor:
     """z_t on the straight path from `x` to `noise`."""
-    x, noise = _wide(x), _wide(noise)
+    x, noise = at_least_fp32(x), at_least_fp32(noise)
     s = _broadcast(t, x)
     return (1 - s) * x + s * noise
 
 
 def clean(z: Tensor, v: Tensor, t: Time) -> Tensor:
     """The clean latent that a velocity points to: x0 = z - t v."""
-    z, v = _wide(z), _wide(v)
+    z, v = at_least_fp32(z), at_least_fp32(v)
     return z - _broadcast(t, z) * v
 
 
@@ -92,7 +93,7 @@ def step(z: Tensor, v: Tensor, t_now: Time, t_next: Time, noise: float = 0.0) ->
         mean = z (1 + sigma^2 dt / (2 t)) + v (1 + sigma^2 (1 - t) / (2 t)) dt
         std  = sigma sqrt(-dt)
     """
-    z, v = _wide(z), _wide(v)
+    z, v = at_least_fp32(z), at_least_fp32(v)
     now, dt = _broadcast(t_now, z), _broadcast(t_next, z) - _broadcast(t_now, z)
     if noise == 0.0:
         return Gaussian(z + v * dt, torch.zeros((), device=z.device))

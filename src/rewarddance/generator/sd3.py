@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewarddance.core.config import Computed
-from rewarddance.core.device import autocast, num_parameters
+from rewarddance.core.device import SMALL_MODEL, autocast, num_parameters
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.generator import flow
 from rewarddance.generator.trace import draw
+from rewarddance.vlm.quiet import no_loading_bar
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                 "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
@@ -40,6 +41,10 @@ def _quiet_diffusers() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
         if bar:
             diffusers_logging.enable_progress_bar()
+
+
+def _is_small(folder: Path) -> bool:
+    return sum(p.stat().st_size for p in folder.glob("*/*.safetensors")) <= 4 * SMALL_MODEL
 
 
 def _expects_t5(pipeline: StableDiffusion3Pipeline) -> bool:
@@ -124,7 +129,7 @@ class Sd3Generator:
         no_t5 = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if no_t5 else {}
         try:
-            with _quiet_diffusers():
+            with _quiet_diffusers(), no_loading_bar(_is_small(folder)):
                 pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **none)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
@@ -202,7 +207,7 @@ class Sd3Generator:
                 hidden_states=z, timestep=time, encoder_hidden_states=embeds, pooled_projections=pooled,
                 return_dict=False,
             )  # fmt: skip
-        return torch.as_tensor(out[0]).float()
+        return flow.at_least_fp32(torch.as_tensor(out[0]))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""
@@ -212,7 +217,7 @@ class Sd3Generator:
     def decode_tensor(self, z: Tensor) -> Tensor:
         """Normalised latents to pixels (B, 3, H, W) in [0, 1]. Pixels that are clamped have no gradient."""
         with autocast(self.device, "fp32"):
-            z = z.float() / self.vae.config.scaling_factor + self.vae.config.shift_factor
+            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
             return torch.as_tensor((self.vae.decode(z).sample / 2 + 0.5).clamp(0, 1))
 
     def decode(self, z: Tensor) -> list[Media]:

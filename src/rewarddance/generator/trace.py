@@ -66,7 +66,7 @@ def trace(
     """
     ts: list[float] = times.tolist()
     num_steps = len(ts) - 1
-    levels = [*[float(noise)] * (num_steps - 1), 0.0] if isinstance(noise, int | float) else list(noise)
+    levels = list(noise) if isinstance(noise, Sequence) else [float(noise)] * (num_steps - 1) + [0.0] * (num_steps > 0)
     if len(levels) != num_steps:
         raise ValueError(f"{len(levels)} noise levels for {num_steps} steps")
     for index in range(start, num_steps):

@@ -131,13 +131,7 @@ def align_generator(
         if cut := generator.num_cut([p.text for p in training]):
             say(f"{cut} of {len(training)} prompts are longer than the text encoders read, and are cut")
     barrier()
-    torch.manual_seed(config.seed)
-    if config.adapter is not None:
-        generator.load_adapter(adapter_folder(config.adapter), trainable=True)
-    else:
-        generator.add_lora(config.lora_rank, config.lora_alpha)
-    if config.gradient_checkpointing:
-        generator.checkpoint_gradients()
+    _make_trainable(generator, config)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     run = _run(config, generator, judge, loop, task, training, probing)
     if resume and loop.resume():
@@ -152,6 +146,17 @@ def align_generator(
             write_seen(out / "adapter", [p.text for p in training])
     barrier()
     return out / "adapter"
+
+
+def _make_trainable(generator: Tunable, config: AlignConfig) -> None:
+    """Give the generator the adapter to train: a new one, or that of an earlier run."""
+    torch.manual_seed(config.seed)
+    if config.adapter is not None:
+        generator.load_adapter(adapter_folder(config.adapter), trainable=True)
+    else:
+        generator.add_lora(config.lora_rank, config.lora_alpha)
+    if config.gradient_checkpointing:
+        generator.checkpoint_gradients()
 
 
 def _run(

@@ -110,7 +110,9 @@ def load_internvl(name: str | Path = "tiny", device: str = "auto") -> InternVLBa
     Raises:
         ConfigError: another architecture.
     """
-    backbone = InternVLBackbone.load(find(name, "vlm"))
+    backbone = load_backbone_folder(find(name, "vlm"))
+    if not isinstance(backbone, InternVLBackbone):
+        raise ConfigError(f"{name}: not of the embedded VLM's class (InternVL)")
     backbone.module.to(resolve_device(device))
     return backbone
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ from rewarddance.core.media import Media
 from rewarddance.reward.judge import Judge
 
 
-def rank_files(judge: Judge, prompt: str, paths: Sequence[Path], criterion: str | None) -> dict[str, Any]:
-    """Round robin over picture files.
+def rank_files(judge: Judge, prompt: str, pictures: Mapping[Path, Media], criterion: str | None) -> dict[str, Any]:
+    """Round robin over pictures, named by their files.
 
     Returns:
         order: path and mean log-odds against the others, best first; wins: P(row is better than column), in the order
         of the input, None for refused pairs; refused: pairs of paths with the reason, where there are any.
     """
-    ranking = judge.rank(prompt, [Media.open(p) for p in paths], criterion)
+    paths = list(pictures)
+    ranking = judge.rank(prompt, list(pictures.values()), criterion)
     wins = [[None if w != w else round(w, 4) for w in row] for row in ranking.wins.tolist()]
     order = [{"path": str(paths[i]), "margin": round(float(ranking.margin[i]), 4)} for i in ranking.order]
     result = {"order": order, "wins": wins, "wins_are_of": [str(p) for p in paths], "computes_in": judge.precision}

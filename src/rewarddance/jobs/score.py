@@ -15,26 +15,22 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
-from rewarddance.evaluate.judge import measure_judge
+from rewarddance.evaluate.judge import Refused, measure_judge
 from rewarddance.reward.judge import Judge
 
 
 @torch.no_grad()
-def score_one(
-    judge: Judge, prompt: str, candidate: Path, reference: Path | None, criterion: str | None
-) -> dict[str, Any]:
+def score_one(judge: Judge, comparison: Comparison) -> dict[str, Any]:
     """Reward and margin of one picture, against a reference where there is one.
 
     Raises:
         JudgementError: the judge refuses.
     """
-    pair = Comparison(prompt, Media.open(candidate), None if reference is None else Media.open(reference), criterion)
-    verdict = judge.judge([pair], on_refused="raise")
+    verdict = judge.judge([comparison], on_refused="raise")
     out: dict[str, Any] = {
         "reward": float(verdict.reward[0]),
         "margin": float(verdict.margin[0]),
@@ -49,9 +45,10 @@ def score_one(
 def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
     """Judge every choice of a Parquet file; returns figures, and with `out` writes one JSON line a choice.
 
-    A refused choice is a line with `reward` and `margin` null and `refused`. In a folder the held-out prompts
-    (`id.parquet`) are scored where there are some, otherwise `train.parquet`, part of which the judge may have been
-    trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave out.
+    A refused choice is a line with `reward` and `margin` null and the reason under `refused`. In a folder the held-out
+    prompts (`id.parquet`) are scored where there are some, otherwise `train.parquet`, part of which the judge may have
+    been trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave
+    out.
     """
     held_out = data / "id.parquet"
     file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
@@ -61,13 +58,14 @@ def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
     with progress("scoring") as report, _json_lines(out) as write:
         done = itertools.count(1)
 
-        def note(record: PreferenceRecord, margins: NDArray[np.float64]) -> None:
+        def note(record: PreferenceRecord, margins: NDArray[np.float64], refused: Refused) -> None:
             for c in record.choices:
-                margin = float(margins[c.first, c.second])
                 line = {"id": record.record_id, "first": c.first, "second": c.second, "label": c.label}
-                if np.isnan(margin):
-                    write({**line, "reward": None, "margin": None, "refused": True})
+                reason = refused.get((min(c.first, c.second), max(c.first, c.second)))
+                if reason is not None:
+                    write({**line, "reward": None, "margin": None, "refused": reason})
                 else:
+                    margin = float(margins[c.first, c.second])
                     write({**line, "reward": float(expit(margin)), "margin": margin})
             report(next(done), len(table))
 

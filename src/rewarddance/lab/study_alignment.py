@@ -61,7 +61,7 @@ def study_alignment(
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"shuffled_judge": shuffled_judge, "num_noises": num_noises, "every": every}
     settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
-    same_settings(out / "setting.json", settings, config, free={"seed"})
+    same_settings(out / "setting.json", settings, config, free=frozenset({"seed"}))
     prompts = [p.text for p in TASK.benchmark()[::every]]
     _measure_once(out / "start", None, config, prompts, num_noises)
     for seed in seeds:
@@ -69,7 +69,7 @@ def study_alignment(
             folder = out / f"{arm}-{seed}"
             with folder_lock(folder) as locked:
                 if not locked:
-                    say(f"{arm} seed {seed}: another process is at work on it")
+                    say(f"{arm} seed {seed}: another process works on it")
                     continue
                 if not (folder / "adapter" / "adapter.json").is_file():
                     _train(config, arm, seed, shuffled_judge, folder)

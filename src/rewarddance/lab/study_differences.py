@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.statistics import two_way_bootstrap
-from rewarddance.evaluate.judge import right_pairs
+from rewarddance.evaluate.judge import Refused, right_pairs
 
 
 class RightByPrompt:
@@ -19,7 +19,7 @@ class RightByPrompt:
     def __init__(self) -> None:
         self.counts: dict[str, list[float]] = {}
 
-    def __call__(self, record: PreferenceRecord, table: NDArray[np.float64]) -> None:
+    def __call__(self, record: PreferenceRecord, table: NDArray[np.float64], refused: Refused) -> None:
         right = right_pairs(record, table)
         if right:
             entry = self.counts.setdefault(record.prompt, [0.0, 0.0])

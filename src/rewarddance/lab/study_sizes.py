@@ -63,7 +63,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
     deadline = time.monotonic() + budget
     warn_of_labels(RecordTable.open(data / "train.parquet"))
     if is_leader():
-        same_settings(out / "setting.json", {}, config, free={"sizes"})
+        same_settings(out / "setting.json", {}, config, free=frozenset({"sizes"}))
     barrier()
     entries: dict[str, Any] = {}
     unfinished: dict[str, str] = {}

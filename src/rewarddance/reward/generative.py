@@ -39,11 +39,9 @@ class GenerativeJudge:
 
     def __post_init__(self) -> None:
         self.prefix = example_turns(self.context, self.examples)
-        words, before = self.context.words, " " if self.context.cot == "reason_first" else ""
-        # the spelling that is taught comes first: after a reason the verdict follows a blank
-        self.words = tuple(
-            tuple(dict.fromkeys([before + w[0].strip(), *w] if before else w)) for w in (words.yes, words.no)
-        )
+        self.words = [self.context.words.yes, self.context.words.no]
+        if self.context.cot == "reason_first":  # after a reason the verdict follows a blank
+            self.words = [tuple(dict.fromkeys(f" {s.strip()}" for s in w)) for w in self.words]
 
     def problem(self, comparison: Comparison) -> str | None:
         """Why this comparison cannot be asked; None where it can."""

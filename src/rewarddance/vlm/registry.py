@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rewarddance.core.device import SMALL_MODEL
 from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.backbone import Backbone, open_config
 from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.quiet import no_loading_bar
 from rewarddance.vlm.qwen import QwenBackbone
 
 ADAPTERS: dict[str, type[Backbone]] = {
@@ -27,8 +29,10 @@ def load_backbone_folder(folder: str | Path, dtype: torch.dtype = torch.float32)
         ConfigError: an unknown architecture, or a folder that cannot be loaded. Weights must be safetensors.
     """
     adapter = ADAPTERS[open_config(folder, tuple(ADAPTERS)).model_type]
+    small = num_stored_parameters(folder) <= SMALL_MODEL
     try:
-        return adapter.load(folder, dtype)
+        with no_loading_bar(small):
+            return adapter.load(folder, dtype)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())})") from None
 

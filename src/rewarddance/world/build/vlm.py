@@ -6,6 +6,7 @@ judge will see those too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +77,47 @@ def train_vlm(
     barrier()
     model, tokenizer = _begin(config, vision)
     model.train()
-    encoder = ChatEncoder(tokenizer, model.config.image_seq_length)
     prepare = Preprocessor.square(model.config.vision_config.image_size[0])
     shares = (config.drawn_share, config.matching_share, config.relations_share, config.requests_share)
-    source = LessonSource(drawn, *shares)
-    computed = resolve_precision(config.precision, "cpu", 0)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
+    run = VlmTraining(config, model, tokenizer, prepare, LessonSource(drawn, *shares), loop)
+    loop.fit("vlm", ("loss", "verdicts", "captions"), run.step, run.validate)
+    if is_leader():
+        save_vlm(model.eval(), tokenizer, prepare, out / "model")
+    barrier()
+    return out / "model"
 
-    def batch(name: str, index: int, stage: Stage) -> list[PackedBatch]:
+
+@dataclass
+class VlmTraining:
+    """What the pretraining of a VLM does in a step and at a validation."""
+
+    config: VlmConfig
+    model: Any
+    tokenizer: Any
+    prepare: Preprocessor
+    source: LessonSource
+    loop: Loop
+
+    def __post_init__(self) -> None:
+        self.encoder = ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
+        self.computed = resolve_precision(self.config.precision, "cpu", 0)
+
+    def batch(self, name: str, index: int, stage: Stage) -> list[PackedBatch]:
         """This process's lessons of one step, in chunks of similar length."""
+        config = self.config
         rng, share = stream(config.seed, name, index), config.batch_size // world_size()
-        lessons = [source.draw(rng, config.num_questions, stage) for _ in range(share)]
-        packed = sorted((pack(x, encoder, config.verdict_weight) for x in lessons), key=lambda p: len(p.ids))
-        return [collate(packed[i : i + CHUNK], tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
+        lessons = [self.source.draw(rng, config.num_questions, stage) for _ in range(share)]
+        packed = sorted((pack(x, self.encoder, config.verdict_weight) for x in lessons), key=lambda p: len(p.ids))
+        return [collate(packed[i : i + CHUNK], self.tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
 
-    def losses(chunk: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with autocast("cpu", computed):
-            image_tokens = model.model.get_image_features(pixel_values=prepare([m for m, _ in chunk.frames]))
+    def losses(self, chunk: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of every answer token: loss, logits (without gradient), token and weight."""
+        model = self.model
+        with autocast("cpu", self.computed):
+            image_tokens = model.model.get_image_features(pixel_values=self.prepare([m for m, _ in chunk.frames]))
             out = model.model(
                 input_ids=chunk.ids,
                 attention_mask=chunk.mask,
@@ -108,34 +131,29 @@ def train_vlm(
         loss = F.cross_entropy(logits, target, reduction="none")
         return loss, logits.detach(), target, chunk.weights[:, 1:][chosen]
 
-    def step(index: int) -> Metrics:
+    def step(self, index: int) -> Metrics:
         total, weights, outputs = 0.0, torch.zeros(()), []
-        for chunk in batch("vlm", index * world_size() + rank(), _stage(config, index)):
-            loss, *rest = losses(chunk)
+        for chunk in self.batch("vlm", index * world_size() + rank(), _stage(self.config, index)):
+            loss, *rest = self.losses(chunk)
             (loss * rest[-1]).sum().backward()  # type: ignore[no-untyped-call]
             total, weights = total + float((loss.detach() * rest[-1]).sum()), weights + rest[-1].sum()
             outputs.append(rest)
         own_weights = float(weights)
         all_reduce_sum(weights)
-        all_reduce_gradients(loop.parameters.values())
-        for p in loop.parameters.values():
+        all_reduce_gradients(self.loop.parameters.values())
+        for p in self.loop.parameters.values():
             if p.grad is not None:
                 p.grad /= weights
         parts = [torch.cat(p) for p in zip(*outputs, strict=True)]
         return {"loss": total / own_weights, **_accuracy(*parts)}
 
     @torch.no_grad()
-    def validate(index: int) -> Metrics:
-        with loop.averaged():
-            outputs = [losses(chunk)[1:] for i in range(4) for chunk in batch("vlm-validation", i, "renders")]
+    def validate(self, index: int) -> Metrics:
+        with self.loop.averaged():
+            chunks = [chunk for i in range(4) for chunk in self.batch("vlm-validation", i, "renders")]
+            outputs = [self.losses(chunk)[1:] for chunk in chunks]
         parts = (torch.cat(p) for p in zip(*outputs, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
-
-    loop.fit("vlm", ("loss", "verdicts", "captions"), step, validate)
-    if is_leader():
-        save_vlm(model.eval(), tokenizer, prepare, out / "model")
-    barrier()
-    return out / "model"
 
 
 def _stage(config: VlmConfig, index: int) -> Stage:

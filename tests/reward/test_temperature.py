@@ -5,14 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from rewarddance.reward.start import FIT_PROMPTS, fitting_rows, starting_temperature
 
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import JudgeSpec
-from rewarddance.reward.judge import load_judge_folder, new_judge, save_judge
+from rewarddance.reward.judge import new_judge
+from rewarddance.reward.saved import load_judge_folder, save_judge
+from rewarddance.reward.temperature import FIT_PROMPTS, fitting_rows, starting_temperature
 
 
 class TooSure:
@@ -55,7 +56,7 @@ def test_an_answer_that_is_no_number_names_its_record():
             broken = any(c.prompt == "prompt 3" for c in comparisons)
             return Verdict.from_margin(super().judge(comparisons).margin * (math.nan if broken else 1))
 
-    with pytest.raises(RunError, match=r"these records: r3;"):
+    with pytest.raises(RunError, match=r"these records is not a number: r3;"):
         starting_temperature(Broken(1.0, 0.0), enumerate(records()), "generative_pairwise")
 
 
