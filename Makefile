@@ -1,11 +1,12 @@
 # make demo    the main job on the embedded world: judge, alignment, evaluation, report
-# make test    the fast tests; make check: format, lint, types, import floors
+# make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
+# make check   format, lint, types, import floors
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test check bench assets format
+.PHONY: demo test test-all check bench assets format
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +19,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test-all: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'not gpu' --timeout 900
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks

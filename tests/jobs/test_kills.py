@@ -89,6 +89,7 @@ def test_rerun_repeats_a_run(whole_judge, tmp_path):
     same(tmp_path / "again", whole_judge, JUDGE_KEYS)
 
 
+@pytest.mark.slow
 def test_a_killed_refl_run_resumes_to_the_same_metrics(pipeline_folder, whole_judge, tmp_path):
     flags = ["align", "--generator", pipeline_folder, "--judge", whole_judge, "--precision", "fp32"]
     flags += ["--num-prompts", 4, "--batch-size", 2, "--lora-rank", 2, "--probe-prompts", 2]

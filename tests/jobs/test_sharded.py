@@ -124,6 +124,7 @@ def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(vlm_folder,
     assert_same(tmp_path / "one", tmp_path / "four")
 
 
+@pytest.mark.slow
 def test_adapters_on_sharded_weights_in_bf16_learn(vlm_folder, data_folder, quick, tmp_path):
     config = recipe(quick, lora={"rank": 2}, weights="bf16")
     alone(vlm_folder, data_folder, tmp_path / "one", config)

@@ -85,7 +85,7 @@ def _careless_draw(prompts, num, seed, previews):
     return [[render(place(sample_spec(rng, split=splits[k % 4]), rng)) for k in range(num)] for _ in prompts]
 
 
-def test_what_a_draw_imagess_by_mistake_is_held_out_too():
+def test_what_a_generator_draws_by_mistake_is_held_out_too():
     config = PreferencesConfig(num_prompts=200, pictures=4, generator_share=1.0)
     records = list(embedded_records(config, _careless_draw))
     pictures = [m.to_numpy() for r in records if r.source == "generator" for m in r.media]

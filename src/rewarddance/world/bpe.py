@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -20,7 +21,8 @@ JUDGE_WORDS = (
 """Words of questions and reasons beside the world's own."""
 
 
-def words(seed: int = 0, num_lessons: int = 3000) -> list[str]:
+@cache
+def words(seed: int = 0, num_lessons: int = 3000) -> tuple[str, ...]:
     """Every word of the world's prompts, questions and answers, and the judge's, in alphabetical order.
 
     A set, not a text: other questions in the same words leave the tokenizer as it is.
@@ -31,7 +33,7 @@ def words(seed: int = 0, num_lessons: int = 3000) -> list[str]:
         one = lesson(rng)
         for text in (one.prompt or "", *(text for turn in one.turns for text in turn)):
             found.update(re.findall("[a-z]+", text))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def train_bpe(vocabulary_size: int, special_tokens: list[str]) -> Tokenizer:
