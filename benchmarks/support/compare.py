@@ -1,16 +1,18 @@
-"""Interleaved timing of the engine against its baselines, and the lines that say what came out.
+"""Interleaved timing of the engine against its baselines.
 
-The baselines (`baselines.py`) encode every picture of every question and run every dialog whole. At the widths of 1B
-without bf16 they take a quarter of an hour a round: `--sample` times some of their batches and multiplies; it is
-printed. Share of the floor: time that the linear layers' products on the tree's tokens and the distinct pictures take
-at the speed of a large product, over the time taken; in brackets with these products timed as they are, all rows at
-once, since narrow ones are slower.
+The padded baselines (`baselines.py`) encode every picture of every question and run every dialog whole; `--sample`
+times some of their batches and multiplies. `unshared` is the engine without shared prefixes: every distinct picture
+once, all dialogs whole in one row without padding, with the same kernels.
+
+Share of the floor: the time that the matrix products of the linear layers and of attention take at the speed of one
+large product, over the time taken. Products count the tree's tokens and the distinct pictures, three times in training.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,7 +25,7 @@ from rewarddance.reward.context import Context
 from rewarddance.reward.layouts import dialogs_of
 from rewarddance.vlm.internvl import InternVLBackbone
 from support.baselines import Decision, Padded
-from support.floors import floors, wait
+from support.floors import floor_seconds, wait
 from support.questions import Ours
 from support.shapes import SHAPES, batches_of, build
 
@@ -37,6 +39,36 @@ class Way(Protocol):
     def __call__(self) -> torch.Tensor: ...
 
 
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one layout.
+
+    Attributes:
+        over_padded: time of the best padded batch over the engine's; over_unshared: that of the unshared row.
+        floor: share of the floor.
+    """
+
+    task: str
+    layout: str
+    seconds: float
+    over_padded: float
+    over_unshared: float
+    over_one: float | None
+    floor: float
+    tokens: int
+    images: int
+    questions: int
+
+    def __str__(self) -> str:
+        one = "" if self.over_one is None else f", over one a forward {self.over_one:.2f}x"
+        return (
+            f"  {self.task} {self.layout}: {self.over_padded:.2f}x the best padded batch, "
+            f"{self.over_unshared:.2f}x the unshared row{one}; {self.tokens} tokens, {self.images} pictures, "
+            f"{self.seconds * 1e3:.0f} ms, {self.questions / self.seconds:.1f} questions/s, "
+            f"{self.floor:.0%} of the floor"
+        )
+
+
 def options(about: str | None) -> argparse.ArgumentParser:
     """What every benchmark of the engine takes."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +80,7 @@ def options(about: str | None) -> argparse.ArgumentParser:
 
 
 def begin(args: argparse.Namespace) -> InternVLBackbone:
-    """Say where and what is measured; build the model."""
+    """Print where and what is measured; build the model."""
     keep_freed_memory()  # helps every way of working
     device = resolve_device(args.device)
     backbone = build(args.shape, device)
@@ -78,57 +110,55 @@ def interleaved(
 
 
 def compare(
-    title: str,
+    task: str,
     backbone: InternVLBackbone,
     asked: list[Comparison],
     layouts: Sequence[str],
-    args: argparse.Namespace,
     *,
+    batches: Sequence[int],
+    rounds: int,
+    sample: int = 0,
     train: bool = False,
-) -> None:
-    """Time every layout and every baseline on the same questions; print ratios and absolute figures."""
-    found: dict[str, Way] = {k: Ours(backbone, k, asked, train=train) for k in layouts}
+    singles: bool = True,
+) -> list[Row]:
+    """Time every layout and every baseline on the same questions.
+
+    Args:
+        batches: sizes of padded batches, of which the best counts.
+        singles: also one question a forward, and transformers' `DecisionPipeline`.
+    """
+    ways: dict[str, Way] = {k: Ours(backbone, k, asked, train=train) for k in layouts}
+    ways["unshared"] = Ours(backbone, "strict", asked, train=train, shared=False)
     dialogs = dialogs_of(Context(), asked)
-    for batch in (1, *batches_of(args.shape)):
-        name = "one a forward" if batch == 1 else f"padded batches of {batch}"
-        found[name] = Padded(backbone, dialogs, batch, sample=args.sample, train=train)
-    if not train:
-        found["DecisionPipeline"] = Decision(backbone, asked, sample=args.sample)
+    for batch in (*([1] if singles else []), *batches):
+        ways[f"padded {batch}"] = Padded(backbone, dialogs, batch, sample=sample, train=train)
+    if singles and not train:
+        ways["decision"] = Decision(backbone, asked, sample=sample)
     with torch.set_grad_enabled(train):
         seconds, results = interleaved(
-            found, args.rounds, backbone.device, lambda: backbone.module.zero_grad(set_to_none=True)
+            ways, rounds, backbone.device, lambda: backbone.module.zero_grad(set_to_none=True)
         )
     middle = {k: statistics.median(v) for k, v in seconds.items()}
-    _report(title, backbone, asked, found, middle, results, train=train)
+    padded = {k: v for k, v in middle.items() if k.startswith("padded")}
+    best = min(padded, key=padded.__getitem__)
+    worst = max(float((results["strict"][list(ways[k].rows)] - results[k]).abs().max()) for k in padded)
+    print(f"{task}: {len(asked)} questions, best of the padded: {best}, {padded[best]:.3f} s;", end=" ")
+    print(f"largest difference of logits {worst:.1e}", flush=True)
+    rows = []
+    for layout in layouts:
+        way, taken = ways[layout], middle[layout]
+        assert isinstance(way, Ours)
+        floor = floor_seconds(backbone, way.engine.work, train=train)
+        one = middle["padded 1"] / taken if singles else None
+        ratios = padded[best] / taken, middle["unshared"] / taken, one
+        counts = way.engine.work.tokens, way.engine.work.images, len(asked)
+        rows.append(Row(task, layout, taken, *ratios, floor / taken, *counts))
+        print(rows[-1], flush=True)
+    return rows
 
 
-def _report(
-    title: str,
-    backbone: InternVLBackbone,
-    asked: list[Comparison],
-    ways: Mapping[str, Way],
-    middle: Mapping[str, float],
-    results: Mapping[str, torch.Tensor],
-    *,
-    train: bool,
-) -> None:
-    plain = {k: v for k, v in middle.items() if k == "one a forward" or k.startswith("padded")}
-    best = min(plain, key=plain.__getitem__)
-    worst = max(float((results["strict"][list(ways[k].rows)] - results[k]).abs().max()) for k in plain)
-    print(f"{title}: {len(asked)} questions, largest difference of logits {worst:.1e};", end=" ")
-    print(f"best of the padded is {best}, {plain[best]:.3f} s, {len(asked) / plain[best]:.1f} questions/s", flush=True)
-    for layout, way in ways.items():
-        if not isinstance(way, Ours):
-            continue
-        work, taken = way.engine.work, middle[layout]
-        floor, own = floors(backbone, work.tokens, work.images, train=train)
-        others = "".join(
-            f", over {k} {middle[k] / taken:.2f}x" for k in ("one a forward", "DecisionPipeline") if k in middle
-        )
-        print(
-            f"  {layout}: over best padded batches {plain[best] / taken:.2f}x{others}; {work.tokens} tokens, "
-            f"{work.images} pictures, {taken * 1e3:.0f} ms, {len(asked) / taken:.1f} questions/s, "
-            f"{work.images / taken:.1f} pictures/s, share of floor {floor / taken:.0%} "
-            f"(own products {own / taken:.0%})",
-            flush=True,
-        )
+def compare_as_asked(task: str, backbone: InternVLBackbone, asked: list[Comparison], layouts: Sequence[str],
+                     args: argparse.Namespace, *, train: bool = False) -> None:  # fmt: skip
+    """`compare` with the options of the command line."""
+    batches = batches_of(args.shape)
+    compare(task, backbone, asked, layouts, batches=batches, rounds=args.rounds, sample=args.sample, train=train)

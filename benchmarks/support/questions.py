@@ -1,13 +1,16 @@
 """What is asked in the benchmarks, and the engine that answers it."""
 
+from collections.abc import Sequence
+
 import torch
 
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
 from rewarddance.reward.context import Context
 from rewarddance.reward.layouts import dialogs_of
-from rewarddance.vlm.engine import Engine
+from rewarddance.vlm.engine import Engine, Sequenced
 from rewarddance.vlm.internvl import InternVLBackbone
+from rewarddance.vlm.plan import Node, Tree, shares
 from support.baselines import WORDS, loss
 
 PROMPT = "striped drawing of two red circles and a blue square on grey"
@@ -37,13 +40,26 @@ def step_of(prompts: int, side: int) -> list[Comparison]:
     return [c for i, text in enumerate(texts) for c in round_robin(6, side, i, text)]
 
 
+class Unshared(Engine):
+    """The engine without shared prefixes: every dialog is a root of its own."""
+
+    def _tree(self, todo: Sequence[Sequenced]) -> Tree:
+        nodes = tuple(Node(-1, 0, s.offsets[-1], i) for i, s in enumerate(todo))
+        return Tree(nodes, tuple(range(len(nodes))))
+
+    def _batches(self, todo: Sequence[Sequenced], budget: int) -> list[range]:
+        return shares([s.offsets[-1] for s in todo], budget, len(todo))
+
+
 class Ours:
     """The engine with one layout, on every question."""
 
     scale = 1.0
 
-    def __init__(self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool) -> None:
-        self.engine, self.train = Engine(backbone), train
+    def __init__(
+        self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool, shared: bool = True
+    ) -> None:
+        self.engine, self.train = (Engine if shared else Unshared)(backbone), train
         self.dialogs = dialogs_of(Context(layout=layout), asked)  # type: ignore[arg-type]
         self.rows = list(range(len(asked))) if layout == "strict" else []
 

@@ -71,12 +71,13 @@ def measured(setting, tokenizer, records, folder):
     ],
 )
 def test_memory_is_what_a_real_step_holds(trained, checkpointing, tokenizer, data_folder, tmp_path):
+    """On a CPU, with its attention; tests/test_gpu.py has the same on CUDA."""
     table = RecordTable.open(data_folder / "train.parquet")
     records = [table[i] for i in range(4)]
     setting = Setting(trained=trained, checkpointing=checkpointing, compute="fp32")
     peak, tokens = measured(setting, tokenizer, records, tmp_path)
     config, model = config_of(SIZE), empty_model(config_of(SIZE))
-    kept = kept_by(model, Pass(4, len(records[0].media), 96), torch.float32)
+    kept = kept_by(model, Pass(4, len(records[0].media), 96), torch.float32, cuda=False)
     assert kept.tokens == pytest.approx(tokens, rel=0.15)
     planned = memory_of(setting, parts_of(model), kept, adapters(config, setting.lora_rank))
     assert planned.total == pytest.approx(peak, rel=0.2)

@@ -1,11 +1,13 @@
 """Attention over a packed tree equals attention of every sequence by itself."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from rewarddance.vlm import attention, plan
-from rewarddance.vlm.attention import lay_out, tree_attention
+from rewarddance.vlm.attention import tree_attention
+from rewarddance.vlm.layout import lay_out
 from rewarddance.vlm.plan import build_tree
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -29,10 +31,10 @@ def run(tree_keys, seed=0):
     packed = lay_out(tree, torch.device("cpu"))
     rng = torch.Generator().manual_seed(seed)
     # the same token of the same prefix has the same query, key and value, whoever holds it
-    size = len(packed.token_of)
+    size = tree.num_tokens
     q = torch.randn(1, HEADS, size, WIDTH, generator=rng, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(1, GROUPS, size, WIDTH, generator=rng, dtype=torch.float64, requires_grad=True) for _ in "kv")
-    out, _ = tree_attention(torch.nn.Identity(), q, k, v, None, tree=packed)
+    out, _ = tree_attention(torch.nn.Identity(), q, k, v, None, tree=packed.visible)
     return tree, packed, (q, k, v), out
 
 
@@ -45,11 +47,11 @@ def test_equals_attention_of_each_sequence(ragged, fused_from, few, scores, monk
     monkeypatch.setattr(attention, "DENSE_SCORES", scores)
     monkeypatch.setattr(plan, "FEW", few)
     tree_keys = keys(ragged)
-    tree, packed, inputs, out = run(tree_keys)
+    _, packed, inputs, out = run(tree_keys)
     total = 0.0
     wanted_total = 0.0
     for member in range(len(tree_keys)):
-        at = packed.places(tree, member, 0)
+        at = packed.places(member, 0)
         q, k, v = (x[:, :, at] for x in inputs)
         wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         assert torch.allclose(out[0, at], wanted[0].transpose(0, 1), atol=1e-12)
@@ -63,14 +65,16 @@ def test_equals_attention_of_each_sequence(ragged, fused_from, few, scores, monk
 def test_nothing_but_attention_is_padded(monkeypatch):
     monkeypatch.setattr(plan, "FEW", 0)
     tree, packed, _, _ = run(keys(True))
-    assert len(packed.token_of) == len(set(packed.token_of)) == tree.num_tokens
-    assert any(b.spread is not None and b.spread.numel() > b.stop - b.start for b in packed.blocks)
+    members = [np.full(len(k), i) for i, k in enumerate(keys(True))]
+    tokens = list(zip(packed.gather(members), packed.gather([np.arange(len(k)) for k in keys(True)]), strict=True))
+    assert len(tokens) == len(set(tokens)) == tree.num_tokens
+    assert any(b.spread is not None and b.spread.numel() > b.stop - b.start for b in packed.visible)
     for i, node in enumerate(tree.nodes):
-        assert packed.token_of[packed.first[i]] == (node.member, node.start)
+        assert tokens[packed.first[i]] == (node.member, node.start)
     for member, key in enumerate(keys(True)):
         for start in (0, 3, len(key) - 1):
-            at = packed.places(tree, member, start)
-            assert [packed.token_of[p][1] for p in at] == list(range(start, len(key)))
+            at = packed.places(member, start)
+            assert [tokens[p][1] for p in at] == list(range(start, len(key)))
 
 
 def test_without_a_tree_it_is_plain_attention():

@@ -108,6 +108,8 @@ class AlignConfig(Config):
     """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean of the KL is above this; 0 never stops."""
+    compile: bool = True
+    """Compile the layers of judges with more than 100M parameters on a GPU. Costs half a minute at the start."""
     probe_prompts: int = Field(40, ge=1)
     probe_noises: int = Field(2, ge=2)
     """Pictures of each probe prompt. Two at least, since the start's pictures are compared with one another."""

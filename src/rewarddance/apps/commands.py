@@ -212,7 +212,8 @@ class Score(Flags):
         flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
         need(not flags, f"score: {flags} has no part in judging {kind}")
         comparison = None if self.data is not None else self._comparison()
-        judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
+        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
+        judge = load_judge(self.judge, **settings, compile=self.data is not None)  # type: ignore[arg-type]
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
         elif comparison is not None:

@@ -63,9 +63,9 @@ def shard(
     Gradients are sums over all processes (not means), as `all_reduce_gradients` makes them.
 
     Args:
-        blocks: layers that are full_state one at a time.
+        blocks: layers whose weights are gathered one layer at a time.
         size: processes that share one copy of the weights.
-        gather_as: type in which weights are full_state and compute; None keeps the stored type.
+        gather_as: type in which weights are gathered and compute; None keeps the stored type.
 
     Returns:
         The call that every forward pass must go through. All processes must make the same number of passes.
@@ -101,7 +101,7 @@ def sharded_like(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """FsdpRoot tensors in main memory in the leader, an empty dictionary in other processes. A collective.
+    """Whole tensors in main memory in the leader, an empty dictionary in other processes. A collective.
 
     A tensor under two names (tied weights, from `state_dict(keep_vars=True)`) stays one tensor.
     """
@@ -109,7 +109,7 @@ def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first_name: dict[int, str] = {}
     for name, tensor in state.items():
         first = first_name.setdefault(id(tensor), name)
-        full_state = full_tensor(tensor.detach()) if first == name else None
+        whole = full_tensor(tensor.detach()) if first == name else None
         if is_leader():
-            full[name] = full[first] if full_state is None else full_state.cpu().contiguous()
+            full[name] = full[first] if whole is None else whole.cpu().contiguous()
     return full

@@ -39,7 +39,9 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     """
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
-        judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
+        judge = load_judge(
+            config.judge, precision=config.precision, image_cache=config.num_prompts, compile=config.compile
+        )
     config, task = _task(config, None if judge is None else judge.criterion)
     return align_generator(config, load_generator_of(config), judge, out, task=task, resume=resume)
 
@@ -48,7 +50,7 @@ def _task(config: AlignConfig, criterion: str | None) -> tuple[AlignConfig, Task
     """The task, and the configuration with the hash of its file."""
     gold = None
     if config.gold_judge is not None and criterion is not None:
-        second = load_judge(config.gold_judge, precision=config.precision)
+        second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
         gold = judge_gold(second, second.own_or(config.criterion or criterion))
     if config.prompts is None:
         task = load_task(config.task)

@@ -108,7 +108,7 @@ def _one_fold(
 
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
-        return sizes | measure_judge(load_judge(folder), table.take(fold.held_out), shared=True)
+        return sizes | measure_judge(load_judge(folder, compile=True), table.take(fold.held_out), shared=True)
 
     train_once(config, table.take(fold.train), folder, lambda: load_to_train(config), title, known)
     return measured_once(folder / "measured.json", measure)

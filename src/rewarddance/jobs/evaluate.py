@@ -112,7 +112,7 @@ def evaluate_alignment(
     chosen = task.benchmark()[::every]
     prompts = [p.text for p in chosen]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
-    judge = load_judge(config["judge"], precision=precision)
+    judge = load_judge(config["judge"], precision=precision, compile=True)
     before, after = aligned.pair(prompts, num_noises, seed)
     gold_before, gold_after = (measure(s, task) for s in (before, after))
     proxy = proxy_reward(judge, after, before, config["criterion"])
@@ -175,7 +175,7 @@ def evaluate_on_prompts(
     config = _align_config(run)
     prompts = [p.text for p in read_prompts(file)[0]]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
-    ready = load_judge(judge or config["judge"], precision=precision)
+    ready = load_judge(judge or config["judge"], precision=precision, compile=True)
     before, after = aligned.pair(prompts, num_noises, seed)
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     kept = answered_prompts(wins)
@@ -195,7 +195,7 @@ def evaluate_on_prompts(
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
     if not figures["same_judge"]:
         del ready, features, aligned  # free their memory for the next judge
-        training_judge = load_judge(config["judge"], precision=precision)
+        training_judge = load_judge(config["judge"], precision=precision, compile=True)
         own = proxy_reward(training_judge, after, before, config["criterion"])
         both = kept & answered_prompts(own)
         figures |= compare_judges(own[both], wins[both])
@@ -247,7 +247,7 @@ def evaluate_judge_on_data(
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
-    judge, seen = load_judge(name, precision=precision), read_seen(find(name, "judge"))
+    judge, seen = load_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()

@@ -126,6 +126,7 @@ def load_judge(
     tiles: int | None = None,
     template: str | None = None,
     examples: Sequence[Comparison] = (),
+    compile: bool = False,
 ) -> Judge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
     or a short name such as `internvl3.5-8b`), which is then asked without training.
@@ -139,6 +140,7 @@ def load_judge(
         template: words for a checkpoint that was not trained to judge: `rewarddance` (the default), another named set,
             or a file (docs/guides/wording.md).
         examples: labelled comparisons that such a checkpoint is shown before every question.
+        compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
     return load_judge_folder(
         find(name, "judge"),
@@ -148,6 +150,7 @@ def load_judge(
         device=device,
         template=template,
         examples=examples,
+        compile=compile,
     )
 
 

@@ -40,6 +40,7 @@ from rewarddance.reward.training import (
     whole_weights,
 )
 from rewarddance.vlm.backbone import Backbone
+from rewarddance.vlm.compiled import compile_layers
 
 VALIDATION_SHARE = 0.1
 MAX_VALIDATION = 128
@@ -97,6 +98,7 @@ def train_judge(
     if rank():  # adapters must start equal in all processes, dropout must differ
         torch.manual_seed(seed_of(config.seed, "process", rank()))
     forward = shard_judge(judge, config) if config.shard > 1 else direct_call
+    compile_layers(backbone, config.compile and config.shard == 1)
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
     if resume:
         loop.resume()

@@ -83,7 +83,11 @@ def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None,
     name = shuffled_judge if arm == "shuffled" and shuffled_judge is not None else config.judge
     own = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
     generator = load_generator_of(own)
-    judge = None if arm == "sft" else load_judge(name, precision=own.precision, image_cache=own.num_prompts)
+    judge = (
+        None
+        if arm == "sft"
+        else load_judge(name, precision=own.precision, image_cache=own.num_prompts, compile=own.compile)
+    )
     resume = (folder / "run.json").is_file()
     align_generator(own, generator, judge, folder, task=TASK, resume=resume, title=f"{arm} seed {seed}")
 

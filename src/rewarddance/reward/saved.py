@@ -26,6 +26,7 @@ from rewarddance.reward.config import FORMAT, JudgeSpec
 from rewarddance.reward.context import Context
 from rewarddance.reward.judge import Judge, new_judge
 from rewarddance.reward.scalar import ScalarJudge
+from rewarddance.vlm.compiled import compile_layers
 from rewarddance.vlm.registry import load_backbone_folder, num_stored_parameters
 
 SPEC, HEAD, EXAMPLES = "judge.json", "head.safetensors", "examples.parquet"
@@ -94,6 +95,7 @@ def load_judge_folder(
     device: str = "auto",
     template: str | None = None,
     examples: Sequence[Comparison] = (),
+    compile: bool = False,
 ) -> Judge:
     """Load a judge, frozen and in evaluation mode, on its device.
 
@@ -105,6 +107,7 @@ def load_judge_folder(
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
         template: words for a VLM that was not trained to judge (`context.template`).
         examples: labelled comparisons to show before every question, for such a VLM.
+        compile: compile the layers of a large model on a GPU (`vlm/compiled.py`), for long work.
 
     Raises:
         RunError: `judge.json` or the head cannot be read, or words or examples for a judge that has its own.
@@ -125,6 +128,7 @@ def load_judge_folder(
     judge = new_judge(spec, backbone, strict=True, image_cache=image_cache, examples=examples)
     if isinstance(judge.single, ScalarJudge):
         _load_head(judge.single, folder / HEAD)
+    compile_layers(backbone, compile)
     return judge
 
 

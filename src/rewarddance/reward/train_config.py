@@ -67,6 +67,8 @@ class RewardConfig(Config):
     precision: Precision = "auto"
     """What passes compute in (autocast); weights and optimizer keep their types. `auto` is bf16 where the hardware has
     it, and fp32 for models of at most 100M parameters on a CPU. `run.json` says what it came to."""
+    compile: bool = True
+    """Compile the layers of models with more than 100M parameters on a GPU. Costs half a minute at the start."""
     patience: int = Field(0, ge=0)
     """Stop after this many validations without a better accuracy, and keep the weights of the best one. 0 never stops
     early and keeps the last weights."""

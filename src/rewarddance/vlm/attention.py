@@ -1,9 +1,9 @@
 """Attention over a packed tree: every node attends to its ancestors and to itself. No mask over all tokens is built.
 
-All nodes of a batch lie in one row without padding, bucket by bucket (`plan.bucketed`). If the nodes of a bucket differ
-in length, attention pads them; other layers do not. Siblings share one copy of their ancestors' keys, so a prefix costs
-its own tokens once, however many sequences branch from it. The function is registered with transformers as an attention
-implementation, so it works with every decoder that has standard attention.
+The function is registered with transformers as an attention implementation, so it works with every decoder that has
+standard attention. A row with a block mask goes to `flex.py`. A row of buckets (`layout.py`) is computed here, one
+bucket after the other. If the nodes of a bucket differ in length, attention pads them; other layers do not. Siblings
+share one copy of their ancestors' keys, so a prefix costs its own tokens once, however many sequences branch from it.
 
 Shapes: T packed tokens, G families of m siblings, L tokens a node, P tokens of ancestors, H key-value heads, R query
 heads for each of them, d width of a head.
@@ -11,148 +11,31 @@ heads for each of them, d width of a head.
 
 from __future__ import annotations
 
-import itertools
-import math
 import types
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rewarddance.vlm.plan import Bucket, Tree, bucketed
+from rewarddance.vlm.flex import flex_tree_attention
+from rewarddance.vlm.layout import Block, Visible
 
 NAME = "rewarddance_tree"
 """Name of this attention in transformers' registry."""
 DENSE_SCORES = 1 << 24
 """Attention scores of a bucket that are in memory at once; larger buckets are cut into parts."""
 FUSED_FROM = 1024
-"""Number of keys a query attends to from which torch's fused attention is used. It copies a prefix for every sibling,
-but keeps no scores. It is also used where there are no siblings or no prefix, and on CUDA wherever gradients are kept,
-since the backward pass would keep the scores of all layers."""
-
+"""Number of keys a query attends to from which torch's fused attention is used (`_block` names the other cases). It
+copies a prefix for every sibling, but keeps no scores."""
 
 Before = tuple[Tensor, Tensor]
 """Keys and values of ancestors, (G, H, P, d) each."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A bucket as tensors.
-
-    Attributes:
-        start: first packed position of the bucket's tokens; `stop` is the last plus one.
-        families, siblings, length: G, m and L.
-        prefix: packed positions of the ancestors' tokens, (G, P), padded with 0; None for roots.
-        blocked: True where `prefix` is padding, (G, P); None where nothing is padded.
-        upto: number of tokens in all families before each family, (G + 1,).
-        spread: packed positions in the shape (G, m, L), where a shorter node repeats its last token; None where all
-        nodes
-            are L tokens long.
-        kept: which of the G * m * L positions are nodes' own tokens, ascending; None without `spread`.
-    """
-
-    start: int
-    families: int
-    siblings: int
-    length: int
-    prefix: Tensor | None
-    blocked: Tensor | None
-    upto: tuple[int, ...]
-    spread: Tensor | None = None
-    kept: Tensor | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.upto[-1] - self.upto[0]
-
-    def part(self, low: int, high: int) -> Block:
-        """The block of the families `low` to `high - 1`."""
-        first, last = self.upto[low] - self.upto[0], self.upto[high] - self.upto[0]
-        skipped = low * self.siblings * self.length
-        return replace(
-            self,
-            start=self.start + first,
-            families=high - low,
-            prefix=None if self.prefix is None else self.prefix[low:high],
-            blocked=None if self.blocked is None else self.blocked[low:high],
-            upto=self.upto[low : high + 1],
-            spread=None if self.spread is None else self.spread[low:high],
-            kept=None if self.kept is None else self.kept[first:last] - skipped,
-        )
-
-
-@dataclass(frozen=True)
-class PackedTree:
-    """A tree in one row, without padding.
-
-    Attributes:
-        token_of: (sequence, index in the sequence) of every packed token.
-        blocks: what attention processes one after the other.
-        first: packed position of every node's first token, in the order of `Tree.nodes`.
-    """
-
-    token_of: tuple[tuple[int, int], ...]
-    blocks: tuple[Block, ...]
-    first: tuple[int, ...]
-
-    def places(self, tree: Tree, member: int, start: int) -> list[int]:
-        """PackedTree places of a sequence's tokens from `start` on."""
-        end = tree.ends[member]
-        found: list[int] = []
-        while end >= 0 and tree.nodes[end].stop > start:
-            node = tree.nodes[end]
-            low = max(start, node.start)
-            found = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *found]
-            end = node.parent
-        return found
-
-
-def lay_out(tree: Tree, device: torch.device) -> PackedTree:
-    """PackedTree places of all tokens, and what each family attends to."""
-    buckets = bucketed(tree)
-    tokens: list[tuple[int, int]] = []
-    first = [0] * len(tree.nodes)
-    for i in itertools.chain.from_iterable(b.nodes for b in buckets):
-        node = tree.nodes[i]
-        first[i] = len(tokens)
-        tokens += [(node.member, t) for t in range(node.start, node.stop)]
-    places = [list(range(first[i], first[i] + n.length)) for i, n in enumerate(tree.nodes)]
-    before: dict[int, list[int]] = {-1: []}
-    for i, n in enumerate(tree.nodes):
-        before[i] = before[n.parent] + places[i]
-    blocks = [_laid_out(b, places, [before[p] for p in b.parents], device) for b in buckets]
-    return PackedTree(tuple(tokens), tuple(blocks), tuple(first))
-
-
-def _laid_out(bucket: Bucket, places: list[list[int]], prefixes: list[list[int]], device: torch.device) -> Block:
-    """One bucket as tensors.
-
-    Args:
-        places: packed positions of every node's tokens.
-        prefixes: packed positions of the ancestors' tokens of each family.
-    """
-    shape = (len(bucket.parents), bucket.siblings, bucket.length)
-    own = [places[i] for i in bucket.nodes]
-    ends = [0, *itertools.accumulate(map(len, own))]
-    upto = tuple(ends[:: bucket.siblings])
-    prefix = blocked = spread = kept = None
-    if (widest := max(map(len, prefixes))) > 0:
-        prefix = torch.tensor([[*p, *[0] * (widest - len(p))] for p in prefixes], device=device)
-        sizes = torch.tensor([len(p) for p in prefixes])
-        if int(sizes.min()) < widest:
-            blocked = (torch.arange(widest) >= sizes[:, None]).to(device)
-    if upto[-1] < math.prod(shape):
-        rows = [[*p, *[p[-1]] * (bucket.length - len(p))] for p in own]
-        spread = torch.tensor(rows, device=device).view(shape)
-        starts = range(0, math.prod(shape), bucket.length)
-        kept = torch.tensor([i + j for i, p in zip(starts, own, strict=True) for j in range(len(p))], device=device)
-    return Block(own[0][0], shape[0], shape[1], shape[2], prefix, blocked, upto, spread, kept)
 
 
 def tree_attention(
@@ -163,7 +46,7 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: PackedTree | None = None,
+    tree: Visible | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function for transformers. Without `tree` it is torch's scaled dot product attention.
@@ -179,9 +62,11 @@ def tree_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out
+    if isinstance(tree, BlockMask):
+        return flex_tree_attention(query, key, value, tree, scaling), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
-    parts = [_block(q, k, v, part, scale, dropout) for block in tree.blocks for part in _cut(block, q.shape[0])]
+    parts = [_block(q, k, v, part, scale, dropout) for block in tree for part in _cut(block, q.shape[0])]
     return torch.cat(parts)[None], None
 
 
@@ -209,8 +94,10 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     mine = mine.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
     own_k, own_v = (x.view(heads, g, m, n, d).transpose(0, 1) for x in (own_k, own_v))
     num_keys = n if block.prefix is None else n + block.prefix.shape[1]
-    would_keep_scores = q.is_cuda and torch.is_grad_enabled()
-    fused = would_keep_scores or num_keys >= FUSED_FROM or m == 1 or block.prefix is None
+    keeps_graph = torch.is_grad_enabled()
+    fused = q.is_cuda and keeps_graph  # otherwise the backward pass would keep the scores of all layers
+    fused |= num_keys >= FUSED_FROM
+    fused |= (m == 1 or block.prefix is None) and not keeps_graph  # its backward pass is slow on a CPU
     attend = _fused if fused else _dense
     out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
     rows = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
@@ -307,8 +194,8 @@ def _repeated(keys: Tensor, values: Tensor, repeats: int) -> tuple[Tensor, Tenso
 
 
 def attach(language_model: Any) -> bool:
-    """Make a transformers decoder accept `tree=` (a `PackedTree`) and `answers=` (packed positions) in its forward
-    pass.
+    """Make a transformers decoder accept `tree=` (`PackedTree.visible`) and `answers=` (packed positions) in its
+    forward pass.
 
     Returns:
         True where the last layer has the known parts. With `answers` it then computes its feed-forward part, and the

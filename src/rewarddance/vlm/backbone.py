@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,8 +15,9 @@ from transformers import AutoConfig
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
-from rewarddance.vlm.attention import PackedTree, attach
+from rewarddance.vlm.attention import attach
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame, messages_of
+from rewarddance.vlm.layout import Ints, Visible
 
 PROJECTORS = ("merger", "deepstack_merger_list")
 """Parts of Qwen's vision towers that project into the language model; InternVL's projector is outside the tower."""
@@ -78,7 +79,7 @@ class Backbone(ABC):
         """Image tokens of all frames, one after another, (sum of their counts, C); differentiable to pixels."""
 
     @abstractmethod
-    def positions(self, encoded: Encoded) -> Tensor:
+    def positions(self, encoded: Encoded) -> Ints:
         """Rotary positions of a dialog's tokens, (axes, S). A position depends only on what stands before it."""
 
     @abstractmethod
@@ -145,6 +146,14 @@ class Backbone(ABC):
         """Layers of both towers; sharding gathers them one at a time."""
         return [*self.vision_blocks, *self.model.model.language_model.layers]
 
+    @property
+    def takes_block_masks(self) -> bool:
+        """Whether attention is one flex kernel over the whole row. It has no dropout, and no gradients on a CPU."""
+        if self.device.type != "cuda" or not self.module.training:
+            return self.device.type == "cuda"
+        layers = self.model.model.language_model.layers
+        return not any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in layers)
+
     def freeze_vision(self) -> None:
         """Freeze the vision tower. The projector into the language model stays as it is, trained or not."""
         for name, p in self.vision.named_parameters():
@@ -156,25 +165,31 @@ class Backbone(ABC):
         return next(self.module.parameters()).device
 
     def hidden_states(
-        self, ids: Tensor, image_tokens: Tensor | None, positions: Tensor, tree: PackedTree, wanted: Tensor
+        self,
+        ids: Tensor,
+        image_tokens: Tensor | None,
+        image_places: Tensor,
+        positions: Tensor,
+        visible: Visible,
+        wanted: Tensor,
     ) -> Tensor:
         """Last hidden states (N, D) of the language model at the packed positions `wanted` (N,).
 
         Args:
             ids: token ids (T,), -1 at image tokens.
-            image_tokens: (number of them, C), in the order in which they stand.
+            image_tokens: (number of them, C), in the order in which they stand; image_places: where they stand.
             positions: rotary positions (axes, T).
         """
         is_image = ids < 0
         embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0))
         if image_tokens is not None:
             width = embeds.shape[-1]
-            embeds = embeds.index_put((is_image.nonzero()[:, 0],), image_tokens[:, :width].to(embeds.dtype))
+            embeds = embeds.index_put((image_places,), image_tokens[:, :width].to(embeds.dtype))
         out = self.model.model.language_model(
             inputs_embeds=embeds[None],
             position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
             use_cache=False,
-            tree=replace(tree, token_of=(), first=()),  # FSDP looks through every argument of every layer
+            tree=visible,
             answers=wanted,
             **self.extra_inputs(is_image, image_tokens),
         )

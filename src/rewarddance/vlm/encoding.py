@@ -25,12 +25,14 @@ class Encoded:
 
     Attributes:
         ids: token ids; every picture is a run of context tokens.
+        units: the same with one context token for every picture.
         images: pictures in the order of their runs, (media, frame index).
         answers: True where the token belongs to an assistant's answer, its end token included.
         counts: context tokens of every picture.
     """
 
     ids: tuple[int, ...]
+    units: tuple[int, ...]
     images: tuple[Frame, ...]
     answers: tuple[bool, ...]
     counts: tuple[int, ...] = ()
@@ -68,12 +70,13 @@ class ChatEncoder:
         self.tokenizer, self._image_tokens = tokenizer, image_tokens
         own = ("start_image_token", "context_image_token", "end_image_token")
         self.start, self.context, self.end = marks or tuple(str(getattr(tokenizer, name)) for name in own)
+        self._picture = f"{self.start}{self.context}{self.end}"
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
         special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
         self._templates: dict[tuple[tuple[str, ...], bool], list[str]] = {}
-        self._cache: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[bool, ...]]] = {}
+        self._cache: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]] = {}
 
     def _around(self, roles: tuple[str, ...], generate: bool) -> list[str]:
         """The template's text around each message's content: len(roles) + 1 pieces."""
@@ -91,11 +94,12 @@ class ChatEncoder:
         if isinstance(part, str):
             return self.plain(part)
         assert isinstance(part, Media)
-        images.extend((part, i) for i in range(part.num_frames))
-        one = f"{self.start}{self.context}{self.end}"
-        if part.fps is None and part.num_frames == 1:
-            return one
-        return "".join(f"Frame{i + 1}: {one}\n" for i in range(part.num_frames))
+        num = part.num_frames
+        if part.fps is None and num == 1:
+            images.append((part, 0))
+            return self._picture
+        images.extend((part, i) for i in range(num))
+        return "".join(f"Frame{i + 1}: {self._picture}\n" for i in range(num))
 
     def plain(self, text: str) -> str:
         """The text without anything that the tokenizer reads as a special token, so that nobody can add turns or
@@ -124,8 +128,8 @@ class ChatEncoder:
                 self._cache.clear()
             tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
             self._cache[key] = self._expand(tokens, spans, counts)
-        ids, answers = self._cache[key]
-        return Encoded(ids, tuple(images), answers, counts)
+        ids, units, answers = self._cache[key]
+        return Encoded(ids, units, tuple(images), answers, counts)
 
     def count(self, media: Media) -> int:
         """Context tokens of one frame."""
@@ -133,8 +137,8 @@ class ChatEncoder:
 
     def _expand(
         self, tokens: Any, spans: list[tuple[int, int]], counts: Sequence[int]
-    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """Repeat the context token of every picture; mark answer tokens."""
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+        """Repeat the context token of every picture; mark answer tokens. Returns ids, units and answers."""
         ids: list[int] = []
         answers: list[bool] = []
         offsets = tokens["offset_mapping"] if spans else [(0, 0)] * len(tokens["input_ids"])
@@ -143,4 +147,4 @@ class ChatEncoder:
             times = next(remaining) if token == self.context_id else 1
             ids += [token] * times
             answers += [any(a <= low and low < b and high > low for a, b in spans)] * times
-        return tuple(ids), tuple(answers)
+        return tuple(ids), tuple(tokens["input_ids"]), tuple(answers)

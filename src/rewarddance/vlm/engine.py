@@ -10,10 +10,12 @@ Shapes: N dialogs, W answer words, D hidden width.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,13 +24,13 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog, Media
 from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import all_reduce_max
-from rewarddance.vlm.attention import lay_out
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.encoding import Encoded, messages_of
+from rewarddance.vlm.layout import Ints, lay_out, on_device
 from rewarddance.vlm.memory import MemoryBudget, TrialPass
-from rewarddance.vlm.plan import Key, batches, build_tree
+from rewarddance.vlm.plan import Key, Tree, batches, build_tree
 from rewarddance.vlm.portions import portions
-from rewarddance.vlm.vision_pass import VisionPass, distinct_frames
+from rewarddance.vlm.vision_pass import DistinctFrames, VisionPass, distinct_frames
 
 HEAD_ROWS = 512
 """Questions whose logits over the whole vocabulary are in memory at once."""
@@ -37,6 +39,9 @@ PORTION_IMAGE_TOKENS = 1 << 18
 portions: 2 GiB each at 4,096 channels in bf16 (Qwen3-VL's tokens are four times as wide)."""
 TRIAL_TOKENS = 1024
 """Size of the pass that memory is measured on, once, if there are more than four times as many tokens."""
+
+BUDGETS = defaultdict(lambda: 16_384, cuda=131_072)
+"""Tokens of a pass: on a CPU as many as its caches like, on a GPU so many that launching kernels takes no time."""
 
 Word = str | Sequence[str]
 """An answer word, or several spellings of it."""
@@ -66,6 +71,8 @@ class Work:
 
     images: int = 0
     tokens: int = 0
+    scores: int = 0
+    """Pairs of tokens of which one attends to the other (a layer and head)."""
     forwards: int = 0
 
 
@@ -74,13 +81,27 @@ class Sequenced:
     """A dialog as a token sequence.
 
     Attributes:
-        key: its tokens, with -1 - row in place of every image token. Dialogs that begin alike have keys that do.
+        key: its units, with -1 - index in place of every picture. Dialogs that begin alike have keys that do.
+        offsets: tokens before every unit.
         start: the first token whose state is wanted; all later ones are too.
     """
 
     key: Key
+    offsets: tuple[int, ...]
     encoded: Encoded
     start: int
+
+    def tokens(self, first_row: Ints) -> Ints:
+        """Token ids, with -1 - row in place of every image token, (S,).
+
+        Args:
+            first_row: for every picture the row of its first token in the table of image tokens.
+        """
+        units, offsets = np.array(self.key), np.array(self.offsets)
+        widths = np.diff(offsets)
+        values = np.where(units < 0, -1 - first_row[np.maximum(-1 - units, 0)], units)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], widths)
+        return np.repeat(values, widths) - np.where(np.repeat(units, widths) < 0, within, 0)
 
 
 PackedPass = Callable[[Sequence[Sequenced]], list[Tensor]]
@@ -93,7 +114,8 @@ class Engine:
 
     Args:
         budget: language-model tokens in one packed pass at most; a longer list takes several passes. A single sequence
-            and its branches may be longer (`plan.batches`).
+            and its branches may be longer (`plan.batches`). 0 takes `BUDGETS` of the device; without gradients a
+            pass takes fewer where memory is short.
         image_budget: pictures in one pass of the vision tower at most.
         memory_share: without gradients, the share of the free memory that a pass may take. Bytes a token are measured
             on the first long list. A pass that does not fit all the same is halved.
@@ -104,7 +126,7 @@ class Engine:
     """
 
     backbone: Backbone
-    budget: int = 16_384
+    budget: int = 0
     image_budget: int = 256
     memory_share: float = 0.5
     image_cache: int = 0
@@ -116,6 +138,7 @@ class Engine:
     _vision: VisionPass = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.budget = self.budget or BUDGETS[self.backbone.device.type]
         self._memory = MemoryBudget(self.memory_share)
         self._vision = VisionPass(self.backbone, self.image_budget, self.image_cache, self._memory, self.lockstep)
 
@@ -257,11 +280,17 @@ class Engine:
             return self._all_states(dialogs, ends, every)
         states: dict[int, Tensor] = {}
         with torch.no_grad():
+            if len(dialogs) <= self.portion and self._image_tokens_at_most(dialogs) <= PORTION_IMAGE_TOKENS:
+                return self._all_states(dialogs, ends, every)
             for p in portions(dialogs, self.portion, self.num_image_tokens, PORTION_IMAGE_TOKENS):
                 self._vision.needed_later = p.needed_later
                 part = self._all_states([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
                 states.update(zip(p.rows, part, strict=True))
         return [states[i] for i in range(len(dialogs))]
+
+    def _image_tokens_at_most(self, dialogs: Sequence[Dialog]) -> int:
+        shown = {id(p): p for d in dialogs for p in d if isinstance(p, Media)}
+        return sum(map(self.num_image_tokens, shown.values()))
 
     def _wants_gradient(self, dialogs: Sequence[Dialog]) -> bool:
         """Whether gradients are on and a weight or a picture requires one."""
@@ -272,37 +301,36 @@ class Engine:
 
     def _all_states(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool) -> list[Tensor]:
         """The states of `_hidden` for dialogs that are in memory at once."""
-        sequences, image_tokens = self._encode(dialogs, tails, every)
+        distinct = distinct_frames(dialogs, self.backbone.encoder.count)
+        image_tokens = self._vision.table(distinct)  # on CUDA it is computed while the host plans the tree
+        self.work.images = self._vision.num_encoded
+        plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
+        whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
+        first_row = np.array([0, *itertools.accumulate(distinct.sizes)])
+        sequences = [
+            _sequenced(encoded, self.backbone.image_token_id, distinct, len(before.ids) if every else len(encoded.ids))
+            for before, encoded in zip(plain, whole, strict=True)
+        ]
         earliest: dict[Key, Sequenced] = {}  # equal dialogs are computed once, from the earliest start that is wanted
         for s in sequences:
             if s.key not in earliest or s.start < earliest[s.key].start:
                 earliest[s.key] = s
         todo = sorted(earliest.values(), key=lambda s: s.key)
-        states = self._all_passes(todo, lambda part: self._packed_pass(part, image_tokens))
+        states = self._all_passes(todo, lambda part: self._packed_pass(part, image_tokens, first_row))
         by_key = {s.key: (s.start, own) for s, own in zip(todo, states, strict=True)}
         return [own[s.start - first :] for s in sequences for first, own in [by_key[s.key]]]
 
-    def _encode(
-        self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool
-    ) -> tuple[list[Sequenced], Tensor | None]:
-        """Dialogs as token sequences, and the tokens of their distinct pictures, (P, D); None without pictures."""
-        plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
-        whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
-        distinct = distinct_frames(whole)
-        image_tokens = self._vision.table(distinct)
-        self.work.images = self._vision.num_encoded
-        sequences = []
-        for before, encoded in zip(plain, whole, strict=True):
-            start = len(before.ids) - 1 if every else len(encoded.ids) - 1
-            key = _key(encoded, self.backbone.image_token_id, distinct.first_row)
-            sequences.append(Sequenced(key, encoded, start))
-        return sequences, image_tokens
+    def _tree(self, todo: Sequence[Sequenced]) -> Tree:
+        return build_tree([s.key for s in todo], [s.offsets for s in todo])
+
+    def _batches(self, todo: Sequence[Sequenced], budget: int) -> list[range]:
+        return batches([s.key for s in todo], budget, [s.offsets for s in todo])
 
     def _all_passes(self, todo: Sequence[Sequenced], run: PackedPass) -> list[Tensor]:
         """Compute all sequences, in as many passes as the budget needs."""
         limit = self._memory.units("language", self.budget, lambda: self._trial(todo, run), self.backbone.device)
         parts: list[Tensor] = []
-        planned = batches([s.key for s in todo], limit)
+        planned = self._batches(todo, limit)
         # all_reduce before the first pass: afterwards the processes are in the middle of different passes
         passes = all_reduce_max(len(planned)) if self.lockstep else len(planned)
         for b in planned:
@@ -313,17 +341,17 @@ class Engine:
 
     def _trial(self, todo: Sequence[Sequenced], run: PackedPass) -> TrialPass | None:
         """A small pass to measure memory on, and its tokens; None where the whole list is not much longer."""
-        keys = [s.key for s in todo]
-        if len(batches(keys, 4 * TRIAL_TOKENS)) == 1:
+        if len(self._batches(todo, 4 * TRIAL_TOKENS)) == 1:
             return None
-        b = batches(keys, TRIAL_TOKENS)[0]
+        b = self._batches(todo, TRIAL_TOKENS)[0]
+        few = todo[b.start : b.stop]
 
         def trial() -> None:
             before = replace(self.work)
-            run(todo[b.start : b.stop])
-            self.work.tokens, self.work.forwards = before.tokens, before.forwards
+            run(few)
+            self.work = before
 
-        return trial, build_tree(keys[b.start : b.stop]).num_tokens
+        return trial, self._tree(few).num_tokens
 
     def _pass_or_halves(self, todo: Sequence[Sequenced], run: PackedPass, limit: int) -> list[Tensor]:
         """One pass; where it does not fit in memory, passes of half the size, from then on."""
@@ -333,41 +361,46 @@ class Engine:
             if not out_of_memory(error) or self.lockstep or torch.is_grad_enabled() or len(todo) == 1:
                 raise
         self.budget = limit // 2
-        parts = [todo[b.start : b.stop] for b in batches([s.key for s in todo], self.budget)]
+        parts = [todo[b.start : b.stop] for b in self._batches(todo, self.budget)]
         if len(parts) == 1:  # a prefix as long as the budget: halve the list and compute the prefix twice
             parts = [todo[: len(todo) // 2], todo[len(todo) // 2 :]]
         return [t for part in parts for t in self._pass_or_halves(part, run, self.budget)]
 
-    def _packed_pass(self, todo: Sequence[Sequenced], image_tokens: Tensor | None) -> list[Tensor]:
+    def _packed_pass(self, todo: Sequence[Sequenced], image_tokens: Tensor | None, first_row: Ints) -> list[Tensor]:
         """Hidden states of sorted sequences, each from its start on, from one packed pass."""
-        keys, device = [s.key for s in todo], self.backbone.device
-        tree = build_tree(keys)
-        packed = lay_out(tree, device)
-        members = sorted({member for member, _ in packed.token_of})
-        first_row = dict(zip(members, itertools.accumulate((len(keys[m]) for m in members), initial=0), strict=False))
-        at = torch.tensor([first_row[member] + place for member, place in packed.token_of])
-        tokens = torch.tensor([t for m in members for t in keys[m]])[at].to(device)
-        positions = torch.cat([self.backbone.positions(todo[m].encoded) for m in members], 1)[:, at].to(device)
-        wanted = [p for i, s in enumerate(todo) for p in packed.places(tree, i, s.start)]
+        device, tree = self.backbone.device, self._tree(todo)
+        packed = lay_out(tree, device, in_order=self.backbone.takes_block_masks)
+        members = {n.member for n in tree.nodes}
+        empty = np.zeros(0, np.int64)
+        tokens = packed.gather([s.tokens(first_row) if i in members else empty for i, s in enumerate(todo)])
+        positions = packed.gather(
+            [self.backbone.positions(s.encoded) if i in members else empty for i, s in enumerate(todo)]
+        )
+        is_image = tokens < 0
+        wanted = np.array([p for i, s in enumerate(todo) for p in packed.places(i, s.start)])
         self.work.tokens += len(tokens)
+        self.work.scores += sum(n.length * n.start + n.length * (n.length + 1) // 2 for n in tree.nodes)
         self.work.forwards += 1
-        rows = -1 - tokens[tokens < 0]
+        arrays = (np.maximum(tokens, -1), positions, np.flatnonzero(is_image), -1 - tokens[is_image], wanted)
+        ids, axes, image_places, rows, places = on_device(arrays, device)
         shown = None if image_tokens is None or len(rows) == 0 else image_tokens[rows]
-        ids, places = tokens.clamp(min=-1), torch.tensor(wanted, device=device)
-        hidden = self.backbone.hidden_states(ids, shown, positions, packed, places)
-        return list(torch.split(hidden, [len(s.key) - s.start for s in todo]))
+        hidden = self.backbone.hidden_states(ids, shown, image_places, axes, packed.visible, places)
+        return list(torch.split(hidden, [s.offsets[-1] - s.start for s in todo]))
 
 
 def _with_tail(encoded: Encoded, tail: Sequence[int]) -> Encoded:
     """The dialog, followed by what the assistant has written."""
-    return replace(encoded, ids=(*encoded.ids, *tail), answers=(*encoded.answers, *[True] * len(tail)))
+    if not tail:
+        return encoded
+    answers = (*encoded.answers, *[True] * len(tail))
+    return replace(encoded, ids=(*encoded.ids, *tail), units=(*encoded.units, *tail), answers=answers)
 
 
-def _key(encoded: Encoded, image_token: int, first_row: dict[tuple[str, int], int]) -> Key:
-    """Token ids, with every image token replaced by -1 - (its row in the table of image tokens)."""
-    key, place = list(encoded.ids), 0
-    for (media, i), num in zip(encoded.images, encoded.counts, strict=True):
-        place, row = encoded.ids.index(image_token, place), first_row[media.key, i]
-        key[place : place + num] = range(-1 - row, -1 - row - num, -1)
-        place += num
-    return tuple(key)
+def _sequenced(encoded: Encoded, image_token: int, distinct: DistinctFrames, stop: int) -> Sequenced:
+    """A dialog whose states are wanted from token `stop` - 1 on."""
+    units, widths = list(encoded.units), [1] * len(encoded.units)
+    place = -1
+    for (media, i), count in zip(encoded.images, encoded.counts, strict=True):
+        place = units.index(image_token, place + 1)
+        units[place], widths[place] = -1 - distinct.index_of[id(media), i], count
+    return Sequenced(tuple(units), tuple(itertools.accumulate(widths, initial=0)), encoded, stop - 1)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration, PreTrainedConfig
 
 from rewarddance.core.errors import ConfigError
-from rewarddance.vlm.attention import attach, lay_out
+from rewarddance.vlm.attention import attach
 from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
+from rewarddance.vlm.layout import lay_out
 from rewarddance.vlm.plan import Key, build_tree
 from rewarddance.vlm.qwen import CLASSES
 
@@ -135,19 +136,22 @@ class Kept:
     tokens: int
 
 
-def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
+def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) -> Kept:
     """Run one pass on the meta device and count what autograd keeps.
 
     For InternVL the vision tower is counted too. The pass of a Qwen tower depends on values, which the meta device does
     not have, so it is estimated from the number of patches, with the bytes a token and channel of the language model.
+
+    Args:
+        cuda: with the attention of CUDA (`flex.py`), else with that of a CPU.
     """
     config = model.config
     _, image_tokens = work.squares(config)
     attach(model.model.language_model)
     model.to(dtype)
     tree = build_tree(work.keys(image_tokens))
-    packed = lay_out(tree, torch.device("cpu"))
-    num, width = len(packed.token_of), config.text_config.hidden_size
+    packed = lay_out(tree, torch.device("cpu"), in_order=cuda)
+    num, width = tree.num_tokens, config.text_config.hidden_size
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     places = torch.arange(num, device="meta")[None]
     axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)
@@ -160,7 +164,7 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype) -> Kept:
             inputs_embeds=x,
             position_ids=axes,
             use_cache=False,
-            tree=packed,
+            tree=packed.visible,
             answers=torch.arange(work.questions),
             attention_mask=masks,
         )

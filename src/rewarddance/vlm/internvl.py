@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 from rewarddance.core.media import Media
 from rewarddance.vlm.backbone import Backbone, open_config
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
+from rewarddance.vlm.layout import Ints
 from rewarddance.vlm.preprocess import Preprocessor
 
 
@@ -37,12 +39,13 @@ class InternVLBackbone(Backbone):
         return cls(model, AutoTokenizer.from_pretrained(folder), Preprocessor.load(folder, side))
 
     def new_encoder(self) -> ChatEncoder:
+        self._square_tokens = int(self.model.config.image_seq_length)
         return ChatEncoder(self.tokenizer, self._count)
 
     def _count(self, media: Media) -> int:
         rows, columns = self.prepare.grid(*media.size)
         squares = rows * columns + 1 if rows * columns > 1 else 1
-        return squares * int(self.model.config.image_seq_length)
+        return squares * self._square_tokens
 
     def tile(self, most: int) -> None:
         self.prepare = replace(self.prepare, tiles=most)
@@ -68,5 +71,5 @@ class InternVLBackbone(Backbone):
                 squares_of[i] = squares
         return torch.cat(squares_of)
 
-    def positions(self, encoded: Encoded) -> Tensor:
-        return torch.arange(len(encoded.ids))[None]
+    def positions(self, encoded: Encoded) -> Ints:
+        return np.arange(len(encoded.ids))[None]

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Key = tuple[int, ...]
-"""One integer a token; tokens of a picture carry the picture's identity, so equal keys mean equal computation."""
+"""A sequence as units: a token id for a token, a negative number that identifies the picture for a whole picture. Equal
+keys mean equal computation."""
+Offsets = Sequence[int]
+"""For every unit of a sequence the number of tokens before it, and the length in tokens at the end."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,17 @@ def common_prefix(a: Key, b: Key) -> int:
     return low
 
 
-def build_tree(keys: Sequence[Key]) -> Tree:
-    """The smallest tree of sequences, which must be distinct and sorted.
+def build_tree(keys: Sequence[Key], offsets: Sequence[Offsets] | None = None) -> Tree:
+    """The smallest tree of sequences, which must be distinct and sorted. Its nodes are in depth-first order.
+
+    Args:
+        offsets: of every sequence; without them every unit is one token.
 
     >>> build_tree([(1, 2, 3, 4), (1, 2, 3, 5), (9, 9)]).nodes
     (Node(parent=-1, start=0, stop=3, member=0), Node(parent=0, start=3, stop=4, member=0), \
 Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, member=2))
     """
+    at = offsets or [range(len(k) + 1) for k in keys]
     sharing = [common_prefix(a, b) for a, b in itertools.pairwise(keys)]
     nodes: list[Node] = []
     ends = [-1] * len(keys)
@@ -74,10 +81,10 @@ Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, memb
     def add(parent: int, start: int, stop: int, member: int) -> int:
         if stop == start:
             return parent
-        nodes.append(Node(parent, start, stop, member))
+        nodes.append(Node(parent, at[member][start], at[member][stop], member))
         return len(nodes) - 1
 
-    waiting = [(0, len(keys), 0, -1)]  # (first, last + 1, number of tokens already in nodes, the node they end with)
+    waiting = [(0, len(keys), 0, -1)]  # (first, last + 1, number of units already in nodes, the node they end with)
     while waiting:
         first, stop, depth, parent = waiting.pop()
         if stop - first == 1:
@@ -91,19 +98,21 @@ Node(parent=0, start=3, stop=4, member=1), Node(parent=-1, start=0, stop=2, memb
     return Tree(tuple(nodes), tuple(ends))
 
 
-def batches(keys: Sequence[Key], budget: int) -> list[range]:
+def batches(keys: Sequence[Key], budget: int, offsets: Sequence[Offsets] | None = None) -> list[range]:
     """Cut a sorted list into ranges whose trees hold at most `budget` tokens.
 
     A range holds one sequence at least, and its branches as long as they are shorter than half of it. Otherwise a
     prefix as long as the budget would be computed again for every question behind it.
     """
+    at = offsets or [range(len(k) + 1) for k in keys]
     ranges: list[range] = []
     first = tokens = 0
     for i, key in enumerate(keys):
-        more = len(key) - (common_prefix(keys[i - 1], key) if i > first else 0)
-        if i > first and tokens + more > max(budget, len(keys[first]) * 3 // 2):
+        shared = common_prefix(keys[i - 1], key) if i > first else 0
+        more = at[i][-1] - at[i][shared]
+        if i > first and tokens + more > max(budget, at[first][-1] * 3 // 2):
             ranges.append(range(first, i))
-            first, more, tokens = i, len(key), 0
+            first, more, tokens = i, at[i][-1], 0
         tokens += more
     return [*ranges, range(first, len(keys))]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 from rewarddance.core.media import Media
 from rewarddance.vlm.backbone import Backbone, open_config
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame
+from rewarddance.vlm.layout import Ints
 from rewarddance.vlm.patches import PatchPreprocessor
 
 CLASSES: dict[str, Any] = {
@@ -83,7 +85,7 @@ class QwenBackbone(Backbone):
             extra["deepstack_visual_embeds"] = list(torch.split(image_tokens[:, width:], width, 1))
         return extra
 
-    def positions(self, encoded: Encoded) -> Tensor:
+    def positions(self, encoded: Encoded) -> Ints:
         """(3, S): time, row and column. Text counts up on all three axes; a picture spans its grid from its place
         on.
         """
@@ -92,13 +94,11 @@ class QwenBackbone(Backbone):
         for is_image, run in itertools.groupby(encoded.ids, lambda token: token == self.image_token_id):
             num = len(list(run))
             if not is_image:
-                parts.append(torch.arange(now, now + num).expand(3, -1))
+                parts.append(np.broadcast_to(np.arange(now, now + num), (3, num)))
                 now += num
                 continue
             height, width = (n // self.prepare.merge for n in next(grids))
-            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-            parts.append(
-                now + torch.stack([torch.zeros(height * width, dtype=torch.long), rows.flatten(), columns.flatten()])
-            )
+            rows, columns = np.indices((height, width)).reshape(2, -1)
+            parts.append(now + np.stack([np.zeros_like(rows), rows, columns]))
             now += max(height, width)
-        return torch.cat(parts, 1)
+        return np.concatenate(parts, 1)

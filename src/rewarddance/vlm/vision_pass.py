@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rewarddance.core.media import Dialog, Media
 from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import all_reduce_max
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.encoding import Encoded, Frame
+from rewarddance.vlm.encoding import Frame
 from rewarddance.vlm.memory import MemoryBudget, TrialPass
 from rewarddance.vlm.plan import shares
 
@@ -27,25 +29,34 @@ class DistinctFrames:
 
     Attributes:
         sizes: image tokens of each frame.
-        first_row: where each frame's tokens begin in the table of all image tokens.
+        index_of: number of every frame that was shown, by (id of the media, frame index).
     """
 
     frames: list[Frame]
     sizes: list[int]
-    first_row: dict[tuple[str, int], int]
+    index_of: dict[tuple[int, int], int]
 
 
-def distinct_frames(encoded: Sequence[Encoded]) -> DistinctFrames:
-    """The frames of several dialogs, equal pixels once."""
+def distinct_frames(dialogs: Sequence[Dialog], count: Callable[[Media], int]) -> DistinctFrames:
+    """The frames of several dialogs, equal pixels once.
+
+    Pictures are told apart by a few of their pixels; all pixels are hashed only where those are equal.
+
+    Args:
+        count: image tokens of one frame.
+    """
     distinct = DistinctFrames([], [], {})
-    rows = 0
-    for e in encoded:
-        for (media, i), count in zip(e.images, e.counts, strict=True):
-            if (media.key, i) not in distinct.first_row:
-                distinct.first_row[media.key, i] = rows
+    alike: dict[tuple[Any, ...], list[Media]] = {}
+    for media in {id(p): p for d in dialogs for p in d if isinstance(p, Media)}.values():
+        others = alike.setdefault(media.sketch, [])
+        same = next((m for m in others if m.key == media.key), None)
+        others.append(media)
+        for i in range(media.num_frames):
+            if same is None:
                 distinct.frames.append((media, i))
-                distinct.sizes.append(count)
-                rows += count
+                distinct.sizes.append(count(media))
+            known = len(distinct.frames) - 1 if same is None else distinct.index_of[id(same), i]
+            distinct.index_of[id(media), i] = known
     return distinct
 
 
@@ -105,6 +116,8 @@ class VisionPass:
     @torch.no_grad()
     def _recall(self, frames: list[Frame], sizes: list[int], cache: int) -> list[Tensor]:
         """Tokens of each picture: from this call's earlier tables or the cache where they are, else encoded."""
+        if not (cache or self._held or self.needed_later):
+            return self._encode(frames, sizes)
         names = [(media.key, i) for media, i in frames]
         known = self._cached | self._held
         missing = [i for i, name in enumerate(names) if name not in known]
