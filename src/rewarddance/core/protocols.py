@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
+
+Policy = Literal["trained", "reference", "old"]
+"""Whose weights a generator computes with: those in training, the frozen start, or a slow copy of the former."""
 
 
 @runtime_checkable
@@ -87,6 +90,46 @@ class Tunable(Generator, Protocol):
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Add a LoRA adapter; it becomes the only trainable part."""
+        ...
+
+    def policy(self, policy: Policy) -> AbstractContextManager[None]:
+        """A context in which the model computes as this policy; contexts may be nested.
+
+        No gradient reaches the weights of `reference` and `old`, and every `requires_grad` stays as it is. With
+        `checkpoint_gradients` the backward pass computes the activations again, so a gradient to the latents must be
+        taken inside the context.
+
+        Raises:
+            ConfigError: there is no such policy; `add_lora` and `add_old` make them.
+        """
+        ...
+
+    def add_old(self) -> None:
+        """Add the policy `old`: a frozen copy of the trained adapter as it is now. Draws no random numbers.
+
+        Raises:
+            ConfigError: there is no adapter to copy, or an old policy already.
+        """
+        ...
+
+    def update_old(self, decay: float) -> None:
+        """Move the old policy: old = decay * old + (1 - decay) * trained, matrix by matrix. Decay 0 copies exactly.
+
+        Raises:
+            ValueError: a decay outside [0, 1].
+        """
+        ...
+
+    def old_state(self) -> dict[str, Tensor]:
+        """Copies of the old policy's matrices by name, for a checkpoint."""
+        ...
+
+    def load_old_state(self, state: dict[str, Tensor]) -> None:
+        """Put an `old_state` back.
+
+        Raises:
+            ConfigError: there is no old policy, or the state was made for another one.
+        """
         ...
 
     def checkpoint_gradients(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewarddance.core.config import Computed
 from rewarddance.core.device import SMALL_MODEL, autocast, num_parameters
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
+from rewarddance.core.protocols import Policy
 from rewarddance.generator import flow
+from rewarddance.generator.lora import Lora
 from rewarddance.generator.trace import draw
 from rewarddance.vlm.quiet import no_loading_bar
 
@@ -109,7 +108,7 @@ class Sd3Generator:
         self.vae: Any = pipeline.vae.float()
         self.side = _side(self.transformer.config, int(pipeline.vae_scale_factor), resolution)
         self._empty: tuple[Tensor, Tensor] | None = None
-        self._has_adapter = False
+        self._lora = Lora(self.transformer, LORA_TARGETS, StableDiffusion3Pipeline.save_lora_weights)
 
     @classmethod
     def load(
@@ -230,14 +229,7 @@ class Sd3Generator:
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Add a LoRA adapter as the only trainable part; the frozen policy is the model without it."""
-        if self._has_adapter:
-            raise ConfigError("the generator has a LoRA adapter already")
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
-        self.transformer.add_adapter(config)
-        for p in self.transformer.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()  # at the learning rates of reward feedback, updates of bf16 weights round to 0
-        self._has_adapter = True
+        self._lora.add(rank, alpha)
 
     def checkpoint_gradients(self) -> None:
         self.transformer.enable_gradient_checkpointing()
@@ -247,56 +239,30 @@ class Sd3Generator:
         self.pipeline.to(device)
 
     def save_adapter(self, folder: Path) -> Path:
-        """Write the LoRA adapter for `load_adapter`, with its rank and alpha.
-
-        Beside it stands `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(folder)` of diffusers
-        reads. There the scale alpha / rank is multiplied into the weights, so that readers which ignore the metadata
-        apply the adapter at the same strength.
-        """
-        state = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.transformer).items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / "adapter.safetensors")
-        config = self.transformer.peft_config["default"]
-        content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
-        (folder / "adapter.json").write_text(json.dumps(content, indent=2) + "\n")
-        scale = config.lora_alpha / config.r
-        StableDiffusion3Pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers={k: v * scale if ".lora_B." in k else v for k, v in state.items()},
-            transformer_lora_adapter_metadata=_plain({**config.to_dict(), "lora_alpha": config.r}),
-        )
-        return folder
+        """Write the trained adapter for `load_adapter`, and beside it for `load_lora_weights` of diffusers."""
+        return self._lora.save(folder)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Load a saved adapter, frozen unless `trainable`; the model without it stays reachable as `reference()`."""
-        settings = json.loads((folder / "adapter.json").read_text())
-        self.add_lora(settings["rank"], settings["alpha"])
-        result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
-        lacking = [k for k in result.missing_keys if "lora_" in k]  # the adapter of a model with fewer layers, say
-        if result.unexpected_keys or lacking:
-            raise ConfigError(f"{folder}: the adapter was made for another generator")
-        if not trainable:
-            self.transformer.requires_grad_(False)
+        self._lora.load(folder, trainable=trainable)
 
     def trainable(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer}
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        if not self._has_adapter:
-            raise ConfigError("no frozen policy: the generator has no adapter; call add_lora first")
-        trained = [p for p in self.transformer.parameters() if p.requires_grad]
-        self.transformer.disable_adapters()
-        try:
-            yield
-        finally:
-            self.transformer.enable_adapters()
-            self.transformer.requires_grad_(False)  # enable_adapters makes every adapter trainable, loaded ones too
-            for p in trained:
-                p.requires_grad_(True)
+    def reference(self) -> AbstractContextManager[None]:
+        return self._lora.policy("reference")
 
+    def policy(self, policy: Policy) -> AbstractContextManager[None]:
+        return self._lora.policy(policy)
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that JSON can hold, with sets as lists."""
-    lists = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
-    return {k: v for k, v in lists.items() if isinstance(v, str | int | float | bool | list)}
+    def add_old(self) -> None:
+        self._lora.add_old()
+
+    def update_old(self, decay: float) -> None:
+        self._lora.update_old(decay)
+
+    def old_state(self) -> dict[str, Tensor]:
+        return self._lora.old_state()
+
+    def load_old_state(self, state: dict[str, Tensor]) -> None:
+        self._lora.load_old_state(state)
