@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rewarddance.align.rollout_config import Rolling
 from rewarddance.core.config import Config, Precision
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 
@@ -55,7 +56,7 @@ class ReflConfig(Config):
         return self
 
 
-class AlignConfig(Config):
+class AlignConfig(Rolling):
     """A generator, a judge, a task and an algorithm."""
 
     generator: str = "tiny"
@@ -65,8 +66,10 @@ class AlignConfig(Config):
     the KL stays the generator without any adapter."""
     judge: str = "tiny"
     """`tiny`, a judge's run folder, or a local checkpoint."""
-    algorithm: Literal["refl", "sft"] = "refl"
-    """`sft` is the control: supervised flow matching for the same number of steps, without a judge and guidance."""
+    algorithm: Literal["refl", "nft", "grpo", "ppo", "distill", "dpo", "sft"] = "refl"
+    """`refl`: reward feedback with the judge's gradient. `nft` (DiffusionNFT), `grpo`, `ppo`, `distill` (best-of-N) and
+    `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised
+    flow matching for the same number of steps, without a judge and guidance."""
     criterion: str | None = None
     """The judge's criterion; the one it was trained on most when not given."""
     guidance: float = Field(1.0, ge=0)
@@ -90,9 +93,10 @@ class AlignConfig(Config):
     """A second judge (run folder or checkpoint) that training does not use. Its P(better than the start) is the gold
     standard of the probes, so that hacking can be noticed without an oracle."""
     batch_size: int = Field(24, ge=1)
-    """Pictures of a step, over all processes."""
+    """Pictures of a step, over all processes; for algorithms with groups a multiple of `rollout.group_size`."""
     micro_batch: int = Field(0, ge=0)
-    """Pictures in one pass of a process, each pass at a gradient step of its own; 0 takes all of them at once."""
+    """Pictures in one pass of a process; 0 takes all of them at once. In `refl` each pass has a gradient step of its
+    own; algorithms with groups put whole groups into a pass."""
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32.0, gt=0)
     references: ReferenceConfig = ReferenceConfig()
@@ -116,3 +120,29 @@ class AlignConfig(Config):
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=10, ema_decay=0.95)
     loop: LoopConfig = LoopConfig(num_steps=200, save_every=100)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the algorithm learns from groups of pictures of one prompt."""
+        return self.algorithm not in ("refl", "sft")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a roll-out in training and in probes."""
+        return self.rollout.num_steps if self.has_groups else self.refl.num_steps
+
+    @property
+    def uses_references(self) -> bool:
+        """Whether references are drawn from the current policy."""
+        asks = self.algorithm == "refl" or (self.has_groups and self.rollout.score == "references")
+        return asks and self.references.kind != "none"
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> Self:
+        if self.has_groups and self.batch_size % self.rollout.group_size:
+            raise ValueError(
+                f"batch_size {self.batch_size}: not a multiple of rollout.group_size ({self.rollout.group_size})"
+            )
+        if self.has_groups and self.rollout.score == "references" and self.references.kind == "none":
+            raise ValueError("rollout.score references: needs references.kind best_of_n or random")
+        return self

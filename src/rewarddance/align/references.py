@@ -77,6 +77,12 @@ class ReferenceBank:
             winners += [c[b or 0].to_bytes() for c, b in zip(candidates, best, strict=True)]
         return winners, unranked
 
+    @property
+    def num_drawn(self) -> int:
+        """Pictures of one drawing, over all prompts."""
+        each = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
+        return len(self.prompts) * each[self.config.kind]
+
     def of(self, prompts: Sequence[str]) -> list[Media | None]:
         """References of a batch; None where the pointwise question is asked."""
         if self.pictures is None:

@@ -1,7 +1,8 @@
 """The training loop of judges and generators: optimizer, weight average, logging, checkpoints, resume, stopping.
 
-An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself. Batches are a
-pure function of the seed and the step index, so resuming needs no state of a data loader.
+An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself. It may collect
+roll-outs first and make several updates (`Loop.update`). Everything in a step is a pure function of the seed, the step
+index and the weights, so a run that is killed inside a step repeats that step when it is resumed.
 """
 
 from __future__ import annotations
@@ -198,7 +199,14 @@ class Loop:
             self.folder.forget_after(step)
         barrier()
 
-    def _update(self) -> float:
+    def update(self) -> float:
+        """Take an optimizer step with the gradients that are there, and clear them; returns their norm.
+
+        `run` calls it once at the end of every step. A step that makes several updates calls it between them.
+
+        Raises:
+            RunError: the gradient is not finite.
+        """
         rate = learning_rate(self.optim, self.step, self.config.num_steps)
         norm = full_tensor(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
         if not torch.isfinite(norm):
@@ -210,6 +218,8 @@ class Loop:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.parameters, self.step + 1)
         return float(norm)
 
     def fit(
@@ -272,11 +282,9 @@ class Loop:
             return "stopped"
         while self.step < cfg.num_steps:
             metrics = step(self.step)
-            metrics["grad_norm"] = self._update()
+            metrics["grad_norm"] = self.update()
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - began
-            if self.ema is not None:
-                self.ema.update(self.parameters, self.step)
             if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
                 metrics |= validate(self.step)
             reason = stop(metrics) if stop is not None else None

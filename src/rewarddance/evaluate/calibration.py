@@ -14,9 +14,10 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.statistics import fit_temperature
 from rewarddance.core.streams import stream
-from rewarddance.core.types import RewardModel
 from rewarddance.evaluate.judge import Refused, measure_judge
 from rewarddance.reward.config import Calibration
+from rewarddance.reward.judge import Judge
+from rewarddance.reward.wrappers import PointwiseDifference
 
 Array = NDArray[np.float64]
 TIE = (0.4 - 1e-6, 0.6 + 1e-6)
@@ -150,13 +151,16 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
     )
 
 
-def measured_and_calibrated(judge: RewardModel, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
+def measured_and_calibrated(judge: Judge, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
     """`measure_judge` with `calibration` beside it; every pair is asked once.
 
-    Where calibration cannot be measured it is None, and `no_calibration` gives the reason.
+    Where calibration cannot be measured it is None, and `no_calibration` gives the reason. `pointwise` holds the
+    figures of the judge's answers about single pictures, for a judge that has learnt both questions.
     """
     choices = Choices()
     figures = measure_judge(judge, records, each=choices.note)
+    if judge.spec.pointwise:
+        figures["pointwise"] = measure_judge(PointwiseDifference(judge), records)
     try:
         return figures | {"calibration": calibration(choices)}
     except InputError as error:

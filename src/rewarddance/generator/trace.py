@@ -48,7 +48,7 @@ def trace(
     times: Tensor,
     *,
     noise: float | Sequence[float] = 0.0,
-    rng: torch.Generator | None = None,
+    rng: torch.Generator | Sequence[torch.Generator] | None = None,
     start: int = 0,
 ) -> Iterator[Step]:
     """Step from `z` along `times`. Runs one velocity evaluation a step, in the caller's gradient mode.
@@ -58,7 +58,8 @@ def trace(
         times: (S + 1,), from 1 to 0 (`generator.times`).
         noise: level of Flow-GRPO's SDE (`flow.step`), one for every step or S of them; 0 is the ODE. One level leaves
             the last step without noise, since its density would be that of the picture itself.
-        rng: source of the noise; needed where `noise` is above 0.
+        rng: source of the noise, needed where `noise` is above 0: one for all rows, or G of them for G groups of B / G
+            rows, so that the noise of a group does not depend on the others.
         start: index of the first step.
 
     Raises:
@@ -75,11 +76,18 @@ def trace(
         policy = flow.step(z, v, now, after, levels[index])
         sampled = policy.mean
         if levels[index]:
-            drawn = torch.randn(policy.mean.shape, generator=rng, device=None if rng is None else rng.device)
-            sampled = policy.sample(drawn.to(policy.mean))
+            sampled = policy.sample(_normal(policy.mean, rng))
         step = Step(index, z, v, now, after, policy, sampled)
         yield step
         z = step.next
+
+
+def _normal(like: Tensor, rng: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """Standard normal noise of a tensor's shape (B, ...), type and device."""
+    sources = rng if isinstance(rng, Sequence) else [rng]
+    shape = (len(like) // len(sources), *like.shape[1:])
+    parts = [torch.randn(shape, generator=r, device=None if r is None else r.device) for r in sources]
+    return torch.cat(parts).to(like)
 
 
 @torch.no_grad()

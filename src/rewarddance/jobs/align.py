@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from rewarddance.align.algorithms import ALGORITHMS
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.probes import Prober, judge_gold
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.refl_run import ReflRun
+from rewarddance.align.rollout_run import RolloutRun
 from rewarddance.align.run import AlignRun
 from rewarddance.align.supervised import SupervisedRun
 from rewarddance.core.errors import ConfigError, InputError
@@ -119,11 +121,14 @@ def align_generator(
     if config.algorithm == "sft":
         task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
-    if min(len(training), config.batch_size) < world_size():
+    units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
+    if min(len(training), units) < world_size():
         raise ConfigError(
             f"{world_size()} processes need as many prompts ({len(training)}) and as large a batch_size "
             f"({config.batch_size}), or larger"
         )
+    if config.has_groups and units > len(training):
+        raise ConfigError(f"batch_size {config.batch_size}: {units} groups a step, but only {len(training)} prompts")
     folder = RunFolder(out)
     computes_in: dict[str, str] = {"generator": generator.precision}
     if judge is not None:
@@ -174,11 +179,14 @@ def _run(
         return SupervisedRun(config, generator, loop, task)
     if judge is None:
         raise ConfigError(f"algorithm {config.algorithm}: needs a judge")
-    steps, criterion = config.refl.num_steps, config.criterion or ""
+    steps, criterion = config.num_steps, config.criterion or ""
     prompts = tuple(p.text for p in training)
     bank = ReferenceBank(config.references, prompts, steps, criterion, config.seed, config.sample_batch)
     probes = [p.text for p in probing]
     prober = Prober(
         generator, judge, probes, config.probe_noises, steps, criterion, config.seed, task.gold, config.sample_batch
     )
+    if config.has_groups:
+        algorithm = ALGORITHMS[config.algorithm](config, generator, len(prompts))
+        return RolloutRun(config, generator, loop, judge, bank, prober, algorithm=algorithm)
     return ReflRun(config, generator, loop, judge, bank, prober)

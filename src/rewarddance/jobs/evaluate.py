@@ -63,7 +63,7 @@ class Aligned:
         own = AlignConfig.model_validate(config)
         changes = {"precision": precision} | ({} if guidance is None else {"guidance": guidance})
         generator = load_generator_of(own.model_copy(update=changes), run)
-        return cls(generator, num_steps or own.refl.num_steps, own.sample_batch)
+        return cls(generator, num_steps or own.num_steps, own.sample_batch)
 
     def sample(self, title: str, prompts: Sequence[str], noises: int, seed: int) -> Samples:
         """Pictures of every prompt. The noises depend on the seed alone, not on the generator's weights."""

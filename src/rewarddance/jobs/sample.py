@@ -50,7 +50,7 @@ class Sampling:
             if (folder / "run.json").is_file() and (run := RunFolder(folder).read())["kind"] == "align":
                 own = AlignConfig.model_validate(run["config"])
                 size = own.sample_batch, own.generator_dtype, own.resolution
-                steps = own.refl.num_steps
+                steps = own.num_steps
                 return cls(own.generator, steps, own.guidance, *size, own.precision, own.max_sequence_length)
         return cls()
 

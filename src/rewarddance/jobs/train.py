@@ -132,6 +132,7 @@ def _new_judge(
         precision=config.precision,
         tiles=config.tiles,
         criteria=criteria_of(train),
+        pointwise=config.pointwise_weight > 0,
         trained=True,
     )
     num, paired = config.context.examples, config.paradigm == "generative_pairwise"

@@ -100,7 +100,7 @@ def _measure_once(folder: Path, adapter: Path | None, config: AlignConfig, promp
     folder.mkdir(exist_ok=True)
     generator = load_generator_of(config, adapter)
     few = prompts[:: max(1, len(prompts) // 60)][:60]
-    steps = config.refl.num_steps
+    steps = config.num_steps
     values = measure(fixed_samples(generator, prompts, num_noises, steps, 0, title=f"samples {folder.name}"), TASK)
     spread = _spread(generator, few, steps)
     write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread, "features": features})

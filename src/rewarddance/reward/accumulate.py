@@ -47,6 +47,7 @@ class Accumulator:
     shuffle: bool = False
     reason_weight: float = 0.0
     reference: Reference = "random"
+    pointwise_weight: float = 0.0
     forward: ForwardCall = direct_call
 
     @property
@@ -68,7 +69,7 @@ class Accumulator:
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
-        every = [questions(r, self.paradigm, self.reference) for r in records]
+        every = [questions(r, self.paradigm, self.reference, self.pointwise_weight) for r in records]
         batches = [
             self._ordered(askable(self.judge, q), r.record_id, index) for q, r in zip(every, records, strict=True)
         ]

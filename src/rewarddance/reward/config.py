@@ -65,6 +65,8 @@ class JudgeSpec(Config):
     """The criteria of its training records, the most frequent first."""
     columns: tuple[str, ...] = ()
     """Names of a scalar head's outputs, in order."""
+    pointwise: bool = False
+    """A `generative_pairwise` judge that has learnt the pointwise question too."""
     trained: bool = False
     """False for a plain VLM that was not trained to judge."""
 

@@ -25,7 +25,7 @@ from rewarddance.vlm.engine import Engine
 
 ALONE = (
     "this judge was trained to compare (generative_pairwise) and cannot judge a picture alone; give a reference, or "
-    "train with paradigm generative_pointwise"
+    "train with pointwise_weight above 0"
 )
 
 
@@ -64,7 +64,8 @@ class Judge:
     def problem(self, comparison: Comparison) -> str | None:
         """Why this judge cannot be asked about a comparison; None where it can."""
         spec = self.spec
-        if spec.paradigm == "generative_pairwise" and spec.trained and comparison.reference is None:
+        compares_only = spec.paradigm == "generative_pairwise" and spec.trained and not spec.pointwise
+        if compares_only and comparison.reference is None:
             return ALONE
         learnt = spec.criteria if spec.paradigm == "regression" else ()
         if learnt and comparison.criterion not in learnt:

@@ -37,11 +37,15 @@ class Question:
     weight: float = 1.0
 
 
-def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference = "random") -> list[Question]:
+def questions(
+    record: PreferenceRecord, paradigm: Paradigm, reference: Reference = "random", pointwise_weight: float = 0.0
+) -> list[Question]:
     """What a paradigm asks about one record.
 
     Args:
         reference: `best_of_n` keeps only the choices that the record's best picture takes part in.
+        pointwise_weight: above 0, `generative_pairwise` also asks about every picture alone. The target is the share of
+            its choices that the picture wins; the weight stands beside 1 for a comparison.
 
     Raises:
         InputError: `regression` on a record without ratings.
@@ -62,7 +66,19 @@ def questions(record: PreferenceRecord, paradigm: Paradigm, reference: Reference
         return [q for c in pairs for q in _alone(c)]
     mean = sum(gaps) / max(1, len(gaps))
     weights = [g / mean for g in gaps] * (len(pairs) // max(1, len(gaps)))
-    return [Question(c, _label(c), w) for c, w in zip(pairs, weights, strict=True)]
+    compared = [Question(c, _label(c), w) for c, w in zip(pairs, weights, strict=True)]
+    return compared + (_each_alone(record, pointwise_weight) if pointwise_weight else [])
+
+
+def _each_alone(record: PreferenceRecord, weight: float) -> list[Question]:
+    """One pointwise question for every picture that takes part in a choice.
+
+    Cross-entropy is linear in its target. So the share of wins gives the same gradient as one question a choice.
+    """
+    share = _share_of_wins(record)
+    chosen = sorted({i for c in record.choices for i in (c.first, c.second)})
+    alone = [Comparison(record.prompt, record.media[i], None, record.criterion) for i in chosen]
+    return [Question(c, share[i], weight) for c, i in zip(alone, chosen, strict=True)]
 
 
 def _label(comparison: Comparison) -> float:

@@ -35,6 +35,9 @@ class RewardConfig(Config):
     paradigm: Paradigm = "generative_pairwise"
     """Generative judges answer yes or no; the others put a scalar head on the same backbone (`reward/paradigms.py`)."""
     context: Context = Context()
+    pointwise_weight: float = Field(0.0, ge=0)
+    """`generative_pairwise` only. Above 0 the judge also learns the pointwise question about every picture, with this
+    weight beside 1 for a comparison, and can then judge single pictures: the verifier of searches."""
     temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = "fit"
     """Generative judges: their log-odds are divided by it, in training and after. `fit` takes the likeliest value for
     the VLM's answers before training, so that the first steps need not unlearn how sure the VLM is."""
@@ -102,6 +105,8 @@ class RewardConfig(Config):
         special = self.context.layout != "strict" or self.context.cot != "none"
         if special and self.paradigm != "generative_pairwise":
             raise ValueError(f"context.layout and context.cot are for generative_pairwise, not {self.paradigm}")
+        if self.pointwise_weight and (special or self.paradigm != "generative_pairwise"):
+            raise ValueError("pointwise_weight is for generative_pairwise, layout strict, without chain of thought")
         alone = self.paradigm in ("generative_pointwise", "regression")
         if self.context.reference == "best_of_n" and alone:
             raise ValueError(f"context.reference is for paradigms that compare; {self.paradigm} looks at one picture")

@@ -163,6 +163,7 @@ class JudgeTraining:
             shuffle=config.context.layout != "strict",
             reason_weight=config.reason_weight,
             reference=config.context.reference,
+            pointwise_weight=config.pointwise_weight,
             forward=self.forward,
         )
         self.configured_size = self.accumulate.size

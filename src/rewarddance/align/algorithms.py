@@ -1,0 +1,220 @@
+"""The algorithms that learn from roll-outs: how each draws, what it makes of scores, and its loss of a pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rewarddance.align import distill, dpo, nft, policy_gradient
+from rewarddance.align.baselines import Baselines, adapted_weight
+from rewarddance.align.config import AlignConfig
+from rewarddance.align.forward import Noised, noised, stratified_times
+from rewarddance.align.rollout_config import PolicyGradientConfig, PpoConfig
+from rewarddance.align.rollouts import Rollouts, noise_of, roll_out, streams_of
+from rewarddance.align.scoring import group_advantages
+from rewarddance.core.loop import Metrics
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.streams import seed_of
+
+
+@dataclass
+class Algorithm(ABC):
+    """One algorithm of an alignment run. All randomness of a step comes from the seed, the step and a group's place.
+
+    Attributes:
+        metrics: names that `loss` returns, means over groups.
+    """
+
+    config: AlignConfig
+    generator: Tunable
+    num_prompts: int
+    metrics: ClassVar[tuple[str, ...]]
+
+    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+        """Roll-outs of one pass of step `index`: without noise, by the trained policy."""
+        config = self.config.rollout
+        rngs = streams_of(self.config.seed, "rollout", index, places)
+        return roll_out(self.generator, prompts, places, config.group_size, config.num_steps, rngs)
+
+    def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages (P, K) and which groups count (P,).
+
+        Args:
+            rows: which of the training prompts the groups belong to; scores: (P, K), NaN where refused.
+        """
+        return group_advantages(scores, self.config.rollout.spread, self.config.rollout.clip_advantage)
+
+    @abstractmethod
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        """Loss and metrics of the P' groups of one pass, means over them; advantages are (P', K)."""
+
+    def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
+        """After the updates of a step, with the prompts and scores of all processes; returns further metrics."""
+        return {}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint must hold beside the trained weights: JSON-ready values, and tensors."""
+        return {}, {}
+
+    def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:  # noqa: B027
+        """Take that back."""
+
+
+class ForwardProcess(Algorithm):
+    """An algorithm that noises finished pictures again. Groups that do not count are left out of a pass."""
+
+    def noised(self, rollouts: Rollouts, chosen: Tensor, draws: int, index: int, update: int, tied: int = 1) -> Noised:
+        """`draws` noised copies of some pictures of every group, copies one after the other.
+
+        Args:
+            chosen: (P', C) places in the group of the pictures to noise.
+            tied: this many pictures of a group, one after the other in `chosen`, share noise and time.
+        """
+        groups, num = chosen.shape
+        rngs = streams_of(self.config.seed, f"noised-{update}", index, rollouts.places)
+        size = len(rollouts.latents) // groups
+        x0 = rollouts.latents[(torch.arange(groups)[:, None] * size + chosen).flatten()]
+        t = torch.stack([stratified_times(draws * num // tied, rng) for rng in rngs])
+        t = t.view(groups, draws, -1).transpose(0, 1).repeat_interleave(tied, 2).flatten()
+        noise = [noise_of(self.generator, num // tied, rngs).repeat_interleave(tied, 0) for _ in range(draws)]
+        prompts = [p for p in rollouts.prompts for _ in range(num)] * draws
+        condition = self.generator.condition(prompts)
+        x0 = x0.repeat(draws, *([1] * (x0.ndim - 1)))
+        return noised(x0, torch.cat(noise), t.to(x0.device), condition)
+
+
+@dataclass
+class Nft(ForwardProcess):
+    """DiffusionNFT. The old policy draws."""
+
+    metrics = nft.METRICS
+
+    def __post_init__(self) -> None:
+        self.generator.add_old()
+
+    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+        with torch.no_grad(), self.generator.policy("old"):
+            return super().draw(prompts, places, index)
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        config, (groups, size) = self.config.nft, advantages.shape
+        everything = torch.arange(size).expand(groups, size)
+        batch = self.noised(rollouts, everything, config.draws, index, update)
+        return nft.nft_step(self.generator, batch, advantages.flatten().repeat(config.draws).to(batch.z), config)
+
+    def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
+        decay = min(self.config.nft.old_rate * (index + 1), self.config.nft.old_most)
+        self.generator.update_old(decay)
+        return {}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {}, {f"old/{name}": value for name, value in self.generator.old_state().items()}
+
+    def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        old = {k.removeprefix("old/"): v for k, v in tensors.items() if k.startswith("old/")}
+        self.generator.load_old_state(old)
+
+
+class Distill(ForwardProcess):
+    """Best-of-N distillation."""
+
+    metrics = distill.METRICS
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        best = advantages.argmax(1, keepdim=True)
+        batch = self.noised(rollouts, best, self.config.distill.draws, index, update)
+        return distill.distill_step(self.generator, batch, self.config.distill)
+
+
+class Dpo(ForwardProcess):
+    """Diffusion-DPO on the best and the worst picture of every group."""
+
+    metrics = dpo.METRICS
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        pairs = torch.stack([advantages.argmax(1), advantages.argmin(1)], 1)
+        batch = self.noised(rollouts, pairs, self.config.dpo.draws, index, update, tied=2)
+        return dpo.dpo_step(self.generator, batch.rows(_winners_first(len(batch.z))), self.config.dpo)
+
+
+def _winners_first(num: int) -> Tensor:
+    """Order that puts the even rows before the odd ones."""
+    return torch.cat([torch.arange(0, num, 2), torch.arange(1, num, 2)])
+
+
+@dataclass
+class Grpo(Algorithm):
+    """Policy gradient with group-relative advantages on a window of SDE steps (Flow-GRPO, arXiv 2505.05470)."""
+
+    metrics = policy_gradient.METRICS
+    kl_weight: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kl_weight = self.settings.kl_weight
+
+    @property
+    def settings(self) -> PolicyGradientConfig:
+        return self.config.grpo
+
+    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+        rollout, config, seed = self.config.rollout, self.settings, self.config.seed
+        coin = torch.Generator().manual_seed(seed_of(seed, "window", index))  # the same window in every process
+        start = policy_gradient.window_start(rollout.num_steps, config, coin)
+        levels = policy_gradient.noise_levels(rollout.num_steps, start, config)
+        rngs = streams_of(seed, "rollout", index, places)
+        return roll_out(
+            self.generator, prompts, places, rollout.group_size, rollout.num_steps, rngs, levels, config.shared_start
+        )
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        return policy_gradient.policy_step(
+            self.generator,
+            rollouts.condition,
+            rollouts.decisions,
+            advantages.flatten().to(rollouts.latents),
+            self.settings,
+            self.kl_weight,
+        )
+
+
+@dataclass
+class Ppo(Grpo):
+    """The same policy gradient with running baselines of every prompt and an adaptive weight of the KL."""
+
+    baselines: Baselines = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.baselines = Baselines.new(self.num_prompts, self.settings.baseline_decay)
+
+    @property
+    def settings(self) -> PpoConfig:
+        return self.config.ppo
+
+    def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
+        advantages = self.baselines.advantages(rows, scores, self.config.rollout.clip_advantage)
+        return advantages, ~scores.isnan().all(1)
+
+    def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
+        self.baselines.note(rows, scores)
+        used = {"kl_weight": self.kl_weight}
+        if self.settings.kl_target and metrics["kl"] is not None:
+            self.kl_weight = adapted_weight(
+                self.kl_weight, metrics["kl"], self.settings.kl_target, scores.numel(), self.settings.kl_horizon
+            )
+        return used
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"ppo_kl_weight": self.kl_weight}, {"baselines": self.baselines.table}
+
+    def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.kl_weight, self.baselines.table = extra["ppo_kl_weight"], tensors["baselines"]
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"nft": Nft, "grpo": Grpo, "ppo": Ppo, "distill": Distill, "dpo": Dpo}
+"""By the configuration's `algorithm`."""

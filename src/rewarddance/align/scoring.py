@@ -1,0 +1,88 @@
+"""Scores of groups of pictures by a judge, and the advantages that algorithms learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.reward.rank import rank_all
+
+EPSILON = 1e-4
+"""Added to a group's standard deviation (Flow-GRPO)."""
+Way = Literal["round_robin", "win_rate", "pointwise", "references"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a judge says of P groups of K pictures.
+
+    Attributes:
+        values: (P, K) fp32 on the CPU, NaN where the judge refused every question about a picture.
+        num_refused: questions that it refused; num_asked: all of them.
+    """
+
+    values: Tensor
+    num_refused: int
+    num_asked: int
+
+
+@torch.no_grad()
+def score_groups(
+    judge: RewardModel,
+    prompts: Sequence[str],
+    groups: Sequence[Sequence[Media]],
+    way: Way,
+    criterion: str,
+    references: Sequence[Media | None] = (),
+) -> Scores:
+    """Score the K pictures of each of P prompts, in one call to the judge.
+
+    Args:
+        way: `RolloutConfig.score`.
+        references: one a prompt, for `references`.
+    """
+    size = len(groups[0])
+    if way in ("round_robin", "win_rate"):
+        rankings = rank_all(judge, prompts, groups, criterion)
+        refused = sum(len(r.refused) for r in rankings)
+        asked = len(groups) * size * (size - 1) // 2
+        rows = [r.margin if way == "round_robin" else _win_rates(r.wins) for r in rankings]
+        return Scores(torch.stack(rows), refused, asked)
+    against = references if way == "references" else [None] * len(prompts)
+    comparisons = [
+        Comparison(prompt, picture, reference, criterion)
+        for prompt, group, reference in zip(prompts, groups, against, strict=True)
+        for picture in group
+    ]
+    verdict = judge.judge(comparisons)
+    return Scores(verdict.margin.float().cpu().view(-1, size), len(verdict.refused), len(comparisons))
+
+
+def _win_rates(wins: Tensor) -> Tensor:
+    """Mean P(yes) of every picture against the others, (K,), from (K, K); NaN where all were refused."""
+    others = wins.masked_fill(torch.eye(len(wins), dtype=torch.bool), torch.nan)
+    return others.nanmean(1)
+
+
+def group_advantages(scores: Tensor, spread: float, clip: float) -> tuple[Tensor, Tensor]:
+    """Scores relative to their group: (score - mean) / (standard deviation + 1e-4), clipped.
+
+    Args:
+        scores: (P, K), NaN where there is none.
+        spread: groups with a smaller standard deviation are dropped.
+
+    Returns:
+        Advantages (P, K), 0 where there is no score and in dropped groups; which groups are kept, (P,).
+    """
+    known = ~scores.isnan()
+    mean = scores.nanmean(1, keepdim=True)
+    std = (scores - mean).square().nanmean(1, keepdim=True).sqrt()
+    kept = (known.sum(1) > 1) & (std[:, 0] > spread)
+    advantages = ((scores - mean) / (std + EPSILON)).clamp(-clip, clip)
+    return torch.where(known & kept[:, None], advantages, 0.0), kept

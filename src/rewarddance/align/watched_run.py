@@ -1,0 +1,74 @@
+"""What every run that learns from a judge shares: the reference bank, the probes, and their state in checkpoints."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.align.probes import Prober
+from rewarddance.align.references import ReferenceBank
+from rewarddance.align.run import AlignRun
+from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.monitors import ProbeResult
+from rewarddance.core.parallel import is_leader
+from rewarddance.core.progress import say
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.types import RewardModel
+
+
+@dataclass
+class WatchedRun(AlignRun, ABC):
+    """Base of the runs with a judge. Probes watch them; references are drawn where the configuration uses them."""
+
+    config: AlignConfig
+    generator: Tunable
+    loop: Loop
+    judge: RewardModel
+    bank: ReferenceBank
+    prober: Prober
+
+    def begin(self) -> None:
+        """The first probe. Says how much is drawn before the first step, since large pictures take minutes."""
+        probes = len(self.prober.prompts) * self.prober.num_noises
+        references = self.bank.num_drawn if self.config.uses_references else 0
+        if is_leader():
+            say(f"before the first step: {probes:,} pictures for probes, {references:,} to choose references from")
+        metrics = self.prober.probe(0)
+        if is_leader():
+            self.loop.folder.log(0, metrics)
+
+    def validate(self, index: int) -> Metrics:
+        with self.loop.averaged():
+            return self.prober.probe(index)
+
+    def note_kl(self, kl: float | None) -> None:
+        """Take a step's KL into the running mean that `stop` compares with `max_kl`."""
+        for name, value in (("kl", kl or 0.0), ("kl_weight", 1.0)):
+            self.loop.extra[name] = 0.95 * self.loop.extra.get(name, 0.0) + 0.05 * value
+
+    def stop(self, metrics: Metrics) -> str | None:
+        kl, weight = (self.loop.extra.get(name, 0.0) for name in ("kl", "kl_weight"))
+        over = self.config.max_kl > 0 and kl > self.config.max_kl * weight
+        return f"mean KL passed {self.config.max_kl}" if over else None
+
+    def save_state(self) -> None:
+        loop, probes = self.loop, self.prober.monitor.probes
+        loop.extra |= {"drawn_at": self.bank.drawn_at, "win_rate": self.bank.win_rate}
+        loop.extra["probe_steps"] = [p.step for p in probes]
+        tensors = {"bank": self.bank.pictures, "probe_references": self.prober.references}
+        if probes:
+            tensors["probe_proxy"] = torch.from_numpy(np.stack([p.proxy for p in probes]))
+            tensors["probe_gold"] = torch.from_numpy(np.stack([p.gold for p in probes]))
+        loop.extra_tensors = {k: v for k, v in tensors.items() if v is not None}
+
+    def load_state(self) -> None:
+        tensors, extra = self.loop.extra_tensors, self.loop.extra
+        self.bank.drawn_at, self.bank.win_rate = extra.get("drawn_at", -1), extra.get("win_rate", 0.5)
+        self.bank.pictures, self.prober.references = tensors.get("bank"), tensors.get("probe_references")
+        for i, step in enumerate(extra.get("probe_steps", [])):
+            result = ProbeResult(step, tensors["probe_proxy"][i].numpy(), tensors["probe_gold"][i].numpy())
+            self.prober.monitor.probes.append(result)
