@@ -1,4 +1,4 @@
-"""ReFL on two real processes: one log, the same weights in both, references and figures that all of them share."""
+"""Alignment on two real processes: one log, the same weights in both, references and figures that all of them share."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ import json, sys
 from pathlib import Path
 import torch
 from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
+from rewarddance.align.rollout_config import RolloutConfig
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import process_group, rank
 from rewarddance.core.types import Verdict
@@ -30,6 +31,7 @@ class Redness:
 pipeline, out, algorithm = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = AlignConfig(
     algorithm=algorithm, precision="fp32", num_prompts=6, batch_size=4, lora_rank=2, probe_prompts=1,
+    rollout=RolloutConfig(group_size=2, num_steps=4, updates=2, score="round_robin"),
     references=ReferenceConfig(num_candidates=2), refl=ReflConfig(num_steps=4), optim=OptimConfig(lr=2e-3),
     loop=LoopConfig(num_steps=3, validate_every=3),
 )
@@ -41,18 +43,37 @@ with process_group():
 """
 
 
-@pytest.mark.parametrize("algorithm", ["refl", pytest.param("sft", marks=pytest.mark.slow)])
-def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path):
-    program, out = tmp_path / "program.py", tmp_path / "run"
+def train(processes, algorithm, pipeline_folder, folder):
+    """Metrics of the run, and the sums of the weights in every process."""
+    program, out = folder / "program.py", folder / "run"
+    folder.mkdir()
     program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    ended = subprocess.run(
         [*command, str(program), str(pipeline_folder), str(out), algorithm], capture_output=True, text=True, timeout=300
     )
-    assert found.returncode == 0, found.stderr
-    first, second = (json.loads((out / f"weights-{r}.json").read_text()) for r in (0, 1))
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "adapter" / "adapter.safetensors").is_file()
+    weights = [json.loads((out / f"weights-{r}.json").read_text()) for r in range(processes)]
+    return RunFolder(out).metrics(), weights
+
+
+@pytest.mark.parametrize("algorithm", ["refl", pytest.param("sft", marks=pytest.mark.slow)])
+def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path):
+    metrics, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two")
     assert first == second
     assert any(first)
-    steps = [m["step"] for m in RunFolder(out).metrics()]
-    assert steps == ([0, 1, 2, 3] if algorithm == "refl" else [1, 2, 3])
-    assert (out / "adapter" / "adapter.safetensors").is_file()
+    assert [m["step"] for m in metrics] == ([0, 1, 2, 3] if algorithm == "refl" else [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["nft", "grpo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ppo", "distill", "dpo"))]
+)
+def test_two_processes_do_what_one_does(algorithm, pipeline_folder, tmp_path):
+    """Groups stay whole in one process, and all that is random about a group is its own."""
+    one, (alone,) = train(1, algorithm, pipeline_folder, tmp_path / "one")
+    two, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two")
+    assert first == second
+    assert first == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    for name in ("loss", "within_std", "grad_norm"):
+        assert [m[name] for m in two[1:]] == pytest.approx([m[name] for m in one[1:]], rel=1e-3, abs=1e-5), name

@@ -146,3 +146,18 @@ class AlignConfig(Rolling):
         if self.has_groups and self.rollout.score == "references" and self.references.kind == "none":
             raise ValueError("rollout.score references: needs references.kind best_of_n or random")
         return self
+
+    @model_validator(mode="after")
+    def _noisy_steps_fit_the_rollout(self) -> Self:
+        if self.algorithm not in ("grpo", "ppo"):
+            return self
+        name, settings = self.algorithm, self.grpo if self.algorithm == "grpo" else self.ppo
+        low, high = settings.window
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"{name}.window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
+        if settings.noisy_steps >= self.rollout.num_steps:
+            raise ValueError(
+                f"{name}.noisy_steps {settings.noisy_steps}: at most {self.rollout.num_steps - 1}, since the last step "
+                "of a roll-out has no noise"
+            )
+        return self

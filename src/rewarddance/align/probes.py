@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.align.divergence import KlProbe
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
@@ -53,6 +54,7 @@ class Prober:
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
+        self.divergence = KlProbe(self.generator, self.prompts, self.num_steps, self.seed)
         self.references: Tensor | None = None
         """Pictures of the first probe, uint8 (prompts * noises, 3, H, W), those of one prompt together."""
 
@@ -73,7 +75,8 @@ class Prober:
             columns.append(self.gold(prompts, pictures, start) if prompts else [])
         entries = all_gather_dicts({row: [c[i] for c in columns] for i, row in enumerate(rows)})
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
-        return self._metrics(step, table.reshape(len(self.prompts), self.num_noises, len(columns)))
+        metrics = self._metrics(step, table.reshape(len(self.prompts), self.num_noises, len(columns)))
+        return {"probe/kl": self.divergence.measure()} | metrics
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
         """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""

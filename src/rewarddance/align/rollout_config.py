@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewarddance.core.config import Config
 
@@ -103,13 +103,3 @@ class Rolling(Config):
     ppo: PpoConfig = PpoConfig()
     distill: DistillConfig = DistillConfig()
     dpo: DpoConfig = DpoConfig()
-
-    @model_validator(mode="after")
-    def _windows_lie_in_the_rollout(self) -> Self:
-        for name in ("grpo", "ppo"):
-            low, high = getattr(self, name).window
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"{name}.window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
-            if getattr(self, name).noisy_steps >= self.rollout.num_steps:
-                raise ValueError(f"{name}.noisy_steps: the last of {self.rollout.num_steps} steps has no noise")
-        return self

@@ -47,7 +47,8 @@ class RolloutRun(WatchedRun):
         )
         refused = all_gather_dicts({rank(): (scores.num_refused, scores.num_asked)})
         everything = torch.stack([gathered[p][0] for p in range(num)])
-        metrics |= _score_metrics(everything, [gathered[p][1] for p in range(num)])
+        relative = config.score in ("round_robin", "win_rate")
+        metrics |= _score_metrics(everything, [gathered[p][1] for p in range(num)], relative)
         metrics |= self._count_refused(index, refused)
         return metrics | self.algorithm.end_step(index, rows, everything, metrics)
 
@@ -106,20 +107,21 @@ class RolloutRun(WatchedRun):
         self.algorithm.load_state(self.loop.extra, self.loop.extra_tensors)
 
 
-def _score_metrics(scores: Tensor, counts: Sequence[bool]) -> Metrics:
+def _score_metrics(scores: Tensor, counts: Sequence[bool], relative: bool) -> Metrics:
     """What the scores (P, K) of a step look like.
 
+    Args:
+        counts: which groups taught something.
+        relative: scores compare the pictures of one group, so their mean says nothing.
+
     Returns:
-        reward: their mean; reward_std: deviation over all pictures; within_std: mean deviation within a group;
-        across_std: deviation of the groups' means; zero_variance: share of the groups that taught nothing.
+        within_std: mean standard deviation within a group; zero_variance: share of the groups that taught nothing; and
+        for scores that are not relative reward: their mean, and across_std: the deviation of the groups' means.
     """
     means = scores.nanmean(1)
     within = (scores - means[:, None]).square().nanmean(1).sqrt()
-    known, means = scores[~scores.isnan()], means[~means.isnan()]
-    return {
-        "reward": float(known.mean()),
-        "reward_std": float(known.std(correction=0)),
-        "within_std": float(within.nanmean()),
-        "across_std": float(means.std(correction=0)),
-        "zero_variance": 1 - sum(counts) / len(counts),
-    }
+    metrics: Metrics = {"within_std": float(within.nanmean()), "zero_variance": 1 - sum(counts) / len(counts)}
+    if not relative:
+        means = means[~means.isnan()]
+        metrics |= {"reward": float(scores.nanmean()), "across_std": float(means.std(correction=0))}
+    return metrics

@@ -1,0 +1,73 @@
+"""One KL for all algorithms: how far a policy has moved from the frozen one, at fixed states of fixed prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.protocols import Generator
+from rewarddance.core.streams import seed_of
+from rewarddance.generator import flow
+from rewarddance.generator.trace import trace
+
+NOISE = 0.7
+"""Level of the SDE whose steps are compared (Flow-GRPO's default)."""
+NUM_PROMPTS, NUM_TIMES = 16, 4
+
+
+@dataclass(frozen=True)
+class State:
+    """States of all prompts before one step, with the frozen policy's velocity there, (N, ...) each."""
+
+    z: Tensor
+    v_frozen: Tensor
+    now: float
+    after: float
+
+
+@dataclass
+class KlProbe:
+    """KL(policy, frozen policy) of one SDE step, averaged over states that the frozen policy visits.
+
+    The states are those of its deterministic roll-outs from fixed noises, at `NUM_TIMES` steps spread over the
+    roll-out. They are a function of the frozen weights and the seed, so a resumed run makes them again.
+
+    Args:
+        prompts: the first `NUM_PROMPTS` are used.
+        num_steps: steps of the roll-out.
+    """
+
+    generator: Generator
+    prompts: Sequence[str]
+    num_steps: int
+    seed: int
+    states: list[State] = field(default_factory=list)
+    condition: Any = None
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Nats a dimension, in the unit of `refl.kl_weight`; 0 for the frozen policy itself."""
+        if not self.states:
+            self._visit()
+        values = []
+        for s in self.states:
+            v = self.generator.velocity(s.z, s.now, self.condition)
+            policy, frozen = (flow.step(s.z, u, s.now, s.after, NOISE) for u in (v, s.v_frozen))
+            values.append(policy.kl(frozen).mean())
+        return float(torch.stack(values).mean())
+
+    def _visit(self) -> None:
+        prompts = list(self.prompts[:NUM_PROMPTS])
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "kl-probe"))
+        # the last step of a roll-out has no noise, so it has no KL
+        chosen = set(torch.linspace(0, max(0, self.num_steps - 2), NUM_TIMES).round().int().tolist())
+        with self.generator.reference():
+            self.condition = self.generator.condition(prompts)
+            z, times = self.generator.noise(len(prompts), rng), self.generator.times(self.num_steps)
+            for step in trace(self.generator, self.condition, z, times):
+                if step.index in chosen:
+                    self.states.append(State(step.z, step.v, step.now, step.after))
