@@ -115,6 +115,8 @@ class AlignConfig(Rolling):
     compile: bool = True
     """Compile the layers of judges with more than 100M parameters on a GPU. Costs half a minute at the start."""
     probe_prompts: int = Field(40, ge=1)
+    probe_steps: int = Field(0, ge=0)
+    """Steps of a roll-out in probes, and later in `sample` and `evaluate`; 0 takes as many as training."""
     probe_noises: int = Field(2, ge=2)
     """Pictures of each probe prompt. Two at least, since the start's pictures are compared with one another."""
     seed: int = Field(0, ge=0)
@@ -128,8 +130,8 @@ class AlignConfig(Rolling):
 
     @property
     def num_steps(self) -> int:
-        """Steps of a roll-out in training and in probes."""
-        return self.rollout.num_steps if self.has_groups else self.refl.num_steps
+        """Steps of a roll-out outside training: probes, references, samples, evaluations."""
+        return self.probe_steps or (self.rollout.num_steps if self.has_groups else self.refl.num_steps)
 
     @property
     def uses_references(self) -> bool:

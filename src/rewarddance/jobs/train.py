@@ -32,6 +32,7 @@ from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
     JudgeTraining,
     criteria_of,
+    mix_in,
     num_epochs,
     prepare_backbone,
     prompts_of,
@@ -100,6 +101,7 @@ def train_judge(
     forward = shard_judge(judge, config) if config.shard > 1 else direct_call
     compile_layers(backbone, config.compile and config.shard == 1)
     loop = Loop(judge.trainable(), config.optim, config.loop, folder)
+    start = {k: p.detach().clone() for k, p in loop.parameters.items()} if config.start_share else {}
     if resume:
         loop.resume()
     run = JudgeTraining(config, judge, train, validation, loop, forward, measure_judge, title)
@@ -110,6 +112,7 @@ def train_judge(
     )
     run.fit(on_step)
     backbone.module.eval()
+    mix_in(start, loop.parameters, config.start_share)
     _calibrate(run, calibrating)
     weights = whole_weights(judge, config, run.announce) if config.shard > 1 or tuner is not None else None
     if config.shard == 1 and tuner is not None:

@@ -54,8 +54,10 @@ def build_assets(out: Path, only: Part = "all") -> None:
         _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
-        _once(out / "judge", lambda resume: _train_judge(preferences, out / "judge", resume))
-        ship(out / "judge", ASSETS / "judge-tiny")
+        pairs, both = out / "judge-pairs", out / "judge"
+        _once(pairs, lambda resume: _train_judge("reward", "tiny", preferences, pairs, resume))
+        _once(both, lambda resume: _train_judge("reward-both", str(pairs), preferences, both, resume))
+        ship(both, ASSETS / "judge-tiny")
 
 
 def _once(folder: Path, train: object) -> None:
@@ -67,9 +69,10 @@ def _once(folder: Path, train: object) -> None:
     train(resume)  # type: ignore[operator]
 
 
-def _train_judge(preferences: Path, out: Path, resume: bool) -> Path:
-    recipe = Path("recipes/tiny/reward.yaml")
-    config = merge(RewardConfig().model_dump(), load_recipe(recipe)) | {"data": str(preferences)}
+def _train_judge(name: str, backbone: str, preferences: Path, out: Path, resume: bool) -> Path:
+    recipe = Path(f"recipes/tiny/{name}.yaml")
+    names = {"backbone": backbone, "data": str(preferences)}
+    config = merge(RewardConfig().model_dump(), load_recipe(recipe)) | names
     return train_from_data(parse_config(RewardConfig, config, str(recipe)), out, resume=resume)
 
 

@@ -72,6 +72,9 @@ class RewardConfig(Config):
     it, and fp32 for models of at most 100M parameters on a CPU. `run.json` says what it came to."""
     compile: bool = True
     """Compile the layers of models with more than 100M parameters on a GPU. Costs half a minute at the start."""
+    start_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the starting weights in the saved ones (WiSE-FT, arXiv 2109.01903). It keeps what a judge knew that goes
+    on to learn something else. Needs training of all weights in every process (no LoRA, `shard: 1`)."""
     patience: int = Field(0, ge=0)
     """Stop after this many validations without a better accuracy, and keep the weights of the best one. 0 never stops
     early and keeps the last weights."""
@@ -86,6 +89,8 @@ class RewardConfig(Config):
     def _vision_settings_agree(self) -> Self:
         if self.freeze_vision and self.lora.vision:
             raise ValueError("freeze_vision and lora.vision contradict each other about the vision tower")
+        if self.start_share and (self.lora.rank or self.shard > 1):
+            raise ValueError("start_share needs whole weights: lora.rank 0 and shard 1")
         if self.lora.rank and self.lora.vision and self.weights == "bf16" and self.precision == "fp32":
             raise ValueError("lora.vision trains an fp32 tower; beside weights: bf16 that needs precision: bf16")
         return self

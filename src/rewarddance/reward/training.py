@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -272,6 +272,13 @@ class JudgeTraining:
         self.loop.extra |= {"best": max(best, metrics[self.watched]), "since": since}
         over = since >= self.config.patience
         return f"{self.watched} has not risen for {self.config.patience} validations" if over else None
+
+
+@torch.no_grad()
+def mix_in(start: Mapping[str, Tensor], parameters: Mapping[str, Tensor], share: float) -> None:
+    """Move parameters towards the weights that they started from: p <- (1 - share) p + share start."""
+    for name, weight in start.items():
+        parameters[name].lerp_(weight, share)
 
 
 def whole_weights(judge: Judge, config: RewardConfig, warn: Callable[[str], None]) -> dict[str, dict[str, Tensor]]:
