@@ -1,6 +1,7 @@
-"""Documents say what is there: links, paths, commands and flags exist, and the wording guide shows what the code renders."""
+"""Documents tell the truth: links, paths, commands and flags exist; the wording guide shows what the code renders."""
 
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -11,6 +12,8 @@ import pytest
 
 from rewarddance.apps.cli import COMMANDS
 from rewarddance.apps.docs import help_of
+from rewarddance.core.task import Task
+from rewarddance.generator import trace
 
 ROOT = Path(__file__).parents[1]
 CARDS = sorted((ROOT / "src/rewarddance/assets").glob("*/README.md"))
@@ -65,6 +68,17 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
         unknown = {f for f in flags if f not in ("--help", "--debug")} - flags_of(command)
         assert not unknown, f"rewarddance {command}: {unknown}"
+
+
+def test_the_design_names_the_parameters_of_the_ports():
+    text = (ROOT / "docs/design.md").read_text()
+    for function in (trace.trace, trace.draw, trace.rollout):
+        line = next(s for s in text.splitlines() if s.startswith(f"{function.__name__}("))
+        assert re.findall(r"[(,] ?(\w+)", line) == list(inspect.signature(function).parameters), function
+    methods = [n for n, f in vars(Task).items() if inspect.isfunction(f) and not n.startswith("_")]
+    for name in methods:
+        names = list(inspect.signature(getattr(Task, name)).parameters)[1:]
+        assert f"{name}({', '.join(names)})" in text, name
 
 
 def test_the_wording_guide_shows_what_the_code_renders(tmp_path, monkeypatch):
