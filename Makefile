@@ -1,6 +1,6 @@
 # make demo    the main job on the embedded world: judge, alignment, evaluation, report
 # make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
-# make check   format, lint, types, import floors
+# make check   format, lint, types, contracts of imports
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
 PYTHON ?= python3
 VENV := .venv

@@ -1,4 +1,4 @@
-"""What flows between the floors: comparisons in, verdicts out."""
+"""The score port: comparisons in, verdicts out."""
 
 from __future__ import annotations
 
