@@ -145,6 +145,11 @@ class AlignConfig(Rolling):
             raise ValueError(
                 f"batch_size {self.batch_size}: not a multiple of rollout.group_size ({self.rollout.group_size})"
             )
+        if self.has_groups and (self.batch_size // self.rollout.group_size) % self.rollout.minibatches:
+            raise ValueError(
+                f"rollout.minibatches {self.rollout.minibatches}: does not divide the "
+                f"{self.batch_size // self.rollout.group_size} groups of a step"
+            )
         if self.has_groups and self.rollout.score == "references" and self.references.kind == "none":
             raise ValueError("rollout.score references: needs references.kind best_of_n or random")
         return self

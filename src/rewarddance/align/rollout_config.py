@@ -20,7 +20,9 @@ class RolloutConfig(Config):
     the margin. `pointwise`: the judge's margin of the picture alone. `references`: margin against the prompt's
     reference (`references` of the alignment)."""
     updates: int = Field(1, ge=1)
-    """Optimizer updates from the pictures of one step."""
+    """How often a step goes through its pictures."""
+    minibatches: int = Field(1, ge=1)
+    """Parts of whole groups that the pictures of a step are split into, with an optimizer update for each part."""
     spread: float = Field(1e-3, ge=0)
     """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted."""
     clip_advantage: float = Field(5.0, gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,30 +19,39 @@ from rewarddance.core.loop import Metrics
 from rewarddance.core.parallel import all_gather_dicts, all_reduce_gradients, rank, world_size
 from rewarddance.core.streams import stream
 
+Lesson = tuple[Rollouts, Tensor, Tensor]
+"""A pass of P' groups, their advantages (P', K), and which groups count (P',)."""
 MOST_REFUSED = 0.05
 """Share of the questions of a step that the judge may refuse; a run with more of them ends."""
 
 
 @dataclass
 class RolloutRun(WatchedRun):
-    """Collect, then update `rollout.updates` times. Groups stay whole in one process."""
+    """Collect, then update with every part of the pictures. Groups stay whole in one process."""
 
     algorithm: Algorithm = field(kw_only=True)
 
     def step(self, index: int) -> Metrics:
-        config, watch = self.config.rollout, self.bank
-        if config.score == "references" and watch.is_due(index):
-            watch.draw(self.generator, self.judge, index)
-        num = self.config.batch_size // config.group_size
-        rows = [int(r) for r in stream(self.config.seed, "align-batch", index).choice(len(watch.prompts), num, False)]
-        places = list(range(num))[rank() :: world_size()]
-        passes, scores = self._collect(index, rows, places)
+        config, num = self.config.rollout, self.config.batch_size // self.group_size
+        if config.score == "references" and self.bank.is_due(index):
+            self.bank.draw(self.generator, self.judge, index)
+        rows = [
+            int(r) for r in stream(self.config.seed, "align-batch", index).choice(len(self.bank.prompts), num, False)
+        ]
+        parts = np.array_split(np.arange(num), config.minibatches)
+        own = [part[rank() :: world_size()].tolist() for part in parts]
+        drawn = [self._draw(index, rows, places) for places in own]
+        scores = self._score([rollouts for passes in drawn for rollouts in passes])
+        places = [p for part in own for p in part]
         advantages, counts = self.algorithm.advantages([rows[p] for p in places], scores.values)
-        metrics: Metrics = {}
-        for update in range(config.updates):
-            metrics = self._gradients(passes, advantages, counts, index, update)
-            if update < config.updates - 1:
+        lessons = _lessons(drawn, advantages, counts)
+        means = WeightedMeans()
+        for number in range(config.updates * config.minibatches):
+            if number:
                 self.loop.update()
+            update, part = divmod(number, config.minibatches)
+            self._gradients(lessons[part], len(parts[part]), index, update, means)
+        metrics: Metrics = dict(means.all_reduce(self.algorithm.metrics))
         gathered = all_gather_dicts(
             {p: (s, bool(c)) for p, s, c in zip(places, scores.values, counts.tolist(), strict=True)}
         )
@@ -52,42 +62,40 @@ class RolloutRun(WatchedRun):
         metrics |= self._count_refused(index, refused)
         return metrics | self.algorithm.end_step(index, rows, everything, metrics)
 
-    def _collect(self, index: int, rows: Sequence[int], places: Sequence[int]) -> tuple[list[Rollouts], Scores]:
-        """This process's groups in passes of at most `micro_batch` pictures, scored in one call."""
+    def _draw(self, index: int, rows: Sequence[int], places: Sequence[int]) -> list[Rollouts]:
+        """Groups of one part of the batch, in passes of at most `micro_batch` pictures."""
         prompts = [self.bank.prompts[rows[p]] for p in places]
         at_once = max(1, (self.config.micro_batch or len(places) * self.group_size) // self.group_size)
-        passes = [
+        return [
             self.algorithm.draw(prompts[i : i + at_once], places[i : i + at_once], index)
             for i in range(0, len(places), at_once)
         ]
+
+    def _score(self, passes: Sequence[Rollouts]) -> Scores:
+        """Scores of all groups of this process, by one call to the judge."""
+        prompts = [p for rollouts in passes for p in rollouts.prompts]
+        pictures = [group for rollouts in passes for group in rollouts.pictures]
         way, criterion = self.config.rollout.score, self.config.criterion or ""
-        pictures = [group for part in passes for group in part.pictures]
         references = self.bank.of(prompts) if way == "references" else ()
-        return passes, score_groups(self.judge, prompts, pictures, way, criterion, references)
+        return score_groups(self.judge, prompts, pictures, way, criterion, references)
 
     @property
     def group_size(self) -> int:
         return self.config.rollout.group_size
 
     def _gradients(
-        self, passes: Sequence[Rollouts], advantages: Tensor, counts: Tensor, index: int, update: int
-    ) -> Metrics:
-        """Gradients of one update over all processes; each group weighs 1 / (groups of the step)."""
-        means, start = WeightedMeans(), 0
-        total = self.config.batch_size // self.group_size
-        for part in passes:
-            groups = slice(start, start + len(part.prompts))
-            start += len(part.prompts)
-            own, kept = advantages[groups], counts[groups]
+        self, lessons: Sequence[Lesson], num_groups: int, index: int, update: int, means: WeightedMeans
+    ) -> None:
+        """Gradients of one update over all processes; each of its groups weighs 1 / num_groups."""
+        for rollouts, advantages, counts in lessons:
             if isinstance(self.algorithm, ForwardProcess):
-                part, own = part.take(kept.nonzero().flatten().tolist()), own[kept]
-            if not len(own):
+                rollouts, advantages = rollouts.take(counts.nonzero().flatten().tolist()), advantages[counts]
+            if not len(advantages):
                 continue
-            out = self.algorithm.loss(part, own, index, update)
-            (out["loss"] * (len(own) / total)).backward()  # type: ignore[no-untyped-call]
-            means.add({k: float(v.detach()) for k, v in out.items()}, len(own))
+            out = self.algorithm.loss(rollouts, advantages, index, update)
+            (out["loss"] * (len(advantages) / num_groups)).backward()  # type: ignore[no-untyped-call]
+            means.add({k: float(v.detach()) for k, v in out.items()}, len(advantages))
         all_reduce_gradients(self.loop.parameters.values())
-        return dict(means.all_reduce(self.algorithm.metrics))
 
     def _count_refused(self, index: int, by_rank: dict[int, tuple[int, int]]) -> Metrics:
         """Raises `JudgementError` where the judge refused too many questions of this step."""
@@ -105,6 +113,13 @@ class RolloutRun(WatchedRun):
     def load_state(self) -> None:
         super().load_state()
         self.algorithm.load_state(self.loop.extra, self.loop.extra_tensors)
+
+
+def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Tensor) -> list[list[Lesson]]:
+    """Every pass with its groups' advantages and which of them count, by part."""
+    sizes = [len(rollouts.prompts) for passes in drawn for rollouts in passes]
+    rows = iter(zip(torch.split(advantages, sizes), torch.split(counts, sizes), strict=True))
+    return [[(rollouts, *next(rows)) for rollouts in passes] for passes in drawn]
 
 
 def _score_metrics(scores: Tensor, counts: Sequence[bool], relative: bool) -> Metrics:

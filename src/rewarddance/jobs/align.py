@@ -122,7 +122,8 @@ def align_generator(
         task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
     units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
-    if min(len(training), units) < world_size():
+    parts = config.rollout.minibatches if config.has_groups else 1
+    if min(len(training), units // parts) < world_size():
         raise ConfigError(
             f"{world_size()} processes need as many prompts ({len(training)}) and as large a batch_size "
             f"({config.batch_size}), or larger"
