@@ -57,6 +57,9 @@ class Algorithm(ABC):
         """After the updates of a step, with the prompts and scores of all processes; returns further metrics."""
         return {}
 
+    def went_back(self) -> None:  # noqa: B027
+        """After the trained weights went back to an earlier state."""
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a checkpoint must hold beside the trained weights: JSON-ready values, and tensors."""
         return {}, {}
@@ -111,6 +114,9 @@ class Nft(ForwardProcess):
         decay = min(self.config.nft.old_rate * (index + 1), self.config.nft.old_most)
         self.generator.update_old(decay)
         return {}
+
+    def went_back(self) -> None:
+        self.generator.update_old(0.0)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {}, {f"old/{name}": value for name, value in self.generator.old_state().items()}

@@ -110,6 +110,9 @@ class AlignConfig(Rolling):
     """Type of the frozen weights. The adapter and the autoencoder are always fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
+    on_hacking: Literal["warn", "stop", "rollback"] = "warn"
+    """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: say it and
+    log it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean of the KL is above this; 0 never stops."""
     compile: bool = True

@@ -104,6 +104,9 @@ class RolloutRun(WatchedRun):
             raise JudgementError(f"step {index}: the judge refused {refused} of {asked} questions")
         return {"refused": refused} if refused else {}
 
+    def went_back(self) -> None:
+        self.algorithm.went_back()
+
     def save_state(self) -> None:
         super().save_state()
         extra, tensors = self.algorithm.state()

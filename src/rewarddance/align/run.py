@@ -25,6 +25,9 @@ class AlignRun(ABC):
         """The reason to end the run after this step; None goes on."""
         return None
 
+    def went_back(self) -> None:  # noqa: B027
+        """After the trained weights went back to an earlier state (`on_hacking: rollback`)."""
+
     def save_state(self) -> None:  # noqa: B027
         """Put the state that is not weights into the loop, before it writes a checkpoint."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.probes import Prober
@@ -19,6 +20,9 @@ from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.types import RewardModel
 
+RATE_FACTOR = 0.5
+"""The learning rate is multiplied by this when a run goes back; with the same rate the same would happen again."""
+
 
 @dataclass
 class WatchedRun(AlignRun, ABC):
@@ -30,6 +34,9 @@ class WatchedRun(AlignRun, ABC):
     judge: RewardModel
     bank: ReferenceBank
     prober: Prober
+    good: dict[str, Tensor] = field(init=False, default_factory=dict)
+    """Weights of the best probe so far, and its step; kept for `on_hacking: rollback`."""
+    good_step: int = field(init=False, default=0)
 
     def begin(self) -> None:
         """The first probe. Says how much is drawn before the first step, since large pictures take minutes."""
@@ -37,13 +44,35 @@ class WatchedRun(AlignRun, ABC):
         references = self.bank.num_drawn if self.config.uses_references else 0
         if is_leader():
             say(f"before the first step: {probes:,} pictures for probes, {references:,} to choose references from")
-        metrics = self.prober.probe(0)
+        metrics = self._probe(0)
         if is_leader():
             self.loop.folder.log(0, metrics)
 
     def validate(self, index: int) -> Metrics:
+        metrics = self._probe(index)
+        return metrics | self._guard(index)
+
+    def _probe(self, index: int) -> Metrics:
+        """Probe the averaged weights, and keep them where they are the best so far."""
         with self.loop.averaged():
-            return self.prober.probe(index)
+            metrics = self.prober.probe(index)
+            if self.config.on_hacking == "rollback" and self.prober.monitor.is_best:
+                self.good, self.good_step = self.loop.snapshot(), index
+        return metrics
+
+    def _guard(self, index: int) -> Metrics:
+        """Act on an alarm."""
+        monitor, acts = self.prober.monitor, self.config.on_hacking
+        if (alarm := monitor.alarm()) is None:
+            return {}
+        text = {"warn": alarm, "stop": alarm, "rollback": f"{alarm}; went back to step {self.good_step}"}[acts]
+        if is_leader():
+            say(f"step {index}: {text}")
+        if acts == "rollback" and self.good:
+            self.loop.go_back(self.good, RATE_FACTOR)
+            monitor.forget_after(self.good_step)
+            self.went_back()
+        return {"alarm": text}
 
     def note_kl(self, kl: float | None) -> None:
         """Take a step's KL into the running mean that `stop` compares with `max_kl`."""
@@ -52,6 +81,8 @@ class WatchedRun(AlignRun, ABC):
 
     def stop(self, metrics: Metrics) -> str | None:
         kl, weight = (self.loop.extra.get(name, 0.0) for name in ("kl", "kl_weight"))
+        if "alarm" in metrics and self.config.on_hacking == "stop":
+            return str(metrics["alarm"])
         over = self.config.max_kl > 0 and kl > self.config.max_kl * weight
         return f"mean KL passed {self.config.max_kl}" if over else None
 
@@ -63,12 +94,16 @@ class WatchedRun(AlignRun, ABC):
         if probes:
             tensors["probe_proxy"] = torch.from_numpy(np.stack([p.proxy for p in probes]))
             tensors["probe_gold"] = torch.from_numpy(np.stack([p.gold for p in probes]))
-        loop.extra_tensors = {k: v for k, v in tensors.items() if v is not None}
+        loop.extra["good_step"] = self.good_step
+        good = {f"good/{k}": v for k, v in self.good.items()}
+        loop.extra_tensors = good | {k: v for k, v in tensors.items() if v is not None}
 
     def load_state(self) -> None:
         tensors, extra = self.loop.extra_tensors, self.loop.extra
         self.bank.drawn_at, self.bank.win_rate = extra.get("drawn_at", -1), extra.get("win_rate", 0.5)
         self.bank.pictures, self.prober.references = tensors.get("bank"), tensors.get("probe_references")
+        self.good_step = extra.get("good_step", 0)
+        self.good = {k.removeprefix("good/"): v for k, v in tensors.items() if k.startswith("good/")}
         for i, step in enumerate(extra.get("probe_steps", [])):
             result = ProbeResult(step, tensors["probe_proxy"][i].numpy(), tensors["probe_gold"][i].numpy())
             self.prober.monitor.probes.append(result)

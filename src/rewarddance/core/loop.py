@@ -159,6 +159,23 @@ class Loop:
                 for name, weight in live.items():
                     self.parameters[name].copy_(weight)
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the trained weights as they are now; in `averaged`, of their average."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def go_back(self, snapshot: Mapping[str, Tensor], rate_factor: float) -> None:
+        """Take the weights of a snapshot and multiply the learning rate of all further steps.
+
+        The average of the weights begins again there, and the optimizer forgets its moments.
+        """
+        for name, p in self.parameters.items():
+            p.copy_(snapshot[name])
+            if self.ema is not None:
+                self.ema.shadow[name].copy_(snapshot[name])
+        self.optimizers = build_optimizers(self.parameters, self.optim)
+        self.extra["rate_factor"] = self.extra.get("rate_factor", 1.0) * rate_factor
+
     def resume(self) -> bool:
         """Load the newest checkpoint; returns False when there is none."""
         checkpoint = load_checkpoint(self.folder.checkpoints, like=self._parameter_of)
@@ -207,7 +224,7 @@ class Loop:
         Raises:
             RunError: the gradient is not finite.
         """
-        rate = learning_rate(self.optim, self.step, self.config.num_steps)
+        rate = learning_rate(self.optim, self.step, self.config.num_steps) * self.extra.get("rate_factor", 1.0)
         norm = full_tensor(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
         if not torch.isfinite(norm):
             where = f"step {self.step}" + (f" ({self.context})" if self.context else "")
