@@ -35,10 +35,8 @@ def test_the_alarm_follows_its_rule():
     assert alarm(probes((0.2, 0.1))) is None  # a gain
     assert alarm(probes((0.2, 0.1), (0.3, 0.09))) is None  # fell by 0.01, less than 0.06 deviations (0.0134)
     text = alarm(probes((0.2, 0.1), (0.3, 0.08)))
-    assert (
-        text
-        == "hacking: since step 10 the gold standard fell from 0.600 to 0.580, and the judge's reward rose by 0.100"
-    )
+    fell = "since step 10 the gold standard fell from 0.600 to 0.580"
+    assert text == f"hacking: {fell}, and the judge's reward rose by 0.100"
     assert alarm(probes((0.2, 0.1), (0.1, 0.0))).startswith("collapse: since step 10")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.align.diagnostics import drift, pixel_diversity, rank_disagreement, saturation, statistics
 from rewarddance.align.divergence import KlProbe
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
@@ -33,6 +34,14 @@ def judge_gold(judge: RewardModel, criterion: str) -> Gold:
         return [float(v) for v in judge.judge(comparisons).reward.cpu()]
 
     return measure
+
+
+def _of_table(table: np.ndarray) -> Metrics:
+    """Signs of hacking from the values (prompts, noises, proxy and gold)."""
+    metrics: Metrics = {"probe/saturation": saturation(table[..., 0])}
+    if table.shape[2] > 1:
+        metrics["probe/disagreement"] = rank_disagreement(table[..., 0], table[..., 1])
+    return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
 @dataclass
@@ -75,8 +84,23 @@ class Prober:
             columns.append(self.gold(prompts, pictures, start) if prompts else [])
         entries = all_gather_dicts({row: [c[i] for c in columns] for i, row in enumerate(rows)})
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
-        metrics = self._metrics(step, table.reshape(len(self.prompts), self.num_noises, len(columns)))
-        return {"probe/kl": self.divergence.measure()} | metrics
+        table = table.reshape(len(self.prompts), self.num_noises, len(columns))
+        looks = self._looks(pictures, own)
+        return {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table) | looks
+
+    def _looks(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
+        """Diversity of the pictures, and how far their statistics are from the start's."""
+        entries: dict[int, tuple[float, Tensor]] = {}
+        for place, prompt in enumerate(own):
+            group = pictures[place * self.num_noises : (place + 1) * self.num_noises]
+            pixels = torch.cat([m.frames[:1] for m in group]).cpu().float()
+            entries[prompt] = (pixel_diversity(pixels[None]), statistics(pixels))
+        everything = [look for _, look in sorted(all_gather_dicts(entries).items())]
+        assert self.references is not None
+        start = torch.cat([statistics(part.float() / 255) for part in torch.split(self.references, 256)])
+        changes = drift(torch.cat([s for _, s in everything]), start)
+        diversity = float(np.mean([d for d, _ in everything]))
+        return {"probe/diversity": diversity} | {f"probe/drift_{name}": value for name, value in changes.items()}
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
         """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""

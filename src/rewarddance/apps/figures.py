@@ -10,6 +10,9 @@ import plotly.graph_objects as go
 
 COLOURS = {"ink": "#1d2733", "proxy": "#c2571a", "gold": "#1f6f8b", "soft": "#8a97a6", "good": "#2e7d4f"}
 
+PALETTE = [COLOURS["gold"], COLOURS["proxy"], COLOURS["soft"], COLOURS["good"], "#7a4fa3", "#b58900"]
+"""Colours of the lines of a figure, in order."""
+
 
 def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str:
     """The figure as HTML for a page that has plotly's script, in the house's colours."""
@@ -34,12 +37,11 @@ def curves(metrics: list[dict[str, Any]], names: dict[str, str], y: str, dashed:
         names: metric key to legend entry.
     """
     figure = go.Figure()
-    palette = [COLOURS["gold"], COLOURS["proxy"], COLOURS["soft"], COLOURS["good"]]
     for i, (key, label) in enumerate(names.items()):
         points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float)]
         if points:
             xs, ys = zip(*points, strict=True)
-            line = {"color": palette[i % len(palette)], "dash": "dot" if key in dashed else "solid"}
+            line = {"color": PALETTE[i % len(PALETTE)], "dash": "dot" if key in dashed else "solid"}
             mode = "lines+markers" if len(points) < 30 else "lines"
             figure.add_trace(go.Scatter(x=xs, y=ys, name=label, mode=mode, line=line))
     return framed(figure, y) if figure.data else None
