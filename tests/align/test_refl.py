@@ -203,3 +203,23 @@ def test_references_move_when_their_policy_says_so(generator):
     for _ in range(40):
         rate.note(0.95)
     assert rate.is_due(41)
+
+
+def test_copies_average_further_gradient_steps_from_the_clean_picture_noised_again(student):
+    """DRaFT-LV by hand: the same draws, each copy's loss alone, their mean."""
+    config = ReflConfig(num_steps=4, window=(0.5, 0.5), kl_weight=0.0, loss="margin")
+    out = step(student, config.model_copy(update={"copies": 2}))
+    assert int(out["num_judged"]) == int(out["num_answered"]) == 3 * len(PROMPTS)
+
+    rng = torch.Generator().manual_seed(3)
+    condition, index = student.condition(PROMPTS), gradient_index(config, rng)
+    z = approach(student, condition, student.noise(2, rng), index, 4)
+    margins = []
+    for copy in range(3):
+        latent, _ = gradient_steps(student, condition, z, index, config)
+        if copy == 0:
+            first = latent.detach()
+        pictures = student.decode(latent)
+        margins += [5 * (m.frames[:, 0].mean() - m.frames[:, 1].mean()) for m in pictures]
+        z = flow.add_noise(first, student.noise(2, rng), student.times(4)[index]) if copy < 2 else z
+    assert float(out["loss"].detach()) == pytest.approx(-float(torch.stack(margins).mean().detach()), abs=1e-6)

@@ -24,9 +24,9 @@ class Redness:
 
     def judge(self, comparisons):
         def red(media):
-            return 0.0 if media is None else float(media.frames[:, 0].mean() - media.frames[:, 1:].mean())
+            return torch.zeros(()) if media is None else media.frames[:, 0].mean() - media.frames[:, 1:].mean()
 
-        verdict = Verdict.from_margin(torch.tensor([8 * (red(c.candidate) - red(c.reference)) for c in comparisons]))
+        verdict = Verdict.from_margin(torch.stack([8 * (red(c.candidate) - red(c.reference)) for c in comparisons]))
         self.left -= 1
         return verdict if self.left >= 0 else verdict.refuse(dict.fromkeys(range(len(verdict)), "no answer"))
 
@@ -95,3 +95,18 @@ def test_more_groups_than_prompts_is_said_before_anything_is_drawn(pipeline_fold
     config = configured("nft").model_copy(update={"num_prompts": 1})
     with pytest.raises(ConfigError, match="batch_size 8: 2 groups a step, but only 1 prompts"):
         align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path)
+
+
+def test_the_supervised_regulariser_adds_its_gradient(pipeline_folder, tmp_path):
+    """One step with weights 0, 1 and 3: the logged loss is the same, and the update moves with the weight."""
+    from rewarddance.align.config import ReflConfig
+
+    norms = []
+    for weight in (0.0, 1.0, 3.0):
+        config = configured("refl", num_steps=1, refl=ReflConfig(num_steps=4, supervised_weight=weight))
+        align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path / str(weight))
+        rows = RunFolder(tmp_path / str(weight)).metrics()
+        assert ("supervised_loss" in rows[1]) == (weight > 0)
+        norms.append(rows[1]["grad_norm"])
+    assert norms[0] < norms[1] < norms[2]
+    assert norms[2] == pytest.approx(3 * norms[1], rel=0.25)  # the reward's gradient is small beside it

@@ -37,6 +37,12 @@ class ReflConfig(Config):
     gradient_steps: int = Field(1, ge=1)
     """Steps with gradient from there on (cut at the end of the roll-out). 1 is ReFL. More is DRaFT-K from a random
     start: the judge sees pictures nearer to finished ones, and memory grows."""
+    copies: int = Field(0, ge=0)
+    """DRaFT-LV (arXiv 2309.17400): after the gradient step, the clean picture is noised this many times to the same
+    time, and each copy takes a gradient step too. Gradients are averaged, which lowers their variance."""
+    supervised_weight: float = Field(0.0, ge=0)
+    """Weight of a flow-matching loss on the task's captioned pictures, as many as are judged, beside the reward
+    (ImageReward's regulariser). Needs a task that has pictures."""
     loss: Literal["log_sigmoid", "margin", "reward"] = "log_sigmoid"
     """-log P(yes), -log-odds, or -P(yes)."""
     views: int = Field(1, ge=1)

@@ -106,22 +106,31 @@ def refl_step(
     Returns:
         loss = mean reward loss + kl_weight * kl; reward: mean P(yes); reward_std: its standard deviation over the
         batch; margin: mean log-odds; kl: mean KL of the gradient steps to the frozen policy, a dimension; time: where
-        the gradient begins; num_answered: pictures that reward, reward_std and margin are means of (NaN of none).
+        the gradient begins; num_judged: pictures with their copies (`copies`); num_answered: those of them that reward,
+        reward_std and margin are means of (NaN of none).
     """
     condition = generator.condition(prompts)
     index = gradient_index(config, rng)
     z = approach(generator, condition, generator.noise(len(prompts), rng), index, config.num_steps)
     clean, kl = gradient_steps(generator, condition, z, index, config)
-    pictures = generator.decode(clean)
+    latents, divergences = [clean], [kl]
+    for _ in range(config.copies):
+        z = flow.add_noise(clean.detach(), generator.noise(len(prompts), rng), generator.times(config.num_steps)[index])
+        latent, kl = gradient_steps(generator, condition, z, index, config)
+        latents.append(latent)
+        divergences.append(kl)
+    kl = torch.stack(divergences).mean()
+    pictures = [x for latent in latents for x in generator.decode(latent)]
+    asked = [(p, r) for _ in latents for p, r in zip(prompts, references, strict=True)]
     comparisons = [
         Comparison(p, shifted(x, *shift), r, criterion)
         for shift in view_shifts(pictures, config.views, rng)
-        for p, x, r in zip(prompts, pictures, references, strict=True)
+        for x, (p, r) in zip(pictures, asked, strict=True)
     ]
     verdict = judge.judge(comparisons)
     answered = verdict.answered.reshape(config.views, -1).all(0)
     margin = verdict.margin.reshape(config.views, -1).mean(0)[answered]
-    loss = reward_loss(margin, config.loss).sum() / len(prompts) + config.kl_weight * kl
+    loss = reward_loss(margin, config.loss).sum() / len(pictures) + config.kl_weight * kl
     reward = torch.sigmoid(margin.detach())
     return {
         "loss": loss,
@@ -130,5 +139,6 @@ def refl_step(
         "margin": margin.detach().mean(),
         "kl": kl.detach(),
         "time": generator.times(config.num_steps)[index],
+        "num_judged": torch.tensor(len(pictures)),
         "num_answered": answered.sum(),
     }

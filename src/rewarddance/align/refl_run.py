@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from rewarddance.align.refl import METRICS, REWARD_METRICS, refl_step
+from rewarddance.align.supervised import supervised_loss
 from rewarddance.align.watched_run import WatchedRun
 from rewarddance.core.averages import WeightedMeans
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Metrics
 from rewarddance.core.parallel import all_reduce_gradients, all_reduce_sum, rank, world_size
 from rewarddance.core.streams import seed_of, stream
+from rewarddance.core.task import Task
 
 MOST_REFUSED = 0.05
 """Share of judged pictures that may be refused; a run with more of them ends."""
@@ -24,10 +26,13 @@ FREE_STEPS = 3
 class ReflRun(WatchedRun):
     """Reward feedback against a reference bank."""
 
+    task: Task = field(kw_only=True)
+
     def step(self, index: int) -> Metrics:
         if self.bank.is_due(index):
             self.bank.draw(self.generator, self.judge, index)
         means, refused = self._passes(index)
+        supervised = self._supervise(index) if self.config.refl.supervised_weight else {}
         all_reduce_gradients(self.loop.parameters.values())
         metrics: Metrics = dict(means.all_reduce(METRICS))
         if metrics["reward"] is not None:
@@ -36,7 +41,16 @@ class ReflRun(WatchedRun):
         metrics |= {"win_rate": self.bank.win_rate, "references_from": self.bank.drawn_at}
         if self.bank.num_unranked:
             metrics["references_unranked"] = self.bank.num_unranked
-        return metrics | self._count_refused(index, refused)
+        return metrics | supervised | self._count_refused(index, refused)
+
+    def _supervise(self, index: int) -> Metrics:
+        """Gradients of the supervised regulariser on this process's share of captioned pictures."""
+        config, means = self.config, WeightedMeans()
+        place, size = index * world_size() + rank(), len(range(rank(), config.batch_size, world_size()))
+        loss = supervised_loss(self.generator, self.task, config.seed, place, size)
+        (loss * (config.refl.supervised_weight * size / config.batch_size)).backward()  # type: ignore[no-untyped-call]
+        means.add({"supervised_loss": float(loss.detach())}, size)
+        return dict(means.all_reduce(("supervised_loss",)))
 
     def _passes(self, index: int) -> tuple[WeightedMeans, int]:
         """Gradients and metrics of this process's share of the batch; how many of its pictures were refused."""
@@ -51,8 +65,8 @@ class ReflRun(WatchedRun):
             )
             (out["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
             values = {k: float(v.detach()) for k, v in out.items()}
-            num_answered = values.pop("num_answered")
-            refused += len(part) - int(num_answered)
+            num_judged, num_answered = values.pop("num_judged"), values.pop("num_answered")
+            refused += int(num_judged - num_answered)
             means.add(values, len(part), dict.fromkeys(REWARD_METRICS, num_answered))
         return means, refused
 
@@ -62,7 +76,8 @@ class ReflRun(WatchedRun):
         if not here:
             return {}
         total = self.loop.extra["refused"] = self.loop.extra.get("refused", 0) + here
-        judged = (index + 1) * self.config.batch_size
-        if total > max(FREE_STEPS * self.config.batch_size, MOST_REFUSED * judged):
+        a_step = self.config.batch_size * (1 + self.config.refl.copies)
+        judged = (index + 1) * a_step
+        if total > max(FREE_STEPS * a_step, MOST_REFUSED * judged):
             raise JudgementError(f"the judge refused {total} of {judged} pictures; last in step {index}")
         return {"refused": here}

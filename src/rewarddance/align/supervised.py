@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.align.config import AlignConfig
@@ -32,21 +33,29 @@ class SupervisedRun(AlignRun):
     def step(self, index: int) -> Metrics:
         size = len(range(rank(), self.config.batch_size, world_size()))
         place = index * world_size() + rank()
-        prompts, pixels = self.task.supervised_batch(self.config.seed, "sft-control", place, size)
-        rng = torch.Generator().manual_seed(seed_of(self.config.seed, "sft-noise", place))
-        device = self.generator.device
-        with torch.no_grad():
-            x = self.generator.encode(pixels.to(device))
-        t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(device)
-        noise = torch.randn(x.shape, generator=rng).to(device)
-        with _without_guidance(self.generator):
-            v = self.generator.velocity(flow.add_noise(x, noise, t), t, self.generator.condition(prompts))
-        loss = F.mse_loss(v, noise - x)
+        loss = supervised_loss(self.generator, self.task, self.config.seed, place, size)
         (loss * (size / self.config.batch_size)).backward()  # type: ignore[no-untyped-call]
         all_reduce_gradients(self.loop.parameters.values())
         means = WeightedMeans()
         means.add({"loss": loss.item()}, size)
         return dict(means.all_reduce(("loss",)))
+
+
+def supervised_loss(generator: Tunable, task: Task, seed: int, place: int, size: int) -> Tensor:
+    """Flow-matching loss of `size` captioned pictures: squared error of the velocity at logit-normal times.
+
+    Args:
+        place: which batch; a step of a run has one for each process.
+    """
+    prompts, pixels = task.supervised_batch(seed, "sft-control", place, size)
+    rng = torch.Generator().manual_seed(seed_of(seed, "sft-noise", place))
+    with torch.no_grad():
+        x = generator.encode(pixels.to(generator.device))
+    t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(x.device)
+    noise = torch.randn(x.shape, generator=rng).to(x.device)
+    with _without_guidance(generator):
+        v = generator.velocity(flow.add_noise(x, noise, t), t, generator.condition(prompts))
+    return F.mse_loss(v, noise - x)
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def align_generator(
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
     task.check(generator.side)
-    if config.algorithm == "sft":
+    if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
         task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
     units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
@@ -190,4 +190,4 @@ def _run(
     if config.has_groups:
         algorithm = ALGORITHMS[config.algorithm](config, generator, len(prompts))
         return RolloutRun(config, generator, loop, judge, bank, prober, algorithm=algorithm)
-    return ReflRun(config, generator, loop, judge, bank, prober)
+    return ReflRun(config, generator, loop, judge, bank, prober, task=task)
