@@ -89,7 +89,5 @@ def test_rows_that_repeat_or_contradict_earlier_ones_are_counted(root, tmp_path)
 def test_rows_of_another_criterion_are_no_repetition(root, tmp_path):
     rows = "prompt,image_a,image_b,label,criterion\np,a.png,b.png,a,style\np,a.png,b.png,a,overall\n"
     (tmp_path / "v.csv").write_text(rows)
-    report = import_preferences(
-        tmp_path / "v.csv", "csv", root, tmp_path / "out", criteria=("overall", "style")
-    )
+    report = import_preferences(tmp_path / "v.csv", "csv", root, tmp_path / "out", criteria=("overall", "style"))
     assert (report.accepted, report.repeated, report.contradicting, report.messages()) == (2, 0, 0, [])
