@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rewarddance.apps.cli import main
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
@@ -253,7 +254,12 @@ def test_answers_are_read_generously_but_not_guessed():
     )
     assert read_answer(reply("yes")[1]).problem == "unreadable"
     assert read_answer(reply("Yesterday was better")[1]).problem == "unreadable"
-    assert read_answer(reply("No problem, the candidate is clearly better.")[1]).problem == "unreadable"
+    courteous = read_answer(reply("No problem, the candidate is clearly better.")[1])
+    assert (courteous.better, courteous.reason) == (True, "the candidate is clearly better.")
+    assert read_answer(reply("Sure! No, the reference has both.")[1]).better is False
+    assert read_answer(reply("The reference is better, it has both.")[1]).better is False
+    for text in ("No problem.", "The candidate is not better.", "I doubt that the candidate is better.", "Sure thing"):
+        assert read_answer(reply(text)[1]).problem == "unreadable"
     assert read_answer(reply("No. The candidate is clearly better.")[1]).problem == "unreadable"
     assert read_answer(reply("No, the reference is clearly better.")[1]).better is False
     thought = "<think>No, wait. The reference is worse.</think>\n\nYes, the candidate has both."
@@ -278,3 +284,19 @@ def test_the_length_of_an_answer_is_a_setting(server):
 
 def test_outcomes_compare_the_verdict_with_the_label():
     assert outcome_of(Choice(0, 1, 0.9), Told(False, "x")) == "disagrees"
+
+
+def test_the_command_line_sets_the_length_of_an_answer_and_asks_the_server(folder, server, tmp_path, capsys):
+    server.script = [
+        reply("<think>The candidate has one circle, so</think>\n\nNo problem, the candidate is clearly better."),
+        (200, {"choices": [{"message": None}]}),
+        reply([{"type": "text", "text": "Yes, the candidate"}, {"type": "text", "text": " is rounder."}]),
+    ]
+    asked = ["--url", server.url, "--model", "some-vlm", "--workers", "1", "--max-tokens", "4000"]
+    assert main(["data", "rationales", str(folder), "--out", str(tmp_path / "out"), *asked]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert {body["max_tokens"] for _, _, body in server.asked} == {4000}
+    assert {k: counts[k] for k in ("kept", "unreadable", "disagrees")} == {"kept": 4, "unreadable": 1, "disagrees": 1}
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    reasons = [c.rationale for r in table for c in r.choices]
+    assert reasons[:3] == ["the candidate is clearly better.", None, "the candidate is rounder."]

@@ -157,6 +157,7 @@ class Media:
         too_large = f"{origin}: over the limit of {MAX_PIXELS:,} pixels"
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on files that it then cannot read
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 opened = Image.open(source, formats=FORMATS)
             with opened as image:

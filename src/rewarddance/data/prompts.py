@@ -28,6 +28,8 @@ def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
         text = content.decode("utf-8-sig")  # a byte order mark is not part of the first prompt
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start + 1}); save it as UTF-8") from None
+    if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8 where all letters are English
+        raise InputError(f"{path}: holds NUL characters, probably UTF-16; save it as UTF-8")
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(text.split("\n") if path.suffix == ".jsonl" else text.splitlines(), 1):
         if line.strip():
@@ -45,7 +47,12 @@ def _from_json(line: str, path: Path, number: int) -> Prompt:
         raise InputError(f"{path}: line {number}: not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise InputError(f"{path}: line {number}: needs an object with a text `prompt`")
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in row["prompt"]):
+        raise InputError(f"{path}: line {number}: `prompt` holds a NUL or half of a character (a lone surrogate)")
     picture = row.get("condition")
-    condition = None if picture is None else Media.open(path.parent / str(picture))
+    try:
+        condition = None if picture is None else Media.open(path.parent / str(picture))
+    except InputError as error:
+        raise InputError(f"{path}: line {number}: {error}") from None
     fields = {k: v for k, v in row.items() if k not in ("prompt", "category", "condition")}
     return Prompt(row["prompt"].strip(), str(row.get("category") or ""), condition, fields)

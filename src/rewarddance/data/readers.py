@@ -36,6 +36,8 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
             columns = rows.fieldnames or ()
         except csv.Error as error:
             raise InputError(f"{path}: unreadable header ({error})") from None
+        if any("\0" in c or not _is_utf8(c) for c in columns):
+            raise InputError(f"{path}: the header is not UTF-8; save the file as UTF-8 with commas")
         separator = next((s for s in ";\t|" if len(columns) == 1 and s in columns[0]), None)
         if separator:
             raise InputError(

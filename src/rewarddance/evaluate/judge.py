@@ -52,9 +52,10 @@ def measure_judge(
 
     Returns:
         accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
-        answer_mass; disagreement (mean |m(x, ref) + m(ref, x)| / 2); spearman, spearman_ci (mean over records of the
-        rank correlation between round-robin margin and truth, K >= 3); where pairs were refused: num_refused (pairs)
-        and refused (records by id, with a reason).
+        num_ties: recorded choices that are ties, which label_accuracy leaves out; answer_mass; disagreement (mean
+        |m(x, ref) + m(ref, x)| / 2); spearman, spearman_ci (mean over records of the rank correlation between
+        round-robin margin and truth, K >= 3); where pairs were refused: num_refused (pairs) and refused (records by
+        id, with a reason).
 
     Raises:
         JudgementError: pairs of more than `MOST_REFUSED` of the records are refused.
@@ -93,6 +94,7 @@ class _Entry:
     disagreement: Array
     pairs: list[float] = field(default_factory=list)
     choices: list[float] = field(default_factory=list)
+    num_ties: int = 0
     correlation: float | None = None
 
 
@@ -112,7 +114,7 @@ def _right_choices(record: PreferenceRecord, table: Array) -> list[float]:
 def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
     choices = [(e.prompt, v) for e in entries for v in e.choices]
     pairs = [(e.prompt, v) for e in entries for v in e.pairs]
-    out: dict[str, Any] = {"num_pairs": len(pairs) or len(choices)}
+    out: dict[str, Any] = {"num_pairs": len(pairs) or len(choices), "num_ties": sum(e.num_ties for e in entries)}
     out["label_accuracy"] = _share(choices)
     out["label_accuracy_ci"] = grouped_interval(choices) if choices else None
     out["accuracy"] = _share(pairs) if pairs else out["label_accuracy"]
@@ -192,6 +194,7 @@ def _entry(record: PreferenceRecord, margin: Array, mass: Array, disagreement: A
         table[i, j], table[j, i] = m, -m
     entry = _Entry(record.record_id, record.prompt, record.source, table, refused, mass, disagreement)
     entry.choices, entry.pairs = _right_choices(record, table), right_pairs(record, table)
+    entry.num_ties = sum(c.label == 0.5 for c in record.choices)
     if record.truth is not None and k >= 3 and np.ptp(record.truth) > CLEAR and not refused:
         entry.correlation = spearman(table.sum(1), np.array(record.truth))
     return entry

@@ -136,6 +136,9 @@ class Sd3Generator:
         for part in (pipeline.transformer, pipeline.vae, *parts):
             if part is not None:
                 part.eval().requires_grad_(False)
+        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):
+            if tokenizer is not None:  # the pipeline itself cuts what is too long; `num_cut` counts it
+                tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         length = 0 if no_t5 and not _expects_t5(pipeline) else max_sequence_length
         return cls(pipeline, guidance, length, resolution)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.seen import fingerprint, write_seen
-from rewarddance.core.task import Prompt, Task
+from rewarddance.core.task import Gold, Prompt, Task
 from rewarddance.core.types import RewardModel
 from rewarddance.data.prompt_task import PromptTask
 from rewarddance.data.prompts import read_prompts
-from rewarddance.jobs.load import adapter_folder, load_generator_of, load_judge, load_task
+from rewarddance.jobs.load import adapter_folder, load_generator_of, load_judge, load_task, warn_of_cut_prompts
 
 
 def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
@@ -39,24 +40,22 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     Raises:
         InputError: a file of prompts is missing, empty, or not the one that the configuration was made with.
     """
+    config, task = _task(config)  # before models are loaded, so that a wrong name is said at once
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
         judge = load_judge(
             config.judge, precision=config.precision, image_cache=config.num_prompts, compile=config.compile
         )
-    config, task = _task(config, None if judge is None else judge.criterion)
+        if config.gold_judge is not None:
+            second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
+            task = _with_gold(task, judge_gold(second, second.own_or(config.criterion or judge.criterion)))
     return align_generator(config, load_generator_of(config), judge, out, task=task, resume=resume)
 
 
-def _task(config: AlignConfig, criterion: str | None) -> tuple[AlignConfig, Task]:
+def _task(config: AlignConfig) -> tuple[AlignConfig, Task]:
     """The task, and the configuration with the hash of its file."""
-    gold = None
-    if config.gold_judge is not None and criterion is not None:
-        second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
-        gold = judge_gold(second, second.own_or(config.criterion or criterion))
     if config.prompts is None:
-        task = load_task(config.task)
-        return config, task if gold is None else _WithGold(task, gold)
+        return config, load_task(config.task)
     prompts, sha256 = read_prompts(Path(config.prompts))
     if config.prompts_sha256 not in (None, sha256):
         raise InputError(f"{config.prompts}: has changed since the run was made")
@@ -64,7 +63,11 @@ def _task(config: AlignConfig, criterion: str | None) -> tuple[AlignConfig, Task
         say(f"{config.prompts}: {len(prompts):,} prompts; trains on the first {config.num_prompts:,} (num_prompts)")
         prompts = prompts[: config.num_prompts]
     probes = _probe_prompts(config, prompts) if config.probe_file is not None else ()
-    return config.model_copy(update={"prompts_sha256": sha256}), PromptTask(prompts, probes, gold)
+    return config.model_copy(update={"prompts_sha256": sha256}), PromptTask(prompts, probes)
+
+
+def _with_gold(task: Task, gold: Gold) -> Task:
+    return replace(task, gold=gold) if isinstance(task, PromptTask) else _WithGold(task, gold)
 
 
 class _WithGold:
@@ -72,7 +75,7 @@ class _WithGold:
 
     gold_name = "second judge's P(better than the start)"
 
-    def __init__(self, task: Task, gold: Any) -> None:
+    def __init__(self, task: Task, gold: Gold) -> None:
         self.task, self.gold = task, gold
 
     def __getattr__(self, name: str) -> Any:
@@ -136,8 +139,7 @@ def align_generator(
         computes_in["judge"] = getattr(judge, "precision", "unknown")
     if is_leader():
         folder.start("align", config, resume=resume, facts={"computes_in": computes_in})
-        if cut := generator.num_cut([p.text for p in training]):
-            say(f"{cut} of {len(training)} prompts are longer than the text encoders read, and are cut")
+        warn_of_cut_prompts(generator, [p.text for p in training], config.max_sequence_length)
     barrier()
     _make_trainable(generator, config)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)

@@ -42,6 +42,7 @@ from rewarddance.jobs.load import (
     load_internvl,
     load_judge,
     load_task,
+    warn_of_cut_prompts,
     weights_id,
 )
 from rewarddance.jobs.train import held_out_sets
@@ -175,6 +176,7 @@ def evaluate_on_prompts(
     config = _align_config(run)
     prompts = [p.text for p in read_prompts(file)[0]]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
+    warn_of_cut_prompts(aligned.generator, prompts, AlignConfig.model_validate(config).max_sequence_length)
     ready = load_judge(judge or config["judge"], precision=precision, compile=True)
     before, after = aligned.pair(prompts, num_noises, seed)
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))

@@ -13,6 +13,7 @@ from rewarddance.core.config import Precision
 from rewarddance.core.device import resolve_device, resolve_precision
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.plugins import EMBEDDED_VLM, TASKS, load_plugin
+from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import Task
@@ -199,6 +200,19 @@ def load_generator(
     generator.to(where)
     generator.precision = resolve_precision(precision, where, generator.num_parameters())
     return generator
+
+
+def warn_of_cut_prompts(generator: Tunable, prompts: Sequence[str], max_sequence_length: int) -> None:
+    """Say how many prompts the text encoders read in part only.
+
+    Args:
+        max_sequence_length: tokens that a T5 encoder was told to read.
+    """
+    if cut := generator.num_cut(prompts):
+        say(
+            f"{cut} of {len(prompts)} prompts are longer than the text encoders read, and are cut (a T5 reads "
+            f"max_sequence_length tokens, here {max_sequence_length})"
+        )
 
 
 def adapter_folder(name: str | Path) -> Path:

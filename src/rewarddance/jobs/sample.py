@@ -18,7 +18,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of
 from rewarddance.generator.trace import draw
-from rewarddance.jobs.load import load_generator, load_judge
+from rewarddance.jobs.load import load_generator, load_judge, warn_of_cut_prompts
 from rewarddance.search.best_of_n import Selection, select
 
 
@@ -88,8 +88,7 @@ def sample_to_folder(
     if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
     generator = sampling.load(adapter)
-    if cut := generator.num_cut(prompts):
-        say(f"{cut} of {len(prompts)} prompts are longer than the text encoders read, and are cut")
+    warn_of_cut_prompts(generator, prompts, sampling.max_sequence_length)
     ready = load_judge(judge, precision=sampling.precision) if best_of > 1 else None
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []

@@ -70,8 +70,7 @@ def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
             report(next(done), len(table))
 
         figures = measure_judge(judge, table, each=note)
-    ties = sum(label == 0.5 for label in table.labels)
-    return {"file": str(file), **figures, "num_ties": ties, "computes_in": judge.precision}
+    return {"file": str(file), **figures, "computes_in": judge.precision}
 
 
 @contextmanager

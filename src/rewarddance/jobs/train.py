@@ -108,7 +108,8 @@ def train_judge(
     run.set_temperature()
     epochs = num_epochs(len(train), config)
     run.announce(
-        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} records"
+        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} "
+        + ("record" if len(train) == 1 else "records")
     )
     run.fit(on_step)
     backbone.module.eval()

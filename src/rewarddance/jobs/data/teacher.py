@@ -25,7 +25,14 @@ _ANSWER = re.compile(
     r"[\s,.:;!*\u2013\u2014-]*(?:because\b)?\s*(.*)$",
     re.IGNORECASE | re.DOTALL,
 )
-"""The verdict must be followed by punctuation or by its reason: "No problem, the candidate is better" is no verdict."""
+"""The verdict must be followed by punctuation or by its reason."""
+_POLITE = re.compile(r"^\W*(?:no problem|of course|certainly|sure|okay|ok)\b[\s,.:;!\u2013\u2014-]*", re.IGNORECASE)
+"""Courtesies before the answer. The "no" of "No problem" is no verdict."""
+_STATED = re.compile(
+    r"^\W*(?:the )?(candidate|reference)(?: image| picture)? is (?:clearly |much |far |slightly |the )?better\b",
+    re.IGNORECASE,
+)
+"""A verdict in the words of the question instead of yes or no."""
 _BETTER = re.compile(r"\b(candidate|reference) is (?:\w+ )?better\b", re.IGNORECASE)
 _ROLE = re.compile(r"\b(candidate|reference)\b", re.IGNORECASE)
 _PLACE = re.compile(
@@ -143,10 +150,14 @@ def read_answer(answer: Any) -> Told:
         return Told(None, problem="unreadable")
     if refusal:
         return Told(None, str(refusal), "refused", tokens)
-    match = _ANSWER.match(_THINKING.sub("", text))
-    if match is None or not match[2].strip():
+    answer_text = _POLITE.sub("", _THINKING.sub("", text))
+    match, stated = _ANSWER.match(answer_text), _STATED.match(answer_text)
+    if match is not None and match[2].strip():
+        better, reason = match[1].lower() == "yes", " ".join(match[2].split())
+    elif stated is not None:
+        better, reason = stated[1].lower() == "candidate", " ".join(answer_text.split())
+    else:
         return Told(None, text, "unreadable", tokens)
-    better, reason = match[1].lower() == "yes", " ".join(match[2].split())
     said = {role.lower() for role in _BETTER.findall(reason)}
     contradicts = said == {"reference"} if better else said == {"candidate"}
     # a reason that speaks of positions would be false for the same pictures in the other order
