@@ -1,12 +1,13 @@
 # make demo    the main job on the embedded world: judge, alignment, evaluation, report
 # make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
 # make check   format, lint, types, contracts of imports
+# make gpu     the gpu tests and the GPU's figures as one table (docs/results/gpu.md); installs nothing
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test test-all check bench assets format
+.PHONY: demo test test-all check bench gpu assets format
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +36,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+
+gpu:
+	PYTHONPATH=src $(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: no CUDA device here; nothing was run')"
+	PYTHONPATH=src:tests/helpers timeout 150 $(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes 5 --out docs/results/gpu.md
 
 assets: $(STAMP)
 	$(BIN)/rewarddance build

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dialogs import WORDS, mixed_dialogs, question
-from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen3Config
+from transformers import InternVLConfig, InternVLForConditionalGeneration, LlamaConfig, Qwen3Config
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
@@ -25,25 +25,26 @@ def plain(backbone, dialogs):
     return torch.stack(rows)
 
 
-@pytest.fixture(params=["InternVL3", "InternVL3.5"])
+@pytest.fixture(params=["InternVL3", "InternVL3.5", "InternVL2.5-26B"])
 def either(request, backbone, tokenizer):
-    """Language models of both generations: Qwen2 as the embedded one, and Qwen3 (norms of queries and keys, keys shared
-    by heads of a width of their own, a head of its own) as in the public presets."""
+    """Language models of three generations: Qwen2 as the embedded one; Qwen3 (norms of queries and keys, keys shared by
+    heads of a width of their own, a head of its own); Llama, which transformers' converter makes of InternLM2."""
     if request.param == "InternVL3":
         return backbone
     base = backbone.model.config
-    text = Qwen3Config(
+    kind, own = (Qwen3Config, {"head_dim": 32}) if request.param == "InternVL3.5" else (LlamaConfig, {})
+    text = kind(
         vocab_size=len(tokenizer),
         hidden_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
         intermediate_size=96,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         tie_word_embeddings=False,
+        **own,
     )
     config = InternVLConfig(
         vision_config=base.vision_config,

@@ -197,8 +197,13 @@ class Backbone(ABC):
         return hidden if self._trims else hidden[wanted]
 
     def extra_inputs(self, is_image: Tensor, image_tokens: Tensor | None) -> Mapping[str, Any]:
-        """Further arguments of the language model. These masks keep transformers from building its own."""
-        return {"attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))}
+        """Further arguments of the language model. These masks keep transformers from building its own.
+
+        A model whose layers differ takes a mask for each kind, others (Llama) take one of four axes as it is.
+        """
+        if getattr(self.model.config.get_text_config(), "layer_types", None):
+            return {"attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))}
+        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=is_image.device)}
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Rows of the language-model head for some tokens, (N, D)."""
