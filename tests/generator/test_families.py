@@ -6,6 +6,7 @@ import pytest
 import tiny_pipelines
 import torch
 from diffusers import DiffusionPipeline, FluxImg2ImgPipeline, QwenImageImg2ImgPipeline, ZImageImg2ImgPipeline
+from small_runs import Redness
 from tiny_pipelines import SIDE
 
 from rewarddance.core.errors import ConfigError
@@ -13,7 +14,8 @@ from rewarddance.core.protocols import Generator, Tunable
 from rewarddance.generator.base import pack, unpack
 from rewarddance.generator.families import load_generator_folder
 from rewarddance.generator.trace import sample_latents, trace
-from rewarddance.jobs.load import load_generator
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.load import load_generator, load_generator_of
 
 FAMILIES = ["flux", "qwen-image", "z-image"]
 PROMPTS = ["a red circle", "striped drawing of two blue squares on black, and a green star", "a drawing"]
@@ -260,6 +262,18 @@ def test_resolution_is_the_side_of_its_pictures(folders, family):
     if family == "z-image":
         with pytest.raises(ConfigError, match="multiples of 4 up to 128 pixels"):
             load_generator(folders(family))
+
+
+def test_reward_feedback_trains_it(folders, quick_align, tmp_path):
+    """Qwen-Image, whose last layer has adapters that no gradient reaches (its text stream ends there)."""
+    config = quick_align("none").model_copy(update={"generator": str(folders("qwen-image")), "resolution": 48})
+    generator = load_generator_of(config)
+    adapter = align_generator(config, generator, Redness(), tmp_path / "run")
+    again = load_generator_of(config, adapter)
+    z, condition = noise_of(again), again.condition(PROMPTS)
+    with again.reference():
+        before = again.velocity(z, 0.5, condition)
+    assert not torch.equal(again.velocity(z, 0.5, condition), before)
 
 
 def test_a_model_without_guidance_takes_none(load):
