@@ -264,6 +264,7 @@ def test_resolution_is_the_side_of_its_pictures(folders, family):
             load_generator(folders(family))
 
 
+@pytest.mark.slow
 def test_reward_feedback_trains_it(folders, quick_align, tmp_path):
     """Qwen-Image, whose last layer has adapters that no gradient reaches (its text stream ends there)."""
     config = quick_align("none").model_copy(update={"generator": str(folders("qwen-image")), "resolution": 48})
