@@ -283,7 +283,7 @@ class Sample(Flags):
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are that run's, where they are not given."""
     generator: str | None = None
-    """`tiny` (the default), or a local folder of a `StableDiffusion3Pipeline`."""
+    """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image or Z-Image pipeline."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None

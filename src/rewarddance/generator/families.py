@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.protocols import Tunable
+from rewarddance.generator.flux import FluxGenerator
+from rewarddance.generator.qwen_image import QwenImageGenerator
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.generator.z_image import ZImageGenerator
 
-FAMILIES = {"StableDiffusion3Pipeline": Sd3Generator.load}
+FAMILIES: dict[str, Callable[[Path, float, torch.dtype, int | None, int], Tunable]] = {
+    "FluxPipeline": FluxGenerator.load,
+    "QwenImagePipeline": QwenImageGenerator.load,
+    "StableDiffusion3Pipeline": Sd3Generator.load,
+    "ZImagePipeline": ZImageGenerator.load,
+}
 """Loaders by the class name in `model_index.json`."""
 
 
@@ -26,7 +35,7 @@ def load_generator_folder(
 
     Args:
         resolution: side of its pictures in pixels; the checkpoint's own when None.
-        max_sequence_length: tokens of a prompt that a T5 encoder reads.
+        max_sequence_length: tokens of a prompt that T5, or a language model in its place, reads.
 
     Raises:
         ConfigError: not a pipeline's folder, an unknown family, or a folder that cannot be loaded.

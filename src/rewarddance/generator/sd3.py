@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from rewarddance.core.config import Computed
-from rewarddance.core.device import SMALL_MODEL, autocast, num_parameters
-from rewarddance.core.errors import ConfigError
-from rewarddance.core.media import Media
-from rewarddance.core.protocols import Policy
+from rewarddance.core.device import autocast
 from rewarddance.generator import flow
-from rewarddance.generator.lora import Lora
-from rewarddance.generator.trace import draw
-from rewarddance.vlm.quiet import no_loading_bar
-
-LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
-                "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """No progress bar for local folders that load in a second, no warning a call about prompts that are cut."""
-    bar, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        if bar:
-            diffusers_logging.enable_progress_bar()
-
-
-def _is_small(folder: Path) -> bool:
-    return sum(p.stat().st_size for p in folder.glob("*/*.safetensors")) <= 4 * SMALL_MODEL
+from rewarddance.generator.autoencoders import KlAutoencoder
+from rewarddance.generator.base import (
+    JOINT_ATTENTION,
+    PipelineGenerator,
+    checked_side,
+    load_pipeline,
+    num_longer,
+    quiet_diffusers,
+)
 
 
 def _expects_t5(pipeline: StableDiffusion3Pipeline) -> bool:
@@ -54,18 +32,10 @@ def _expects_t5(pipeline: StableDiffusion3Pipeline) -> bool:
 
 
 def _side(config: Any, scale: int, resolution: int | None) -> int:
-    """Side of the pictures in pixels.
-
-    Raises:
-        ConfigError: the transformer cannot draw pictures of this side.
-    """
-    patch = scale * config.patch_size
-    most = patch * config.pos_embed_max_size
     if resolution is None:
         return int(config.sample_size * scale)
-    if resolution < patch or resolution % patch or resolution > most:
-        raise ConfigError(f"resolution {resolution}: this generator draws multiples of {patch} up to {most} pixels")
-    return resolution
+    patch = scale * config.patch_size
+    return checked_side(resolution, patch, patch * config.pos_embed_max_size)
 
 
 @dataclass(frozen=True)
@@ -78,18 +48,15 @@ class Sd3Condition:
     empty_pooled: Tensor | None = None
 
 
-class Sd3Generator:
-    """Condition, velocity and decoder from a pipeline's parts (the pipeline's own call runs without gradients).
+@final
+class Sd3Generator(PipelineGenerator):
+    """Stable Diffusion 3. Guidance is classifier-free with the empty prompt and costs a second forward pass.
 
     Args:
         pipeline: with text_encoder_3 present or None.
         guidance: classifier-free guidance scale; 1 is off and costs one forward pass instead of two.
         max_sequence_length: T5 tokens; must be 0 where there is no T5.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
-
-    Attributes:
-        precision: what text encoders and transformer compute in; set by whoever loads the generator. The autoencoder
-            always computes in fp32, because reward feedback sends its gradient through the decoder.
 
     Raises:
         ConfigError: the resolution is no whole number of patches, or more than the transformer has positions for.
@@ -102,13 +69,10 @@ class Sd3Generator:
         max_sequence_length: int = 0,
         resolution: int | None = None,
     ) -> None:
-        self.pipeline, self.guidance, self.max_sequence_length = pipeline, guidance, max_sequence_length
-        self.precision: Computed = "fp32"
-        self.transformer: Any = pipeline.transformer
-        self.vae: Any = pipeline.vae.float()
-        self.side = _side(self.transformer.config, int(pipeline.vae_scale_factor), resolution)
+        side = _side(pipeline.transformer.config, int(pipeline.vae_scale_factor), resolution)
+        super().__init__(pipeline, guidance, side, KlAutoencoder, JOINT_ATTENTION)
+        self.max_sequence_length = max_sequence_length
         self._empty: tuple[Tensor, Tensor] | None = None
-        self._lora = Lora(self.transformer, LORA_TARGETS, StableDiffusion3Pipeline.save_lora_weights)
 
     @classmethod
     def load(
@@ -119,40 +83,16 @@ class Sd3Generator:
         resolution: int | None = None,
         max_sequence_length: int = 256,
     ) -> Sd3Generator:
-        """Load a local folder in diffusers layout; all parts in evaluation mode and frozen.
-
-        Raises:
-            ConfigError: a part is missing or cannot be read. Weights must be safetensors; pickled ones are not read.
-        """
+        """Load a local folder, see `load_pipeline`."""
         folder = Path(folder)
         no_t5 = not (folder / "text_encoder_3").is_dir()
         none = {"text_encoder_3": None, "tokenizer_3": None} if no_t5 else {}
-        try:
-            with _quiet_diffusers(), no_loading_bar(_is_small(folder)):
-                pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **none)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ConfigError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from None
-        parts = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
-        for part in (pipeline.transformer, pipeline.vae, *parts):
-            if part is not None:
-                part.eval().requires_grad_(False)
-        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):
-            if tokenizer is not None:  # the pipeline itself cuts what is too long; `num_cut` counts it
-                tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        pipeline = load_pipeline(StableDiffusion3Pipeline, folder, dtype, **none)
         length = 0 if no_t5 and not _expects_t5(pipeline) else max_sequence_length
         return cls(pipeline, guidance, length, resolution)
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device(next(self.transformer.parameters()).device)
-
-    def num_parameters(self) -> int:
-        """Parameters of all parts."""
-        p = self.pipeline
-        return num_parameters(p.transformer, p.vae, p.text_encoder, p.text_encoder_2, p.text_encoder_3)
-
     def _embed(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        with _quiet_diffusers(), autocast(self.device, self.precision):
+        with quiet_diffusers(), autocast(self.device, self.precision):
             embeds, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), None, None, do_classifier_free_guidance=False,
                 max_sequence_length=self.max_sequence_length,
@@ -163,9 +103,9 @@ class Sd3Generator:
         """How many prompts are longer than the longest text encoder reads."""
         t5: Any = self.pipeline.tokenizer_3
         tokenizer: Any = self.pipeline.tokenizer if t5 is None else t5
-        most = int(tokenizer.model_max_length) if t5 is None else self.max_sequence_length
-        ids = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
-        return sum(len(row) > most for row in ids)
+        return num_longer(
+            tokenizer, prompts, int(tokenizer.model_max_length) if t5 is None else self.max_sequence_length
+        )
 
     def condition(self, prompts: Sequence[str]) -> Sd3Condition:
         """Embed prompts; gradients flow to text encoders that require them."""
@@ -180,9 +120,6 @@ class Sd3Generator:
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.side // int(self.pipeline.vae_scale_factor)
         return self.transformer.config.in_channels, side, side
-
-    def noise(self, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
 
     def times(self, num_steps: int) -> Tensor:
         """Evenly spaced from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
@@ -210,62 +147,3 @@ class Sd3Generator:
                 return_dict=False,
             )  # fmt: skip
         return flow.at_least_fp32(torch.as_tensor(out[0]))
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""
-        z = self.vae.encode(pixels * 2 - 1).latent_dist.mode()
-        return torch.as_tensor((z - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
-
-    def decode_tensor(self, z: Tensor) -> Tensor:
-        """Normalised latents to pixels (B, 3, H, W) in [0, 1]. Pixels that are clamped have no gradient."""
-        with autocast(self.device, "fp32"):
-            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-            return torch.as_tensor((self.vae.decode(z).sample / 2 + 0.5).clamp(0, 1))
-
-    def decode(self, z: Tensor) -> list[Media]:
-        return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
-
-    def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt; equal seeds and prompts give equal pictures, whatever the batch."""
-        noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
-        return list(draw(self, prompts, noise, num_steps, batch=batch))
-
-    def add_lora(self, rank: int, alpha: float) -> None:
-        """Add a LoRA adapter as the only trainable part; the frozen policy is the model without it."""
-        self._lora.add(rank, alpha)
-
-    def checkpoint_gradients(self) -> None:
-        self.transformer.enable_gradient_checkpointing()
-        self.vae.enable_gradient_checkpointing()
-
-    def to(self, device: torch.device) -> None:
-        self.pipeline.to(device)
-
-    def save_adapter(self, folder: Path) -> Path:
-        """Write the trained adapter for `load_adapter`, and beside it for `load_lora_weights` of diffusers."""
-        return self._lora.save(folder)
-
-    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
-        """Load a saved adapter, frozen unless `trainable`; the model without it stays reachable as `reference()`."""
-        self._lora.load(folder, trainable=trainable)
-
-    def trainable(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
-
-    def reference(self) -> AbstractContextManager[None]:
-        return self._lora.policy("reference")
-
-    def policy(self, policy: Policy) -> AbstractContextManager[None]:
-        return self._lora.policy(policy)
-
-    def add_old(self) -> None:
-        self._lora.add_old()
-
-    def update_old(self, decay: float) -> None:
-        self._lora.update_old(decay)
-
-    def old_state(self) -> dict[str, Tensor]:
-        return self._lora.old_state()
-
-    def load_old_state(self, state: dict[str, Tensor]) -> None:
-        self._lora.load_old_state(state)

@@ -179,14 +179,14 @@ def load_generator(
     max_sequence_length: int = 256,
     precision: Precision = "auto",
 ) -> Tunable:
-    """A frozen generator: `tiny` or a local `StableDiffusion3Pipeline` folder, with the adapter of an align run.
+    """A frozen generator: `tiny` or a local pipeline of a known family (`generator/families.py`).
 
     Args:
-        adapter: a run folder of `rewarddance align`, or its `adapter/`.
+        adapter: a run folder of `rewarddance align`, or its `adapter/`; the generator draws with it.
         guidance: classifier-free guidance scale; 1 is off.
         dtype: type of the frozen weights.
         resolution: side of its pictures in pixels; the checkpoint's own when None.
-        max_sequence_length: tokens of a prompt that a T5 text encoder reads.
+        max_sequence_length: tokens of a prompt that T5, or a language model in its place, reads.
         precision: what text encoders and transformer compute in, see `load_judge`.
     """
     # imported here because diffusers takes seconds, and a program that loads a judge should not wait for it

@@ -31,7 +31,7 @@ class Sampling:
         sample_batch: pictures sampled and decoded at once.
         dtype: type of the generator's weights; precision: what its passes compute in.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
-        max_sequence_length: tokens of a prompt that a T5 text encoder reads.
+        max_sequence_length: tokens of a prompt that T5, or a language model in its place, reads.
     """
 
     generator: str = "tiny"
