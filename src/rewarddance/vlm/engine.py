@@ -30,7 +30,8 @@ from rewarddance.vlm.layout import Ints, lay_out, on_device
 from rewarddance.vlm.memory import MemoryBudget, TrialPass
 from rewarddance.vlm.plan import Key, Tree, batches, build_tree
 from rewarddance.vlm.portions import portions
-from rewarddance.vlm.vision_pass import DistinctFrames, VisionPass, distinct_frames
+from rewarddance.vlm.sequenced import Sequenced, sequenced
+from rewarddance.vlm.vision_pass import VisionPass, distinct_frames
 
 HEAD_ROWS = 512
 """Questions whose logits over the whole vocabulary are in memory at once."""
@@ -74,34 +75,6 @@ class Work:
     scores: int = 0
     """Pairs of tokens of which one attends to the other (a layer and head)."""
     forwards: int = 0
-
-
-@dataclass(frozen=True)
-class Sequenced:
-    """A dialog as a token sequence.
-
-    Attributes:
-        key: its units, with -1 - index in place of every picture. Dialogs that begin alike have keys that do.
-        offsets: tokens before every unit.
-        start: the first token whose state is wanted; all later ones are too.
-    """
-
-    key: Key
-    offsets: tuple[int, ...]
-    encoded: Encoded
-    start: int
-
-    def tokens(self, first_row: Ints) -> Ints:
-        """Token ids, with -1 - row in place of every image token, (S,).
-
-        Args:
-            first_row: for every picture the row of its first token in the table of image tokens.
-        """
-        units, offsets = np.array(self.key), np.array(self.offsets)
-        widths = np.diff(offsets)
-        values = np.where(units < 0, -1 - first_row[np.maximum(-1 - units, 0)], units)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], widths)
-        return np.repeat(values, widths) - np.where(np.repeat(units, widths) < 0, within, 0)
 
 
 PackedPass = Callable[[Sequence[Sequenced]], list[Tensor]]
@@ -308,7 +281,7 @@ class Engine:
         whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
         first_row = np.array([0, *itertools.accumulate(distinct.sizes)])
         sequences = [
-            _sequenced(encoded, self.backbone.image_token_id, distinct, len(before.ids) if every else len(encoded.ids))
+            sequenced(encoded, self.backbone.image_token_id, distinct, len(before.ids) if every else len(encoded.ids))
             for before, encoded in zip(plain, whole, strict=True)
         ]
         earliest: dict[Key, Sequenced] = {}  # equal dialogs are computed once, from the earliest start that is wanted
@@ -394,13 +367,3 @@ def _with_tail(encoded: Encoded, tail: Sequence[int]) -> Encoded:
         return encoded
     answers = (*encoded.answers, *[True] * len(tail))
     return replace(encoded, ids=(*encoded.ids, *tail), units=(*encoded.units, *tail), answers=answers)
-
-
-def _sequenced(encoded: Encoded, image_token: int, distinct: DistinctFrames, stop: int) -> Sequenced:
-    """A dialog whose states are wanted from token `stop` - 1 on."""
-    units, widths = list(encoded.units), [1] * len(encoded.units)
-    place = -1
-    for (media, i), count in zip(encoded.images, encoded.counts, strict=True):
-        place = units.index(image_token, place + 1)
-        units[place], widths[place] = -1 - distinct.index_of[id(media), i], count
-    return Sequenced(tuple(units), tuple(itertools.accumulate(widths, initial=0)), encoded, stop - 1)
