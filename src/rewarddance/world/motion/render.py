@@ -44,7 +44,7 @@ def render(scene: MotionScene) -> Clip:
     """
     frames = np.empty((scene.num_frames, CANVAS, CANVAS, 3), np.float32)
     frames[:] = RGB[scene.background]
-    for actor in scene.actors:
+    for actor in (*scene.actors, *scene.ghosts):
         for canvas, pose in zip(frames, actor.poses, strict=True):
             if pose.visible:
                 _draw(canvas, pose, actor.shape, scene.style)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewarddance.world.motion.scene import (
     ACTIONS,
@@ -31,6 +32,7 @@ from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, REGULAR_SIZES,
 from rewarddance.world.splits import Split
 
 T = TypeVar("T")
+Array = NDArray[np.float64]
 
 TRAIN_ACTIONS: tuple[Action, ...] = tuple(a for a in ACTIONS if a != OOD_ACTION)
 PAIR_SHARE = 0.4
@@ -43,6 +45,10 @@ GAP = 1.5
 """Least distance in pixels between the bounding squares of two objects, in every frame."""
 MARGIN = 1.0
 """Least distance in pixels to the border of the picture, in every frame."""
+SIDES = (8.5, 21.5)
+"""Smallest and largest side of an object in pixels, in any frame."""
+DRAWS = 200
+"""Courses that are drawn for a specification before it counts as impossible; a tenth of them from given places."""
 TIMES = np.arange(NUM_FRAMES) / FPS
 EVENT_FRAMES = (3, 4, 5, 6)
 """The first frame after something appears, disappears or turns."""
@@ -98,38 +104,80 @@ def _within(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high))
 
 
-def _poses(act: Act, rng: np.random.Generator, centre: tuple[float, float] | None = None) -> tuple[Pose, ...]:
-    """A random course of an act whose speed is set; what `circling` circles stands at `centre`."""
-    sizes = np.full(NUM_FRAMES, float(_pick(rng, REGULAR_SIZES)))
-    xs, ys = np.zeros(NUM_FRAMES), np.zeros(NUM_FRAMES)
+@dataclass(frozen=True)
+class _Course:
+    """Way and sizes of an object, relative to where it begins; each (NUM_FRAMES,)."""
+
+    xs: Array
+    ys: Array
+    sizes: Array
+
+
+def _course(act: Act, rng: np.random.Generator, size: float | None) -> _Course:
+    """A random course of an act whose speed is set. `size`: the side in the first frame, drawn when None."""
+    still = np.zeros(NUM_FRAMES)
+    begin = float(_pick(rng, REGULAR_SIZES)) if size is None else size
+    sizes = np.full(NUM_FRAMES, begin)
     family = FAMILY[act.action]
     rate = _within(rng, *RATES[family][act.speed]) if act.speed else 0.0
     if family == "translation":
         dx, dy = HEADING[act.action]
-        xs, ys = dx * rate * TIMES, dy * rate * TIMES
-    elif act.action == "bouncing":
-        ys = -_within(rng, 11, 14) * abs(np.sin(math.pi * rate * TIMES))
-    elif act.action == "swaying":
-        xs = _within(rng, 7, 9) * rng.choice([-1, 1]) * np.sin(2 * math.pi * rate * TIMES)
-    elif family == "growth":
-        change = rate * SECONDS
-        sizes = np.linspace(0, change, NUM_FRAMES) + _within(rng, 9, min(11, 20.5 - change))
-        sizes = sizes if act.action == "growing" else sizes[::-1]
-    if centre is not None:
-        sizes[:] = ORBIT_SIZE
-        angle = 2 * math.pi * (rng.random() + rng.choice([-1, 1]) * rate * TIMES)
-        xs, ys = centre[0] + ORBIT_RADIUS * np.cos(angle), centre[1] + ORBIT_RADIUS * np.sin(angle)
-    else:
-        reach = sizes / 2 + MARGIN
-        xs = xs + _within(rng, float((reach - xs).max()), float((CANVAS - reach - xs).min()))
-        ys = ys + _within(rng, float((reach - ys).max()), float((CANVAS - reach - ys).min()))
-    event = int(_pick(rng, EVENT_FRAMES))
-    late = np.arange(NUM_FRAMES) >= event
+        return _Course(dx * rate * TIMES, dy * rate * TIMES, sizes)
+    if act.action == "bouncing":
+        return _Course(still, -_within(rng, 11, 14) * abs(np.sin(math.pi * rate * TIMES)), sizes)
+    if act.action == "swaying":
+        swing = np.sin(2 * math.pi * rate * TIMES)
+        return _Course(_within(rng, 7, 9) * rng.choice([-1, 1]) * swing, still, sizes)
+    if family == "growth":
+        small = float(rng.integers(9, 11 if act.speed == "slow" else 10))
+        change = rate * (1 if act.action == "growing" else -1)
+        begin = size or (small if change > 0 else math.ceil(small - change * SECONDS))
+        return _Course(still, still, begin + change * TIMES)
+    return _Course(still, still, sizes)
+
+
+def _orbit(act: Act, rng: np.random.Generator, centre: Pose, begin: Pose | None) -> _Course:
+    """A random way around `centre`, in pixels of the picture."""
+    rate = _within(rng, *RATES["orbit"][act.speed or "slow"]) * float(rng.choice([-1, 1]))
+    start = rng.random() if begin is None else math.atan2(begin.y - centre.y, begin.x - centre.x) / (2 * math.pi)
+    angle = 2 * math.pi * (start + rate * TIMES)
+    xs, ys = centre.x + ORBIT_RADIUS * np.cos(angle), centre.y + ORBIT_RADIUS * np.sin(angle)
+    return _Course(xs, ys, np.full(NUM_FRAMES, ORBIT_SIZE))
+
+
+def _poses(act: Act, course: _Course, rng: np.random.Generator) -> tuple[Pose, ...]:
+    late = np.arange(NUM_FRAMES) >= _pick(rng, EVENT_FRAMES)
     visible = {"appearing": late, "disappearing": ~late}.get(act.action, np.ones(NUM_FRAMES, np.bool_))
-    return tuple(
-        Pose(act.into if act.into and late[k] else act.colour, float(xs[k]), float(ys[k]), float(sizes[k]), v)
-        for k, v in enumerate(visible.tolist())
-    )
+    rows = zip(course.xs.tolist(), course.ys.tolist(), course.sizes.tolist(), visible.tolist(), strict=True)
+    colours = [act.into if act.into and changed else act.colour for changed in late]
+    return tuple(Pose(c, x, y, size, v) for c, (x, y, size, v) in zip(colours, rows, strict=True))
+
+
+def _actor(act: Act, rng: np.random.Generator, begin: Pose | None) -> Actor | None:
+    """An object on a random course of an act; None where a course from `begin` would leave the picture.
+
+    Its first bounding square lies on whole pixels, as in the still world.
+    """
+    course = _course(act, rng, None if begin is None else begin.size)
+    if not SIDES[0] <= course.sizes.min() <= course.sizes.max() <= SIDES[1]:
+        return None
+    reach = course.sizes / 2 + MARGIN
+    starts = []
+    for way, given in ((course.xs, begin and begin.x), (course.ys, begin and begin.y)):
+        low, high = float((reach - way).max()), float((CANVAS - reach - way).min())
+        half = float(course.sizes[0]) / 2
+        start = math.floor(_within(rng, low, high) - half) + half if given is None else given
+        starts.append(max(start, math.ceil(low - half) + half) if given is None else start)
+        if not low <= starts[-1] <= high:
+            return None
+    return Actor(act, _poses(act, _Course(course.xs + starts[0], course.ys + starts[1], course.sizes), rng))
+
+
+def _orbiting(acts: tuple[Act, ...], rng: np.random.Generator, begin: tuple[Pose, ...] | None) -> tuple[Actor, ...]:
+    x, y = (_within(rng, 23, 25) for _ in range(2))
+    centre = Pose(acts[1].colour, x, y, ORBIT_SIZE) if begin is None else replace(begin[1], colour=acts[1].colour)
+    course = _orbit(acts[0], rng, centre, None if begin is None else begin[0])
+    return Actor(acts[0], _poses(acts[0], course, rng)), Actor(acts[1], (centre,) * NUM_FRAMES)
 
 
 def _clear(actors: tuple[Actor, ...]) -> bool:
@@ -145,26 +193,29 @@ def _with_speed(act: Act, rng: np.random.Generator) -> Act:
     return replace(act, speed=_pick(rng, SPEEDS)) if timed else act
 
 
-def place(spec: MotionSpec, rng: np.random.Generator) -> MotionScene:
+def place(spec: MotionSpec, rng: np.random.Generator, begin: tuple[Pose, ...] | None = None) -> MotionScene:
     """A random scene that fulfils the specification; objects stay clear of one another and of the border.
 
     A speed that the prompt leaves open is drawn, but never one that would make the scene out of distribution.
 
+    Args:
+        begin: place and size of every act's object in the first frame; drawn when None. The second object must stand
+            where the first can circle it, if that is asked.
+
     Raises:
-        RuntimeError: no room found in 500 draws.
+        RuntimeError: no room found in `DRAWS` draws.
     """
-    for _ in range(500):
+    for _ in range(DRAWS if begin is None else DRAWS // 10):
         acts = tuple(_with_speed(a, rng) for a in spec.acts)
         if is_ood(replace(spec, acts=acts)) and not is_ood(spec):
             continue
         if acts[0].action == "circling":
-            x, y = _within(rng, 23, 25), _within(rng, 23, 25)
-            target = tuple(Pose(acts[1].colour, x, y, ORBIT_SIZE) for _ in TIMES)
-            actors = (Actor(acts[0], _poses(acts[0], rng, (x, y))), Actor(acts[1], target))
+            actors: tuple[Actor | None, ...] = _orbiting(acts, rng, begin)
         else:
-            actors = tuple(Actor(a, _poses(a, rng)) for a in acts)
-        if _clear(actors):
-            return MotionScene(actors, spec.style, spec.background)
+            actors = tuple(_actor(a, rng, begin and begin[i]) for i, a in enumerate(acts))
+        whole = tuple(a for a in actors if a is not None)
+        if len(whole) == len(acts) and _clear(whole):
+            return MotionScene(whole, spec.style, spec.background)
     raise RuntimeError(f"no room for {spec}")
 
 

@@ -144,12 +144,12 @@ class Actor:
 
 @dataclass(frozen=True)
 class MotionScene:
-    """A clip before it is drawn."""
+    """A clip before it is drawn. Ghosts are drawn too, and nothing lists them."""
 
     actors: tuple[Actor, ...]
     style: Style
     background: Background
-    fps: float = FPS
+    ghosts: tuple[Actor, ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -157,9 +157,5 @@ class MotionScene:
 
     @property
     def listing(self) -> MotionSpec:
-        """What the scene shows, every speed included.
-
-        Raises:
-            ValueError: the scene is not one that a prompt can ask for (a ghost, three objects).
-        """
+        """What the scene shows, every speed included, but for ghosts."""
         return MotionSpec(tuple(a.act for a in self.actors), self.style, self.background)
