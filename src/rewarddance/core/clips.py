@@ -198,7 +198,9 @@ def write_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: bool
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: clips are saved as {', '.join(SUFFIXES)}; pictures of one frame as .png")
     if suffix == ".gif" and (lossless or fps > MAX_GIF_FPS):
-        raise InputError(f"{path}: a GIF has 256 colours and at most {MAX_GIF_FPS:g} frames a second; use .mp4 or .webm")
+        raise InputError(
+            f"{path}: a GIF has 256 colours and at most {MAX_GIF_FPS:g} frames a second; use .mp4 or .webm"
+        )
     av = _av(str(path))
     buffer = io.BytesIO()
     try:
