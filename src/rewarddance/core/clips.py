@@ -92,7 +92,7 @@ def read_clip(source: str | Path | BinaryIO, origin: str) -> tuple[NDArray[np.ui
 def _decode(container: Any, origin: str) -> tuple[NDArray[np.uint8], float]:
     pictures = [s for s in container.streams.video if not s.disposition & _COVER]
     if not pictures:
-        raise InputError(f"{origin}: no video in this file")
+        raise InputError(f"{origin}: no video in this file, or it is truncated")
     stream = pictures[0]
     height, width = stream.codec_context.height, stream.codec_context.width
     _check_amount(max(1, stream.frames), height, width, origin)
@@ -110,7 +110,7 @@ def _decode(container: Any, origin: str) -> tuple[NDArray[np.uint8], float]:
         pixels = frame.to_ndarray(format="rgb24")
         frames.append(np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels)
     if not frames:
-        raise InputError(f"{origin}: no frame in this file")
+        raise InputError(f"{origin}: no frame in this file, or it is truncated")
     length = None if stream.duration is None else float(stream.duration * stream.time_base)
     if length is None and container.duration:
         length = container.duration / 1e6

@@ -41,7 +41,8 @@ class ActionPrompt:
     @property
     def first_frame(self) -> Image:
         """uint8 (CANVAS, CANVAS, 3)."""
-        return render(self.scene)[0]
+        frame: Image = render(self.scene)[0]
+        return frame
 
     @property
     def category(self) -> str:

@@ -79,9 +79,9 @@ def parse_act(text: str) -> Act:
 def _parse_body(body: str) -> tuple[Act, ...]:
     orbit = _ORBIT.match(body)
     if orbit:
-        colour, shape, adverb, *target = orbit.groups()
+        colour, shape, adverb, target_colour, target_shape = orbit.groups()
         first = Act(colour, shape, "circling", _SPEED_OF.get(adverb))  # type: ignore[arg-type]
-        return first, Act(*target, "staying still")  # type: ignore[arg-type]
+        return first, Act(target_colour, target_shape, "staying still")  # type: ignore[arg-type]
     return tuple(map(parse_act, body.split(" and ")))
 
 

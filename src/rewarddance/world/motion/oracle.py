@@ -108,7 +108,7 @@ def _matched(watched: Watched, spec: MotionSpec) -> list[Match | None]:
         target = kinds[1 - i] if len(acts) == 2 else None
         doings.append([read(tracks, j, act, watched.seconds, _other(target, j)) for j in range(len(tracks))])
     value = np.array(
-        [[k * (0.3 + 0.7 * d.done) for k, d in zip(*row, strict=True)] for row in zip(kinds, doings, strict=False)]
+        [[k * (0.3 + 0.7 * d.done) for k, d in zip(*row, strict=True)] for row in zip(kinds, doings, strict=True)]
     )
     pairs: list[Match | None] = [None] * len(acts)
     for i, j in zip(*(part.tolist() for part in linear_sum_assignment(-value)), strict=True):

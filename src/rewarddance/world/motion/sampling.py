@@ -85,7 +85,8 @@ def sample_spec(
     actions, styles = (ACTIONS, STYLES) if split == "ood" else (TRAIN_ACTIONS, TRAIN_STYLES)
     others = tuple(a for a in actions if a != "circling")
     for _ in range(10_000):
-        first = sample_act(rng, action or _pick(rng, actions))
+        chosen: Action = _pick(rng, actions) if action is None else action
+        first = sample_act(rng, chosen)
         acts: tuple[Act, ...] = (first,)
         if first.action == "circling":
             acts = (first, sample_act(rng, "staying still"))
@@ -124,7 +125,8 @@ def _course(act: Act, rng: np.random.Generator, size: float | None) -> _Course:
         dx, dy = HEADING[act.action]
         return _Course(dx * rate * TIMES, dy * rate * TIMES, sizes)
     if act.action == "bouncing":
-        return _Course(still, -_within(rng, 11, 14) * abs(np.sin(math.pi * rate * TIMES)), sizes)
+        height: Array = abs(np.sin(math.pi * rate * TIMES))
+        return _Course(still, -_within(rng, 11, 14) * height, sizes)
     if act.action == "swaying":
         swing = np.sin(2 * math.pi * rate * TIMES)
         return _Course(_within(rng, 7, 9) * rng.choice([-1, 1]) * swing, still, sizes)
@@ -162,15 +164,20 @@ def _actor(act: Act, rng: np.random.Generator, begin: Pose | None) -> Actor | No
     if not SIDES[0] <= course.sizes.min() <= course.sizes.max() <= SIDES[1]:
         return None
     reach = course.sizes / 2 + MARGIN
+    given = (None, None) if begin is None else (begin.x, begin.y)
     starts = []
-    for way, given in ((course.xs, begin and begin.x), (course.ys, begin and begin.y)):
+    for way, fixed in zip((course.xs, course.ys), given, strict=True):
         low, high = float((reach - way).max()), float((CANVAS - reach - way).min())
-        half = float(course.sizes[0]) / 2
-        start = math.floor(_within(rng, low, high) - half) + half if given is None else given
-        starts.append(max(start, math.ceil(low - half) + half) if given is None else start)
-        if not low <= starts[-1] <= high:
+        start = _on_whole_pixels(rng, low, high, float(course.sizes[0]) / 2) if fixed is None else fixed
+        if not low <= start <= high:
             return None
+        starts.append(start)
     return Actor(act, _poses(act, _Course(course.xs + starts[0], course.ys + starts[1], course.sizes), rng))
+
+
+def _on_whole_pixels(rng: np.random.Generator, low: float, high: float, half: float) -> float:
+    """A centre from `low` on, for an object of `half` its side, whose edge lies between two pixels."""
+    return max(math.floor(_within(rng, low, high) - half), math.ceil(low - half)) + half
 
 
 def _orbiting(acts: tuple[Act, ...], rng: np.random.Generator, begin: tuple[Pose, ...] | None) -> tuple[Actor, ...]:
@@ -212,7 +219,7 @@ def place(spec: MotionSpec, rng: np.random.Generator, begin: tuple[Pose, ...] | 
         if acts[0].action == "circling":
             actors: tuple[Actor | None, ...] = _orbiting(acts, rng, begin)
         else:
-            actors = tuple(_actor(a, rng, begin and begin[i]) for i, a in enumerate(acts))
+            actors = tuple(_actor(a, rng, None if begin is None else begin[i]) for i, a in enumerate(acts))
         whole = tuple(a for a in actors if a is not None)
         if len(whole) == len(acts) and _clear(whole):
             return MotionScene(whole, spec.style, spec.background)
