@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -47,10 +48,9 @@ def _demuxer(head: bytes) -> str | None:
 
 def _av(origin: str) -> ModuleType:
     try:
-        import av
+        return import_module("av")
     except ImportError:
         raise InputError(f"{origin}: clips need PyAV; pip install 'rewarddance[video]'") from None
-    return av
 
 
 def _check_amount(num: int, height: int, width: int, origin: str) -> None:
