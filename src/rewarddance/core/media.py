@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rewarddance.core.clips import SUFFIXES, contact_sheet, is_container, read_clip, read_gif, write_clip
 from rewarddance.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ def check_size(height: int, width: int, origin: str | None = None) -> None:
     """
     if min(height, width) < MIN_SIDE or max(height, width) / min(height, width) > MAX_ASPECT:
         raise InputError(f"{origin or 'picture'}: {width}x{height} pixels is too small or too narrow to judge")
+
+
+def _head(source: str | Path | BinaryIO) -> bytes:
+    """The first 12 bytes of a file."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            return file.read(12)
+    source.seek(0)
+    head = source.read(12)
+    source.seek(0)
+    return head
 
 
 _unique = itertools.count()
@@ -78,7 +90,7 @@ class Media:
 
     @cached_property
     def key(self) -> str:
-        """A string that is equal for equal pixels, and unique for pixels that require a gradient.
+        """A string that is equal for equal pixels and frame rates, and unique for pixels that require a gradient.
 
         So two pictures with gradients are never taken for one.
         """
@@ -87,7 +99,8 @@ class Media:
         # flatten before contiguous: a single pixel counts as contiguous with any strides
         content = self.frames.detach().cpu().flatten().contiguous()
         digest = hashlib.blake2b(content.view(torch.uint8).numpy().tobytes(), digest_size=16)
-        digest.update(f"{tuple(self.frames.shape)}{content.dtype}".encode())
+        rate = "" if self.fps is None else f" {self.fps}"  # of two equal clips, the faster one may be the better
+        digest.update(f"{tuple(self.frames.shape)}{content.dtype}{rate}".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -97,7 +110,7 @@ class Media:
             return (next(_unique),)
         content = self.frames.detach().flatten()
         few = content[:: max(1, len(content) // 16)].tolist()
-        return (tuple(self.frames.shape), str(self.frames.dtype), *few)
+        return (tuple(self.frames.shape), str(self.frames.dtype), self.fps, *few)
 
     @classmethod
     def from_tensor(cls, pixels: Tensor, *, fps: float | None = None, origin: str | None = None) -> Media:
@@ -145,10 +158,11 @@ class Media:
 
     @classmethod
     def open(cls, source: str | Path | BinaryIO, *, origin: str | None = None) -> Media:
-        """Read a picture file of one of `FORMATS`, or its bytes in an open file.
+        """Read a picture of one of `FORMATS` or a clip (MP4, WebM, animated GIF), or its bytes in an open file.
 
         Raises:
-            InputError: missing, a folder, truncated, not a picture, an animation, or over `MAX_PIXELS`.
+            InputError: missing, a folder, truncated, neither a picture nor a clip, an animation of another format, over
+                `MAX_PIXELS`, or a clip that `core.clips` cannot read (its extra `video` is missing, say).
         """
         from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -164,6 +178,8 @@ class Media:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"{too_large}: {image.width}x{image.height}")
                 num_frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+                if num_frames > 1 and image.format == "GIF":
+                    return cls._from_clip(read_gif(image, origin), origin)
                 if num_frames > 1:
                     raise InputError(f"{origin}: an animation of {num_frames} frames, not a picture")
                 image.load()
@@ -173,11 +189,41 @@ class Media:
         except IsADirectoryError:
             raise InputError(f"{origin}: a folder, not a picture") from None
         except UnidentifiedImageError:
+            if is_container(_head(source)):
+                return cls._from_clip(read_clip(source, origin), origin)
             raise InputError(f"{origin}: not a picture ({', '.join(FORMATS)})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise InputError(too_large) from None
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{origin}: unreadable or truncated picture ({error})") from None
+
+    @classmethod
+    def _from_clip(cls, clip: tuple[NDArray[np.uint8], float], origin: str) -> Media:
+        pixels, fps = clip
+        return cls.from_numpy(pixels, fps=fps if len(pixels) > 1 else None, origin=origin)
+
+    def save(self, path: str | Path, *, lossless: bool = False) -> None:
+        """Write a picture as PNG, or a clip as MP4, WebM or GIF (with the extra `video`), by the path's ending.
+
+        Args:
+            lossless: for clips, keep every value; not every player shows such files.
+
+        Raises:
+            InputError: another ending, a clip without `fps`, or the extra is missing.
+        """
+        target = Path(path)
+        if target.suffix.lower() == ".png" and self.num_frames == 1:
+            self.to_pil().save(target, "PNG")
+        elif target.suffix.lower() == ".png":
+            raise InputError(f"{path}: a clip of {self.num_frames} frames; save it as {', '.join(SUFFIXES)}")
+        elif self.fps is None:
+            raise InputError(f"{path}: a clip is saved with its frames per second; this one has none")
+        else:
+            write_clip(self.to_bytes().permute(0, 2, 3, 1).numpy(), self.fps, target, lossless)
+
+    def contact_sheet(self, columns: int | None = None) -> PilImage:
+        """All frames in one picture, in reading order."""
+        return contact_sheet(self.to_bytes().permute(0, 2, 3, 1).numpy(), columns)
 
     def to_bytes(self) -> Tensor:
         """uint8 (F, 3, H, W) in main memory, a quarter of the size."""

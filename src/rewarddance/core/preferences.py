@@ -31,6 +31,7 @@ class PreferenceRecord:
         ratings: mean rating of every picture under the criterion, 1 to 5, where people gave ratings.
         source: where the pictures came from, for example "rendered" or "generator".
         groups: what the record belongs to, for example {"style": "flat", "annotator": "7"}; folds are made of these.
+        condition: the picture that all were generated from (image-to-video), None without one.
     """
 
     record_id: str
@@ -42,11 +43,20 @@ class PreferenceRecord:
     truth: tuple[float, ...] | None = None
     ratings: tuple[float, ...] | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    condition: Media | None = None
 
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
         """One comparison a choice, with the first picture as candidate; with `both_orders` also the swapped ones."""
         forward = [
-            Comparison(self.prompt, self.media[c.first], self.media[c.second], self.criterion, c.label, c.rationale)
+            Comparison(
+                self.prompt,
+                self.media[c.first],
+                self.media[c.second],
+                self.criterion,
+                c.label,
+                c.rationale,
+                self.condition,
+            )
             for c in self.choices
         ]
         return forward + [c.swapped() for c in forward] if both_orders else forward

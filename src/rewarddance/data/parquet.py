@@ -52,7 +52,13 @@ SCHEMA = pa.schema(
 
 
 def png_bytes(media: Media) -> bytes:
-    """A picture as PNG."""
+    """A picture as PNG.
+
+    Raises:
+        InputError: a clip.
+    """
+    if media.num_frames > 1:
+        raise InputError(f"{media.origin or 'media'}: a clip of {media.num_frames} frames; data files hold pictures")
     buffer = io.BytesIO()
     media.to_pil().save(buffer, "PNG")
     return buffer.getvalue()

@@ -34,7 +34,7 @@ Damage = Literal["noise", "blur", "fade", "smear", "patch"]
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
 
 
-def _other(rng: np.random.Generator, options: tuple[T, ...], current: T) -> T:
+def another(rng: np.random.Generator, options: tuple[T, ...], current: T) -> T:
     rest = [o for o in options if o != current]
     return rest[int(rng.integers(len(rest)))]
 
@@ -53,9 +53,9 @@ def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
     """One edit, or None when it cannot be made to this scene."""
     objects = scene.objects
     if edit == "style":
-        return replace(scene, style=_other(rng, TRAIN_STYLES, scene.style))
+        return replace(scene, style=another(rng, TRAIN_STYLES, scene.style))
     if edit == "background":
-        return replace(scene, background=_other(rng, BACKGROUNDS, scene.background))
+        return replace(scene, background=another(rng, BACKGROUNDS, scene.background))
     if edit == "add":
         size = REGULAR_SIZES[int(rng.integers(2))]
         new = Placed(COLOURS[int(rng.integers(6))], SHAPES[int(rng.integers(5))], size, *_somewhere(rng, size))
@@ -76,9 +76,9 @@ def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
         moved = (replace(chosen, x=other.x, y=other.y), replace(other, x=chosen.x, y=chosen.y))
         return replace(scene, objects=(*rest[:j], *rest[j + 1 :], *moved))
     if edit == "colour":
-        new = replace(chosen, colour=_other(rng, COLOURS, chosen.colour))
+        new = replace(chosen, colour=another(rng, COLOURS, chosen.colour))
     elif edit == "shape":
-        new = replace(chosen, shape=_other(rng, SHAPES, chosen.shape))
+        new = replace(chosen, shape=another(rng, SHAPES, chosen.shape))
     elif edit == "size":
         new = replace(chosen, size=(REGULAR_SIZES if chosen.large else LARGE_SIZES)[int(rng.integers(2))])
         reach = (new.size + 1) // 2 + 1

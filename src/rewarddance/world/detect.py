@@ -156,11 +156,17 @@ def _pieces(mask: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> tu
                 inner, many = ndimage.label(part, _CROSS)
                 part = inner == 1 + np.bincount(inner.ravel())[1:].argmax() if many else part
             area = int(np.count_nonzero(part))
-            if area >= MIN_AREA or np.count_nonzero(_filled(part)[1:-1, 1:-1]) >= MIN_AREA:
+            if area >= MIN_AREA or np.count_nonzero(_filled(_cropped(part))[1:-1, 1:-1]) >= MIN_AREA:
                 pieces.append(part)
             else:
                 specks += area
     return pieces, specks
+
+
+def _cropped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask's bounding box; it has at least one pixel."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -44,21 +44,22 @@ class Judgement:
         return float(getattr(self, criterion))
 
 
-def _ramp(x: float, low: float, high: float) -> float:
+def ramp(x: float, low: float, high: float) -> float:
+    """0 up to `low`, 1 from `high` on, linear in between."""
     return float(min(1.0, max(0.0, (x - low) / (high - low))))
 
 
-def _named(fits: NDArray[np.float32], wanted: int) -> float:
+def named(fits: NDArray[np.float32], wanted: int) -> float:
     """How well the wanted template fits, and whether another fits better: 1 when it leads with a good fit."""
     values = fits.tolist()
     fit = values.pop(wanted)
-    return _ramp(fit, 0.55, 0.82) * _ramp(fit - max(values), -0.12, 0.0)
+    return ramp(fit, 0.55, 0.82) * ramp(fit - max(values), -0.12, 0.0)
 
 
 def agreement(found: Detection, term: Term) -> float:
     """How far one found object is what the term asks for, in [0, 1]."""
-    colour = _ramp(float(found.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
-    shape = _named(found.shape_fit, SHAPES.index(term.shape))
+    colour = ramp(float(found.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
+    shape = named(found.shape_fit, SHAPES.index(term.shape))
     return both_right(colour, shape, 1.0 if found.large == term.large else 0.0)
 
 
@@ -70,7 +71,7 @@ def both_right(colour: float, shape: float, size: float) -> float:
 def _relation_holds(a: Standing, relation: Relation, b: Standing) -> float:
     dx, dy = b.x - a.x, b.y - a.y
     along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
-    return _ramp(along, 0.0, 5.0)
+    return ramp(along, 0.0, 5.0)
 
 
 def _arrangement_holds(spec: Spec, objects: list[Standing]) -> float:
@@ -81,11 +82,11 @@ def _arrangement_holds(spec: Spec, objects: list[Standing]) -> float:
     xs, ys = (np.sort([getattr(o, axis) for o in objects]) for axis in "xy")
     if spec.arrangement == "stack":
         xs, ys = ys, xs
-    level = 1 - _ramp(float(np.ptp(ys)), 4.0, 9.0)
+    level = 1 - ramp(float(np.ptp(ys)), 4.0, 9.0)
     gaps = np.diff(xs)
     if spec.arrangement == "pair":
-        return level * (1 - _ramp(float(gaps[0]), 20.0, 27.0))
-    return level * (1 - _ramp(float(np.ptp(gaps)), 6.0, 12.0))
+        return level * (1 - ramp(float(gaps[0]), 20.0, 27.0))
+    return level * (1 - ramp(float(np.ptp(gaps)), 6.0, 12.0))
 
 
 class Standing(Protocol):
@@ -125,7 +126,7 @@ def fulfilment(
     if extra > 0:
         reasons.append(f"extra objects: {extra}")
     score = float(value.sum()) / max(len(wanted), len(objects))
-    score *= 1 - 0.5 * _ramp(specks, 6, 60)
+    score *= 1 - 0.5 * ramp(specks, 6, 60)
     if spec.relation is not None:
         held = _relation_holds(placed[0], spec.relation, placed[1]) if len(placed) == 2 else 0.0
         score *= 0.35 + 0.65 * held
@@ -141,7 +142,7 @@ def fulfilment(
 
 def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
     table = np.array([[agreement(o, t) for t in spec.instances()] for o in seen.objects])
-    ground = 1 - _ramp(seen.background_distance, 30, 110) if seen.background == spec.background else 0.0
+    ground = 1 - ramp(seen.background_distance, 30, 110) if seen.background == spec.background else 0.0
     return fulfilment(seen.objects, table, spec, seen.specks, ground)
 
 
@@ -149,7 +150,7 @@ def _style(seen: Seen, spec: Spec) -> float:
     if not seen.objects:
         return 0.0
     wanted = STYLES.index(spec.style)
-    return sum(_named(o.style_fit, wanted) for o in seen.objects) / len(seen.objects)
+    return sum(named(o.style_fit, wanted) for o in seen.objects) / len(seen.objects)
 
 
 RULES = ("margins", "overlap", "balance", "spacing")
@@ -161,15 +162,15 @@ def _composition(seen: Seen) -> tuple[float, ...]:
     if not seen.objects:
         return (0.0,) * len(RULES)
     margins = [min(*o.box[:2], CANVAS - o.box[2], CANVAS - o.box[3]) for o in seen.objects]
-    clear = sum(_ramp(m, 0.0, 3.0) for m in margins) / len(margins)
+    clear = sum(ramp(m, 0.0, 3.0) for m in margins) / len(margins)
     down, across = seen.coverage.sum(1), seen.coverage.sum(0)
     paint = max(float(down.sum()), 1e-6)
-    balance = 1 - _ramp(math.hypot(float(down @ _TICKS) / paint, float(across @ _TICKS) / paint), 2.0, 20.0)
+    balance = 1 - ramp(math.hypot(float(down @ _TICKS) / paint, float(across @ _TICKS) / paint), 2.0, 20.0)
     if len(seen.objects) == 1:
         return clear, 1.0, balance, 1.0
     nearest = [min(_gap(a, b) for b in seen.objects if b is not a) for a in seen.objects]
-    overlap = sum(_ramp(g, -1.0, 2.0) for g in nearest) / len(nearest)
-    spacing = 1 - _ramp(max(nearest) - min(nearest), 2.0, 18.0)
+    overlap = sum(ramp(g, -1.0, 2.0) for g in nearest) / len(nearest)
+    spacing = 1 - ramp(max(nearest) - min(nearest), 2.0, 18.0)
     return clear, overlap, balance, spacing
 
 

@@ -39,12 +39,15 @@ def _distance(shape: Shape, u: NDArray[np.float64], v: NDArray[np.float64], half
     return np.maximum(v - half, (2 * abs(u) - (v + half)) / slope)
 
 
-@cache
-def sprite(shape: Shape, size: int, style: Style) -> Coverage:
-    """Coverage in [0, 1] of one object, (size + 2, size + 2), centred."""
-    side = size + 2
+def coverage(shape: Shape, size: float, style: Style, side: int, dx: float = 0.0, dy: float = 0.0) -> Coverage:
+    """Coverage in [0, 1] of one object on a square of `side` pixels, (side, side).
+
+    Args:
+        size: the object's own side in pixels.
+        dx, dy: how far right of and below the square's middle its centre is, in pixels.
+    """
     ticks = (np.arange(side * _SUB) + 0.5) / _SUB - side / 2
-    u, v = np.meshgrid(ticks, ticks)
+    u, v = np.meshgrid(ticks - dx, ticks - dy)
     d = _distance(shape, u, v, size / 2)
     inside = (d <= 0).astype(np.float64)
     if style == "outline":
@@ -56,6 +59,12 @@ def sprite(shape: Shape, size: int, style: Style) -> Coverage:
         dots = np.hypot((u + size / 2) % 4 - 2, (v + size / 2) % 4 - 2) < 1.5
         inside *= np.where(dots, 1.0, FAINT)
     return np.asarray(inside.reshape(side, _SUB, side, _SUB).mean((1, 3)), np.float32)
+
+
+@cache
+def sprite(shape: Shape, size: int, style: Style) -> Coverage:
+    """Coverage in [0, 1] of one object, (size + 2, size + 2), centred."""
+    return coverage(shape, size, style, size + 2)
 
 
 def _window(centre: int, side: int) -> tuple[slice, slice]:

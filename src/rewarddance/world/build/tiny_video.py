@@ -1,0 +1,135 @@
+"""The embedded video generators: `WanPipeline` and `WanImageToVideoPipeline` from small configurations, untrained.
+
+Nine frames of 48x48 pixels become 5x12x12 latents of 8 channels, which the transformer reads as 180 tokens. A draft:
+the sizes are those of a trial, and nothing is trained yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from torch import nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from rewarddance.world.motion.grammar import ADVERBS, WORDINGS
+from rewarddance.world.motion.scene import ACTIONS, NUM_FRAMES
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, STYLES
+
+LATENT_CHANNELS = 8
+SPATIAL, TEMPORAL = 4, 2
+"""Pixels of a side, and frames, in one latent; the first frame has a latent of its own."""
+PROMPT_TOKENS = 24
+"""Pass it as `max_sequence_length`: padding is read as zeros, and the pipelines' default of 512 drowns the words."""
+SHIFT = 3.0
+"""Of the flow's times, as Wan's."""
+
+
+def new_video_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, `</s>` at the end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    sentences = " ".join((*WORDINGS, *ACTIONS, *ADVERBS.values(), *COLOURS, *SHAPES, *STYLES, *BACKGROUNDS, "a and"))
+    frame_words = sentences.replace("{style}", "").replace("{body}", "").replace("{background}", "").replace(",", " , ")
+    words = ["<pad>", "</s>", "<unk>", *sorted({*frame_words.split(), "in"})]
+    level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    level.pre_tokenizer = pre_tokenizers.Whitespace()
+    level.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=level,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=PROMPT_TOKENS,
+        padding_side="right",
+    )
+
+
+def new_video_autoencoder() -> AutoencoderKLWan:
+    """Untrained `AutoencoderKLWan`: four-fold down in space, two-fold in time; the last halving is a patch of 2x2."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True],
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        scale_factor_temporal=TEMPORAL,
+        scale_factor_spatial=SPATIAL,
+    ).eval()
+
+
+def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=96, d_kv=24, d_ff=192, num_layers=3, num_heads=4, pad_token_id=0
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def new_video_transformer(from_picture: bool = False, num_layers: int = 6) -> WanTransformer3DModel:
+    """Untrained `WanTransformer3DModel` that starts as the identity.
+
+    Args:
+        from_picture: image-to-video: it also reads a mask of `TEMPORAL` channels and the latents of the given picture.
+    """
+    extra = LATENT_CHANNELS + TEMPORAL if from_picture else 0
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=LATENT_CHANNELS + extra,
+        out_channels=LATENT_CHANNELS,
+        text_dim=96,
+        freq_dim=64,
+        ffn_dim=4 * 192,
+        num_layers=num_layers,
+    )
+    _start_at_identity(transformer)
+    return transformer.eval()
+
+
+def _start_at_identity(transformer: nn.Module) -> None:
+    """Zero what would change the residual stream: modulations, tables, cross-attention's output (it has no gate)."""
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            zeroed = ("time_proj.", "proj_out.", ".attn2.to_out.", "scale_shift_table")
+            if any(part in f".{name}" for part in zeroed):
+                parameter.zero_()
+
+
+def tiny_video_pipeline(
+    seed: int = 0, from_picture: bool = False, num_layers: int = 6
+) -> WanPipeline | WanImageToVideoPipeline:
+    """A pipeline with random weights, `CANVAS` pixels, `NUM_FRAMES` frames, all parts in evaluation mode."""
+    torch.manual_seed(seed)
+    tokenizer = new_video_tokenizer()
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text_encoder": _text_encoder(tokenizer),
+        "vae": new_video_autoencoder(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        "transformer": new_video_transformer(from_picture, num_layers),
+    }
+    return WanImageToVideoPipeline(**parts) if from_picture else WanPipeline(**parts)
+
+
+CALL: dict[str, Any] = {
+    "height": CANVAS,
+    "width": CANVAS,
+    "num_frames": NUM_FRAMES,
+    "max_sequence_length": PROMPT_TOKENS,
+}
+"""Arguments of every call."""
