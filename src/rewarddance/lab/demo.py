@@ -14,7 +14,7 @@ from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.progress import say
-from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import RecordTable
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.align import align_generator
@@ -75,7 +75,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
             "before_id": before["accuracy"],
         },
         "best_of_n": _best_of_n(out / "best_of_n", judge, fast, seed),
-        "hacking": _last_verdict(out / "align"),
+        "hacking": evaluation["hacking"],
         "computes_in": evaluation["computes_in"],
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_mib": round(peak_resident_mib()),
@@ -121,12 +121,6 @@ def _align_config(judge: Path, fast: bool, seed: int) -> AlignConfig:
         optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
         loop=LoopConfig(num_steps=3 if fast else 130, validate_every=2 if fast else 43, save_every=1000),
     )
-
-
-def _last_verdict(run: Path) -> str:
-    """The last verdict of the hacking monitor."""
-    verdicts = [m["probe/hacking"] for m in RunFolder(run).metrics() if "probe/hacking" in m]
-    return str(verdicts[-1]) if verdicts else "none"
 
 
 @torch.no_grad()
