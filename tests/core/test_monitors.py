@@ -91,6 +91,8 @@ def noted(losses, **settings):
 def test_a_stuck_loss_is_decided_at_one_step_from_the_last_losses():
     coin = math.log(2)
     assert noted([coin] * 250) == [200]
+    assert noted([9.0] * 100 + [coin] * 150) == [200]
+    assert noted([9.0] * 101 + [coin] * 150) == []
     assert noted([coin] * 30, after=20, window=5) == [20]
     assert noted([9.0] * 15 + [coin] * 10, after=20, window=5) == [20]
     assert noted([9.0] * 16 + [coin] * 10, after=20, window=5) == []

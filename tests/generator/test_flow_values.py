@@ -34,6 +34,8 @@ def test_a_step_without_noise_is_eulers_and_has_no_spread():
     torch.testing.assert_close(point.mean, Z - 0.1 * V, rtol=0, atol=1e-12)
     assert point.std.item() == 0
     torch.testing.assert_close(point.sample(torch.ones_like(Z)), point.mean)
+    t = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    assert flow.step(Z, V, t, t - 0.1).std.shape == ()
 
 
 def test_a_noisy_step_is_the_formula_of_flow_grpo():
@@ -84,6 +86,7 @@ def test_half_precision_is_computed_in_fp32_and_fp64_stays(given, computed):
 
 
 def test_shifted_times_in_closed_form():
+    assert flow.times(5).tolist() == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0], abs=1e-6)
     for shift in (1.0, 3.0, 0.5):
         even = [1, 0.8, 0.6, 0.4, 0.2, 0]
         wanted = [shift * t / (1 + (shift - 1) * t) for t in even]

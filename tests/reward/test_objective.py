@@ -66,6 +66,11 @@ def test_the_figures_of_a_step():
     assert step["reason_logp"].isnan()
 
 
+def test_a_target_below_one_half_is_a_preference_for_the_other_side():
+    step = reward_step(Given(Verdict.from_margin(torch.tensor([-1.0, 2.0, 0.5, -0.5]))), asked(0.0, 0.3, 0.7, 0.4))
+    assert step["accuracy"].item() == pytest.approx((1 + 0 + 1 + 1) / 4)
+
+
 def test_without_decided_questions_there_is_no_accuracy():
     step = reward_step(Given(Verdict.from_margin(torch.tensor([2.0]))), asked(0.5))
     assert step["accuracy"].isnan()

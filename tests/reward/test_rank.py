@@ -82,6 +82,8 @@ def test_lone_pictures_ask_nothing_and_no_pictures_are_an_error():
     with pytest.raises(InputError, match="no pictures given"):
         rank_all(judge, ["a", "b"], [[grey(0.5)], []])
     assert rank_all(judge, [], []) == []
+    with pytest.raises(ValueError, match="zip"):
+        rank_all(judge, ["a"], [[grey(0.5)], [grey(0.1)]])
 
 
 def test_ranking_builds_no_graph():

@@ -1,6 +1,7 @@
 """The score port: an item that cannot be answered is refused alone, with a reason, and changes no neighbour."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,18 +41,21 @@ def check_alone(verdict, whole, refused):
 
 @torch.no_grad()
 def test_one_unclear_answer_of_many_is_refused_alone(backbone, pictures, monkeypatch):
-    """The bar stands between the least mass of all single questions and the next one."""
-    asked = pairs(pictures)
-    plain = judge_of(backbone).single.judge([*asked, *(c.swapped() for c in asked)]).answer_mass
-    least, second = plain.sort().values[:2].tolist()
-    assert second - least > 1e-6
-    monkeypatch.setattr(generative, "MIN_ANSWER_MASS", (least + second) / 2)
+    """The bar stands between the least mass of all single questions and those of the other items."""
+    pool = [Comparison(p, x, y, "fidelity") for p in ("a cat", "two stars") for x, y in pairwise(pictures)]
+    both = [m for c in pool for m in judge_of(backbone).single.judge([c, c.swapped()]).answer_mass.split(2)]
+    mass = torch.stack(both).amin(1)
+    rows = mass.argsort().tolist()
+    asked = [pool[i] for i in (rows[-1], rows[-2], rows[0], rows[-3], rows[-4])]
+    least, others = mass[rows[0]].item(), mass[rows[-4]].item()
+    assert others - least > 1e-6
+    monkeypatch.setattr(generative, "MIN_ANSWER_MASS", (least + others) / 2)
     whole, verdict = judge_of(backbone).judge(asked), judge_of(backbone, strict=True).judge(asked)
-    check_alone(verdict, whole, int(plain.argmin()) % len(asked))
+    check_alone(verdict, whole, 2)
     (reason,) = verdict.refused.values()
     assert f"the VLM did not answer yes or no (probability {least:.2f} on both)" in reason
     torch.testing.assert_close(verdict.answer_mass, whole.answer_mass)  # what was measured stays
-    with pytest.raises(JudgementError, match="1 of 5 comparisons were refused; comparison"):
+    with pytest.raises(JudgementError, match="1 of 5 comparisons were refused; comparison 2"):
         judge_of(backbone, strict=True).judge(asked, on_refused="raise")
 
 
