@@ -96,6 +96,17 @@ def test_soft_choices_count_for_both_pictures_of_a_rank():
     assert [q.weight for q in asked] == pytest.approx([w / 2 for w in (1.0, 2.0, 3.0)])
 
 
+def test_a_picture_without_choices_stands_in_the_middle():
+    five = PreferenceRecord("r", "p", (*MEDIA, MEDIA[0]), (Choice(0, 1, 0.6), Choice(2, 3, 1.0)), "fidelity")
+    # shares of wins: 0.6, 0.4, 1, 0 and one half; the first two stand on either side of the last
+    assert [q.weight for q in questions(five, "ranking")] == pytest.approx([2 / 3, 4 / 3])
+
+
+def test_a_single_choice_weighs_one():
+    for paradigm in ("generative_pairwise", "bradley_terry", "ranking"):
+        assert {q.weight for q in questions(record([Choice(0, 3, 1.0)]), paradigm)} == {1.0}
+
+
 def test_only_ranking_weighs_and_both_orders_weigh_the_same():
     for paradigm in ("generative_pairwise", "bradley_terry", "generative_pointwise"):
         assert {q.weight for q in questions(record(from_ranking([1, 2, 3, 4])), paradigm)} == {1.0}
