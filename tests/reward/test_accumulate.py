@@ -1,5 +1,7 @@
 """Passes that fit the memory add up to the whole step; what goes wrong is named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -82,3 +84,34 @@ def test_records_without_a_finite_loss_are_named(records, pictures):
     bad = PreferenceRecord("bad-7", "p", (type(pictures[0])(broken), pictures[1]), (Choice(0, 1, 1.0),))
     with pytest.raises(RunError, match=r"1 of 5 records .bad-7."):
         run(Linear(), [*records, bad], 5)
+
+
+def test_a_record_without_choices_alone_in_a_pass_changes_nothing(records, pictures):
+    """One record a pass; the empty one has no question, so no gradient, no metric and no pass."""
+    empty = PreferenceRecord("empty", "p", tuple(pictures[:2]), ())
+    whole = run(Linear(), records, 1)
+    with_empty = run(Linear(), [records[0], empty, *records[1:]], 1)
+    assert with_empty[0] == pytest.approx(whole[0], rel=1e-6)
+    assert with_empty[1] == pytest.approx(whole[1], rel=1e-6)
+
+
+def test_a_step_of_records_without_choices_has_no_gradient_and_no_metrics(pictures):
+    empty = PreferenceRecord("empty", "p", tuple(pictures[:2]), ())
+    model = Linear()
+    accumulate = Accumulator(model, [model.weight], "generative_pairwise", 0.0, 1, print)
+    assert accumulate([empty, empty]) == {}
+    assert model.weight.grad is None
+
+
+def test_questions_that_cannot_be_asked_are_left_out_and_counted(records):
+    class Picky(Linear):
+        def problem(self, comparison):
+            return "unclear" if comparison.prompt == "long" else None
+
+    long = [replace(records[0], prompt="long"), *records[1:]]
+    model = Picky()
+    figures = Accumulator(model, [model.weight], "generative_pairwise", 0.0, 4, print)(long)
+    wanted = run(Linear(), records[1:], 4)
+    assert figures.pop("num_left_out") == 6  # three choices in both orders
+    assert figures == pytest.approx(wanted[1], rel=1e-6)
+    assert model.weight.grad.item() == pytest.approx(wanted[0], rel=1e-6)

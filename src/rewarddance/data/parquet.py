@@ -52,13 +52,7 @@ SCHEMA = pa.schema(
 
 
 def png_bytes(media: Media) -> bytes:
-    """A picture as PNG.
-
-    Raises:
-        InputError: a clip.
-    """
-    if media.num_frames > 1:
-        raise InputError(f"{media.origin or 'media'}: a clip of {media.num_frames} frames; data files hold pictures")
+    """A picture as PNG."""
     buffer = io.BytesIO()
     media.to_pil().save(buffer, "PNG")
     return buffer.getvalue()
@@ -280,7 +274,8 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def take(self, rows: Sequence[int]) -> RecordTable:
         """A table of some rows."""
-        return RecordTable(self.light.take(pa.array(rows, pa.int64())), [self.rows[i] for i in rows], self.pictures)
+        light = self.light.take(pa.array(rows, pa.int64()))  # the type is needed where there are no rows
+        return RecordTable(light, [self.rows[i] for i in rows], self.pictures)
 
     def __iter__(self) -> Iterator[PreferenceRecord]:
         return (self[i] for i in range(len(self)))

@@ -1,0 +1,122 @@
+"""Alarms of a run: what the gap is measured in, which verdict follows from which intervals, when a loss is stuck."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rewarddance.core.monitors import HackingMonitor, StuckLoss, hacking_verdict
+from rewarddance.core.statistics import Interval, change_from_best, paired_bootstrap
+
+
+def test_the_gap_is_measured_in_standard_deviations_of_the_first_probe():
+    monitor = HackingMonitor()
+    proxy, gold = np.array([[0.2, 0.4], [0.6, 0.8]]), np.array([[0.1, 0.1], [0.5, 0.5]])
+    first = monitor.add(0, proxy, gold)
+    assert first["probe/gap"] == 0
+    assert first["probe/hacking"] == "none"
+    # the standard deviations at the start are sqrt(0.05) and 0.2; those of the later probe play no part
+    later = monitor.add(7, 0.5 + 2 * (proxy - 0.5) + 0.1, gold + 0.05)
+    assert later["probe/proxy"] == pytest.approx(0.6)
+    assert later["probe/gold"] == pytest.approx(0.35)
+    assert later["probe/proxy_std"] == pytest.approx(2 * math.sqrt(0.05))
+    assert later["probe/gap"] == pytest.approx(0.1 / math.sqrt(0.05) - 0.05 / 0.2)
+
+
+def test_values_that_are_all_equal_at_the_start_are_divided_by_a_millionth():
+    monitor = HackingMonitor()
+    monitor.add(0, np.full((2, 2), 0.5), np.full((2, 2), 0.5))
+    assert monitor.add(1, np.full((2, 2), 0.5 + 3e-6), np.full((2, 2), 0.5 + 1e-6))["probe/gap"] == pytest.approx(2.0)
+
+
+def test_a_prompt_that_was_refused_once_counts_in_no_probe():
+    monitor, nan = HackingMonitor(), np.nan
+    monitor.add(0, [[0.1, 0.1], [0.5, 0.7], [0.9, 0.9]], [[0.2, 0.2], [0.4, 0.6], [0.8, 0.8]])
+    metrics = monitor.add(1, [[0.3, 0.3], [0.6, 0.8], [0.1, nan]], [[0.2, nan], [0.3, 0.5], [0.1, 0.1]])
+    assert metrics["probe/proxy"] == pytest.approx(0.7)
+    assert metrics["probe/gold"] == pytest.approx(0.4)
+    assert metrics["probe/gap"] == pytest.approx((0.7 - 0.6) / 0.1 - (0.4 - 0.5) / 0.1)
+    assert monitor.add(2, [[0.1, 0.1], [nan, 0.1], [0.1, 0.1]], np.zeros((3, 2))) == {}
+
+
+def test_changes_are_those_from_the_best_gold_probe_to_the_last():
+    rng = np.random.default_rng(0)
+    proxies, golds = rng.normal(0.5, 0.1, (3, 12, 2)), rng.normal(0.5, 0.1, (3, 12, 2))
+    golds[1] += 0.2
+    monitor = HackingMonitor()
+    for step in range(2):
+        monitor.add(step, proxies[step], golds[step])
+    assert monitor.since_best() is None
+    assert monitor.verdict() == "none"
+    monitor.add(2, proxies[2], golds[2])
+    proxy, gold = monitor.since_best()
+    assert proxy == paired_bootstrap(proxies[2], proxies[1])
+    assert gold == change_from_best(golds.mean(2))
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "verdict"),
+    [
+        ((0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), "hacking"),
+        ((0.2, 0.0, 0.3), (-0.2, -0.3, -0.1), "suspected"),
+        ((0.2, 0.1, 0.3), (-0.2, -0.3, 0.0), "suspected"),
+        ((0.2, -0.1, 0.3), (-0.2, -0.3, 0.1), "suspected"),
+        ((0.0, -0.1, 0.1), (-0.2, -0.3, -0.1), "none"),
+        ((0.2, 0.1, 0.3), (0.0, -0.1, 0.1), "none"),
+        ((-0.2, -0.3, -0.1), (-0.2, -0.3, -0.1), "none"),
+        ((0.2, 0.1, 0.3), (0.2, 0.1, 0.3), "none"),
+    ],
+)
+def test_hacking_needs_both_intervals_and_a_suspicion_both_means(proxy, gold, verdict):
+    assert hacking_verdict(Interval(*proxy), Interval(*gold)) == verdict
+
+
+def test_a_fall_within_the_noise_is_suspected_only():
+    monitor = HackingMonitor()
+    rng = np.random.default_rng(1)
+    for step, (proxy, gold) in enumerate([(0.3, 0.5), (0.6, 0.49)]):
+        monitor.add(step, proxy + rng.normal(0, 0.1, (30, 2)), gold + rng.normal(0, 0.2, (30, 2)))
+    proxy, gold = monitor.since_best()
+    assert proxy.ci_low > 0
+    assert gold.mean < 0 < gold.ci_high
+    assert monitor.verdict() == "suspected"
+
+
+def noted(losses, **settings):
+    """The steps, from 1, at which a warning was given."""
+    stuck = StuckLoss(**settings)
+    return [step for step, loss in enumerate(losses, 1) if stuck.note(step, loss)]
+
+
+def test_a_stuck_loss_is_decided_at_one_step_from_the_last_losses():
+    coin = math.log(2)
+    assert noted([coin] * 250) == [200]
+    assert noted([9.0] * 100 + [coin] * 150) == [200]
+    assert noted([9.0] * 101 + [coin] * 150) == []
+    assert noted([coin] * 30, after=20, window=5) == [20]
+    assert noted([9.0] * 15 + [coin] * 10, after=20, window=5) == [20]
+    assert noted([9.0] * 16 + [coin] * 10, after=20, window=5) == []
+    assert noted([coin] * 20, after=4, window=5) == []  # too few losses at step 4
+    assert noted([coin] * 20, after=5, window=5) == [5]
+
+
+def test_a_loss_counts_as_stuck_up_to_its_tolerance_on_either_side():
+    coin = math.log(2)
+    for distance, steps in ((0.009, [200]), (-0.009, [200]), (0.011, []), (-0.011, [])):
+        assert noted([coin + distance] * 200) == steps, distance
+    assert noted([0.25] * 4, after=4, window=4, tolerance=0.25) == []
+    stuck = StuckLoss(after=1, window=1, tolerance=0.25)
+    assert stuck.note(1, 1.25, coin=1.0) is not None  # exactly the tolerance
+
+
+def test_the_warning_names_the_step_and_the_mean_loss():
+    stuck = StuckLoss(after=3, window=2)
+    assert stuck.note(1, 5.0, coin=1.0) is None
+    assert stuck.note(2, 1.001, coin=1.0) is None
+    assert "after 3 steps the loss is still 1.003, that of a coin" in stuck.note(3, 1.005, coin=1.0)
+    assert stuck.recent == pytest.approx([0.001, 0.005])
+
+
+def test_what_a_resumed_run_has_noted_goes_on():
+    stuck = StuckLoss(after=4, window=4, recent=[0.0, 0.0, 0.0])
+    assert stuck.note(4, 0.7, coin=0.7) is not None

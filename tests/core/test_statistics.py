@@ -1,0 +1,134 @@
+"""Intervals against plain loops over the same random draws, and fits against closed forms."""
+
+import numpy as np
+import pytest
+
+from rewarddance.core.statistics import (
+    Interval,
+    bootstrap,
+    change_from_best,
+    fit_temperature,
+    grouped_interval,
+    paired_bootstrap,
+    students_interval,
+    two_way_bootstrap,
+)
+from rewarddance.core.streams import stream
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0.3, 1.0, shape)
+
+
+def percentiles(values):
+    return pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.5, "better"),
+        (-0.5, -0.1, "worse"),
+        (-0.1, 0.1, "inconclusive"),
+        (0.0, 0.5, "inconclusive"),
+        (-0.5, 0.0, "inconclusive"),
+    ],
+)
+def test_an_interval_that_touches_zero_is_inconclusive(low, high, verdict):
+    interval = Interval((low + high) / 2, low, high)
+    assert interval.verdict == verdict
+    assert interval.as_dict() == {"mean": (low + high) / 2, "ci_low": low, "ci_high": high}
+
+
+def test_an_interval_is_printed_with_its_signs():
+    assert str(Interval(0.12345, -0.1, 0.25)) == "+0.123 [-0.100, +0.250]"
+
+
+def test_a_bootstrap_resamples_the_first_axis_and_averages_the_others():
+    x = numbers(7, 3, 2)
+    units = [row.mean() for row in x]
+    draws = stream(0, "bootstrap").integers(7, size=(2000, 7))
+    interval = bootstrap(x)
+    assert interval.mean == pytest.approx(x.mean())
+    assert (interval.ci_low, interval.ci_high) == percentiles([np.mean([units[i] for i in d]) for d in draws])
+    draws = stream(3, "bootstrap").integers(7, size=(50, 7))
+    other = bootstrap(x, num=50, seed=3)
+    assert (other.ci_low, other.ci_high) == percentiles([np.mean([units[i] for i in d]) for d in draws])
+
+
+@pytest.mark.parametrize("function", [bootstrap, two_way_bootstrap])
+@pytest.mark.parametrize("values", [np.zeros((0, 2)), np.array([[1.0, np.nan]])], ids=["none", "nan"])
+def test_there_is_no_interval_of_nothing_or_of_nan(function, values):
+    with pytest.raises(ValueError, match="needs values and no NaN"):
+        function(values)
+
+
+def test_a_paired_bootstrap_is_the_bootstrap_of_the_differences():
+    after, before = numbers(9, 2), numbers(9, 2, seed=1)
+    assert paired_bootstrap(after, before) == bootstrap(after - before)
+    assert paired_bootstrap(after, before, num=40, seed=2) == bootstrap(after - before, num=40, seed=2)
+    assert paired_bootstrap(after, before, num=40).ci_low != paired_bootstrap(after, before).ci_low
+    assert paired_bootstrap([2, 3], [1, 2]).mean == 1.0
+
+
+def test_the_change_from_the_best_look_allows_for_the_luck_of_the_best():
+    looks = numbers(60, 40)  # so many that the last one is the luckiest in fewer than 2.5 of 100 draws
+    means = looks.mean(1)
+    luck = []
+    for draw in stream(0, "change-from-best").integers(40, size=(2000, 40)):
+        errors = looks[:, draw].mean(1) - means
+        luck.append(errors.max() - errors[-1])
+    change = means[-1] - means.max()
+    interval = change_from_best(looks)
+    assert interval.mean == pytest.approx(change)
+    assert (interval.ci_low, interval.ci_high) == percentiles(change + np.array(luck))
+    assert interval.ci_low > change
+    assert change_from_best(looks, num=30, seed=1) != change_from_best(looks, num=30)
+    assert change_from_best(looks, num=30) != interval
+    assert change_from_best([[0.0, 1.0], [2.0, 3.0]]) == Interval(0.0, 0.0, 0.0)  # one look moves exactly as the other
+
+
+def test_students_interval_in_closed_form():
+    """The 0.975 quantiles of Student's t are 12.7062 with one degree of freedom and 4.3027 with two."""
+    two, three = students_interval([1.0, 3.0]), students_interval([1.0, 2.0, 3.0])
+    assert two["mean"] == three["mean"] == 2.0
+    assert (two["ci_low"], two["ci_high"]) == pytest.approx((2 - 12.706205, 2 + 12.706205), abs=1e-5)
+    half = 4.302653 / np.sqrt(3)
+    assert (three["ci_low"], three["ci_high"]) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+
+
+def test_a_two_way_bootstrap_resamples_both_axes_independently():
+    x = numbers(6, 3, 2)
+    cells = x.mean(2)
+    rng = stream(0, "two-way-bootstrap")
+    rows, columns = rng.integers(6, size=(2000, 6)), rng.integers(3, size=(2000, 3))
+    means = [np.mean([cells[i, j] for i in r for j in c]) for r, c in zip(rows, columns, strict=True)]
+    interval = two_way_bootstrap(x)
+    assert interval.mean == pytest.approx(x.mean())
+    assert (interval.ci_low, interval.ci_high) == percentiles(means)
+    assert two_way_bootstrap(x, num=30, seed=1) != two_way_bootstrap(x, num=30)
+
+
+def test_groups_are_resampled_whole_and_weigh_as_many_values_as_they_have():
+    names = "hgfedcbaabcdadbc"
+    values = list(zip(names, numbers(len(names)).tolist(), strict=True))
+    groups = {name: [v for g, v in values if g == name] for name in "abcdefgh"}
+    means = []
+    for draw in stream(0, "measure-judge").integers(8, size=(1000, 8)):
+        drawn = [v for i in draw for v in groups["abcdefgh"[i]]]
+        means.append(sum(drawn) / len(drawn))
+    assert tuple(grouped_interval(values)) == percentiles(means)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 9.0])
+def test_labels_that_are_exact_probabilities_give_the_temperature_back(temperature):
+    margins = numbers(400) * 4
+    labels = 1 / (1 + np.exp(-margins / temperature))
+    assert fit_temperature(margins, labels) == pytest.approx(temperature, rel=1e-3)
+
+
+def test_a_temperature_stays_within_its_bounds():
+    margins = np.array([1.0, 2.0, -1.5])
+    right = (margins > 0).astype(float)
+    assert fit_temperature(margins, right) == pytest.approx(0.05, rel=1e-2)
+    assert fit_temperature(margins, 1 - right) == pytest.approx(20.0, rel=1e-2)
