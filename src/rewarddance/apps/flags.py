@@ -50,12 +50,12 @@ class Flags:
         raise NotImplementedError
 
 
-def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
-    """Parse with tyro. Its error box becomes one line."""
+def _parsed(cls: type[F], program: str, args: list[str], **options: Any) -> F:
+    """Parse with tyro; `options` are tyro's. Its error box becomes one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            command: F = tyro.cli(cls, prog=program, args=args, **how)
+            command: F = tyro.cli(cls, prog=program, args=args, **options)
             return command
     except SystemExit as stop:
         if not stop.code:
@@ -64,7 +64,7 @@ def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
 
 
 def usage_line(box: str, program: str) -> str:
-    """Tyro's error box as one line: its first part, and the flag that was probably meant."""
+    """Tyro's error box as one line: its first message, and the flag that was probably meant."""
     lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()][1:]  # the first is a title
     parts = [" ".join(part.split()) for part in re.split("[─-]{3,}", " ".join(lines)) if part.strip()]
     first = re.sub(r"\s*(\[type=[^]]*\]|For further information visit \S+)", "", parts[0])
@@ -92,7 +92,7 @@ def in_range(command: F, program: str) -> F:
 
 
 def refuse_repeated(args: list[str]) -> None:
-    """Refuse a flag that is given twice; the parser would silently keep the last one.
+    """Refuse a flag that is given twice. The parser would silently use the last one.
 
     Raises:
         UsageError: names the flag.
@@ -105,7 +105,7 @@ def refuse_repeated(args: list[str]) -> None:
 def read_with_recipe(
     cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
 ) -> Any:
-    """Parse `[RECIPE.yaml] --flags`: the recipe gives defaults, flags override single keys.
+    """Parse `[RECIPE.yaml] --flags`. The recipe gives defaults; flags override single keys.
 
     Raises:
         ConfigError: the recipe cannot be read or has a wrong key.

@@ -1,7 +1,8 @@
 """`rewarddance plan`: whether a training fits in memory, and what to switch on. Nothing is downloaded.
 
-The memory of one process is computed from counts (weights, gradients, optimizer, average, what FSDP gathers) plus what
-autograd keeps of one pass, which is counted by running the pass on the meta device. One GiB is 2**30 bytes.
+The memory of one process is the sum of weights, gradients, optimizer state, averaged weights, parameters gathered by
+FSDP, and the activations that autograd keeps. Activations are counted by running one pass on the meta device. One GiB
+is 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user can switch.
+    """One way to train: what a user can choose to save memory.
 
     Attributes:
         shard: processes that share one copy of the weights.
@@ -69,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. Gradients are made while activations are freed, so the peak has the larger of both."""
+    """Bytes of one process. The backward pass frees activations while it makes gradients; the peak has the larger."""
 
     weights: float
     gradients: float
@@ -174,7 +175,7 @@ def parse_memory(text: str) -> float:
 
 
 def choices(gpus: int, records: int) -> Iterator[Setting]:
-    """Settings to try, from the one that gives up least to the one that gives up most."""
+    """Settings in the order in which they are tried: the first ones give up least (trained weights, average, speed)."""
     shards = [n for n in range(1, gpus + 1) if gpus % n == 0]
     for trained in ("all", "language", "adapters"):
         weights, averages = ("bf16", (True,)) if trained == "adapters" else ("fp32", (True, False))
@@ -223,7 +224,7 @@ class Plan:
 
 
 def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
-    """Find the setting that fits and gives up least.
+    """Find the first of `choices` that fits.
 
     Args:
         memory: bytes of one GPU.

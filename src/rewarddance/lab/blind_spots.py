@@ -1,7 +1,7 @@
-"""Blind spots of a judge or a VLM: right renders beside renders with one change, by kind of change.
+"""Blind spots of a judge or a VLM: correct renders against renders with one edit, by kind of edit.
 
-A mean accuracy hides a judge that never looks at backgrounds; a table by edit shows it. A generator that is aligned
-with that judge will not improve where the table is at chance.
+A mean accuracy hides that a judge ignores backgrounds; a table by edit shows it. A generator that is aligned with a
+judge does not improve where the judge is at chance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MATCH = "does image 1 match the prompt?"
 
 @dataclass(frozen=True)
 class EditedPair:
-    """A prompt, a render that fulfils it, a render with one change, and how much fidelity the change costs."""
+    """A prompt, a render that fulfils it, a render with one edit, and the fidelity that the edit costs."""
 
     edit: Edit
     prompt: str
@@ -43,12 +43,10 @@ class EditedPair:
 
 
 def edited_pairs(num: int, seed: int = 0, edits: Sequence[Edit] = EDITS) -> Iterator[EditedPair]:
-    """`num` pairs of every edit, on new scenes of the training split. Edits that keep the prompt fulfilled are
-    skipped.
-    """
+    """`num` pairs of every edit on new scenes of the training split, without edits that keep the prompt fulfilled."""
     for edit in edits:
-        rng, made = stream(seed, "blind-spots", edit), 0
-        while made < num:
+        rng, count = stream(seed, "blind-spots", edit), 0
+        while count < num:
             spec, scene = sample_pair(rng)
             try:
                 changed = edit_scene(scene, rng, edit)
@@ -59,14 +57,14 @@ def edited_pairs(num: int, seed: int = 0, edits: Sequence[Edit] = EDITS) -> Iter
             right, wrong = render(place(spec, rng)), render(changed)
             gap = fidelity(right, spec) - fidelity(wrong, spec)
             yield EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap)
-            made += 1
+            count += 1
 
 
 @torch.no_grad()
 def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By edit: share of pairs in which the right picture wins, mean margin and mean gap of fidelity.
+    """By edit: share of pairs in which the correct picture wins, mean margin and mean gap of fidelity.
 
-    Edits of the style are left out, because fidelity does not depend on it. So are refused pairs.
+    Style edits are left out, because fidelity does not depend on the style. Refused pairs are left out too.
     """
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
@@ -86,10 +84,10 @@ def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[
 
 @torch.no_grad()
 def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, float]:
-    """The answers of a VLM without training as a judge, over pairs in which the shape was changed.
+    """A judge's question to a VLM that was not trained as a judge, on pairs with a shape edit.
 
-    Where `answer_mass` is far below 1 it answers with other words than yes or no. Judges that start from it then need
-    their first steps to learn these two words (docs/log.md).
+    An `answer_mass` far below 1 means that it answers with other words than yes and no. A judge that starts from it
+    learns these two words in its first steps (docs/log.md).
     """
     pairs = list(edited_pairs(num, seed, ["shape"]))
     comparisons = [Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs]
@@ -100,7 +98,7 @@ def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) 
 
 @torch.no_grad()
 def vlm_blind_spots(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By edit: share of wrong pictures that the VLM calls no match, and of right pictures that it calls a match."""
+    """By edit: share of edited pictures that the VLM calls no match, and of correct pictures that it calls a match."""
     engine = Engine(backbone)
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
