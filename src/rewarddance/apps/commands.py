@@ -17,6 +17,7 @@ from rewarddance.core.progress import say
 
 if TYPE_CHECKING:
     from rewarddance.core.types import Comparison
+    from rewarddance.reward.judge import Judge
 
 
 def show(values: Any) -> None:
@@ -175,8 +176,31 @@ class DataRationales(Flags):
         show(add_rationales(self.folder, teacher, self.out, limit=self.limit, workers=workers, price=self.price))
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeFlags(Flags):
+    """Flags of commands that ask a judge."""
+
+    judge: str = "tiny"
+    """`tiny`, a run folder of `rewarddance train`, or a checkpoint."""
+    criterion: str | None = None
+    """What to judge by; what the judge was trained for when not given."""
+    tiles: SomeCount = None
+    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    precision: Precision | None = None
+    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
+    on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
+    template: str | None = None
+    """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
+
+    def load(self, *, compile: bool) -> Judge:
+        from rewarddance.jobs.load import load_judge
+
+        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
+        return load_judge(self.judge, **settings, compile=compile)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Score(Flags):
+class Score(JudgeFlags):
     """Judge one picture (pointwise), two (candidate against reference), or every comparison of a data folder.
 
     Example: rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
@@ -186,25 +210,13 @@ class Score(Flags):
 
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """A folder written by `data build` or `data import`, or a Parquet file of it."""
-    judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, or a local checkpoint."""
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
-    criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
     """File for one JSON line a comparison when a data folder is scored."""
-    tiles: SomeCount = None
-    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
-    precision: Precision | None = None
-    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
-    on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
-    template: str | None = None
-    """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
     def run(self) -> None:
-        from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.score import score_data, score_one
 
         unused = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
@@ -212,8 +224,7 @@ class Score(Flags):
         flags = ", ".join(f"--{flag}" for flag in sorted(unused & self.given()))
         need(not flags, f"score: {flags} cannot be used with {kind}")
         comparison = None if self.data is not None else self._comparison()
-        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
-        judge = load_judge(self.judge, **settings, compile=self.data is not None)  # type: ignore[arg-type]
+        judge = self.load(compile=self.data is not None)
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
         elif comparison is not None:
@@ -231,7 +242,7 @@ class Score(Flags):
 
 
 @dataclass(frozen=True)
-class Rank(Flags):
+class Rank(JudgeFlags):
     """Order pictures of one prompt by round robin.
 
     `order` in the result is best first. `wins` is P(row is better than column), in the order in which the pictures were
@@ -242,26 +253,15 @@ class Rank(Flags):
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     prompt: str
-    judge: str = "tiny"
-    criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
-    tiles: SomeCount = None
-    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
-    precision: Precision | None = None
-    """What passes compute in, as for `score`."""
-    template: str | None = None
-    """Words for a checkpoint that was not trained to judge, as for `score`."""
 
     def run(self) -> None:
         from rewarddance.core.media import Media
-        from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.rank import rank_files
 
         repeated = [p for i, p in enumerate(self.images) if p in self.images[:i]]
         need(not repeated, f"rank: {', '.join(map(str, repeated))} is given twice")
         pictures = {p: Media.open(p) for p in self.images}
-        judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
-        show(rank_files(judge, self.prompt, pictures, self.criterion))
+        show(rank_files(self.load(compile=False), self.prompt, pictures, self.criterion))
 
 
 @dataclass(frozen=True)

@@ -111,5 +111,6 @@ class Evaluate(Flags):
             return benchmark_judge(flags.pop("judge"), **flags)
         if kind == "--judge":
             return evaluate.evaluate_judge_on_data(flags.pop("judge"), flags.pop("data"), **flags)
-        measure = evaluate.evaluate_judge_run if kind == "of a judge's run" else evaluate.evaluate_alignment
-        return measure(flags.pop("run_folder"), **flags)
+        if kind == "of a judge's run":
+            return evaluate.evaluate_judge_run(flags.pop("run_folder"), **flags)
+        return evaluate.evaluate_alignment(flags.pop("run_folder"), **flags)

@@ -33,13 +33,15 @@ class Flags:
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        """Parse flags.
+        """Parse flags. A command with a field `config` reads a recipe first: `[RECIPE.yaml] --flags`.
 
         Raises:
             UsageError: one line that says what is wrong.
+            ConfigError: the recipe cannot be read or has a wrong key.
         """
         refuse_repeated(args)
-        command: Self = _parsed(cls, program, args)
+        model = get_type_hints(cls).get("config")
+        command: Self = _parsed(cls, program, args) if model is None else _with_recipe(cls, model, program, args)
         return in_range(command, program)
 
     def given(self) -> set[str]:
@@ -102,28 +104,19 @@ def refuse_repeated(args: list[str]) -> None:
     need(twice is None, f"{twice} is given more than once; write it once, with all its values behind it")
 
 
-def read_with_recipe(
-    cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
-) -> Any:
-    """Parse `[RECIPE.yaml] --flags`. The recipe gives defaults; flags override single keys.
-
-    Raises:
-        ConfigError: the recipe cannot be read or has a wrong key.
-    """
-    refuse_repeated(args)
-    recipe = base or {}
-    defaults = model().model_dump()
+def _with_recipe(cls: type[F], model: type[Config], program: str, args: list[str]) -> F:
+    """The recipe gives the defaults of `config`; flags override single keys."""
+    recipe: dict[str, Any] = {}
+    source = "configuration"
     if args and not args[0].startswith("-"):
-        recipe = merge(recipe, load_recipe(args[0]))
         source, args = args[0], args[1:]
-    else:
-        source = "configuration"
-    values: dict[str, Any] = {"config": parse_config(model, merge(defaults, recipe), source)}
+        recipe = load_recipe(source)
+    values: dict[str, Any] = {"config": parse_config(model, merge(model().model_dump(), recipe), source)}
     for f in fields(cls):
         if f.name != "config":
             values[f.name] = f.default if f.default is not MISSING else tyro.MISSING
     try:
-        return in_range(_parsed(cls, program, args, default=cls(**values)), program)
+        return _parsed(cls, program, args, default=cls(**values))
     except ValidationError as error:
         raise UsageError(f"{program.removeprefix('rewarddance ')}: {problems(model, error)}") from None
 

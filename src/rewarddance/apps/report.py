@@ -130,7 +130,7 @@ def _alignment(folder: Path) -> dict[str, Any]:
     """What a page shows of an alignment run."""
     run, evaluation = RunFolder(folder).read(), _read(folder / "evaluation.json")
     gold_name = _gold_name(run["config"])
-    content = {"run": run, "evaluation": evaluation, "gold_name": gold_name}
+    content: dict[str, Any] = {"run": run, "evaluation": evaluation, "gold_name": gold_name}
     if evaluation:
         gains = {**evaluation["categories"], "all": evaluation["gain"]}
         content["categories"] = intervals(gains, f"gain in {gold_name}")

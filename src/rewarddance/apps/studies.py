@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Count, Flags, Least, read_with_recipe
+from rewarddance.apps.flags import Count, Flags, Least
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.reward.train_config import RewardConfig
@@ -35,11 +35,6 @@ class StudyAlignment(Flags):
     """Fixed noises for each benchmark prompt."""
     every: Count = 1
     """Take every n-th of the 240 benchmark prompts."""
-
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, AlignConfig, program, args)
-        return command
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
@@ -72,11 +67,6 @@ class StudyParadigms(Flags):
     seeds: tuple[int, ...] = (0, 1, 2)
     only: tuple[str, ...] = ()
     """Names of variants; all variants if none is given."""
-
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, RewardConfig, program, args)
-        return command
 
     def run(self) -> None:
         from rewarddance.core.parallel import process_group

@@ -201,7 +201,7 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def _values(self, name: str) -> list[Any]:
         """A column; None for all records where the file does not have it."""
-        return self.light.column(name).to_pylist() if name in self.light.column_names else [None] * len(self)
+        return list(self.light.column(name).to_pylist()) if name in self.light.column_names else [None] * len(self)
 
     @property
     def criteria(self) -> list[str]:

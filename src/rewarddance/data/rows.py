@@ -88,7 +88,8 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
         )
     if not all(isinstance(p, str) for p in images):
         raise InputError("images must be paths")
-    return (_rated if kind == "ratings" else _ranked)(name, prompt, tuple(images), numbers)
+    files = tuple(images)
+    return _rated(name, prompt, files, numbers) if kind == "ratings" else _ranked(name, prompt, files, numbers)
 
 
 def _ranked(name: str, prompt: str, images: tuple[str, ...], ranking: list[Any]) -> Draft:

@@ -63,9 +63,8 @@ def benchmark_judge(
     figures: dict[str, Any] = {}
     for title, split in splits.items():
         config = PreferencesConfig(seed=seed + 1, split=split, num_prompts=num_prompts)
-        records, drawn = [], embedded_records(config, draw_images(model))
-        for _ in tracked(range(num_prompts), f"pairs {title}"):
-            records.append(next(drawn))
+        drawn = embedded_records(config, draw_images(model))
+        records = [next(drawn) for _ in tracked(range(num_prompts), f"pairs {title}")]
         figures[title] = measured_and_calibrated(judge, records)
     edits = judge_blind_spots(judge, seed=seed)
     return {**figures, **margins(judge, model, every, seed), "edits": edits, "computes_in": judge.precision}
