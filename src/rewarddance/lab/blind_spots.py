@@ -6,7 +6,6 @@ judge does not improve where the judge is at chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,22 +41,20 @@ class EditedPair:
     gap: float
 
 
-def edited_pairs(num: int, seed: int = 0, edits: Sequence[Edit] = EDITS) -> Iterator[EditedPair]:
-    """`num` pairs of every edit on new scenes of the training split, without edits that keep the prompt fulfilled."""
-    for edit in edits:
-        rng, count = stream(seed, "blind-spots", edit), 0
-        while count < num:
-            spec, scene = sample_pair(rng)
-            try:
-                changed = edit_scene(scene, rng, edit)
-            except RuntimeError:  # a lone object cannot be swapped
-                continue
-            if fulfils(changed, spec):
-                continue
+def edited_pairs(edit: Edit, num: int, seed: int = 0) -> list[EditedPair]:
+    """`num` pairs of an edit on new scenes of the training split, without edits that keep the prompt fulfilled."""
+    rng, pairs = stream(seed, "blind-spots", edit), list[EditedPair]()
+    while len(pairs) < num:
+        spec, scene = sample_pair(rng)
+        try:
+            changed = edit_scene(scene, rng, edit)
+        except RuntimeError:  # a lone object cannot be swapped
+            continue
+        if not fulfils(changed, spec):
             right, wrong = render(place(spec, rng)), render(changed)
             gap = fidelity(right, spec) - fidelity(wrong, spec)
-            yield EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap)
-            count += 1
+            pairs.append(EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap))
+    return pairs
 
 
 @torch.no_grad()
@@ -68,7 +65,7 @@ def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[
     """
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
-        pairs = [s for s in edited_pairs(num, seed, [edit]) if s.gap > CLEAR]
+        pairs = [s for s in edited_pairs(edit, num, seed) if s.gap > CLEAR]
         if not pairs:
             continue
         verdict = judge.judge([Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs])
@@ -89,7 +86,7 @@ def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) 
     An `answer_mass` far below 1 means that it answers with other words than yes and no. A judge that starts from it
     learns these two words in its first steps (docs/log.md).
     """
-    pairs = list(edited_pairs(num, seed, ["shape"]))
+    pairs = edited_pairs("shape", num, seed)
     comparisons = [Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs]
     verdict = new_judge(JudgeSpec(precision="fp32"), backbone).judge(comparisons)
     right, mass = (verdict.margin > 0).float().mean(), verdict.answer_mass.float().mean()
@@ -102,7 +99,7 @@ def vlm_blind_spots(backbone: InternVLBackbone, num: int = 60, seed: int = 0) ->
     engine = Engine(backbone)
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
-        pairs = list(edited_pairs(num, seed, [edit]))
+        pairs = edited_pairs(edit, num, seed)
         dialogs = [(f"prompt: {s.prompt}\nimage 1: ", m, f"\n{MATCH}") for s in pairs for m in (s.wrong, s.right)]
         logits = engine.answer_logits(dialogs, ("no", "yes")).logits
         no = (logits[:, 0] > logits[:, 1]).float().reshape(-1, 2)

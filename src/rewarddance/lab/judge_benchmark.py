@@ -71,13 +71,13 @@ def benchmark_judge(
 
 
 @torch.no_grad()
-def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num_steps: int = 10) -> dict[str, Any]:
+def margins(judge: RewardModel, generator: Generator, every: int, seed: int) -> dict[str, Any]:
     """`measure_margins` on the generator's samples of every `every`-th benchmark prompt, by kind of reference."""
     prompts = [p.text for p in EmbeddedTask().benchmark()[::every]]
     rng = torch.Generator().manual_seed(seed)
     rows: list[list[Media]] = []
     for i in tracked(range(0, len(prompts), 10), "margins"):
-        rows += draw_candidates(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, num_steps)
+        rows += draw_candidates(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, 10)
     candidates = [row[:NUM_CANDIDATES] for row in rows]
     truth = np.array([_fidelities(p, row) for p, row in zip(prompts, candidates, strict=True)])
     kinds = {

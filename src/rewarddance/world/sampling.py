@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -66,21 +65,15 @@ def _terms(rng: np.random.Generator, category: Category) -> tuple[Term, ...]:
     return (_kind(rng), _kind(rng))
 
 
-def sample_spec(
-    rng: np.random.Generator,
-    category: Category | None = None,
-    split: Split = "train",
-    accept: Callable[[Spec], bool] | None = None,
-) -> Spec:
+def sample_spec(rng: np.random.Generator, category: Category | None = None, split: Split = "train") -> Spec:
     """A random specification of the given category and split.
 
     Args:
         category: drawn by `CATEGORY_WEIGHTS` when None.
-        split: where the specification must belong; drawn again until it does.
-        accept: a further condition, for example "asks for four objects".
+        split: the split of the specification.
 
     Raises:
-        RuntimeError: nothing acceptable in 10,000 draws (the condition contradicts the split).
+        RuntimeError: no such specification in 10,000 draws (the category contradicts the split).
     """
     styles = STYLES if split == "ood" else TRAIN_STYLES
     for _ in range(10_000):
@@ -94,9 +87,9 @@ def sample_spec(
         if len(set(kinds)) < len(kinds):
             continue
         spec = Spec(terms, _pick(rng, styles), _pick(rng, BACKGROUNDS), relation, arrangement)
-        if split_of(spec) == split and (accept is None or accept(spec)):
+        if split_of(spec) == split:
             return spec
-    raise RuntimeError(f"no acceptable {category or 'any'} specification in split {split!r} after 10,000 draws")
+    raise RuntimeError(f"no specification of category {category or 'any'} and split {split!r} in 10,000 draws")
 
 
 def _centres(rng: np.random.Generator, spec: Spec) -> list[tuple[int, int]] | None:

@@ -25,6 +25,8 @@ from rewarddance.world.scene import Scene, Spec
 from rewarddance.world.splits import Split, scene_is_trainable
 
 Source = Literal["rendered", "generator", "mixed"]
+BATCH = 128
+"""Pictures that the generator draws at once."""
 DrawImages = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
 """(prompts, pictures a prompt, seed, previews) -> pictures of every prompt."""
 
@@ -182,7 +184,7 @@ def _record(
     return PreferenceRecord(name, prompt, media, labelled, criterion, source, tuple(truth), ratings, groups)
 
 
-def draw_images(generator: Generator, num_steps: int = 10, batch: int = 128) -> DrawImages:
+def draw_images(generator: Generator, num_steps: int = 10) -> DrawImages:
     """A `DrawImages` of a flow generator. The number of steps varies, so that judges see good and bad pictures.
 
     With previews, every second picture of a prompt is the clean picture that another roll-out predicts at a random step
@@ -199,8 +201,8 @@ def draw_images(generator: Generator, num_steps: int = 10, batch: int = 128) -> 
         images: list[Image] = []
         each = -(-pictures // 2) if previews else pictures
         flat = [p for p in prompts for _ in range(each)]
-        for i in range(0, len(flat), batch):
-            images += [m.to_numpy() for m in draw_batch(flat[i : i + batch], rng, previews)]
+        for i in range(0, len(flat), BATCH):
+            images += [m.to_numpy() for m in draw_batch(flat[i : i + BATCH], rng, previews)]
         per = len(images) // len(prompts)
         return [images[i * per : i * per + pictures] for i in range(len(prompts))]
 
