@@ -83,7 +83,7 @@ def test_what_is_clear_is_read_back_and_doubt_is_said():
         if found is None:
             continue
         assert (found.style, found.background) == (scene.style, scene.background)
-        right += kinds(found) == kinds(scene)
+        right += kinds(found.objects) == kinds(scene.objects)
     assert right >= 95
     assert read_scene(np.full((CANVAS, CANVAS, 3), 245, np.uint8)) is None
     assert read_scene(rng.integers(0, 256, (CANVAS, CANVAS, 3)).astype(np.uint8)) is None
