@@ -1,10 +1,9 @@
-"""Everything that is measured on a GPU, as one table with bars; random weights at real shapes.
+"""All benchmarks on a GPU, as one table with bars. Weights are random, shapes are those of public checkpoints.
 
 Usage: python benchmarks/gpu.py [--only PART ...] [--minutes 6] [--out docs/results/gpu.md]
 
-Parts: engine-1b, engine-8b, lora-8b, refl. A part that would not fit into the minutes is skipped, and the table says
-so.
-Exit status 1 where a bar is missed.
+Parts: engine-1b, engine-8b, lora-8b, refl. A part that does not fit into the minutes is skipped, and the table says so.
+The exit status is 1 where a bar is missed.
 """
 
 import argparse
@@ -45,7 +44,7 @@ SIDE = 448
 
 @dataclass(frozen=True)
 class Line:
-    """One figure. `bar` is what it must reach; None where it is reported only."""
+    """One figure. `bar` is what it must reach, "" for figures without a bar; `reached` is then None."""
 
     part: str
     what: str
@@ -80,13 +79,13 @@ def engine(part: str) -> Iterator[Line]:
         ("T2", round_robin(8, SIDE), LAYOUTS, False),
         ("T3", step_of(prompts, SIDE), LAYOUTS, True),
     )
-    for task, asked, layouts, train in tasks:
+    for task, comparisons, layouts, train in tasks:
         if train:
             backbone.module.train()
             if part == "engine-8b":
                 checkpoint_gradients(backbone)
         began = time.perf_counter()
-        rows = compare(task, backbone, asked, layouts, batches=(16, 32), rounds=3, train=train, singles=False)
+        rows = compare(task, backbone, comparisons, layouts, batches=(16, 32), rounds=3, train=train, singles=False)
         print(f"{part} {task}: {time.perf_counter() - began:.0f} s", flush=True)
         for row in rows:
             what = f"{row.task} {row.layout}"
@@ -101,7 +100,7 @@ def engine(part: str) -> Iterator[Line]:
 
 
 def lora_8b(part: str) -> Iterator[Line]:
-    """A training step of an 8B judge with adapters: pairs a second, and memory against the plan."""
+    """A training step of an 8B judge with adapters: pairs a second, and peak memory beside that of `plan`."""
     name, num_records, num_pictures = "internvl3.5-8b", 4, 4
     setting = Setting(trained="adapters", weights="bf16", checkpointing=True, records=num_records)
     backbone = preset(name)
@@ -140,7 +139,7 @@ def lora_8b(part: str) -> Iterator[Line]:
 
 
 def refl(part: str) -> Iterator[Line]:
-    """A ReFL step of SD3.5-medium at 512 pixels with an InternVL3-1B judge, and ImageReward's step re-stated."""
+    """A ReFL step of SD3.5-medium at 512 pixels with an InternVL3-1B judge, with ours and ImageReward's settings."""
     batch, resolution = 4, 512
     backbone = build("internvl3-1b", CUDA)
     backbone.module.requires_grad_(False)
@@ -199,7 +198,7 @@ def main() -> int:
             for line in run(part):
                 lines.append(line)
                 print(line.markdown(), flush=True)
-        except Exception as error:  # the other parts are measured all the same
+        except Exception as error:  # a failed part must not stop the others
             lines.append(Line(part, "failed", " ".join(str(error).split())[:200], "", False))
             print(lines[-1].markdown(), flush=True)
         gc.collect()

@@ -18,7 +18,7 @@ from rewarddance.world.sampling import sample_pair
 NUM, ROUNDS = 300, 7
 
 
-def best(work) -> float:
+def fastest(work) -> float:
     """Least processor milliseconds a picture over several rounds."""
     rounds = []
     for _ in range(ROUNDS):
@@ -40,9 +40,9 @@ def main() -> None:
     pairs = [sample_pair(rng) for _ in range(NUM)]
     images = [render(scene) for _, scene in pairs]
     specs = [spec for spec, _ in pairs]
-    judge(images[0], specs[0])  # caches
+    judge(images[0], specs[0])  # fills the caches
     print(environment()["hardware"])
-    print(f"render: {best(lambda: [render(s) for _, s in pairs]):.3f} ms")
+    print(f"render: {fastest(lambda: [render(s) for _, s in pairs]):.3f} ms")
     noise = [rng.integers(0, 256, images[0].shape, dtype=np.uint8) for _ in range(NUM)]
     sets = {
         "clean renders": images,
@@ -51,8 +51,8 @@ def main() -> None:
         "random pixels": noise,
     }
     for name, shown in sets.items():
-        alone = best(lambda shown=shown: [fidelity(x, s) for x, s in zip(shown, specs, strict=True)])
-        every = best(lambda shown=shown: [judge(x, s) for x, s in zip(shown, specs, strict=True)])
+        alone = fastest(lambda shown=shown: [fidelity(x, s) for x, s in zip(shown, specs, strict=True)])
+        every = fastest(lambda shown=shown: [judge(x, s) for x, s in zip(shown, specs, strict=True)])
         print(f"{name}: fidelity {alone:.3f} ms, all criteria {every:.3f} ms")
 
 

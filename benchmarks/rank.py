@@ -6,7 +6,7 @@ Usage: python benchmarks/rank.py [--shape 2m|1b|internvl3-1b|internvl3-8b] [--ro
        [--device cuda]
 """
 
-from support.compare import begin, compare_as_asked, options
+from support.compare import begin, compare_by_flags, options
 from support.questions import against_one
 
 LAYOUTS = ("strict", "two_questions")
@@ -15,7 +15,7 @@ LAYOUTS = ("strict", "two_questions")
 def main() -> None:
     args = options(__doc__).parse_args()
     backbone = begin(args)
-    compare_as_asked("T1", backbone, against_one(16, backbone.prepare.height), LAYOUTS, args)
+    compare_by_flags("T1", backbone, against_one(16, backbone.prepare.height), LAYOUTS, args)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Usage: python benchmarks/round_robin.py [--shape 2m|1b|internvl3-1b|internvl3-8b
        [--device cuda]
 """
 
-from support.compare import begin, compare_as_asked, options
+from support.compare import begin, compare_by_flags, options
 from support.questions import round_robin
 
 LAYOUTS = ("strict", "two_questions", "listwise")
@@ -15,7 +15,7 @@ LAYOUTS = ("strict", "two_questions", "listwise")
 def main() -> None:
     args = options(__doc__).parse_args()
     backbone = begin(args)
-    compare_as_asked("T2", backbone, round_robin(8, backbone.prepare.height), LAYOUTS, args)
+    compare_by_flags("T2", backbone, round_robin(8, backbone.prepare.height), LAYOUTS, args)
 
 
 if __name__ == "__main__":

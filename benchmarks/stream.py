@@ -1,8 +1,8 @@
-"""Memory of `judge()` over a long list in one call: what it takes beside the pictures, for 1,000 and for more.
+"""Memory of `judge()` over a long list in one call, without its pictures: for 1,000 comparisons and for more.
 
 Usage: python benchmarks/stream.py [--comparisons 100000] [--judge tiny]
 
-Eight candidates for every reference, in both orders; every picture is another one.
+Every reference has eight candidates, judged in both orders. All pictures are different.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from rewarddance.core.types import Comparison
 FEW, CANDIDATES = 1_000, 8
 
 
-def asked(num: int) -> list[Comparison]:
+def new_comparisons(num: int) -> list[Comparison]:
     """Comparisons over about 9/8 as many pictures of 32x32."""
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for group in range(-(-num // CANDIDATES)):
         reference, *candidates = pictures(1 + CANDIDATES, 32, seed=group)
-        found += [Comparison(f"{PROMPT} {group % 500}", c, reference, "fidelity") for c in candidates]
-    return found[:num]
+        comparisons += [Comparison(f"{PROMPT} {group % 500}", c, reference, "fidelity") for c in candidates]
+    return comparisons[:num]
 
 
 def main() -> None:
@@ -36,20 +36,27 @@ def main() -> None:
     judge = load_judge(args.judge)
     threads = torch.get_num_threads()
     print(environment()["hardware"], f"threads {threads}, torch {torch.__version__}, judge {args.judge}")
-    judge.judge(asked(CANDIDATES))  # what is built once
+    judge.judge(new_comparisons(CANDIDATES))  # builds what is kept between calls
     reset_peak()
     before = peak_resident_mib()
     for num in (FEW, args.comparisons):
-        comparisons = asked(num)
-        held = {id(m): m.frames.nbytes for c in comparisons for m in (c.candidate, c.reference) if m is not None}
+        comparisons = new_comparisons(num)
+        picture_bytes = {
+            id(m): m.frames.nbytes for c in comparisons for m in (c.candidate, c.reference) if m is not None
+        }
         began = time.perf_counter()
         with torch.no_grad():
             verdict = judge.judge(comparisons)
         seconds = time.perf_counter() - began
-        own = sum(held.values()) / 2**20
-        beside = f"{peak_resident_mib() - before - own:,.0f} MiB beside its {len(held):,} pictures ({own:,.0f} MiB)"
-        print(f"{len(verdict.reward):,} comparisons in one call: {beside}; {num / seconds:.0f}/s", flush=True)
-        del comparisons, held
+        pictures_mib = sum(picture_bytes.values()) / 2**20
+        used_mib = peak_resident_mib() - before - pictures_mib
+        pictures_used = f"{len(picture_bytes):,} pictures ({pictures_mib:,.0f} MiB)"
+        print(
+            f"{len(verdict.reward):,} comparisons in one call: {used_mib:,.0f} MiB beside {pictures_used}; "
+            f"{num / seconds:.0f}/s",
+            flush=True,
+        )
+        del comparisons, picture_bytes
 
 
 if __name__ == "__main__":

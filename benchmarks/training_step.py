@@ -6,7 +6,7 @@ Usage: python benchmarks/training_step.py [--shape 2m|1b|internvl3-1b|internvl3-
        [--sample N] [--device cuda]
 """
 
-from support.compare import begin, compare_as_asked, options
+from support.compare import begin, compare_by_flags, options
 from support.questions import step_of
 
 LAYOUTS = ("strict", "two_questions", "listwise")
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="prompts in the step, of every way")
     args = parser.parse_args()
     backbone = begin(args)
-    compare_as_asked("T3", backbone, step_of(args.prompts, backbone.prepare.height), LAYOUTS, args, train=True)
+    compare_by_flags("T3", backbone, step_of(args.prompts, backbone.prepare.height), LAYOUTS, args, train=True)
 
 
 if __name__ == "__main__":

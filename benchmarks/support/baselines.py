@@ -1,7 +1,7 @@
-"""What the engine is measured against: padded batches of whole dialogs, and transformers' `DecisionPipeline`.
+"""Baselines of the engine: padded batches of whole dialogs, and transformers' `DecisionPipeline`.
 
-Questions of a batch do not depend on those of another, so a baseline may time `sample` of its batches, evenly spread,
-and multiply: `scale` says by how much. Rows that were not asked are not compared.
+A baseline may time only `sample` of its batches, evenly spread. Its time is then multiplied by `scale`. Only the logits
+of timed questions (`rows`) are compared with the engine's.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def spread(num: int, batch: int, sample: int) -> list[range]:
 class Padded:
     """Left-padded batches of whole dialogs through the transformers model.
 
-    Every picture of every question is encoded, and two words are read at the end; the language-model head gets
-    two-dimensional input. In training every batch has its own backward pass.
+    Every picture of every question is encoded. The language-model head runs at the last position alone. In training
+    every batch has its own backward pass.
     """
 
     def __init__(self, backbone: InternVLBackbone, dialogs: list, batch: int, *, sample: int, train: bool) -> None:
@@ -55,8 +55,8 @@ class Padded:
             tokens = torch.tensor([[0] * (width - len(e.ids)) + list(e.ids) for e in encoded]).to(model.device)
             mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded]).to(model.device)
             pixels = self.backbone.prepare([m for e in encoded for m, _ in e.images]).to(model.device, model.dtype)
-            found = model.model(input_ids=tokens, attention_mask=mask, pixel_values=pixels, use_cache=False)
-            logits = model.lm_head(found[0][:, -1])[:, self.ids].float()
+            states = model.model(input_ids=tokens, attention_mask=mask, pixel_values=pixels, use_cache=False)
+            logits = model.lm_head(states[0][:, -1])[:, self.ids].float()
             if self.train:
                 loss(logits).backward()
             rows.append(logits.detach())
@@ -64,7 +64,7 @@ class Padded:
 
 
 class Processor:
-    """What the pipeline asks of a processor. transformers' own for InternVL cannot be made without torchvision."""
+    """The processor methods that the pipeline calls. transformers' own processor for InternVL needs torchvision."""
 
     chat_template = ""
 
@@ -79,35 +79,35 @@ class Processor:
                 continue
             pixels.append(Media.from_pil(part["image"]))
             text += "<img>" + "<IMG_CONTEXT>" * self.backbone.model.config.image_seq_length + "</img>"
-        found = self.tokenizer(f"{text}<|assistant|>", add_special_tokens=False, return_tensors="pt")
+        tokens = self.tokenizer(f"{text}<|assistant|>", add_special_tokens=False, return_tensors="pt")
         model = self.backbone.model
         pixel_values = self.backbone.prepare(pixels).to(model.device, model.dtype)
-        return {"input_ids": found["input_ids"].to(model.device), "pixel_values": pixel_values}
+        return {"input_ids": tokens["input_ids"].to(model.device), "pixel_values": pixel_values}
 
 
 class Decision:
-    """transformers' `DecisionPipeline`, a question a call, in its own words. It has no gradients."""
+    """transformers' `DecisionPipeline`, one question a call, with its own wording. It has no gradients."""
 
-    rows: tuple[int, ...] = ()  # other words, other logits: that it agrees on the same words is a test of the suite
+    rows: tuple[int, ...] = ()  # its wording differs, so its logits are not compared (tests/vlm/test_decision.py does)
 
-    def __init__(self, backbone: InternVLBackbone, asked: list[Comparison], *, sample: int) -> None:
+    def __init__(self, backbone: InternVLBackbone, comparisons: list[Comparison], *, sample: int) -> None:
         self.decide: Callable[[dict[str, Any]], Any] = DecisionPipeline(
             model=backbone.model, tokenizer=backbone.tokenizer, processor=Processor(backbone),
             decision_config=DecisionConfig(labels={"noul": list(WORDS)}),
         )  # fmt: skip
-        picked = [asked[i] for b in spread(len(asked), 1, sample) for i in b]
-        self.scale = len(asked) / len(picked)
-        drawn: dict[int, Image.Image] = {}
-        self.requests = [self._request(c, drawn) for c in picked]
+        timed = [comparisons[i] for b in spread(len(comparisons), 1, sample) for i in b]
+        self.scale = len(comparisons) / len(timed)
+        images: dict[int, Image.Image] = {}
+        self.requests = [self._request(c, images) for c in timed]
 
     @staticmethod
-    def _request(asked: Comparison, drawn: dict[int, Image.Image]) -> dict[str, Any]:
-        media = {"ref-img": asked.reference, "cand-img": asked.candidate}
+    def _request(comparison: Comparison, images: dict[int, Image.Image]) -> dict[str, Any]:
+        media = {"ref-img": comparison.reference, "cand-img": comparison.candidate}
         question = "is the candidate better than the reference?"
         return {
-            "state": f"prompt: {asked.prompt}\nreference: ref-img\ncandidate: cand-img",
+            "state": f"prompt: {comparison.prompt}\nreference: ref-img\ncandidate: cand-img",
             "questions": {"better": {"type": "noul", "instructions": question}},
-            "assets": {k: drawn.setdefault(id(m), m.to_pil()) for k, m in media.items() if m is not None},
+            "assets": {k: images.setdefault(id(m), m.to_pil()) for k, m in media.items() if m is not None},
         }
 
     def __call__(self) -> torch.Tensor:

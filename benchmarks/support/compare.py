@@ -1,11 +1,12 @@
 """Interleaved timing of the engine against its baselines.
 
-The padded baselines (`baselines.py`) encode every picture of every question and run every dialog whole; `--sample`
-times some of their batches and multiplies. `unshared` is the engine without shared prefixes: every distinct picture
-once, all dialogs whole in one row without padding, with the same kernels.
+The padded baselines (`baselines.py`) encode every picture of every question and run every dialog whole. `unshared` is
+the engine without shared prefixes. It encodes each distinct picture once and runs all dialogs whole, in one row without
+padding, with the same kernels.
 
-Share of the floor: the time that the matrix products of the linear layers and of attention take at the speed of one
-large product, over the time taken. Products count the tree's tokens and the distinct pictures, three times in training.
+The share of the floor compares two times. The first is what the matrix products of linear layers and attention take at
+the speed of one large product (`floors.py`). The second is the measured time. Products count the tree's tokens and the
+distinct pictures; in training the language model's count three times.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from support.shapes import SHAPES, batches_of, build
 
 
 class Way(Protocol):
-    """One way to answer all questions. `rows`: which its logits are of (none: it asks otherwise than `strict`)."""
+    """One way to answer all questions. `rows`: questions of its logits, none where it words them differently."""
 
     scale: float
     rows: Sequence[int]
@@ -41,10 +42,11 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one layout.
+    """Figures of one layout.
 
     Attributes:
-        over_padded: time of the best padded batch over the engine's; over_unshared: that of the unshared row.
+        over_padded: time of the best padded batch size over the engine's time; over_unshared: time of the unshared row
+            over the engine's; over_one: time of one question a forward over the engine's.
         floor: share of the floor.
     """
 
@@ -70,18 +72,18 @@ class Row:
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
-    """What every benchmark of the engine takes."""
+    """The flags of every benchmark of the engine."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="2m", help="the model (support/shapes.py)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; one more warms up")
-    parser.add_argument("--sample", type=int, default=0, help="time so many batches of each baseline, and multiply")
+    parser.add_argument("--sample", type=int, default=0, help="batches of each baseline that are timed; 0 times all")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser
 
 
 def begin(args: argparse.Namespace) -> InternVLBackbone:
-    """Print where and what is measured; build the model."""
-    keep_freed_memory()  # helps every way of working
+    """Print hardware and settings; build the model."""
+    keep_freed_memory()  # makes all ways faster
     device = resolve_device(args.device)
     backbone = build(args.shape, device)
     dtype = str(backbone.model.dtype).removeprefix("torch.")
@@ -94,7 +96,7 @@ def begin(args: argparse.Namespace) -> InternVLBackbone:
 def interleaved(
     ways: Mapping[str, Way], rounds: int, device: torch.device, before: Callable[[], object]
 ) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Seconds of every way in every round but the first, scaled to all questions, and what each answered last."""
+    """Seconds of every way in every round but the first, scaled to all questions, and the last logits of each."""
     seconds: dict[str, list[float]] = {k: [] for k in ways}
     results: dict[str, torch.Tensor] = {}
     for i in range(rounds + 1):
@@ -112,7 +114,7 @@ def interleaved(
 def compare(
     task: str,
     backbone: InternVLBackbone,
-    asked: list[Comparison],
+    comparisons: list[Comparison],
     layouts: Sequence[str],
     *,
     batches: Sequence[int],
@@ -127,38 +129,38 @@ def compare(
         batches: sizes of padded batches, of which the best counts.
         singles: also one question a forward, and transformers' `DecisionPipeline`.
     """
-    ways: dict[str, Way] = {k: Ours(backbone, k, asked, train=train) for k in layouts}
-    ways["unshared"] = Ours(backbone, "strict", asked, train=train, shared=False)
-    dialogs = dialogs_of(Context(), asked)
+    ways: dict[str, Way] = {k: Ours(backbone, k, comparisons, train=train) for k in layouts}
+    ways["unshared"] = Ours(backbone, "strict", comparisons, train=train, shared=False)
+    dialogs = dialogs_of(Context(), comparisons)
     for batch in (*([1] if singles else []), *batches):
         ways[f"padded {batch}"] = Padded(backbone, dialogs, batch, sample=sample, train=train)
     if singles and not train:
-        ways["decision"] = Decision(backbone, asked, sample=sample)
+        ways["decision"] = Decision(backbone, comparisons, sample=sample)
     with torch.set_grad_enabled(train):
         seconds, results = interleaved(
             ways, rounds, backbone.device, lambda: backbone.module.zero_grad(set_to_none=True)
         )
-    middle = {k: statistics.median(v) for k, v in seconds.items()}
-    padded = {k: v for k, v in middle.items() if k.startswith("padded")}
+    medians = {k: statistics.median(v) for k, v in seconds.items()}
+    padded = {k: v for k, v in medians.items() if k.startswith("padded")}
     best = min(padded, key=padded.__getitem__)
     worst = max(float((results["strict"][list(ways[k].rows)] - results[k]).abs().max()) for k in padded)
-    print(f"{task}: {len(asked)} questions, best of the padded: {best}, {padded[best]:.3f} s;", end=" ")
+    print(f"{task}: {len(comparisons)} questions, best of the padded: {best}, {padded[best]:.3f} s;", end=" ")
     print(f"largest difference of logits {worst:.1e}", flush=True)
     rows = []
     for layout in layouts:
-        way, taken = ways[layout], middle[layout]
+        way, taken = ways[layout], medians[layout]
         assert isinstance(way, Ours)
         floor = floor_seconds(backbone, way.engine.work, train=train)
-        one = middle["padded 1"] / taken if singles else None
-        ratios = padded[best] / taken, middle["unshared"] / taken, one
-        counts = way.engine.work.tokens, way.engine.work.images, len(asked)
+        over_one = medians["padded 1"] / taken if singles else None
+        ratios = padded[best] / taken, medians["unshared"] / taken, over_one
+        counts = way.engine.work.tokens, way.engine.work.images, len(comparisons)
         rows.append(Row(task, layout, taken, *ratios, floor / taken, *counts))
         print(rows[-1], flush=True)
     return rows
 
 
-def compare_as_asked(task: str, backbone: InternVLBackbone, asked: list[Comparison], layouts: Sequence[str],
+def compare_by_flags(task: str, backbone: InternVLBackbone, comparisons: list[Comparison], layouts: Sequence[str],
                      args: argparse.Namespace, *, train: bool = False) -> None:  # fmt: skip
     """`compare` with the options of the command line."""
     batches = batches_of(args.shape)
-    compare(task, backbone, asked, layouts, batches=batches, rounds=args.rounds, sample=args.sample, train=train)
+    compare(task, backbone, comparisons, layouts, batches=batches, rounds=args.rounds, sample=args.sample, train=train)

@@ -1,4 +1,4 @@
-"""The least time that the matrix products can take: what is left above it is the engine's to lose."""
+"""The least time that the matrix products can take. All time above it could be saved."""
 
 import time
 from functools import cache
@@ -11,13 +11,13 @@ from rewarddance.vlm.internvl import InternVLBackbone
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was told; a CPU has."""
+    """Wait until the device has finished its work. A CPU works synchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def linear_operations(module: nn.Module, rows: int) -> float:
-    """Multiply-adds times two of the linear layers on so many rows."""
+    """Operations (two a multiply-add) of the linear layers on this many rows."""
     return 2.0 * rows * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
@@ -39,7 +39,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 def floor_seconds(backbone: InternVLBackbone, work: Work, *, train: bool) -> float:
     """Seconds of the products of one call: linear layers and attention, three times the language model in training.
 
-    The vision tower is frozen; what gradient checkpointing computes again does not count.
+    The vision tower is frozen. Recomputation by gradient checkpointing does not count.
     """
     model = backbone.model.model
     text, vision = model.config.text_config, model.config.vision_config

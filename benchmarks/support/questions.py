@@ -1,4 +1,4 @@
-"""What is asked in the benchmarks, and the engine that answers it."""
+"""The questions of the benchmarks, and the engine that answers them."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def round_robin(num: int, side: int, seed: int = 0, prompt: str = PROMPT) -> lis
 
 
 def step_of(prompts: int, side: int) -> list[Comparison]:
-    """A training step: all ordered pairs of six pictures for each of so many prompts, which are of mixed lengths."""
+    """A training step: all ordered pairs of six pictures, for each of `prompts` prompts of different lengths."""
     texts = [f"{PROMPT}{' and a cross' * (i % 3)}{i}" for i in range(prompts)]
     return [c for i, text in enumerate(texts) for c in round_robin(6, side, i, text)]
 
@@ -57,11 +57,17 @@ class Ours:
     scale = 1.0
 
     def __init__(
-        self, backbone: InternVLBackbone, layout: str, asked: list[Comparison], *, train: bool, shared: bool = True
+        self,
+        backbone: InternVLBackbone,
+        layout: str,
+        comparisons: list[Comparison],
+        *,
+        train: bool,
+        shared: bool = True,
     ) -> None:
         self.engine, self.train = (Engine if shared else Unshared)(backbone), train
-        self.dialogs = dialogs_of(Context(layout=layout), asked)  # type: ignore[arg-type]
-        self.rows = list(range(len(asked))) if layout == "strict" else []
+        self.dialogs = dialogs_of(Context(layout=layout), comparisons)  # type: ignore[arg-type]
+        self.rows = list(range(len(comparisons))) if layout == "strict" else []
 
     def __call__(self) -> torch.Tensor:
         logits = self.engine.answer_logits(self.dialogs, WORDS).logits

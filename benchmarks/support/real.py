@@ -17,7 +17,7 @@ CLIP_TOKENS = 77
 
 
 def made(kind: Any, *args: Any, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> Any:
-    """A module whose weights are made on the GPU in this type."""
+    """A module with weights of this type, made on the GPU."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -28,7 +28,7 @@ def made(kind: Any, *args: Any, dtype: torch.dtype = torch.bfloat16, **kwargs: A
 
 
 def sd35_medium(resolution: int, guidance: float) -> Sd3Generator:
-    """StableDiffusion 3.5 medium (2.2B parameters) without T5, for which zeros stand."""
+    """Stable Diffusion 3.5 medium (2.2B parameters) without T5; zeros replace its tokens."""
     tokenizer = new_prompt_tokenizer()
     tokenizer.model_max_length = CLIP_TOKENS
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
@@ -96,7 +96,7 @@ def sd35_medium(resolution: int, guidance: float) -> Sd3Generator:
 
 
 def preset(name: str) -> InternVLBackbone:
-    """An InternVL of `vlm/presets.py` in bf16, with the embedded VLM's tokenizer."""
+    """An InternVL preset (`vlm/presets.py`) in bf16, with the embedded VLM's tokenizer."""
     tokenizer, config = new_tokenizer(), config_of(name)
     config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     model = made(InternVLForConditionalGeneration, config)

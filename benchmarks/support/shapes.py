@@ -1,9 +1,9 @@
-"""Models that the engine is measured on, with random weights.
+"""Models for the benchmarks of the engine, with random weights.
 
 `2m` is the embedded VLM in fp32. `1b` has the widths of InternVL3-1B (vision 1024, language model 896 with 14 heads
-over 2, vocabulary cut to 32,000) with 3 + 3 layers, which a CPU can carry. `internvl3-1b` and `internvl3-8b` have all
-layers and the whole vocabulary; they want a GPU. All but the first see 256 tokens a picture, in bf16 where the
-processor has it and in fp32 where it has not.
+over 2, vocabulary cut to 32,000) with 3 + 3 layers, so that it fits a CPU. `internvl3-1b` and `internvl3-8b` have all
+layers and the whole vocabulary; they need a GPU. All but the first see 256 tokens a picture. They compute in bf16 where
+the hardware has it, else in fp32.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rewarddance.world.build.tiny_vlm import new_tokenizer, new_vlm
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of the language model and layers of the vision tower; the batches that baselines are tried with."""
+    """Dimensions of the language model, layers of the vision tower, and batch sizes of the padded baselines."""
 
     batches: tuple[int, ...]
     width: int = 896
@@ -42,34 +42,34 @@ SHAPES = {
 
 
 def batches_of(shape: str) -> tuple[int, ...]:
-    """Questions of a padded batch, to take the best of, beside one a forward."""
-    found = SHAPES[shape]
-    return found.batches if found else (8, 16, 32)
+    """Sizes of padded batches, of which the best counts."""
+    dimensions = SHAPES[shape]
+    return dimensions.batches if dimensions else (8, 16, 32)
 
 
 def build(shape: str, device: torch.device) -> InternVLBackbone:
     """The model of `shape` with its tokenizer and preprocessor; its vision tower is frozen."""
-    tokenizer, found = new_tokenizer(), SHAPES[shape]
+    tokenizer, dimensions = new_tokenizer(), SHAPES[shape]
     torch.manual_seed(0)
-    if found is None:
+    if dimensions is None:
         backbone = InternVLBackbone(new_vlm("tiny-2m", tokenizer).to(device), tokenizer, Preprocessor.square(48))
         backbone.vision.requires_grad_(False)
         return backbone
     vision = InternVLVisionConfig(
         hidden_size=1024,
-        num_hidden_layers=found.vision_layers,
+        num_hidden_layers=dimensions.vision_layers,
         num_attention_heads=16,
         intermediate_size=4096,
         image_size=(448, 448),
     )
     text = Qwen2Config(
-        vocab_size=found.vocabulary,
-        hidden_size=found.width,
-        num_hidden_layers=found.layers,
-        num_attention_heads=found.heads,
-        num_key_value_heads=found.key_heads,
-        intermediate_size=found.hidden,
-        tie_word_embeddings=found.tied,
+        vocab_size=dimensions.vocabulary,
+        hidden_size=dimensions.width,
+        num_hidden_layers=dimensions.layers,
+        num_attention_heads=dimensions.heads,
+        num_key_value_heads=dimensions.key_heads,
+        intermediate_size=dimensions.hidden,
+        tie_word_embeddings=dimensions.tied,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
@@ -80,7 +80,7 @@ def build(shape: str, device: torch.device) -> InternVLBackbone:
         text_config=text,
         image_token_id=ids,
         image_seq_length=256,
-        tie_word_embeddings=found.tied,
+        tie_word_embeddings=dimensions.tied,
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if native_bf16(device.type) else torch.float32)

@@ -63,7 +63,7 @@ def test_tables_of_some_rows_read_their_own_pictures_group_by_group(tmp_path, mo
             assert table[i].record_id == f"r{i}"
             assert (table[i].media[1].to_numpy() == i).all()
     assert [int(r.media[0].to_numpy()[0, 0, 0]) for r in some] == [8, 21, 3]
-    assert len(table.pictures._kept) == 3
+    assert len(table.pictures._decoded) == 3
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ BROKEN = [
     (pair(image_a="/etc/passwd"), "outside the media root"),
     ({"prompt": "p"}, "no preference"),
     ({"prompt": "p", "images": ["a.png"], "ranking": [1]}, "two or more"),
-    ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1]}, "as many"),
+    ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1]}, "the same number"),
     ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": [1, float("nan")]}, "finite"),
     ("{not json", "not JSON"),
     ("[1, 2]", "not a JSON object"),

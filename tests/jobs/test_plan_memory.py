@@ -1,7 +1,7 @@
 """The plan against what a real training step really holds, and against published numbers of parameters."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,10 +16,8 @@ from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.plan import (
     Setting,
     adapters,
-    checkpoint,
     choices,
     config_of,
-    loading,
     memory_of,
     parse_memory,
     plan,
@@ -139,15 +137,15 @@ def test_main_memory_and_disk_are_counted_too():
     found = plan(SIZE, 8, parse_memory("80GB"), Pass(1))
     assert found.loading == 8 * 4 * found.parts.total
     assert found.checkpoint == 16 * found.parts.total  # weights, two moments, the average
-    small = Setting(trained="adapters", weights="bf16")
-    assert loading(small, found.parts, 1) == 2 * found.parts.total
-    assert checkpoint(small, found.parts, num_adapters=100) == 1600
+    small = replace(found, chosen=Setting(trained="adapters", weights="bf16"), gpus=1, num_adapters=100)
+    assert small.loading == 2 * found.parts.total
+    assert small.checkpoint == 1600
 
 
 def test_larger_pictures_take_more_memory_and_only_what_a_model_takes(monkeypatch):
     model = empty_model(config_of(SIZE))
     one, four = (kept_by(model, Pass(2, tiles=t), torch.float32) for t in (1, 4))
-    assert four.vision == 5 * one.vision  # four parts and the whole
+    assert four.vision.total == 5 * one.vision.total  # four parts and the whole
     assert four.tokens > 3 * one.tokens
     qwen = config_of("qwen3-vl-2b")
     assert Pass(1).squares(qwen) == (1, 14**2)

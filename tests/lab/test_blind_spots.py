@@ -10,13 +10,13 @@ from rewarddance.world.oracle import fidelity
 
 
 def test_one_render_fulfils_the_prompt_and_the_other_does_not():
-    found = list(edited_pairs(3, seed=1))
-    assert [s.edit for s in found] == [e for e in EDITS for _ in range(3)]
-    for s in found:
+    pairs = [s for edit in EDITS for s in edited_pairs(edit, 3, seed=1)]
+    assert [s.edit for s in pairs] == [e for e in EDITS for _ in range(3)]
+    for s in pairs:
         assert fidelity(s.right.to_numpy(), s.prompt) > 0.9
         assert s.gap == pytest.approx(fidelity(s.right.to_numpy(), s.prompt) - fidelity(s.wrong.to_numpy(), s.prompt))
         assert s.gap > 0.05 or s.edit in ("style", "size", "add", "move")
-    assert [s.prompt for s in edited_pairs(3, seed=1)] == [s.prompt for s in found]
+    assert [s.prompt for s in edited_pairs(EDITS[0], 3, seed=1)] == [s.prompt for s in pairs[:3]]
 
 
 class Partial:

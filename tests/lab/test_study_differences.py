@@ -31,7 +31,7 @@ def test_differences_are_of_the_same_pairs_with_intervals():
     assert gaps["mixed"]["id"]["mean"] == pytest.approx(0)
     assert gaps["mixed"]["id"]["ci_low"] < -0.2
     assert set(gaps["other"]) == {"id"}
-    tables = judge_tables({"variants": named(found), "differences": gaps, "against": "pairwise"}, "variants")
+    tables = judge_tables({"variants": named(found), "differences": gaps, "against": "pairwise"})
     assert tables[1].title.startswith("Minus pairwise")
     assert tables[1].rows[0] == ["other", "+0.250 [+0.250, +0.250]", "–"]
 
@@ -46,6 +46,6 @@ def test_prompts_count_by_their_pairs():
 
 def test_nothing_to_compare_gives_no_table():
     assert differences({"other": _rows(0.5)}, "pairwise") == {}
-    alone = judge_tables({"variants": named({"other": _rows(0.5)}), "differences": {}}, "variants")
+    alone = judge_tables({"variants": named({"other": _rows(0.5)}), "differences": {}})
     assert [t.title.split(" ")[0] for t in alone] == ["One"]
     assert differences({"pairwise": _rows(0.5), "old": {"seeds": [{}]}}, "pairwise") == {"old": {}}

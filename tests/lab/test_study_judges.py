@@ -27,7 +27,7 @@ def test_variants_are_trained_on_the_same_data_and_tabled(vlm_folder, data_folde
     config = json.loads((tmp_path / "pairwise-answer_first-0" / "run.json").read_text())["config"]
     assert (config["context"]["cot"], config["paradigm"]) == ("answer_first", "generative_pairwise")
     assert config["data"].endswith("data-with-reasons")
-    tables = judge_tables(found, "variants")
+    tables = judge_tables(found)
     assert (tmp_path / "table.md").read_text() == as_markdown(tables)
     assert [len(t.rows) for t in tables] == [2, 2]  # figures, and costs
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}

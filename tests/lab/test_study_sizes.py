@@ -4,7 +4,7 @@ from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.load import load_internvl
-from rewarddance.lab.study_sizes import SizesConfig, parse_sizes, scaled, study_sizes
+from rewarddance.lab.study_sizes import SizesConfig, scaled, study_sizes
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.world.build.preferences import PreferencesConfig, embedded_records
@@ -84,12 +84,6 @@ def test_learning_rates_fall_with_the_width_as_each_optimizer_wants_it():
         name: scaled(OptimConfig(name=name, lr=1.0), 4 * SIZES["tiny-2m"].text_width).lr for name in ("adamw", "muon")
     }
     assert found == {"adamw": 0.25, "muon": 0.5}
-
-
-def test_unknown_sizes_name_the_known_ones():
-    assert parse_sizes(["tiny-2m"]) == ("tiny-2m",)
-    with pytest.raises(RunError, match="tiny-200m"):
-        parse_sizes(["huge"])
 
 
 def test_a_study_that_is_told_to_stop_begins_no_other_size(data, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The `rewarddance` command: finds the subcommand, reads its flags, prints errors as one line. Imports no torch."""
+"""The `rewarddance` command: runs a subcommand and prints errors as one line. It imports no torch by itself."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        # the reader of our output has ended; the interpreter would fail again when it flushes standard output
+        # The reader of our output has ended. Without this the interpreter fails again when it flushes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
@@ -116,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _quiet() -> None:
-    """Keep advice and progress bars of other libraries out of the output. A user's own settings win."""
+    """Turn off messages and progress bars of other libraries, unless the user has set them."""
     for key, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
         os.environ.setdefault(key, value)
 

@@ -17,6 +17,7 @@ from rewarddance.core.progress import say
 
 if TYPE_CHECKING:
     from rewarddance.core.types import Comparison
+    from rewarddance.reward.judge import Judge
 
 
 def show(values: Any) -> None:
@@ -34,7 +35,7 @@ class Demo(Flags):
     out: Path = Path("runs/demo")
     """Folder for everything; an earlier demo in it is replaced."""
     fast: bool = False
-    """A few steps of everything, for tests; its figures mean nothing."""
+    """A few steps of each part, for tests; the figures mean nothing."""
     seed: int = 0
 
     def run(self) -> None:
@@ -65,7 +66,7 @@ class DataBuild(Flags):
     pictures: Annotated[int, Least(2)] = 4
     """Pictures of each prompt."""
     generator: str = "tiny"
-    """Generator whose samples are judged beside renders; `none` for renders alone."""
+    """Generator whose pictures are judged together with renders; `none` for renders alone."""
     generator_share: float = 0.7
     criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
     """What the raters judge by."""
@@ -121,9 +122,9 @@ class DataImport(Flags):
         from rewarddance.data.importers import import_preferences
         from rewarddance.reward.context import Context
 
-        known = (*Context().words.criteria, *self.criteria)
-        report = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error, known)
-        show({k: v for k, v in report.as_dict().items() if k not in ("rejected", "warnings")})
+        criteria = (*Context().words.criteria, *self.criteria)
+        report = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error, criteria)
+        show({k: v for k, v in report.as_dict().items() if k != "rejected"})
         for line in report.messages():
             say(line)
 
@@ -132,8 +133,8 @@ class DataImport(Flags):
 class DataRationales(Flags):
     """Ask a teacher for reasons and keep those whose verdict agrees with the label; for chain-of-thought judges.
 
-    Answers are kept as they come, so a stopped run goes on where it was. `rationales.json` counts what was kept, what
-    disagreed, was refused or could not be read, and what it cost.
+    Answers are saved at once, so a stopped run continues where it was. `rationales.json` counts the answers that were
+    kept, that disagreed, that were refused or unreadable, and their cost.
 
     Example: rewarddance data rationales data/embedded --out data/reasons
 
@@ -175,8 +176,31 @@ class DataRationales(Flags):
         show(add_rationales(self.folder, teacher, self.out, limit=self.limit, workers=workers, price=self.price))
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeFlags(Flags):
+    """Flags of commands that ask a judge."""
+
+    judge: str = "tiny"
+    """`tiny`, a run folder of `rewarddance train`, or a checkpoint."""
+    criterion: str | None = None
+    """What to judge by; what the judge was trained for when not given."""
+    tiles: SomeCount = None
+    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    precision: Precision | None = None
+    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
+    on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
+    template: str | None = None
+    """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
+
+    def load(self, *, compile: bool) -> Judge:
+        from rewarddance.jobs.load import load_judge
+
+        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
+        return load_judge(self.judge, **settings, compile=compile)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Score(Flags):
+class Score(JudgeFlags):
     """Judge one picture (pointwise), two (candidate against reference), or every comparison of a data folder.
 
     Example: rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
@@ -186,41 +210,28 @@ class Score(Flags):
 
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """A folder written by `data build` or `data import`, or a Parquet file of it."""
-    judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, or a local checkpoint."""
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
-    criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
     out: Path | None = None
     """File for one JSON line a comparison when a data folder is scored."""
-    tiles: SomeCount = None
-    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
-    precision: Precision | None = None
-    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
-    on a CPU; it is the default, unless the judge was trained in fp32. The result says what it came to."""
-    template: str | None = None
-    """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
     def run(self) -> None:
-        from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.score import score_data, score_one
 
-        idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
-        kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
-        flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
-        need(not flags, f"score: {flags} has no part in judging {kind}")
+        unused = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
+        kind = "one picture" if self.data is None else "a data folder, whose records have their own"
+        flags = ", ".join(f"--{flag}" for flag in sorted(unused & self.given()))
+        need(not flags, f"score: {flags} cannot be used with {kind}")
         comparison = None if self.data is not None else self._comparison()
-        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
-        judge = load_judge(self.judge, **settings, compile=self.data is not None)  # type: ignore[arg-type]
+        judge = self.load(compile=self.data is not None)
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
         elif comparison is not None:
             show(score_one(judge, comparison))
 
     def _comparison(self) -> Comparison:
-        """The pictures, opened before the judge is loaded, so that a wrong path is said at once."""
+        """Open the pictures. This happens before the judge is loaded, so that a wrong path is reported at once."""
         from rewarddance.core.media import Media
         from rewarddance.core.types import Comparison
 
@@ -231,7 +242,7 @@ class Score(Flags):
 
 
 @dataclass(frozen=True)
-class Rank(Flags):
+class Rank(JudgeFlags):
     """Order pictures of one prompt by round robin.
 
     `order` in the result is best first. `wins` is P(row is better than column), in the order in which the pictures were
@@ -242,26 +253,15 @@ class Rank(Flags):
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     prompt: str
-    judge: str = "tiny"
-    criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
-    tiles: SomeCount = None
-    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
-    precision: Precision | None = None
-    """What passes compute in, as for `score`."""
-    template: str | None = None
-    """Words for a checkpoint that was not trained to judge, as for `score`."""
 
     def run(self) -> None:
         from rewarddance.core.media import Media
-        from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.rank import rank_files
 
-        twice = [p for i, p in enumerate(self.images) if p in self.images[:i]]
-        need(not twice, f"rank: {', '.join(map(str, twice))} is given twice")
+        repeated = [p for i, p in enumerate(self.images) if p in self.images[:i]]
+        need(not repeated, f"rank: {', '.join(map(str, repeated))} is given twice")
         pictures = {p: Media.open(p) for p in self.images}
-        judge = load_judge(self.judge, tiles=self.tiles, precision=self.precision, template=self.template)
-        show(rank_files(judge, self.prompt, pictures, self.criterion))
+        show(rank_files(self.load(compile=False), self.prompt, pictures, self.criterion))
 
 
 @dataclass(frozen=True)
@@ -315,21 +315,13 @@ class Sample(Flags):
                 f"sample: --{flag} chooses among candidates; add --best-of N",
             )
         prompts = [self.prompt or ""] if self.prompts is None else [p.text for p in read_prompts(self.prompts)[0]]
-        flags = {
-            "generator": self.generator,
-            "num_steps": self.num_steps,
-            "guidance": self.guidance,
-            "sample_batch": self.sample_batch,
-            "dtype": self.generator_dtype,
-            "resolution": self.resolution,
-            "max_sequence_length": self.max_sequence_length,
-            "precision": self.precision,
-        }
-        given = {k: v for k, v in flags.items() if v is not None}
+        names = ("generator", "num_steps", "guidance", "sample_batch", "resolution", "max_sequence_length", "precision")
+        flags: dict[str, Any] = {name: getattr(self, name) for name in names} | {"dtype": self.generator_dtype}
+        run = Sampling.of_run(self.adapter)
         result = sample_to_folder(
             prompts,
             self.out,
-            replace(Sampling.of_run(self.adapter), **given),  # type: ignore[arg-type]
+            replace(run, **{name: value for name, value in flags.items() if value is not None}),
             num=self.num,
             best_of=self.best_of,
             adapter=self.adapter,

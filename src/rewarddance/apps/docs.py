@@ -1,4 +1,4 @@
-"""Writes `docs/cli.md` from the commands themselves; a test holds the page to it."""
+"""Writes `docs/cli.md` from the commands' help. A test compares the page with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 from rewarddance.apps.cli import COMMANDS, main, overview
 
@@ -17,18 +18,11 @@ This page is written by `python -m rewarddance.apps.docs`; a test compares it wi
 
 def help_of(name: str) -> str:
     """What `rewarddance NAME --help` prints, 100 columns wide, without colour."""
-    old = {k: os.environ.get(k) for k in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
-    os.environ.update(COLUMNS="100", NO_COLOR="1")
-    os.environ.pop("FORCE_COLOR", None)
     out = io.StringIO()
-    try:
+    with patch.dict(os.environ, COLUMNS="100", NO_COLOR="1"):  # restores all variables at its end
+        os.environ.pop("FORCE_COLOR", None)
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main([*name.split(), "--help"])
-    finally:
-        for key, value in old.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 

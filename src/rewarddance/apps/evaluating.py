@@ -1,4 +1,4 @@
-"""`rewarddance evaluate`: one command with several things to measure, each with its own flags."""
+"""`rewarddance evaluate`: several measurements in one command, each with its own flags."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TAKES: dict[str, set[str]] = {
     "of a judge's run": {"run_folder", "precision"},
     "of an alignment run": {"run_folder", "every", *_SAMPLING},
 }
-"""What is measured, and the flags that it takes. Any other flag is an error."""
+"""Measurements, and the flags that each takes. Any other flag is an error."""
 
 
 @dataclass(frozen=True)
 class Evaluate(Flags):
-    """Measure what a run trained (an alignment's gain by category, a judge's accuracy), or a model as it is.
+    """Measure a run (an alignment's gain by category, a judge's accuracy) or a model without a run.
 
     Evaluations of runs are also written into the run, as evaluation.json (with --prompts evaluation_prompts.json).
 
@@ -66,14 +66,14 @@ class Evaluate(Flags):
     seed: int = 0
     precision: Precision | None = None
     """What models compute in. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
-    100M parameters on a CPU. The result says what it came to."""
+    100M parameters on a CPU. The result names the precision."""
 
     def run(self) -> None:
         kind = self._kind()
         extra = sorted(self.given() - _TAKES[kind])
         flags = ", ".join(str(self.run_folder) if f == "run_folder" else f"--{f.replace('_', '-')}" for f in extra)
         need(not extra, f"evaluate {kind}: takes no {flags}")
-        show(_MEASURES[kind](self))
+        show(self._measure(kind))
 
     def _kind(self) -> str:
         from rewarddance.core.runs import RunFolder
@@ -92,84 +92,25 @@ class Evaluate(Flags):
         judged = RunFolder(self.run_folder).read()["kind"] == "judge"
         return "of a judge's run" if judged else "of an alignment run"
 
+    def _measure(self, kind: str) -> dict[str, Any]:
+        """The figures. Flags that are not given keep the defaults of the functions below."""
+        from rewarddance.jobs import evaluate
 
-def _generator(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.evaluate import evaluate_generator
+        flags: dict[str, Any] = {f: getattr(self, f) for f in _TAKES[kind] if getattr(self, f) is not None}
+        if kind == "--generator":
+            return evaluate.evaluate_generator(flags.pop("generator"), **flags)
+        if kind == "--prompts":
+            return evaluate.evaluate_on_prompts(flags.pop("run_folder"), flags.pop("prompts"), **flags)
+        if kind == "--vlm":
+            from rewarddance.lab.vlm_benchmark import benchmark_vlm
 
-    assert asked.generator is not None
-    return evaluate_generator(
-        asked.generator,
-        num_noises=asked.num_noises,
-        num_steps=asked.num_steps or 10,
-        guidance=1.0 if asked.guidance is None else asked.guidance,
-        every=asked.every,
-        seed=asked.seed,
-        precision=asked.precision or "auto",
-    )
+            return benchmark_vlm(flags.pop("vlm"), **flags)
+        if kind == "--judge" and self.data is None:
+            from rewarddance.lab.judge_benchmark import benchmark_judge
 
-
-def _prompts(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.evaluate import evaluate_on_prompts
-
-    assert asked.run_folder is not None
-    assert asked.prompts is not None
-    return evaluate_on_prompts(
-        asked.run_folder,
-        asked.prompts,
-        judge=asked.judge,
-        num_noises=asked.num_noises,
-        num_steps=asked.num_steps,
-        seed=asked.seed,
-        guidance=asked.guidance,
-        precision=asked.precision or "auto",
-    )
-
-
-def _judge(asked: Evaluate) -> dict[str, Any]:
-    assert asked.judge is not None
-    if asked.data is None:
-        from rewarddance.lab.judge_benchmark import benchmark_judge
-
-        return benchmark_judge(asked.judge, seed=asked.seed, precision=asked.precision)
-    from rewarddance.jobs.evaluate import evaluate_judge_on_data
-
-    return evaluate_judge_on_data(asked.judge, asked.data, asked.seed, precision=asked.precision)
-
-
-def _vlm(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.lab.vlm_benchmark import benchmark_vlm
-
-    assert asked.vlm is not None
-    return benchmark_vlm(asked.vlm, seed=asked.seed)
-
-
-def _judge_run(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.evaluate import evaluate_judge_run
-
-    assert asked.run_folder is not None
-    return evaluate_judge_run(asked.run_folder, asked.precision)
-
-
-def _alignment_run(asked: Evaluate) -> dict[str, Any]:
-    from rewarddance.jobs.evaluate import evaluate_alignment
-
-    assert asked.run_folder is not None
-    return evaluate_alignment(
-        asked.run_folder,
-        num_noises=asked.num_noises,
-        every=asked.every,
-        seed=asked.seed,
-        num_steps=asked.num_steps,
-        guidance=asked.guidance,
-        precision=asked.precision or "auto",
-    )
-
-
-_MEASURES = {
-    "--generator": _generator,
-    "--prompts": _prompts,
-    "--judge": _judge,
-    "--vlm": _vlm,
-    "of a judge's run": _judge_run,
-    "of an alignment run": _alignment_run,
-}
+            return benchmark_judge(flags.pop("judge"), **flags)
+        if kind == "--judge":
+            return evaluate.evaluate_judge_on_data(flags.pop("judge"), flags.pop("data"), **flags)
+        if kind == "of a judge's run":
+            return evaluate.evaluate_judge_run(flags.pop("run_folder"), **flags)
+        return evaluate.evaluate_alignment(flags.pop("run_folder"), **flags)

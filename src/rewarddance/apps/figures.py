@@ -15,7 +15,7 @@ PALETTE = [COLOURS["gold"], COLOURS["proxy"], COLOURS["soft"], COLOURS["good"], 
 
 
 def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str:
-    """The figure as HTML for a page that has plotly's script, in the house's colours."""
+    """The figure as HTML, in the reports' colours, for a page that contains plotly's script."""
     figure.update_layout(
         template="simple_white",
         height=height,
@@ -25,7 +25,7 @@ def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str
         xaxis_title=x,
         yaxis_title=y,
     )
-    config = {"displayModeBar": False, "responsive": True}  # the bar would lie over the legend
+    config = {"displayModeBar": False, "responsive": True}  # the bar would cover the legend
     html: str = figure.to_html(full_html=False, include_plotlyjs=False, default_width="100%", config=config)
     return html
 
@@ -48,7 +48,7 @@ def curves(metrics: list[dict[str, Any]], names: dict[str, str], y: str, dashed:
 
 
 def intervals(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
-    """Means with their 95% intervals (`mean`, `ci_low`, `ci_high`), one below the other, and a line at 0."""
+    """Means with their 95% intervals (`mean`, `ci_low`, `ci_high`), one row each, and a line at 0."""
     names, mean = list(rows), [r["mean"] for r in rows.values()]
     up = [r["ci_high"] - r["mean"] for r in rows.values()]
     down = [r["mean"] - r["ci_low"] for r in rows.values()]
@@ -62,13 +62,16 @@ def intervals(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
 
 
 def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | None:
-    """Several measurements of each row as small dots and their mean as a large one, a colour for each series.
+    """Measurements of each row as small dots and their mean as a large dot. Each series has a colour.
 
     Args:
-        rows: for every row, its values by series; None is drawn where no row has any.
+        rows: for every row, its values by series.
+
+    Returns:
+        None where no row has values.
     """
     figure = go.Figure()
-    series = list(dict.fromkeys(s for values in rows.values() for s, found in values.items() if found))
+    series = list(dict.fromkeys(s for values in rows.values() for s, measured in values.items() if measured))
     for name, colour in zip(
         series, [COLOURS["gold"], COLOURS["proxy"], COLOURS["good"], COLOURS["soft"]], strict=False
     ):

@@ -33,13 +33,15 @@ class Flags:
 
     @classmethod
     def read(cls, program: str, args: list[str]) -> Self:
-        """Parse flags.
+        """Parse flags. A command with a field `config` reads a recipe first: `[RECIPE.yaml] --flags`.
 
         Raises:
             UsageError: one line that says what is wrong.
+            ConfigError: the recipe cannot be read or has a wrong key.
         """
         refuse_repeated(args)
-        command: Self = _parsed(cls, program, args)
+        model = get_type_hints(cls).get("config")
+        command: Self = _parsed(cls, program, args) if model is None else _with_recipe(cls, model, program, args)
         return in_range(command, program)
 
     def given(self) -> set[str]:
@@ -50,12 +52,12 @@ class Flags:
         raise NotImplementedError
 
 
-def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
-    """Parse with tyro. Its error box becomes one line."""
+def _parsed(cls: type[F], program: str, args: list[str], **options: Any) -> F:
+    """Parse with tyro; `options` are tyro's. Its error box becomes one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            command: F = tyro.cli(cls, prog=program, args=args, **how)
+            command: F = tyro.cli(cls, prog=program, args=args, **options)
             return command
     except SystemExit as stop:
         if not stop.code:
@@ -64,7 +66,7 @@ def _parsed(cls: type[F], program: str, args: list[str], **how: Any) -> F:
 
 
 def usage_line(box: str, program: str) -> str:
-    """Tyro's error box as one line: its first part, and the flag that was probably meant."""
+    """Tyro's error box as one line: its first message, and the flag that was probably meant."""
     lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in box.splitlines()][1:]  # the first is a title
     parts = [" ".join(part.split()) for part in re.split("[─-]{3,}", " ".join(lines)) if part.strip()]
     first = re.sub(r"\s*(\[type=[^]]*\]|For further information visit \S+)", "", parts[0])
@@ -92,7 +94,7 @@ def in_range(command: F, program: str) -> F:
 
 
 def refuse_repeated(args: list[str]) -> None:
-    """Refuse a flag that is given twice; the parser would silently keep the last one.
+    """Refuse a flag that is given twice. The parser would silently use the last one.
 
     Raises:
         UsageError: names the flag.
@@ -102,28 +104,19 @@ def refuse_repeated(args: list[str]) -> None:
     need(twice is None, f"{twice} is given more than once; write it once, with all its values behind it")
 
 
-def read_with_recipe(
-    cls: type[Any], model: type[Config], program: str, args: list[str], base: dict[str, Any] | None = None
-) -> Any:
-    """Parse `[RECIPE.yaml] --flags`: the recipe gives defaults, flags override single keys.
-
-    Raises:
-        ConfigError: the recipe cannot be read or has a wrong key.
-    """
-    refuse_repeated(args)
-    recipe = base or {}
-    defaults = model().model_dump()
+def _with_recipe(cls: type[F], model: type[Config], program: str, args: list[str]) -> F:
+    """The recipe gives the defaults of `config`; flags override single keys."""
+    recipe: dict[str, Any] = {}
+    source = "configuration"
     if args and not args[0].startswith("-"):
-        recipe = merge(recipe, load_recipe(args[0]))
         source, args = args[0], args[1:]
-    else:
-        source = "configuration"
-    values: dict[str, Any] = {"config": parse_config(model, merge(defaults, recipe), source)}
+        recipe = load_recipe(source)
+    values: dict[str, Any] = {"config": parse_config(model, merge(model().model_dump(), recipe), source)}
     for f in fields(cls):
         if f.name != "config":
             values[f.name] = f.default if f.default is not MISSING else tyro.MISSING
     try:
-        return in_range(_parsed(cls, program, args, default=cls(**values)), program)
+        return _parsed(cls, program, args, default=cls(**values))
     except ValidationError as error:
         raise UsageError(f"{program.removeprefix('rewarddance ')}: {problems(model, error)}") from None
 

@@ -50,8 +50,9 @@ class PlanCommand(Flags):
         from rewarddance.vlm.footprint import Pass
 
         whole = self.backbone.startswith(("tiny", "internvl"))
-        needless = whole and "side" in self.given()
-        need(not needless, f"plan: --side has no part in {self.backbone}; --tiles cuts its pictures")
+        need(
+            not (whole and "side" in self.given()), f"plan: {self.backbone} takes no --side; --tiles cuts its pictures"
+        )
         work = Pass(self.micro_batch, self.pictures, self.text_tokens, self.tiles, self.side)
         result = plan(self.backbone, self.gpus, parse_memory(self.memory), work)
         if self.json:
@@ -96,14 +97,14 @@ def _table(result: Any) -> Table:
 
 
 def _worth_showing(tried: Any) -> list[Any]:
-    """Of settings that differ only in the size of a pass or in sharding, the last one, which takes the least memory."""
+    """The last of the settings that differ only in the size of a pass or in sharding. It takes the least memory."""
     last: dict[Any, Any] = {}
     for setting, memory in tried:
         last[setting.trained, setting.weights, setting.average, setting.checkpointing] = setting, memory
     return list(last.values())
 
 
-def _as_dict(result: Any, more: str) -> dict[str, Any]:
+def _as_dict(result: Any, tiles_flag: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -113,6 +114,6 @@ def _as_dict(result: Any, more: str) -> dict[str, Any]:
         "chosen": asdict(result.chosen) if result.chosen else None,
         "loading_gib": round(result.loading / 2**30, 2),
         "checkpoint_gib": round(result.checkpoint / 2**30, 2),
-        "flags": result.chosen.flags() + more if result.chosen else None,
+        "flags": result.chosen.flags() + tiles_flag if result.chosen else None,
         "tried": [{**asdict(s), **m.gib(), "fits": m.total <= result.limit} for s, m in result.tried],
     }

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from rewarddance.apps.figures import curves, intervals
 from rewarddance.apps.report_study import study_content
 from rewarddance.core.errors import RunError
+from rewarddance.core.plugins import TASKS, load_plugin
 from rewarddance.core.runs import RunFolder
 
 
@@ -61,59 +62,60 @@ def _image(path: Path) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-def _categories(evaluation: dict[str, Any]) -> str:
-    return intervals({**evaluation["categories"], "all": evaluation["gain"]}, "gain in oracle fidelity")
-
-
 def _pairs(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for entry in _read(folder / "samples.json") or []:
-        stem = f"{entry['index']:03d}"
-        images = {name: _image(folder / f"{stem}_{name}.png") for name in ("before", "after")}
-        found.append({"prompt": entry["prompt"], "gold": entry, **{f"{k}_image": v for k, v in images.items()}})
-    return found
+    """Samples before and after training, as `evaluate` wrote them."""
+    return [
+        {"prompt": entry["prompt"], "gold": entry}
+        | {f"{side}_image": _image(folder / f"{entry['index']:03d}_{side}.png") for side in ("before", "after")}
+        for entry in _read(folder / "samples.json") or []
+    ]
 
 
 def _winners(folder: Path) -> list[dict[str, Any]]:
-    found = []
+    """Candidates of the demo's first four prompts, with their oracle fidelity and which one the judge prefers."""
+    selections = []
     for k, entry in enumerate((_read(folder / "best_of_n.json") or [])[:4]):
         pictures = [
-            {
-                "image": _image(folder / f"{k}_{i}.png"),
-                "oracle": v,
-                "margin": entry["margin"][i],
-                "best": i == entry["best"],
-            }
-            for i, v in enumerate(entry["oracle"])
+            {"image": _image(folder / f"{k}_{i}.png"), "oracle": value, "best": i == entry["best"]}
+            for i, value in enumerate(entry["oracle"])
         ]
-        found.append({"prompt": entry["prompt"], "pictures": pictures})
-    return found
+        selections.append({"prompt": entry["prompt"], "pictures": pictures})
+    return selections
 
 
-def _figure_list(wanted: list[tuple[str, str | None]]) -> list[dict[str, Any]]:
-    return [{"title": title, "html": html} for title, html in wanted if html]
+def _figure_list(figures: list[tuple[str, str | None]]) -> list[dict[str, str]]:
+    return [{"title": title, "html": html} for title, html in figures if html]
 
 
-def _align_figures(run: Path) -> list[dict[str, Any]]:
+def _gold_name(config: dict[str, Any]) -> str | None:
+    """What the gold standard of an alignment run measures; None for prompts without a second judge."""
+    if config.get("gold_judge"):
+        from rewarddance.data.prompt_task import PromptTask
+
+        return PromptTask.gold_name
+    if config.get("prompts") is not None:
+        return None
+    name: str = load_plugin(config.get("task", "embedded"), TASKS, "task").gold_name
+    return name
+
+
+def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
     metrics = RunFolder(run).metrics()
-    second = RunFolder(run).read()["config"].get("gold_judge")
-    gold = "second judge's P(yes)" if second else "oracle fidelity"
-    probe = {"probe/gold": gold, "probe/proxy": "judge's P(yes)"}
+    probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)"}
     reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
-    known = second or RunFolder(run).read()["config"].get("prompts") is None
-    title = f"Proxy and {'second judge' if second else 'oracle'} on the probe" if known else "The judge on the probe"
+    title = f"The judge and the gold standard ({gold_name}) on the probe" if gold_name else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}
     return _figure_list(
         [
             (title, curves(metrics, probe, "mean")),
             ("Reward during training", curves(metrics, reward, "P(yes)")),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
-            ("Gap: rise of the proxy less rise of the gold standard", curves(metrics, gap, "gap")),
+            ("Gap: rise of the judge's reward less rise of the gold standard", curves(metrics, gap, "gap")),
         ]
     )
 
 
-def _judge_figures(run: Path) -> list[dict[str, Any]]:
+def _judge_figures(run: Path) -> list[dict[str, str]]:
     metrics = RunFolder(run).metrics()
     names = {"id/accuracy": "held-out prompts", "ood/accuracy": "out of distribution", "accuracy": "training labels"}
     return _figure_list(
@@ -124,6 +126,18 @@ def _judge_figures(run: Path) -> list[dict[str, Any]]:
     )
 
 
+def _alignment(folder: Path) -> dict[str, Any]:
+    """What a page shows of an alignment run."""
+    run, evaluation = RunFolder(folder).read(), _read(folder / "evaluation.json")
+    gold_name = _gold_name(run["config"])
+    content: dict[str, Any] = {"run": run, "evaluation": evaluation, "gold_name": gold_name}
+    if evaluation:
+        gains = {**evaluation["categories"], "all": evaluation["gain"]}
+        content["categories"] = intervals(gains, f"gain in {gold_name}")
+    pairs = _pairs(folder / ("samples" if evaluation else "samples_prompts"))
+    return content | {"figures": _align_figures(folder, gold_name), "pairs": pairs}
+
+
 def _render(**content: Any) -> str:
     environment = Environment(loader=PackageLoader("rewarddance.apps"), autoescape=select_autoescape())
     environment.globals["kind"] = lambda uri: "px" if uri.startswith("data:image/png") else "photo"
@@ -132,19 +146,17 @@ def _render(**content: Any) -> str:
 
 
 def _demo_page(folder: Path) -> str:
-    evaluation = _read(folder / "align" / "evaluation.json")
+    alignment = _alignment(folder / "align")
+    figures = [*alignment.pop("figures"), *_judge_figures(folder / "judge")]
     return _render(
         title="RewardDance demo",
         summary=_read(folder / "summary.json"),
         fast=bool((_read(folder / "demo.json") or {}).get("fast")),
-        evaluation=evaluation,
-        categories=_categories(evaluation) if evaluation else None,
         judge=_read(folder / "judge" / "evaluation.json"),
-        figures=[*_align_figures(folder / "align"), *_judge_figures(folder / "judge")],
-        pairs=_pairs(folder / "align" / "samples"),
+        figures=figures,
         winners=_winners(folder / "best_of_n"),
-        run=RunFolder(folder / "align").read(),
         next_steps=True,
+        **alignment,
     )
 
 
@@ -159,19 +171,8 @@ def _study_page(folder: Path, name: str) -> str:
 
 def _run_page(folder: Path) -> str:
     run = RunFolder(folder).read()
-    evaluation = _read(folder / "evaluation.json")
-    is_align = run["kind"] == "align"
-    return _render(
-        title=f"{run['kind']} run {folder.name}",
-        summary=None,
-        fast=False,
-        evaluation=evaluation if is_align else None,
-        categories=_categories(evaluation) if is_align and evaluation else None,
-        by_judge=_read(folder / "evaluation_prompts.json"),
-        judge=evaluation if run["kind"] == "judge" else None,
-        figures=_align_figures(folder) if is_align else _judge_figures(folder),
-        pairs=_pairs(folder / ("samples_prompts" if evaluation is None and is_align else "samples")),
-        winners=[],
-        run=run,
-        next_steps=False,
-    )
+    title = f"{run['kind']} run {folder.name}"
+    if run["kind"] == "align":
+        return _render(title=title, by_judge=_read(folder / "evaluation_prompts.json"), **_alignment(folder))
+    judge = _read(folder / "evaluation.json") if run["kind"] == "judge" else None
+    return _render(title=title, judge=judge, figures=_judge_figures(folder), run=run)

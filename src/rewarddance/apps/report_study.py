@@ -1,4 +1,4 @@
-"""What a report shows of a study: tables and figures from its `study.json`."""
+"""Tables and figures of a study's report, from its `study.json`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rewarddance.lab.study_tables import (
     SPLITS,
     Table,
     alignment_table,
+    entries_of,
     fold_table,
     judge_tables,
     measures_of,
@@ -26,17 +27,16 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds if f.get("accuracy") is not None}
         return "Cross-validation", [fold_table(study)], [("Accuracy by fold", dots(values, "ordered right"))]
     if "arms" in study:
-        gains = {**{n: a["gain"] for n, a in study["arms"].items()}}
+        gains = {n: a["gain"] for n, a in study["arms"].items()}
         gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}
         figure = "Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts")
         return "Study of alignment", [alignment_table(study)], [figure]
-    kind = "variants" if "variants" in study else "sizes"
-    title = f"Study of {'paradigms' if kind == 'variants' else kind}"
-    return title, judge_tables(study, kind), _judge_figures(study, kind)
+    title = "Study of paradigms" if "variants" in study else "Study of sizes"
+    return title, judge_tables(study), _judge_figures(study)
 
 
-def _judge_figures(study: Mapping[str, Any], kind: str) -> Figures:
-    entries = study[kind]
+def _judge_figures(study: Mapping[str, Any]) -> Figures:
+    entries = entries_of(study)
     figures: Figures = []
     for key, label in measures_of(entries).items():
         rows = {n: {SPLITS[s]: values_of(e, s, key) for s in SPLITS} for n, e in entries.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Count, Flags, Least, read_with_recipe
+from rewarddance.apps.flags import Count, Flags, Least
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.reward.train_config import RewardConfig
@@ -35,11 +35,6 @@ class StudyAlignment(Flags):
     """Fixed noises for each benchmark prompt."""
     every: Count = 1
     """Take every n-th of the 240 benchmark prompts."""
-
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, AlignConfig, program, args)
-        return command
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
@@ -73,11 +68,6 @@ class StudyParadigms(Flags):
     only: tuple[str, ...] = ()
     """Names of variants; all variants if none is given."""
 
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, RewardConfig, program, args)
-        return command
-
     def run(self) -> None:
         from rewarddance.core.parallel import process_group
         from rewarddance.core.progress import say
@@ -91,15 +81,15 @@ class StudyParadigms(Flags):
         chosen = {n: PARADIGM_VARIANTS[n] for n in self.only or PARADIGM_VARIANTS}
         with process_group():
             study = study_judges(self.config, chosen, data_folder(self.config, self.out), self.out, self.seeds)
-        say(as_markdown(judge_tables(study, "variants")))
+        say(as_markdown(judge_tables(study)))
 
 
 @dataclass(frozen=True)
 class StudySizes(Flags):
     """The size table: each size of the embedded VLM, pretrained and taught to judge on the same data.
 
-    The smallest size takes hours on a CPU. The command stops at the budget and continues when it is called again.
-    Unfinished sizes stay empty in the table.
+    The smallest size takes hours on a CPU. The command stops at the budget and continues at its next call. Unfinished
+    sizes are empty in the table.
 
     Example: rewarddance study sizes --data data/embedded --out runs/sizes --sizes tiny-2m tiny-20m --budget 36000
     """
@@ -108,14 +98,14 @@ class StudySizes(Flags):
     """A folder of `data build`."""
     out: Path
     """Folder of the study: run folders by size, study.json and table.md."""
-    sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
+    sizes: tuple[Literal["tiny-2m", "tiny-20m", "tiny-200m"], ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     budget: float = 3600.0
     """Seconds for this call."""
     recipe: Path = Path("recipes/tiny/reward.yaml")
     """How the judges are trained."""
     grow_from: str | None = None
     """A VLM (`tiny` or a folder) that every size starts from. It is made wider and deeper, and still computes the
-    same function. It replaces the first training."""
+    same function. It replaces the training of the vision tower."""
     vision_steps: int = 1500
     vlm_steps: int = 2400
     """Training steps of the VLM on its lessons. With --grow-from these are further steps; 0 for none."""
@@ -127,14 +117,14 @@ class StudySizes(Flags):
         from rewarddance.core.config import load_recipe, merge
         from rewarddance.core.parallel import process_group
         from rewarddance.core.progress import say
-        from rewarddance.lab.study_sizes import SizesConfig, parse_sizes, study_sizes
+        from rewarddance.lab.study_sizes import SizesConfig, study_sizes
         from rewarddance.lab.study_tables import as_markdown, judge_tables
 
         judge = merge(RewardConfig().model_dump(), load_recipe(self.recipe))
         if self.judge_steps is not None:
             judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
         config = SizesConfig(
-            sizes=parse_sizes(self.sizes),
+            sizes=self.sizes,
             vision_steps=self.vision_steps,
             vlm_steps=self.vlm_steps,
             grow_from=self.grow_from,
@@ -143,7 +133,7 @@ class StudySizes(Flags):
         )
         with process_group():
             study = study_sizes(config, self.data, self.out, self.budget)
-        say(as_markdown(judge_tables(study, "sizes")))
+        say(as_markdown(judge_tables(study)))
 
 
 @dataclass(frozen=True)

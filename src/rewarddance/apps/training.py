@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Flags, read_with_recipe
+from rewarddance.apps.flags import Flags
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import say
@@ -35,11 +35,6 @@ class Train(Flags):
     leave_one_out: str | None = None
     """Train one judge for each value of a group (style, category, generator, annotator, source). Each is measured on
     the records of its value, which it has not seen in training."""
-
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, RewardConfig, program, args)
-        return command
 
     def run(self) -> None:
         from rewarddance.core.parallel import is_leader, process_group
@@ -86,11 +81,6 @@ class Align(Flags):
     config: Annotated[AlignConfig, tyro.conf.arg(name="")]
     resume: bool = False
     """Continue from the run's newest checkpoint."""
-
-    @classmethod
-    def read(cls, program: str, args: list[str]) -> Self:
-        command: Self = read_with_recipe(cls, AlignConfig, program, args)
-        return command
 
     def run(self) -> None:
         from rewarddance.core.parallel import is_leader, process_group

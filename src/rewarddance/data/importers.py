@@ -1,6 +1,4 @@
-"""Import a user's own preferences to Parquet. Every broken row is named and counted; it stops the import or is
-skipped.
-"""
+"""Import a user's own preferences to Parquet. Broken rows are listed; they stop the import or are skipped."""
 
 from __future__ import annotations
 
@@ -22,12 +20,13 @@ from rewarddance.data.rows import Ambiguous, Draft, parse_row
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of the rows.
+    """How many rows were accepted, and what is wrong with the others.
 
     Attributes:
         rejected: row number (from 1) and reason.
         repeated: choices that an earlier row already made: same prompt, criterion, pictures and preferred picture.
-        contradicting: choices that prefer the other picture than an earlier row did. Both are kept: people disagree.
+        contradicting: choices that prefer the other picture than an earlier row did. Both are kept, because people
+            disagree.
         written: False if only `import.json` was written. A `train.parquet` beside it is then from an earlier import.
     """
 

@@ -11,7 +11,7 @@ import io
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,14 +27,6 @@ _CHOICE = pa.struct(
     [("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32()), ("rationale", pa.string())]
 )
 _GROUP = pa.struct([("name", pa.string()), ("value", pa.string())])
-_HF_FEATURES = (
-    b'{"info": {"features": {"id": {"dtype": "string", "_type": "Value"}, "prompt": {"dtype": "string", "_type": '
-    b'"Value"}, "criterion": {"dtype": "string", "_type": "Value"}, "source": {"dtype": "string", "_type": "Value"}, '
-    b'"images": {"feature": {"_type": "Image"}, "_type": "List"}, "choices": {"feature": {"first": {"dtype": "int32", '
-    b'"_type": "Value"}, "second": {"dtype": "int32", "_type": "Value"}, "label": {"dtype": "float32", "_type": '
-    b'"Value"}}, "_type": "List"}, "truth": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}, '
-    b'"ratings": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}}}}'
-)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -47,8 +39,9 @@ SCHEMA = pa.schema(
         ("ratings", pa.list_(pa.float32())),
         ("groups", pa.list_(_GROUP)),
     ],
-    metadata={"huggingface": _HF_FEATURES},
+    metadata={"huggingface": b'{"info": {"features": {"images": {"feature": {"_type": "Image"}, "_type": "List"}}}}'},
 )
+"""The metadata makes `datasets.load_dataset` decode pictures."""
 
 
 def png_bytes(media: Media) -> bytes:
@@ -113,7 +106,7 @@ KEEP_GROUPS = 4
 class _Pictures:
     """Decoded pictures of a Parquet file by row. It reads row groups from the disk and keeps the latest pictures.
 
-    Several threads may call it; a lock serves them one after the other.
+    Several threads may call it at the same time.
     """
 
     def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
@@ -121,25 +114,22 @@ class _Pictures:
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
-        self._held = 0
+        self._decoded: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
+        self._num_bytes = 0
         self._lock = threading.Lock()
 
     def of(self, row: int) -> tuple[Media, ...]:
         with self._lock:
-            return self._of(row)
-
-    def _of(self, row: int) -> tuple[Media, ...]:
-        if row in self._kept:
-            self._kept.move_to_end(row)
-            return self._kept[row]
-        origin = f"{self.name} row {row + 1}"
-        media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
-        self._kept[row] = media
-        self._held += _size(media)
-        while self._held > self.keep_bytes:
-            self._held -= _size(self._kept.popitem(last=False)[1])
-        return media
+            if row in self._decoded:
+                self._decoded.move_to_end(row)
+                return self._decoded[row]
+            origin = f"{self.name} row {row + 1}"
+            media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
+            self._decoded[row] = media
+            self._num_bytes += _size(media)
+            while self._num_bytes > self.keep_bytes:
+                self._num_bytes -= _size(self._decoded.popitem(last=False)[1])
+            return media
 
     def _encoded(self, row: int) -> list[dict[str, Any]]:
         group = bisect.bisect_right(self._starts, row) - 1
@@ -152,7 +142,9 @@ class _Pictures:
 
 
 class RecordTable(Sequence[PreferenceRecord]):
-    """Some rows of a Parquet file as records. A record's pictures are read when the record is read.
+    """Some rows of a Parquet file as records.
+
+    A record's pictures are read and decoded when the record is read. Properties of the table decode no picture.
 
     Args:
         light: all columns except the pictures, for these rows.
@@ -188,13 +180,13 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def _get(self, index: int) -> PreferenceRecord:
         row = self.light.slice(index, 1).to_pylist()[0]
-        made = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
+        choices = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
         truth, ratings = row.get("truth"), row.get("ratings")
         return PreferenceRecord(
             row["id"],
             row["prompt"],
             self.pictures.of(self.rows[index]),
-            made,
+            choices,
             row.get("criterion") or "overall",
             row.get("source") or "",
             tuple(truth) if truth else None,
@@ -204,58 +196,52 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @property
     def prompts(self) -> list[str]:
-        """Prompts of all records, without decoding a picture."""
-        return list(self.light.column("prompt").to_pylist())
+        """Prompts of all records."""
+        return self._values("prompt")
+
+    def _values(self, name: str) -> list[Any]:
+        """A column; None for all records where the file does not have it."""
+        return list(self.light.column(name).to_pylist()) if name in self.light.column_names else [None] * len(self)
 
     @property
     def criteria(self) -> list[str]:
-        """Criterion of every record, without decoding a picture."""
-        if "criterion" not in self.light.column_names:
-            return ["overall"] * len(self)
-        return [c or "overall" for c in self.light.column("criterion").to_pylist()]
+        """Criterion of every record."""
+        return [c or "overall" for c in self._values("criterion")]
 
     @property
     def sources(self) -> list[str]:
-        """Source of every record's pictures ("" if unknown), without decoding a picture."""
-        if "source" not in self.light.column_names:
-            return [""] * len(self)
-        return [s or "" for s in self.light.column("source").to_pylist()]
+        """Source of every record's pictures, "" if unknown."""
+        return [s or "" for s in self._values("source")]
 
     def group(self, name: str) -> list[str | None]:
-        """Value of a group (or of `source`) for every record, None if it has none. Decodes no picture."""
+        """Value of a group (or of `source`) for every record, None if it has none."""
         if name == "source":
             return [s or None for s in self.sources]
-        if "groups" not in self.light.column_names:
-            return [None] * len(self)
-        rows = self.light.column("groups").to_pylist()
-        return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in rows]
+        return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in self._values("groups")]
 
     @property
     def choice_labels(self) -> list[list[float]]:
-        """Labels of every record's choices, without decoding a picture."""
-        return [[c["label"] for c in row] for row in self.light.column("choices").to_pylist()]
+        """Labels of every record's choices."""
+        return [[c["label"] for c in row] for row in self._values("choices")]
 
     @property
     def has_rationales(self) -> bool:
         """Whether any choice has a rationale."""
-        return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
+        return any(c.get("rationale") for row in self._values("choices") for c in row)
 
     @property
     def has_ratings(self) -> bool:
         """Whether every record has ratings."""
-        return self._filled("ratings") == len(self)
+        return all(self._values("ratings"))
 
     @property
     def has_truth(self) -> bool:
         """Whether any record has exact values (`truth`), as the embedded world's records have."""
-        return self._filled("truth") > 0
-
-    def _filled(self, name: str) -> int:
-        return 0 if name not in self.light.column_names else len(self) - int(self.light.column(name).null_count)
+        return any(self._values("truth"))
 
     @property
     def labels(self) -> list[float]:
-        """Labels of all choices of all records, without decoding a picture."""
+        """Labels of all choices of all records."""
         return [label for row in self.choice_labels for label in row]
 
     def __len__(self) -> int:
@@ -276,9 +262,6 @@ class RecordTable(Sequence[PreferenceRecord]):
         """A table of some rows."""
         light = self.light.take(pa.array(rows, pa.int64()))  # the type is needed where there are no rows
         return RecordTable(light, [self.rows[i] for i in rows], self.pictures)
-
-    def __iter__(self) -> Iterator[PreferenceRecord]:
-        return (self[i] for i in range(len(self)))
 
 
 def _size(media: Sequence[Media]) -> int:

@@ -1,4 +1,4 @@
-"""A user's file of prompts as a task. A second judge, where there is one, is the gold standard."""
+"""A user's file of prompts as a task. Its gold standard is a second judge, if the user names one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class PromptTask:
     """Implements `core.task.Task`.
 
     Attributes:
-        training: prompts to train on; probing: prompts for probes, the first of `training` where there are none.
-        gold: measure by a second judge (`align.probes.judge_gold`); None where there is none.
+        training: prompts to train on.
+        probing: prompts for probes; if empty, probes use the first of `training`.
+        gold: a second judge's measure (`align.probes.judge_gold`); None without a second judge.
     """
 
     training: Sequence[Prompt]
@@ -40,7 +41,7 @@ class PromptTask:
         raise ConfigError("algorithm sft: trains on captioned pictures of the embedded world, so it takes no --prompts")
 
     def check(self, side: int) -> None:
-        """Prompts of one's own suit any generator."""
+        """Accept every generator."""
 
     def build_preferences(self, folder: Path, seed: int) -> None:
         raise ConfigError("a file of prompts has no preferences; `rewarddance data import` reads your own")

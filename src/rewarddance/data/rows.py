@@ -77,22 +77,25 @@ def _preference(row: dict[str, Any], number: int) -> Draft:
     if "chosen" in row or "rejected" in row:
         return Draft(name, prompt, (_text(row, "chosen"), _text(row, "rejected")), (Choice(0, 1, 1.0),))
     images = row.get("images", row.get("generations"))
-    rated, given = ("ratings", row["ratings"]) if _given(row, "ratings") else ("ranks", row.get("ranking"))
-    if rated == "ratings":
+    kind, numbers = ("ratings", row["ratings"]) if _given(row, "ratings") else ("ranks", row.get("ranking"))
+    if kind == "ratings":
         _alone(row, "ratings", "ranking")
-    if not isinstance(images, list) or not isinstance(given, list):
+    if not isinstance(images, list) or not isinstance(numbers, list):
         raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking (or ratings)")
-    if len(images) != len(given) or len(images) < 2:
-        raise InputError(f"{len(images)} images and {len(given)} {rated}; needs two or more of each, as many of both")
+    if len(images) != len(numbers) or len(images) < 2:
+        raise InputError(
+            f"{len(images)} images and {len(numbers)} {kind}; needs two or more, and the same number of both"
+        )
     if not all(isinstance(p, str) for p in images):
         raise InputError("images must be paths")
-    return _rated(name, prompt, tuple(images), given) if rated == "ratings" else _ranked(name, prompt, images, given)
+    files = tuple(images)
+    return _rated(name, prompt, files, numbers) if kind == "ratings" else _ranked(name, prompt, files, numbers)
 
 
-def _ranked(name: str, prompt: str, images: list[str], ranking: list[Any]) -> Draft:
+def _ranked(name: str, prompt: str, images: tuple[str, ...], ranking: list[Any]) -> Draft:
     if not all(isinstance(r, int | float) for r in ranking):
         raise InputError("ranks must be numbers")
-    return Draft(name, prompt, tuple(images), from_ranking([_number(r, "rank") for r in ranking]))
+    return Draft(name, prompt, images, from_ranking([_number(r, "rank") for r in ranking]))
 
 
 def _given(row: dict[str, Any], *columns: str) -> list[str]:
@@ -106,9 +109,9 @@ def _alone(row: dict[str, Any], name: str, *others: str) -> None:
         raise InputError(f"both {name} and {_given(row, *others)[0]}: keep one of them")
 
 
-def _rated(name: str, prompt: str, images: tuple[str, ...], given: list[Any]) -> Draft:
-    """A row with one mean rating a picture. Keeps the ratings (for `regression`) and the choices that they imply."""
-    ratings = tuple(_number(r, "rating") for r in given)
+def _rated(name: str, prompt: str, images: tuple[str, ...], values: list[Any]) -> Draft:
+    """A row with one mean rating a picture: the ratings (for `regression`) and the choices that they imply."""
+    ratings = tuple(_number(r, "rating") for r in values)
     wrong = [r for r in ratings if not LOWEST <= r <= HIGHEST]
     if wrong:
         raise InputError(f"rating {wrong[0]:g} is not between {LOWEST} and {HIGHEST}; rescale them")
@@ -140,8 +143,8 @@ def _label(row: dict[str, Any]) -> float:
     return stated[first]
 
 
-def _word(given: Any) -> float:
-    label = _text({"label": "" if given is None else str(given)}, "label").lower()
+def _word(value: Any) -> float:
+    label = _text({"label": "" if value is None else str(value)}, "label").lower()
     if label in ("0", "0.0"):
         raise Ambiguous("label 0: some files count pictures from 0, others mean 'the second'; write a, b or tie")
     if label not in LABELS:
@@ -160,4 +163,4 @@ def _number(value: Any, name: str) -> float:
 
 
 class Ambiguous(InputError):
-    """A row that makes the meaning of all rows doubtful. The import stops, also with `on_error="skip"`."""
+    """A row that makes the meaning of all rows uncertain. The import stops, also with `on_error="skip"`."""

@@ -1,11 +1,13 @@
 """`rewarddance plan`: whether a training fits in memory, and what to switch on. Nothing is downloaded.
 
-The memory of one process is computed from counts (weights, gradients, optimizer, average, what FSDP gathers) plus what
-autograd keeps of one pass, which is counted by running the pass on the meta device. One GiB is 2**30 bytes.
+The memory of one process is the sum of weights, gradients, optimizer state, averaged weights, parameters gathered by
+FSDP, and the activations that autograd keeps. Activations are counted by running one pass on the meta device. One GiB
+is 2**30 bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +20,8 @@ from rewarddance.core.plugins import EMBEDDED_VLM, load_plugin
 from rewarddance.jobs.load import SIZES
 from rewarddance.vlm.backbone import open_config
 from rewarddance.vlm.footprint import Kept, Parts, Pass, empty_model, kept_by, parts_of
-from rewarddance.vlm.presets import PRESETS
+from rewarddance.vlm.presets import HUB, preset_config
+from rewarddance.vlm.registry import ADAPTERS
 
 SPARE = 0.1
 """Share of the memory that is left for the allocator, the driver and communication buffers."""
@@ -27,7 +30,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user can switch.
+    """One way to train: what a user can choose to save memory.
 
     Attributes:
         shard: processes that share one copy of the weights.
@@ -67,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. Gradients are made while activations are freed, so the peak has the larger of both."""
+    """Bytes of one process. The backward pass frees activations while it makes gradients; the peak has the larger."""
 
     weights: float
     gradients: float
@@ -87,25 +90,11 @@ class Memory:
 
 
 WIDTH = {"fp32": 4, "bf16": 2}
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trained_parameters(setting: Setting, parts: Parts, num_adapters: int) -> int:
     """Number of trained parameters."""
     return {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
-
-
-def loading(setting: Setting, parts: Parts, gpus: int) -> float:
-    """Bytes of main memory that a node's processes take while they load: each holds all weights until they are
-    sharded.
-    """
-    return float(parts.total * WIDTH[setting.weights] * gpus)
-
-
-def checkpoint(setting: Setting, parts: Parts, num_adapters: int = 0) -> float:
-    """Bytes of one checkpoint: trained weights, two moments of each, and the average."""
-    width = 4 if setting.trained == "adapters" else WIDTH[setting.weights]
-    return float(trained_parameters(setting, parts, num_adapters) * (3 * width + (4 if setting.average else 0)))
 
 
 def adapters(config: Any, rank: int) -> int:
@@ -135,16 +124,13 @@ def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0)
         gathered = (parts.root + 2 * parts.block) * computed
         if setting.trained != "adapters":
             gathered += (parts.root + parts.block) * computed + parts.block * 4
-    towers = [(kept.language, kept.language_inputs, kept.language_layers)]
-    if setting.trained == "all":
-        towers.append((kept.vision, kept.vision_inputs, kept.vision_layers))
+    towers = [kept.language, kept.vision] if setting.trained == "all" else [kept.language]
+    activations: float = sum(t.total for t in towers)
     if setting.checkpointing:
-        layer = max(held / depth for held, _, depth in towers)
-        activations = sum(inputs for _, inputs, _ in towers) + layer * (1 if setting.trained == "adapters" else 2)
-    else:
-        activations = sum(held for held, _, _ in towers)
-        if setting.shard == 1 and stored != computed:
-            gathered = parts.matrices * computed
+        layer = max(t.total / t.layers for t in towers)
+        activations = sum(t.inputs for t in towers) + layer * (1 if setting.trained == "adapters" else 2)
+    elif setting.shard == 1 and stored != computed:
+        gathered = parts.matrices * computed
     return Memory(
         weights,
         trained * each * share,
@@ -161,13 +147,13 @@ def config_of(backbone: str) -> Any:
     Raises:
         ConfigError: none of these.
     """
-    if backbone in PRESETS:
-        return PRESETS[backbone].config()
+    if backbone in HUB:
+        return preset_config(backbone)
     if backbone in SIZES:
         return load_plugin("config", EMBEDDED_VLM, "size")(backbone)
     if (Path(backbone) / "config.json").is_file():
-        return open_config(backbone, ("internvl", "qwen2_5_vl", "qwen3_vl"))
-    shapes = ", ".join([*SIZES, *PRESETS])
+        return open_config(backbone, tuple(ADAPTERS))
+    shapes = ", ".join([*SIZES, *HUB])
     raise ConfigError(f"backbone {backbone!r}: not a local folder with a config.json; known by name: {shapes}")
 
 
@@ -189,22 +175,13 @@ def parse_memory(text: str) -> float:
 
 
 def choices(gpus: int, records: int) -> Iterator[Setting]:
-    """Settings to try, from the one that gives up least to the one that gives up most."""
-    base = Setting(records=records)
+    """Settings in the order in which they are tried: the first ones give up least (trained weights, average, speed)."""
     shards = [n for n in range(1, gpus + 1) if gpus % n == 0]
     for trained in ("all", "language", "adapters"):
-        for weights, average in (("fp32", True), ("fp32", False)) if trained != "adapters" else (("bf16", True),):
-            for checkpointing in (False, True):
-                for shard in shards:
-                    setting = replace(
-                        base,
-                        shard=shard,
-                        trained=trained,
-                        checkpointing=checkpointing,
-                        average=average,
-                        weights=weights,
-                    )
-                    yield from (replace(setting, records=n) for n in dict.fromkeys((records, max(1, records // 4), 1)))
+        weights, averages = ("bf16", (True,)) if trained == "adapters" else ("fp32", (True, False))
+        for average, checkpointing, shard in itertools.product(averages, (False, True), shards):
+            for num_records in dict.fromkeys((records, max(1, records // 4), 1)):
+                yield Setting(shard, trained, checkpointing, average, weights, records=num_records)
 
 
 @dataclass(frozen=True)
@@ -226,13 +203,20 @@ class Plan:
 
     @property
     def loading(self) -> float:
-        """Bytes of main memory that one node's processes take while they load, with the chosen setting."""
-        return loading(self.chosen, self.parts, self.gpus) if self.chosen else 0.0
+        """Bytes of main memory that one node's processes take while they load, with the chosen setting.
+
+        Each process holds all weights until they are sharded.
+        """
+        return float(self.parts.total * WIDTH[self.chosen.weights] * self.gpus) if self.chosen else 0.0
 
     @property
     def checkpoint(self) -> float:
-        """Bytes of one checkpoint of the chosen setting."""
-        return checkpoint(self.chosen, self.parts, self.num_adapters) if self.chosen else 0.0
+        """Bytes of one checkpoint of the chosen setting: trained weights, two moments of each, and the average."""
+        if self.chosen is None:
+            return 0.0
+        width = 4 if self.chosen.trained == "adapters" else WIDTH[self.chosen.weights]
+        trained = trained_parameters(self.chosen, self.parts, self.num_adapters)
+        return float(trained * (3 * width + (4 if self.chosen.average else 0)))
 
     @property
     def memory(self) -> Memory | None:
@@ -240,7 +224,7 @@ class Plan:
 
 
 def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
-    """Find the setting that fits and gives up least.
+    """Find the first of `choices` that fits.
 
     Args:
         memory: bytes of one GPU.
@@ -249,17 +233,15 @@ def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
     Raises:
         ConfigError: an unknown backbone, or pictures that it does not take.
     """
-    config, counted = config_of(backbone), dict[tuple[int, str], Kept]()
-    model = empty_model(config)
-    parts, limit = parts_of(model), memory * (1 - SPARE)
+    config = config_of(backbone)
+    model, kept = empty_model(config), dict[int, Kept]()
+    parts, limit, num_adapters = parts_of(model), memory * (1 - SPARE), adapters(config, Setting.lora_rank)
     tried: list[tuple[Setting, Memory]] = []
     for setting in choices(gpus, work.records):
-        key = (setting.records, setting.compute)
-        if key not in counted:
-            counted[key] = kept_by(model, replace(work, records=setting.records), TYPES[setting.compute])
-        extra = adapters(config, setting.lora_rank)
-        needed = memory_of(setting, parts, counted[key], extra)
+        if setting.records not in kept:
+            kept[setting.records] = kept_by(model, replace(work, records=setting.records), torch.bfloat16)
+        needed = memory_of(setting, parts, kept[setting.records], num_adapters)
         tried.append((setting, needed))
         if needed.total <= limit:
-            return Plan(backbone, parts, limit, setting, tuple(tried), gpus, extra)
-    return Plan(backbone, parts, limit, None, tuple(tried), gpus)
+            return Plan(backbone, parts, limit, setting, tuple(tried), gpus, num_adapters)
+    return Plan(backbone, parts, limit, None, tuple(tried), gpus, num_adapters)

@@ -1,9 +1,10 @@
-"""`make assets`: train the embedded models from scratch and put them into the package, in bf16 with a card each."""
+"""`make assets`: train the embedded models from scratch and put them into the package, in bf16."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +50,7 @@ def build_assets(out: Path, only: Part = "all") -> None:
     if only in ("all", "vlm"):
         long_barrier()
         vision, drawn = out / "vision" / "model" / "vision.safetensors", preferences / "train.parquet"
-        if not (preferences / "data.json").is_file():  # with it, the preferences are there or being built
+        if not (preferences / "data.json").is_file():  # its presence means that preferences exist or are being built
             raise ConfigError(f"{preferences}: no preferences; lessons ask about their pictures, so build them first")
         _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
         ship(out / "vlm", ASSETS / "vlm-tiny")
@@ -60,13 +61,14 @@ def build_assets(out: Path, only: Part = "all") -> None:
         ship(both, ASSETS / "judge-tiny")
 
 
-def _once(folder: Path, train: object) -> None:
+def _once(folder: Path, train: Callable[[bool], object]) -> None:
+    """Train in `folder`, or resume the run there; `train` takes whether to resume."""
     if any((folder / "model").rglob("*.safetensors")):
         say(f"{folder}: finished already")
         return
     resume = (folder / "run.json").is_file()
-    barrier()  # every process has looked before the leader writes
-    train(resume)  # type: ignore[operator]
+    barrier()  # the leader writes only after all processes have checked the folder
+    train(resume)
 
 
 def _train_judge(name: str, backbone: str, preferences: Path, out: Path, resume: bool) -> Path:
@@ -77,7 +79,7 @@ def _train_judge(name: str, backbone: str, preferences: Path, out: Path, resume:
 
 
 def ship(run: Path, target: Path) -> None:
-    """Copy a trained model into the package, with weights in bf16 and the facts of its run in `training.json`."""
+    """Copy a trained model into the package: weights in bf16, and `training.json` with the run's configuration."""
     if not is_leader():
         return
     card = target / "README.md"

@@ -1,12 +1,11 @@
-"""Blind spots of a judge or a VLM: right renders beside renders with one change, by kind of change.
+"""Blind spots of a judge or a VLM: correct renders against renders with one edit, by kind of edit.
 
-A mean accuracy hides a judge that never looks at backgrounds; a table by edit shows it. A generator that is aligned
-with that judge will not improve where the table is at chance.
+A mean accuracy hides that a judge ignores backgrounds; a table by edit shows it. A generator that is aligned with a
+judge does not improve where the judge is at chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +32,7 @@ MATCH = "does image 1 match the prompt?"
 
 @dataclass(frozen=True)
 class EditedPair:
-    """A prompt, a render that fulfils it, a render with one change, and how much fidelity the change costs."""
+    """A prompt, a render that fulfils it, a render with one edit, and the fidelity that the edit costs."""
 
     edit: Edit
     prompt: str
@@ -42,35 +41,31 @@ class EditedPair:
     gap: float
 
 
-def edited_pairs(num: int, seed: int = 0, edits: Sequence[Edit] = EDITS) -> Iterator[EditedPair]:
-    """`num` pairs of every edit, on new scenes of the training split. Edits that keep the prompt fulfilled are
-    skipped.
-    """
-    for edit in edits:
-        rng, made = stream(seed, "blind-spots", edit), 0
-        while made < num:
-            spec, scene = sample_pair(rng)
-            try:
-                changed = edit_scene(scene, rng, edit)
-            except RuntimeError:  # a lone object cannot be swapped
-                continue
-            if fulfils(changed, spec):
-                continue
+def edited_pairs(edit: Edit, num: int, seed: int = 0) -> list[EditedPair]:
+    """`num` pairs of an edit on new scenes of the training split, without edits that keep the prompt fulfilled."""
+    rng, pairs = stream(seed, "blind-spots", edit), list[EditedPair]()
+    while len(pairs) < num:
+        spec, scene = sample_pair(rng)
+        try:
+            changed = edit_scene(scene, rng, edit)
+        except RuntimeError:  # a lone object cannot be swapped
+            continue
+        if not fulfils(changed, spec):
             right, wrong = render(place(spec, rng)), render(changed)
             gap = fidelity(right, spec) - fidelity(wrong, spec)
-            yield EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap)
-            made += 1
+            pairs.append(EditedPair(edit, phrase(spec), Media.from_numpy(right), Media.from_numpy(wrong), gap))
+    return pairs
 
 
 @torch.no_grad()
 def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By edit: share of pairs in which the right picture wins, mean margin and mean gap of fidelity.
+    """By edit: share of pairs in which the correct picture wins, mean margin and mean gap of fidelity.
 
-    Edits of the style are left out, because fidelity does not depend on it. So are refused pairs.
+    Style edits are left out, because fidelity does not depend on the style. Refused pairs are left out too.
     """
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
-        pairs = [s for s in edited_pairs(num, seed, [edit]) if s.gap > CLEAR]
+        pairs = [s for s in edited_pairs(edit, num, seed) if s.gap > CLEAR]
         if not pairs:
             continue
         verdict = judge.judge([Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs])
@@ -86,12 +81,12 @@ def judge_blind_spots(judge: RewardModel, num: int = 60, seed: int = 0) -> dict[
 
 @torch.no_grad()
 def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, float]:
-    """The answers of a VLM without training as a judge, over pairs in which the shape was changed.
+    """A judge's question to a VLM that was not trained as a judge, on pairs with a shape edit.
 
-    Where `answer_mass` is far below 1 it answers with other words than yes or no. Judges that start from it then need
-    their first steps to learn these two words (docs/log.md).
+    An `answer_mass` far below 1 means that it answers with other words than yes and no. A judge that starts from it
+    learns these two words in its first steps (docs/log.md).
     """
-    pairs = list(edited_pairs(num, seed, ["shape"]))
+    pairs = edited_pairs("shape", num, seed)
     comparisons = [Comparison(s.prompt, s.right, s.wrong, "fidelity") for s in pairs]
     verdict = new_judge(JudgeSpec(precision="fp32"), backbone).judge(comparisons)
     right, mass = (verdict.margin > 0).float().mean(), verdict.answer_mass.float().mean()
@@ -100,11 +95,11 @@ def untrained_answers(backbone: InternVLBackbone, num: int = 60, seed: int = 0) 
 
 @torch.no_grad()
 def vlm_blind_spots(backbone: InternVLBackbone, num: int = 60, seed: int = 0) -> dict[str, dict[str, float]]:
-    """By edit: share of wrong pictures that the VLM calls no match, and of right pictures that it calls a match."""
+    """By edit: share of edited pictures that the VLM calls no match, and of correct pictures that it calls a match."""
     engine = Engine(backbone)
     table: dict[str, dict[str, float]] = {}
     for edit in tracked(EDITS, "blind spots"):
-        pairs = list(edited_pairs(num, seed, [edit]))
+        pairs = edited_pairs(edit, num, seed)
         dialogs = [(f"prompt: {s.prompt}\nimage 1: ", m, f"\n{MATCH}") for s in pairs for m in (s.wrong, s.right)]
         logits = engine.answer_logits(dialogs, ("no", "yes")).logits
         no = (logits[:, 0] > logits[:, 1]).float().reshape(-1, 2)

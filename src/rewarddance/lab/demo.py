@@ -30,7 +30,7 @@ from rewarddance.world.build.preferences import PreferencesConfig
 from rewarddance.world.task import EmbeddedTask
 
 DEMO_SEED = 1000
-"""Added to the seed, so that these preferences differ from those that the shipped judge was trained on."""
+"""Added to the seed, so that these preferences are not those of the shipped judge's training."""
 
 
 def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     """
     began = time.monotonic()
     for kind in ("generator", "vlm", "judge"):
-        find("tiny", kind)  # type: ignore[arg-type]  # an error now rather than after minutes
+        find("tiny", kind)  # type: ignore[arg-type]  # missing weights are an error at once
     _empty(out)
     write_json(out / "demo.json", {"fast": fast, "seed": seed})
     say("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
@@ -131,13 +131,13 @@ def _best_of_n(folder: Path, judge: Judge, fast: bool, seed: int) -> dict[str, f
     rng = torch.Generator().manual_seed(seed)
     selections = best_of_n(load_generator("tiny"), judge, prompts, 8, rng, 10, "fidelity")
     folder.mkdir()
-    listed: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for k, s in enumerate(selections):
         values = task.gold([s.prompt] * len(s.candidates), s.candidates, s.candidates)
         if k < 4:
             for i, m in enumerate(s.candidates):
                 m.to_pil().save(folder / f"{k}_{i}.png")
-        listed.append({"prompt": s.prompt, "best": s.best or 0, "oracle": values, "margin": s.margin.tolist()})
-    write_json(folder / "best_of_n.json", listed)
-    winners = sum(x["oracle"][x["best"]] for x in listed) / len(listed)
-    return {"winner": winners, "mean": sum(sum(x["oracle"]) / 8 for x in listed) / len(listed)}
+        entries.append({"prompt": s.prompt, "best": s.best or 0, "oracle": values, "margin": s.margin.tolist()})
+    write_json(folder / "best_of_n.json", entries)
+    winners = sum(x["oracle"][x["best"]] for x in entries) / len(entries)
+    return {"winner": winners, "mean": sum(sum(x["oracle"]) / 8 for x in entries) / len(entries)}

@@ -1,4 +1,4 @@
-"""How good a judge of the embedded world is, on prompts that no model was trained on: `evaluate --judge`."""
+"""`evaluate --judge`: a judge of the embedded world on prompts that no model was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rewarddance.core.config import Precision
 from rewarddance.core.media import Media
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
@@ -53,36 +53,31 @@ def benchmark_judge(
         name: what `load_judge` takes.
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, with four pictures each; the
             generator draws those of 70 in 100 prompts.
-        every: take each `every`-th of the 240 benchmark prompts for the correlations. The generator draws 8 candidates
-            of each, which are compared with 4 fixed references. In `margins_right` the references are renders that
-            fulfil the prompt, so that margins of different prompts mean the same. In `margins` they are renders from
-            right to three edits away, in `margins_generator` the generator's own pictures.
+        every: use each `every`-th of the 240 benchmark prompts for the correlations. The generator draws 8 candidates
+            for each, which are compared with 4 fixed references. In `margins_right` the references are renders that
+            fulfil the prompt, so that margins of different prompts are comparable. In `margins` they are renders with 0
+            to 3 edits. In `margins_generator` they are the generator's pictures.
     """
     judge, model = load_judge(name, precision=precision), load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
     figures: dict[str, Any] = {}
     for title, split in splits.items():
         config = PreferencesConfig(seed=seed + 1, split=split, num_prompts=num_prompts)
-        with progress(f"pairs {title}") as report:
-            records = []
-            for i, record in enumerate(embedded_records(config, draw_images(model)), 1):
-                records.append(record)
-                report(i, num_prompts)
+        drawn = embedded_records(config, draw_images(model))
+        records = [next(drawn) for _ in tracked(range(num_prompts), f"pairs {title}")]
         figures[title] = measured_and_calibrated(judge, records)
     edits = judge_blind_spots(judge, seed=seed)
     return {**figures, **margins(judge, model, every, seed), "edits": edits, "computes_in": judge.precision}
 
 
 @torch.no_grad()
-def margins(judge: RewardModel, generator: Generator, every: int, seed: int, num_steps: int = 10) -> dict[str, Any]:
+def margins(judge: RewardModel, generator: Generator, every: int, seed: int) -> dict[str, Any]:
     """`measure_margins` on the generator's samples of every `every`-th benchmark prompt, by kind of reference."""
     prompts = [p.text for p in EmbeddedTask().benchmark()[::every]]
     rng = torch.Generator().manual_seed(seed)
     rows: list[list[Media]] = []
-    with progress("margins") as report:
-        for i in range(0, len(prompts), 10):
-            rows += draw_candidates(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, num_steps)
-            report(len(rows), len(prompts))
+    for i in tracked(range(0, len(prompts), 10), "margins"):
+        rows += draw_candidates(generator, prompts[i : i + 10], NUM_CANDIDATES + NUM_REFERENCES, rng, 10)
     candidates = [row[:NUM_CANDIDATES] for row in rows]
     truth = np.array([_fidelities(p, row) for p, row in zip(prompts, candidates, strict=True)])
     kinds = {
@@ -109,6 +104,6 @@ def _references(
 
 
 def _ceiling(prompts: Sequence[str], references: Sequence[Sequence[Media]], truth: NDArray[np.float64]) -> float:
-    """The pooled correlation of a judge whose margin is exactly the difference to the references' mean fidelity."""
+    """The pooled correlation of an ideal judge. Its margin is the difference to the references' mean fidelity."""
     level = np.array([np.mean(_fidelities(p, row)) for p, row in zip(prompts, references, strict=True)])
     return spearman((truth - level[:, None]).ravel(), truth.ravel())

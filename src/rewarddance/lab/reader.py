@@ -1,9 +1,9 @@
-"""The reader: a network that finds objects, as a second opinion beside the oracle.
+"""The reader: a network that detects objects, to check the oracle.
 
-The oracle is classical image analysis. The reader is a vision tower in which every patch names the object that covers
-it and predicts its centre (`world/build/vision.py`). Patches that predict the same centre are one object, as in Hough
-voting. It was trained on renders alone. The two share the definition of fidelity (`world/oracle.fulfilment`), but not
-how they look at pixels.
+The oracle is classical image analysis. The reader is a vision tower. Each patch predicts the kind and the centre of the
+object that covers it (`world/build/vision.py`). Patches that predict the same centre are one object, as in Hough
+voting. It was trained on renders alone. Both use the same definition of fidelity (`world/oracle.fulfilment`), but
+different detections.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, Spec
 
 Array = NDArray[np.float64]
 NEAR = 6.0
-"""Largest distance in pixels between the centres that two patches of one object predict. Objects are at least twice as
-far apart."""
+"""Largest distance in pixels between centres that patches of one object predict. Objects are at least twice as far
+apart."""
 LEAST_PATCHES = 2.0
 """Smallest sum of the patches' probabilities of being covered for a cluster to be an object."""
 
 
 @dataclass(frozen=True)
-class FoundObject:
+class DetectedObject:
     """One object: its centre in pixels, the probabilities of its kind (colours, shapes) and of being large."""
 
     x: float
@@ -48,7 +48,7 @@ class FoundObject:
 class Reading:
     """One picture: its objects and the probability of every background."""
 
-    objects: tuple[FoundObject, ...]
+    objects: tuple[DetectedObject, ...]
     backgrounds: Array
 
 
@@ -88,8 +88,8 @@ class Reader:
         return np.array([_score(r, spec) for r in self.read(media)])
 
 
-def _cluster(kinds: Array, facts: Array) -> tuple[FoundObject, ...]:
-    """Patches to objects: the surest patch and all patches that predict a centre near its own form one, and so on.
+def _cluster(kinds: Array, facts: Array) -> tuple[DetectedObject, ...]:
+    """Patches to objects. The most certain patch and all patches with a near centre form the first one, and so on.
 
     Args:
         kinds: (P, kinds + 1) probabilities; the last one is for "covered by nothing".
@@ -102,25 +102,25 @@ def _cluster(kinds: Array, facts: Array) -> tuple[FoundObject, ...]:
         near = np.hypot(*(centres - centres[weight.argmax()]).T) < NEAR
         centre = np.average(centres[near], 0, weights=weight[near])
         near = (np.hypot(*(centres - centre).T) < NEAR) | (near & (weight > 0))
-        own = np.where(near, weight, 0.0)
+        weights = np.where(near, weight, 0.0)
         weight = np.where(near, 0.0, weight)
-        if own.sum() < LEAST_PATCHES:
+        if weights.sum() < LEAST_PATCHES:
             continue
-        share = own / own.sum()
+        share = weights / weights.sum()
         given_covered = kinds[:, :NOTHING] / np.maximum(covered, 1e-6)[:, None]
         large = 1 / (1 + np.exp(-share @ facts[:, 2]))
         x, y = share @ centres
         objects.append(
-            FoundObject(float(x), float(y), (share @ given_covered).reshape(len(COLOURS), len(SHAPES)), float(large))
+            DetectedObject(float(x), float(y), (share @ given_covered).reshape(len(COLOURS), len(SHAPES)), float(large))
         )
     return tuple(objects)
 
 
 def _score(reading: Reading, spec: Spec) -> float:
-    def agreement(one: FoundObject, colour: str, shape: str, large: bool) -> float:
-        right_colour = float(one.kinds[COLOURS.index(colour)].sum())  # type: ignore[arg-type]
-        right_shape = float(one.kinds[:, SHAPES.index(shape)].sum())  # type: ignore[arg-type]
-        return both_right(right_colour, right_shape, one.large if large else 1 - one.large)
+    def agreement(detected: DetectedObject, colour: str, shape: str, large: bool) -> float:
+        right_colour = float(detected.kinds[COLOURS.index(colour)].sum())  # type: ignore[arg-type]
+        right_shape = float(detected.kinds[:, SHAPES.index(shape)].sum())  # type: ignore[arg-type]
+        return both_right(right_colour, right_shape, detected.large if large else 1 - detected.large)
 
     table = np.array([[agreement(o, t.colour, t.shape, t.large) for t in spec.instances()] for o in reading.objects])
     ground = float(reading.backgrounds[BACKGROUNDS.index(spec.background)])

@@ -1,7 +1,8 @@
-"""`rewarddance study alignment`: does reward feedback help, and does it need a judge with taste?
+"""`rewarddance study alignment`: does reward feedback help, and does the judge matter?
 
-Three arms for every seed: the recipe itself (`refl`); as many steps of supervised continuation (`sft`); the recipe with
-a judge that was trained on random labels (`shuffled`). All are measured by the oracle on the same prompts and noises.
+There are three arms for every seed: the recipe itself (`refl`), the same number of supervised steps (`sft`), and the
+recipe with a judge that was trained on random labels (`shuffled`). The oracle measures all of them on the same prompts
+and noises.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from rewarddance.align.config import AlignConfig
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.lock import folder_lock
 from rewarddance.core.progress import say
-from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, environment, same_settings, write_json
 from rewarddance.core.statistics import bootstrap, paired_bootstrap, students_interval, two_way_bootstrap
 from rewarddance.evaluate.generator import diversity, fixed_samples, measure
@@ -45,17 +45,17 @@ def study_alignment(
 ) -> dict[str, Any]:
     """Run what is missing under `out` and write `study.json`. Finished arms are kept, stopped ones are resumed.
 
-    Several processes may work in one folder at the same time: each takes an arm that no other process works on. The
-    last one to end writes the figures of all.
+    Several processes may work in one folder at the same time. Each takes an arm that no other process works on. The
+    last process writes the figures of all arms.
 
     Returns:
         For every arm the gain over the start with its interval over prompts, by seed and together; the same with seeds
         resampled too, and Student's interval over seeds alone; the differences of `refl` to both controls; diversity as
-        a share of the start's; the mean KL at the end of training (a control that hardly moved only shows that moving
-        helps); seconds of training.
+        a share of the start's; the mean KL at the end of training, which tells whether an arm changed the generator;
+        seconds of training.
     """
     if config.prompts is not None:
-        raise ConfigError("study alignment: measures by the oracle, on the embedded world's prompts; give no --prompts")
+        raise ConfigError("study alignment: the oracle measures it on the embedded world's prompts; give no --prompts")
     if shuffled_judge is None and "shuffled" in arms:
         raise ConfigError("study alignment: the arm `shuffled` needs --shuffled-judge; --arms refl sft leaves it out")
     out.mkdir(parents=True, exist_ok=True)
@@ -81,15 +81,16 @@ def study_alignment(
 
 def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None, folder: Path) -> None:
     name = shuffled_judge if arm == "shuffled" and shuffled_judge is not None else config.judge
-    own = config.model_copy(update={"seed": seed, "judge": name, "algorithm": "sft" if arm == "sft" else "refl"})
-    generator = load_generator_of(own)
+    algorithm = "sft" if arm == "sft" else "refl"
+    config = config.model_copy(update={"seed": seed, "judge": name, "algorithm": algorithm})
+    generator = load_generator_of(config)
     judge = (
         None
         if arm == "sft"
-        else load_judge(name, precision=own.precision, image_cache=own.num_prompts, compile=own.compile)
+        else load_judge(name, precision=config.precision, image_cache=config.num_prompts, compile=config.compile)
     )
     resume = (folder / "run.json").is_file()
-    align_generator(own, generator, judge, folder, task=TASK, resume=resume, title=f"{arm} seed {seed}")
+    align_generator(config, generator, judge, folder, task=TASK, resume=resume, title=f"{arm} seed {seed}")
 
 
 def _measure_once(folder: Path, adapter: Path | None, config: AlignConfig, prompts: list[str], num_noises: int) -> None:
@@ -102,12 +103,8 @@ def _measure_once(folder: Path, adapter: Path | None, config: AlignConfig, promp
     few = prompts[:: max(1, len(prompts) // 60)][:60]
     steps = config.num_steps
     values = measure(fixed_samples(generator, prompts, num_noises, steps, 0, title=f"samples {folder.name}"), TASK)
-    spread = _spread(generator, few, steps)
+    spread = diversity(fixed_samples(generator, few, 8, steps, 1), task_features(TASK))
     write_json(target, {"prompts": prompts, "gold": values.tolist(), "diversity": spread, "features": features})
-
-
-def _spread(generator: Tunable, prompts: list[str], num_steps: int) -> dict[str, float]:
-    return diversity(fixed_samples(generator, prompts, 8, num_steps, 1), task_features(TASK))
 
 
 def summarise(out: Path) -> dict[str, Any]:
@@ -124,9 +121,9 @@ def summarise(out: Path) -> dict[str, Any]:
             if not (folder / "measured.json").is_file():
                 continue
             seed = int(folder.name.rsplit("-", 1)[1])
-            values[arm][seed], own_spread, own_features = _read(folder)
-            if own_features is not None and own_features == features:
-                ratios[seed] = own_spread["feature"] / spread["feature"]
+            values[arm][seed], arm_spread, arm_features = _read(folder)
+            if arm_features is not None and arm_features == features:
+                ratios[seed] = arm_spread["feature"] / spread["feature"]
             else:
                 say(
                     f"{folder.name}: its diversity was measured with other features than the start's; run its arm again"

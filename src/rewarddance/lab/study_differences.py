@@ -1,4 +1,4 @@
-"""Are two ways of judging different? Their answers to the same pairs, by prompt and seed."""
+"""Differences of accuracy between variants of judges on the same pairs, by prompt and seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewarddance.evaluate.judge import Refused, right_pairs
 
 
 class RightByPrompt:
-    """Counts during a measurement (`measure_judge(each=...)`): `counts` has [pairs right, pairs] of every prompt."""
+    """Counts during `measure_judge(each=...)`: `counts` has [pairs right, pairs] of every prompt."""
 
     def __init__(self) -> None:
         self.counts: dict[str, list[float]] = {}
@@ -55,15 +55,15 @@ def _counts(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
 
 
 def _gap(
-    own: Sequence[Mapping[str, Sequence[float]]], others: Sequence[Mapping[str, Sequence[float]]]
+    counts: Sequence[Mapping[str, Sequence[float]]], others: Sequence[Mapping[str, Sequence[float]]]
 ) -> NDArray[np.float64] | None:
     """(prompts, seeds), whose mean is the difference of the shares of right pairs; None without shared prompts."""
-    prompts = sorted(set.intersection(*(set(c) for c in (*own, *others))))
-    seeds = min(len(own), len(others))
-    same = [p for p in prompts if len({c[p][1] for c in (*own, *others)}) == 1]
-    if not same:
+    shared = sorted(set.intersection(*(set(c) for c in (*counts, *others))))
+    seeds = min(len(counts), len(others))
+    prompts = [p for p in shared if len({c[p][1] for c in (*counts, *others)}) == 1]
+    if not prompts:
         return None
-    pairs = sum(own[0][p][1] for p in same)
-    gaps = np.array([[own[s][p][0] - others[s][p][0] for s in range(seeds)] for p in same])
-    weighted: NDArray[np.float64] = gaps * len(same) / pairs
+    pairs = sum(counts[0][p][1] for p in prompts)
+    gaps = np.array([[counts[s][p][0] - others[s][p][0] for s in range(seeds)] for p in prompts])
+    weighted: NDArray[np.float64] = gaps * len(prompts) / pairs
     return weighted

@@ -1,4 +1,4 @@
-"""`rewarddance study paradigms`: judges that differ in one thing, on the same preferences, in one table."""
+"""`rewarddance study paradigms`: judges that differ in one setting, on the same preferences, in one table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rewarddance.core.config import merge, parse_config
+from rewarddance.core.config import Config, merge, parse_config
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import say
@@ -42,7 +42,7 @@ PARADIGM_VARIANTS: dict[str, dict[str, Any]] = {
     "pairwise, listwise": {"paradigm": "generative_pairwise", "context": {"layout": "listwise"}},
     "pairwise, answer first": {"paradigm": "generative_pairwise", "context": {"cot": "answer_first"}},
 }
-"""What `study paradigms` compares; everything else of the configuration is the same."""
+"""The variants: changes to one configuration."""
 AGAINST = "pairwise"
 """The variant that every other one is compared with."""
 AVERAGED = ("accuracy", "accuracy_generator", "accuracy_rendered", "spearman", "disagreement")
@@ -59,7 +59,7 @@ def study_judges(
 
     Returns:
         variants: figures of each seed, and the mean of each figure with a 95% interval over seeds; skipped: variants
-        that the data is not enough for, with the reason; differences: every variant minus `AGAINST` on the same pairs.
+        for which the data lacks something, with the reason; differences: every variant minus `AGAINST` on equal pairs.
         Also in `out/study.json`, with tables in `out/table.md`.
     """
     entries: dict[str, Any] = {}
@@ -80,8 +80,9 @@ def study_judges(
                 add_rationales(data, OracleTeacher(), source)
         rows = []
         for seed in seeds:
-            own = config.model_copy(update={"seed": seed, "data": str(source)})
-            rows.append(measured_judge(own, out / f"{_file_name(name)}-{seed}", f"{name}, seed {seed}"))
+            seeded = config.model_copy(update={"seed": seed, "data": str(source)})
+            folder = f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
+            rows.append(measured_judge(seeded, out / folder, f"{name}, seed {seed}"))
         entries[name] = {"parameters": rows[0]["parameters"], "seeds": rows, "mean": _means(rows)}
         _write(entries, skipped, base, out)
     return _write(entries, skipped, base, out)
@@ -91,15 +92,23 @@ def _write(entries: dict[str, Any], skipped: dict[str, str], base: RewardConfig,
     """Write the study so far; returns it."""
     gaps = differences(entries, AGAINST)
     study = {"variants": entries, "skipped": skipped, "differences": gaps, "against": AGAINST}
-    study |= {**environment(), "config": base.model_dump(mode="json")}
+    return write_study(study, base, out)
+
+
+def write_study(figures: Mapping[str, Any], config: Config, out: Path) -> dict[str, Any]:
+    """Write a study of judges to `study.json`, with the environment and the configuration, and `table.md`; return it.
+
+    In a group of processes the leader writes.
+    """
+    study = {**figures, **environment(), "config": config.model_dump(mode="json")}
     if is_leader():
         write_json(out / "study.json", study)
-        (out / "table.md").write_text(as_markdown(judge_tables(study, "variants")))
+        (out / "table.md").write_text(as_markdown(judge_tables(study)))
     return study
 
 
 def _lacking(config: RewardConfig, train: RecordTable) -> str | None:
-    """What the data lacks for a variant; None where it has everything."""
+    """What the data lacks for a variant; None if nothing."""
     if config.paradigm == "regression" and not train.has_ratings:
         return "the records have no ratings"
     if config.context.cot != "none" and not (train.has_rationales or train.has_truth):
@@ -107,14 +116,10 @@ def _lacking(config: RewardConfig, train: RecordTable) -> str | None:
     return None
 
 
-def _file_name(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "_")
-
-
 def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, Any]:
     """Train a judge in `folder` (or resume it, or keep it) and measure it once, in `measured.json`."""
-    known = seen_by_backbone(config)
-    train, held_out = load_sets(Path(config.data), 0, seen=known)
+    seen = seen_by_backbone(config)
+    train, held_out = load_sets(Path(config.data), 0, seen=seen)
     trained = folder / "trained.json"
 
     def measure() -> dict[str, Any]:
@@ -129,19 +134,19 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
             **(latency(judge, next(iter(held_out.values()))) if is_leader() else {}),
         }
 
-    train_once(config, train, folder, lambda: load_to_train(config), title, known)
+    train_once(config, train, folder, lambda: load_to_train(config), title, seen)
     return measured_once(folder / "measured.json", measure)
 
 
 @torch.no_grad()
-def latency(judge: Judge, records: Sequence[PreferenceRecord], rounds: int = 40) -> dict[str, float]:
+def latency(judge: Judge, records: Sequence[PreferenceRecord]) -> dict[str, float]:
     """Seconds of a single comparison (both orders), and pictures judged a second when many are asked together."""
     comparisons = [c for r in records for c in r.comparisons()]
     seconds = []
-    for i in range(rounds + 3):
+    for i in range(43):
         began = time.perf_counter()
         judge.judge([comparisons[i % len(comparisons)]])
-        if i >= 3:
+        if i >= 3:  # the first calls warm up
             seconds.append(time.perf_counter() - began)
     many = comparisons[:256]
     began = time.perf_counter()
@@ -157,10 +162,10 @@ def latency(judge: Judge, records: Sequence[PreferenceRecord], rounds: int = 40)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for split in ("id", "ood"):
         for figure in AVERAGED:
             values = [r[split][figure] for r in rows if r.get(split, {}).get(figure) is not None]
             if values:
-                out[f"{split}/{figure}"] = students_interval(values)
-    return out
+                means[f"{split}/{figure}"] = students_interval(values)
+    return means

@@ -1,6 +1,6 @@
 """`rewarddance study oracle`: does another algorithm order the generator's pictures as the oracle does?
 
-The oracle is classical image analysis; the second opinion is a network trained on renders (`lab/reader.py`).
+The oracle is classical image analysis. The other algorithm is a network trained on renders (`lab/reader.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rewarddance.core.preferences import all_pairs
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import grouped_interval
 from rewarddance.jobs.load import ASSETS, load_generator
 from rewarddance.lab.reader import Reader
@@ -26,24 +26,22 @@ CLEAR = 0.2
 
 
 @torch.no_grad()
-def study_oracle(*, every: int = 2, num: int = 8, num_steps: int = 10, seed: int = 0) -> dict[str, Any]:
-    """Agreement about the order of pairs of one prompt's pictures, where the oracle's difference is clear.
+def study_oracle(*, every: int = 2, num: int = 8, seed: int = 0) -> dict[str, Any]:
+    """Agreement on the order of two pictures of a prompt, for pairs with a clear difference of oracle fidelity.
 
     Returns:
-        agreement (share; a second opinion of 0 difference counts half) with its 95% interval over prompts, num_pairs,
-        and agreement by category.
+        agreement (share of pairs; a pair that the reader rates equal counts half) with its 95% interval over prompts,
+        num_pairs, and agreement by category.
     """
-    listed = benchmark_prompts()[::every]
+    prompts = benchmark_prompts()[::every]
     generator, reader = load_generator("tiny"), Reader.open(ASSETS / "reader-tiny")
     rng = torch.Generator().manual_seed(seed)
     rights: list[tuple[str, str, float]] = []
-    with progress("oracle") as report:
-        for i, (category, prompt) in enumerate(listed, 1):
-            media = draw_candidates(generator, [prompt], num, rng, num_steps)[0]
-            first = np.array([fidelity(m.to_numpy(), prompt) for m in media])
-            second = reader.fidelity(parse(prompt), media)
-            rights += [(category, prompt, right) for right in _agreements(first, second)]
-            report(i, len(listed))
+    for category, prompt in tracked(prompts, "oracle"):
+        media = draw_candidates(generator, [prompt], num, rng, 10)[0]
+        by_oracle = np.array([fidelity(m.to_numpy(), prompt) for m in media])
+        by_reader = reader.fidelity(parse(prompt), media)
+        rights += [(category, prompt, right) for right in _agreements(by_oracle, by_reader)]
     names = dict.fromkeys(c for c, _, _ in rights)
     return {
         **_share([(p, right) for _, p, right in rights]),

@@ -1,29 +1,29 @@
 """`rewarddance study sizes`: every size of the embedded VLM is pretrained and taught to judge, on the same data.
 
-A study of hours. It goes on where it was stopped; sizes that did not fit the time budget are left empty and named.
+The study takes hours. It continues where it was stopped. Sizes that do not fit the time budget are left empty.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field
 
 from rewarddance.core.config import Config
-from rewarddance.core.errors import ConfigError, RunError, StoppedError
+from rewarddance.core.errors import ConfigError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import any_process, barrier, is_leader
 from rewarddance.core.progress import say
-from rewarddance.core.runs import RunFolder, environment, same_settings, write_json
+from rewarddance.core.runs import RunFolder, same_settings
 from rewarddance.data.parquet import RecordTable
 from rewarddance.jobs.load import load_internvl
 from rewarddance.jobs.train import warn_of_labels
-from rewarddance.lab.study_judges import measured_judge
-from rewarddance.lab.study_tables import as_markdown, judge_tables
+from rewarddance.lab.study_judges import measured_judge, write_study
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.world.build.grow import grow_vlm
 from rewarddance.world.build.tiny_vlm import SIZES
@@ -34,14 +34,14 @@ VLM_STEPS = VlmConfig().loop.num_steps
 
 
 class SizesConfig(Config):
-    """Steps of the three trainings, the same for every size. Learning rates fall with the width (`scaled`)."""
+    """Steps of the three trainings, equal for all sizes. Learning rates fall with the width (`scaled`)."""
 
     sizes: tuple[str, ...] = ("tiny-2m", "tiny-20m", "tiny-200m")
     vision_steps: int = Field(1500, ge=1)
     vlm_steps: int = Field(VLM_STEPS, ge=0)
     grow_from: str | None = None
-    """A VLM of the embedded class that every size starts from, grown without a change of what it computes
-    (`world/build/grow.py`). It replaces the first training; `vlm_steps` then come on top and may be 0."""
+    """A VLM of the embedded class from which all sizes are grown (`world/build/grow.py`). It replaces the training of
+    the vision tower. `vlm_steps` are then further steps and may be 0."""
     judge: RewardConfig = RewardConfig()
     seed: int = 0
 
@@ -54,12 +54,12 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
             (`world/build/lesson_batches.py`), the judges from its choices.
 
     Returns:
-        Figures by size; for unfinished sizes, how far they are. Also in `out/study.json` and `out/table.md`.
+        Figures by size; for unfinished sizes, where the budget ended. Also in `out/study.json` and `out/table.md`.
     """
     if config.judge.patience:
-        raise ConfigError("patience: a study keeps nothing apart to stop early by; leave it 0")
+        raise ConfigError("patience: a study has no set to stop early by; leave it 0")
     if config.grow_from is None and not config.vlm_steps:
-        raise ConfigError("vlm_steps 0: a VLM without lessons is only useful if it starts from another one (grow_from)")
+        raise ConfigError("vlm_steps 0: a VLM without lessons needs another one to start from (grow_from)")
     deadline = time.monotonic() + budget
     warn_of_labels(RecordTable.open(data / "train.parquet"))
     if is_leader():
@@ -74,11 +74,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
         except OutOfTime as stopped:
             unfinished[size] = str(stopped)
             say(f"{size}: {stopped}")
-    study = {"sizes": entries, "unfinished": unfinished, **environment(), "config": config.model_dump(mode="json")}
-    if is_leader():
-        write_json(out / "study.json", study)
-        (out / "table.md").write_text(as_markdown(judge_tables(study, "sizes")))
-    return study
+    return write_study({"sizes": entries, "unfinished": unfinished}, config, out)
 
 
 class OutOfTime(Exception):
@@ -86,20 +82,15 @@ class OutOfTime(Exception):
 
 
 def _one_size(config: SizesConfig, size: str, data: Path, folder: Path, deadline: float) -> dict[str, Any]:
-    """One row of the table: pretraining and judge of a size, as far as they are not finished."""
+    """One row of the table. Trains the parts of a size that are not finished."""
     backbone, trained = _pretrained(config, size, data / "train.parquet", folder, deadline)
     changes = {"backbone": str(backbone), "data": str(data), "seed": config.seed}
     judge = config.judge.model_copy(update={**changes, "optim": scaled(config.judge.optim, SIZES[size].text_width)})
     measured = (folder / "judge" / "measured.json").is_file()
     if _over(deadline) and not measured:
         raise OutOfTime("the budget ended before the judge's training")
-    left = judge.loop.model_copy(update={"max_seconds": max(1.0, deadline - time.monotonic())})
-    try:
-        figures = measured_judge(judge.model_copy(update={"loop": left}), folder / "judge", size)
-    except StoppedError as error:
-        if not _over(deadline):
-            raise  # stopped by a signal
-        raise OutOfTime(f"judge: {error}") from None
+    with _within(deadline, judge.loop, "judge") as loop:
+        figures = measured_judge(judge.model_copy(update={"loop": loop}), folder / "judge", size)
     return {**figures, "pretrain_seconds": sum(RunFolder(f).metrics()[-1]["seconds"] for f in trained)}
 
 
@@ -109,7 +100,7 @@ def _pretrained(
     """The folder of a VLM of this size, and the runs that made it."""
     vision, grown, vlm, wide = folder / "vision", folder / "grown", folder / "vlm", SIZES[size]
     lessons = VlmConfig(size=size, seed=config.seed)
-    drawn_from = round(lessons.drawn_from * config.vlm_steps / VLM_STEPS)  # at the same share of a shorter run
+    drawn_from = round(lessons.drawn_from * config.vlm_steps / VLM_STEPS)  # the same share of a shorter run
     weights, trained = None, [vlm]
     if config.grow_from is None:
         seeing = _for_width(VisionConfig(size=size, seed=config.seed), wide.vision_width, config.vision_steps)
@@ -117,7 +108,7 @@ def _pretrained(
         weights, trained = vision / "model" / "vision.safetensors", [vision, vlm]
     else:
         _grow_once(config.grow_from, size, grown)
-        lessons, drawn_from = lessons.model_copy(update={"start": str(grown)}), 0  # it knows renders already
+        lessons, drawn_from = lessons.model_copy(update={"start": str(grown)}), 0  # it has learnt from renders already
         if not config.vlm_steps:
             return grown, []
     lessons = _for_width(lessons.model_copy(update={"drawn_from": drawn_from}), wide.text_width, config.vlm_steps)
@@ -128,7 +119,7 @@ def _pretrained(
 def _grow_once(start: str, size: str, target: Path) -> None:
     """Write `start` in another size to `target`, unless it is there."""
     done = (target / "preprocessor_config.json").is_file()  # written last
-    barrier()  # every process has looked before the leader writes
+    barrier()  # the leader writes only after all processes have checked the folder
     if not done and is_leader():
         small = load_internvl(start, "cpu")
         save_vlm(grow_vlm(small.model, size, small.tokenizer), small.tokenizer, small.prepare, target)
@@ -136,7 +127,7 @@ def _grow_once(start: str, size: str, target: Path) -> None:
 
 
 def _over(deadline: float) -> bool:
-    """Whether the time is over in any process; all processes then end together."""
+    """Whether the time is over in any process, so that all processes end together."""
     return any_process(time.monotonic() > deadline)
 
 
@@ -149,7 +140,7 @@ def _for_width(config: Pretraining, width: int, num_steps: int) -> Pretraining:
 
 
 def scaled(optim: OptimConfig, width: int) -> OptimConfig:
-    """The smallest size's learning rate, scaled for a wider tower so that updates change its outputs equally.
+    """The smallest size's learning rate for a wider tower, scaled so that updates change outputs by the same amount.
 
     AdamW's updates are nearly of rank one, so their effect grows with the width (Yang et al. 2022, Tensor Programs V,
     Table 8). Muon's are orthogonal with a fixed root mean square, so their effect grows with the square root of it.
@@ -170,30 +161,28 @@ def _phase(
     Raises:
         RunError: the run there was made with another configuration.
     """
-    begun, finished = (folder / "run.json").is_file(), any((folder / "model").rglob("*.safetensors"))
-    over = _over(deadline)  # a collective: every process has looked before the leader writes
-    if begun:
+    started, finished = (folder / "run.json").is_file(), any((folder / "model").rglob("*.safetensors"))
+    over = _over(deadline)  # an all_reduce, so the leader writes only after all processes have checked the folder
+    if started:
         RunFolder(folder).must_be(kind, config)
     if finished:
         return
     if over:
         raise OutOfTime(f"the budget ended before {folder.name}")
-    left = max(1.0, deadline - time.monotonic())
-    try:
-        train(config.model_copy(update={"loop": config.loop.model_copy(update={"max_seconds": left})}), begun)
-    except StoppedError as error:
-        if not _over(deadline):
-            raise  # stopped by a signal
-        raise OutOfTime(f"{folder.name}: {error}") from None
+    with _within(deadline, config.loop, folder.name) as loop:
+        train(config.model_copy(update={"loop": loop}), started)
 
 
-def parse_sizes(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, checked.
+@contextmanager
+def _within(deadline: float, loop: LoopConfig, name: str) -> Iterator[LoopConfig]:
+    """The loop's configuration with the time that is left.
 
     Raises:
-        RunError: an unknown size.
+        OutOfTime: the training was stopped by the deadline. A stop by a signal stays a `StoppedError`.
     """
-    for name in names:
-        if name not in SIZES:
-            raise RunError(f"no size {name!r}; known: {', '.join(SIZES)}")
-    return tuple(names)
+    try:
+        yield loop.model_copy(update={"max_seconds": max(1.0, deadline - time.monotonic())})
+    except StoppedError as error:
+        if not _over(deadline):
+            raise
+        raise OutOfTime(f"{name}: {error}") from None

@@ -1,4 +1,4 @@
-"""Figures of studies as tables; the report shows them as HTML, `table.md` as Markdown."""
+"""Figures of studies as tables: HTML in reports, Markdown in `table.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEASURES = {
     "accuracy_rendered": "rendered and corrupted pairs",
     "spearman": "rank correlation within a prompt",
 }
-"""Figures of `measure_judge`; data without exact values has `accuracy` alone."""
+"""Figures of `measure_judge` on data with exact values; other data has `accuracy` alone."""
 COSTS = {
     "train_seconds": ("training, s", 1.0),
     "pretrain_seconds": ("pretraining, s", 1.0),
@@ -57,18 +57,20 @@ def values_of(entry: Mapping[str, Any], split: str, key: str) -> list[float]:
 
 def measures_of(entries: Mapping[str, Any]) -> dict[str, str]:
     """The measures that a study has, with their titles."""
-    known = {k: v for k, v in MEASURES.items() if any(values_of(e, "id", k) for e in entries.values())}
-    return known or {"accuracy": "held-out choices"}
+    measured = {k: v for k, v in MEASURES.items() if any(values_of(e, "id", k) for e in entries.values())}
+    return measured or {"accuracy": "held-out choices"}
 
 
-def judge_tables(study: Mapping[str, Any], kind: str) -> list[Table]:
-    """Tables of a study of judges.
+def entries_of(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of a study of paradigms or of sizes."""
+    entries: Mapping[str, Any] = study["variants"] if "variants" in study else study["sizes"]
+    return entries
 
-    Args:
-        study: the content of its `study.json`.
-        kind: `variants` (paradigms) or `sizes`.
-    """
-    entries, measures = study[kind], measures_of(study[kind])
+
+def judge_tables(study: Mapping[str, Any]) -> list[Table]:
+    """Tables of a study of judges, from the content of its `study.json`."""
+    entries = entries_of(study)
+    measures = measures_of(entries)
     columns = [(split, key) for split in SPLITS for key in measures]
     head = ["", "parameters", *(f"{measures[k]}, {SPLITS[s]}" for s, k in columns)]
     rows = []
@@ -132,14 +134,14 @@ def alignment_table(study: Mapping[str, Any]) -> Table:
 def fold_table(study: Mapping[str, Any]) -> Table:
     """Every fold of a cross-validation, and the mean."""
     folds, means = study["folds"], study["mean"]
-    known = {k: label for k, label in FOLD_MEASURES.items() if k in means}
+    measures = {k: label for k, label in FOLD_MEASURES.items() if k in means}
     rows = []
     for name, f in folds.items():
-        cells = ["–" if f.get(k) is None else f"{f[k]:.3f}" for k in known]
+        cells = ["–" if f.get(k) is None else f"{f[k]:.3f}" for k in measures]
         rows.append([name, str(f["num_train"]), str(f["num_held_out"]), *cells])
-    rows.append(["mean [95%]", "", "", *(_mean(means[k]) for k in known)])
+    rows.append(["mean [95%]", "", "", *(_mean(means[k]) for k in measures)])
     title = "Every fold, on records that its judge has not seen (the interval is rough: folds share most records)"
-    return Table(title, ["held out", "trained on", "measured on", *known.values()], rows)
+    return Table(title, ["held out", "trained on", "measured on", *measures.values()], rows)
 
 
 def _mean(figure: Mapping[str, float | None]) -> str:

@@ -1,4 +1,4 @@
-"""What the embedded VLM knows before it is trained to judge: share of exact answers by kind of question."""
+"""`evaluate --vlm`: the embedded VLM before it is trained to judge, as share of exact answers by kind of question."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from rewarddance.core.media import Media
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import tracked
 from rewarddance.core.streams import stream
 from rewarddance.jobs.load import load_internvl
 from rewarddance.lab.blind_spots import untrained_answers, vlm_blind_spots
 from rewarddance.vlm.internvl import InternVLBackbone
 from rewarddance.world.build.lesson_batches import PackedLesson, collate, pack
-from rewarddance.world.lessons import Lesson, lesson
+from rewarddance.world.lessons import lesson as draw_lesson
 
 KINDS: tuple[tuple[str, str], ...] = (
     ("presence", "is there"),
@@ -35,9 +34,8 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("size", "is the {size} large"),
     ("relation", "is the"),
 )
-"""Kinds of questions and how they begin; the first that fits counts. Aspects and sizes are recognised by their ends."""
+"""Kinds of questions and their beginnings; the first match counts. Aspects and sizes are recognised by their ends."""
 CHUNK = 16
-MAX_WORDS = 40
 
 
 def kind_of(question: str) -> str:
@@ -54,37 +52,30 @@ def kind_of(question: str) -> str:
 def benchmark_vlm(
     name: str | Path = "tiny", *, num_lessons: int = 400, num_edits: int = 60, seed: int = 0
 ) -> dict[str, Any]:
-    """Share of answers that greedy decoding gets exactly right, by number of pictures and kind of question; blind
-    spots; and the answers to a judge's question about pairs in which the shape was changed.
+    """Share of answers that greedy decoding gets exactly right, by number of pictures and kind of question. Also blind
+    spots, and the answers to a judge's question on pairs with a shape edit.
 
-    Lessons are new draws from the training distribution, without held-out scenes and prompts.
+    Lessons are new samples of the training distribution, without held-out scenes and prompts.
     """
     backbone = load_internvl(name)
     rng = stream(seed, "vlm-benchmark")
-    lessons = [lesson(rng, 6) for _ in range(num_lessons)]
+    lessons = [draw_lesson(rng, 6) for _ in range(num_lessons)]
     packed = [pack(x, backbone.encoder, 1.0) for x in lessons]
     by_kind: dict[str, list[bool]] = defaultdict(list)
-    with progress("vlm") as report:
-        for i in range(0, num_lessons, CHUNK):
-            exact = _exact(backbone, packed[i : i + CHUNK])
-            for one, right in zip(lessons[i : i + CHUNK], exact, strict=True):
-                _add_by_kind(by_kind, one, right)
-            report(min(i + CHUNK, num_lessons), num_lessons)
+    for i in tracked(range(0, num_lessons, CHUNK), "vlm"):
+        exact = _exact(backbone, packed[i : i + CHUNK])
+        for lesson, rights in zip(lessons[i : i + CHUNK], exact, strict=True):
+            num = f"{len(lesson.images)} picture{'s' * (len(lesson.images) > 1)}"
+            for (question, _), right in zip(lesson.turns, rights, strict=True):
+                by_kind[f"{num}: {kind_of(question)}"].append(right)
     shares: dict[str, Any] = {k: {"exact": sum(v) / len(v), "num": len(v)} for k, v in sorted(by_kind.items())}
     spots = vlm_blind_spots(backbone, num_edits, seed)
     untrained = {"a judge's question, untrained": untrained_answers(backbone, num_edits, seed)}
     return shares | {f"match after an edit: {k}": v for k, v in spots.items()} | untrained
 
 
-def _add_by_kind(by_kind: dict[str, list[bool]], one: Lesson, turns_right: Sequence[bool]) -> None:
-    for (question, _), right in zip(one.turns, turns_right, strict=True):
-        by_kind[f"{len(one.images)} picture{'s' * (len(one.images) > 1)}: {kind_of(question)}"].append(right)
-
-
 def _exact(backbone: InternVLBackbone, packed: Sequence[PackedLesson]) -> list[list[bool]]:
-    """For every turn, whether each answer token is the likeliest one, so that greedy decoding would write the
-    answer.
-    """
+    """For every turn, whether each answer token is the most likely one, so that greedy decoding gives the answer."""
     batch, device = collate(packed, 0), backbone.device
     image_tokens = backbone.model.model.get_image_features(
         pixel_values=backbone.prepare([m for m, _ in batch.frames]).to(device)
@@ -97,28 +88,11 @@ def _exact(backbone: InternVLBackbone, packed: Sequence[PackedLesson]) -> list[l
         mm_encoder_outputs={"image": image_tokens},
     )[0]
     best = backbone.model.lm_head(states).argmax(-1).cpu()
-    out = []
+    exact = []
     for row, p in enumerate(packed):
         rights = [True] * max(p.branch)
         for i in range(1, len(p.ids)):
             if p.weights[i] > 0 and int(best[row, i - 1]) != p.ids[i]:
                 rights[p.branch[i] - 1] = False
-        out.append(rights)
-    return out
-
-
-@torch.no_grad()
-def describe(backbone: InternVLBackbone, media: Sequence[Media]) -> list[str]:
-    """The VLM's greedy captions."""
-    encoded = [backbone.encoder.chat([("user", ["image 1: ", m, "\n", "describe image 1."])]) for m in media]
-    ids = torch.tensor([e.ids for e in encoded], device=backbone.device)
-    written = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=backbone.prepare(list(media)).to(backbone.device),
-        max_new_tokens=MAX_WORDS,
-        do_sample=False,
-    )
-    return [
-        str(t).strip() for t in backbone.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    ]
+        exact.append(rights)
+    return exact

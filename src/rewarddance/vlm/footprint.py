@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.attention import attach
@@ -15,20 +16,12 @@ from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
 from rewarddance.vlm.layout import lay_out
 from rewarddance.vlm.plan import Key, build_tree
-from rewarddance.vlm.qwen import CLASSES
 
 
 def empty_model(config: PreTrainedConfig) -> Any:
-    """The model of a configuration on the meta device, in training mode. It takes no memory.
-
-    Raises:
-        ConfigError: an unknown architecture.
-    """
-    known: dict[str, Any] = {"internvl": InternVLForConditionalGeneration, **CLASSES}
-    if config.model_type not in known:
-        raise ConfigError(f"architecture {config.model_type!r} is not supported; known: {', '.join(known)}")
+    """The model of a configuration on the meta device, in training mode. It takes no memory."""
     with torch.device("meta"):
-        return known[config.model_type](config).train()
+        return AutoModelForImageTextToText.from_config(config).train()
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Parts:
         vision: the vision tower without the projector.
         block: the largest layer of either tower.
         root: everything outside layers.
-        matrices: matrices in layers; autocast copies them.
+        matrices: matrices in the language model's layers; autocast copies them.
     """
 
     total: int
@@ -65,7 +58,7 @@ def parts_of(model: Any) -> Parts:
 
 @dataclass(frozen=True)
 class Pass:
-    """One training pass: some records of one prompt each.
+    """One training pass over the records of some prompts.
 
     Attributes:
         records: number of prompts.
@@ -82,22 +75,18 @@ class Pass:
     side: int = 448
 
     def keys(self, image_tokens: int) -> list[Key]:
-        """Sequences as the engine plans them, with pictures as negative numbers."""
+        """Sequences as the engine plans them. Image tokens are negative numbers."""
         keys = []
         for r in range(self.records):
             head = (*range(self.text // 2), 10_000 + r, *range(20_000, 20_000 + self.text // 3))
             tail = tuple(range(30_000, 30_000 + self.text - len(head)))
-            shown = [tuple(range(-(i + 1) * 4096, -(i + 1) * 4096 + image_tokens)) for i in range(self.pictures)]
-            keys += [(*head, *a, 40_000, *b, *tail) for a in shown for b in shown if a is not b]
+            images = [tuple(range(-(i + 1) * 4096, -(i + 1) * 4096 + image_tokens)) for i in range(self.pictures)]
+            keys += [(*head, *a, 40_000, *b, *tail) for a in images for b in images if a is not b]
         return sorted(keys)
 
     @property
     def questions(self) -> int:
         return self.records * self.pictures * (self.pictures - 1)
-
-    @property
-    def images(self) -> int:
-        return self.records * self.pictures
 
     def squares(self, config: PreTrainedConfig) -> tuple[int, int]:
         """Number of squares that a picture is cut into, and image tokens of all of them.
@@ -115,23 +104,31 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Bytes that autograd keeps for the backward pass.
+class Activations:
+    """Bytes that autograd keeps of one tower for the backward pass.
 
     Attributes:
-        language, vision: in all layers of a tower.
-        language_inputs, vision_inputs: the layers' inputs alone, which gradient checkpointing keeps.
-        language_layers, vision_layers: numbers of layers.
-        logits: at the answer positions.
+        total: of all layers.
+        inputs: of the layers' inputs alone, which gradient checkpointing keeps.
+        layers: number of layers.
+    """
+
+    total: int
+    inputs: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a pass keeps for the backward pass.
+
+    Attributes:
+        logits: bytes at the answer positions.
         tokens: number of tokens in the packed pass.
     """
 
-    language: int
-    language_inputs: int
-    language_layers: int
-    vision: int
-    vision_inputs: int
-    vision_layers: int
+    language: Activations
+    vision: Activations
     logits: int
     tokens: int
 
@@ -140,7 +137,8 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     """Run one pass on the meta device and count what autograd keeps.
 
     For InternVL the vision tower is counted too. The pass of a Qwen tower depends on values, which the meta device does
-    not have, so it is estimated from the number of patches, with the bytes a token and channel of the language model.
+    not have. So it is estimated from the number of patches, with as many bytes a token and channel as the language
+    model keeps.
 
     Args:
         cuda: with the attention of CUDA (`flex.py`), else with that of a CPU.
@@ -152,65 +150,54 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     tree = build_tree(work.keys(image_tokens))
     packed = lay_out(tree, torch.device("cpu"), in_order=cuda)
     num, width = tree.num_tokens, config.text_config.hidden_size
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
     places = torch.arange(num, device="meta")[None]
     axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)
     x = torch.empty(1, num, width, dtype=dtype, device="meta", requires_grad=True)
     masks: Any = dict.fromkeys(("full_attention", "sliding_attention"))
     if config.model_type == "qwen3_vl":
         masks = torch.empty(1, 1, 1, 1, device="meta")
-    with _Counting(own) as language:
-        model.model.language_model(
+    total = _saved_bytes(
+        model,
+        lambda: model.model.language_model(
             inputs_embeds=x,
             position_ids=axes,
             use_cache=False,
             tree=packed.visible,
             answers=torch.arange(work.questions),
             attention_mask=masks,
-        )
+        ),
+    )
     num_layers = config.text_config.num_hidden_layers
-    size = torch.empty(0, dtype=dtype).element_size()
-    inputs = num_layers * num * width * size
-    vision, vision_inputs, depth = _vision(model, work, dtype, own, language.bytes / (num_layers * num * width))
-    rows = min(HEAD_ROWS, work.questions)
-    logits = rows * config.text_config.vocab_size * (size + 4 + 4)
-    return Kept(language.bytes, inputs, num_layers, vision, vision_inputs, depth, logits, num)
+    units = num_layers * num * width
+    logits = min(HEAD_ROWS, work.questions) * config.text_config.vocab_size * (dtype.itemsize + 4 + 4)
+    vision = _vision(model, work, dtype, total / units)
+    return Kept(Activations(total, units * dtype.itemsize, num_layers), vision, logits, num)
 
 
-def _vision(model: Any, work: Pass, dtype: torch.dtype, own: set[int], share: float) -> tuple[int, int, int]:
-    c, size = model.config.vision_config, torch.empty(0, dtype=dtype).element_size()
+def _vision(model: Any, work: Pass, dtype: torch.dtype, bytes_a_unit: float) -> Activations:
+    c, num_squares = model.config.vision_config, work.squares(model.config)[0] * work.records * work.pictures
     if model.config.model_type != "internvl":
         patches = work.squares(model.config)[1] * c.spatial_merge_size**2
-        inputs = c.depth * work.images * patches * c.hidden_size * size
-        return int(share / size * inputs), inputs, c.depth
-    images = work.images * work.squares(model.config)[0]
-    pixels = torch.empty(images, 3, *c.image_size, dtype=dtype, device="meta")
-    with _Counting(own) as counted:
-        model.model.get_image_features(pixel_values=pixels, return_dict=True)
+        inputs = c.depth * num_squares * patches * c.hidden_size * dtype.itemsize
+        return Activations(int(bytes_a_unit / dtype.itemsize * inputs), inputs, c.depth)
+    pixels = torch.empty(num_squares, 3, *c.image_size, dtype=dtype, device="meta")
+    total = _saved_bytes(model, lambda: model.model.get_image_features(pixel_values=pixels, return_dict=True))
     patches = (c.image_size[0] // c.patch_size[0]) * (c.image_size[1] // c.patch_size[1]) + 1
-    inputs = c.num_hidden_layers * images * patches * c.hidden_size * size
-    return counted.bytes, inputs, c.num_hidden_layers
+    inputs = c.num_hidden_layers * num_squares * patches * c.hidden_size * dtype.itemsize
+    return Activations(total, inputs, c.num_hidden_layers)
 
 
-class _Counting:
-    """Counts the bytes of the storages that autograd saves, each once, without the model's weights."""
+def _saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
+    """Bytes of the storages that autograd saves in `run`. Each counts once, the model's weights do not."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, Any] = {}  # holds the storages, so that no address is reused
 
-    def __init__(self, own: set[int]) -> None:
-        self.own, self.bytes = own, 0
-        self.held: dict[int, Any] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda x: x)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.held and storage._cdata not in self.own:
-            self.held[storage._cdata] = storage  # kept alive, so that no address is reused
-            self.bytes += storage.nbytes()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage
         return tensor
 
-    def __enter__(self) -> _Counting:
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.hooks.__exit__(*args)
-        self.held.clear()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run()
+    return sum(storage.nbytes() for storage in saved.values())

@@ -16,9 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations in this context made and that are still alive, and their
-    peak.
-    """
+    """Counts the bytes of living storages that were created in this context (`now`), and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,7 +47,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that `run` takes beyond what is allocated before."""
+    """Peak memory of `run` beyond what is allocated before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -62,7 +60,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory: on a GPU what the driver has left and what torch holds unused, else main memory."""
+    """Free memory: on a GPU the driver's and what torch has reserved but does not use, else main memory."""
     if device.type == "cuda":
         unused: int = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         left: int = torch.cuda.mem_get_info(device)[0]
@@ -84,7 +82,7 @@ class MemoryBudget:
 
     Args:
         share: share of the free memory for one pass without gradients.
-        measured: False trusts the caller's limits.
+        measured: if False, the caller's limits hold and nothing is measured.
     """
 
     share: float
@@ -94,8 +92,8 @@ class MemoryBudget:
     def units(self, kind: str, most: int, trial: Callable[[], TrialPass | None], device: torch.device) -> int:
         """`most`, or fewer where a pass with `most` units would not fit.
 
-        Bytes a unit are measured once for each kind of pass, on the pass that `trial` returns. Without one, and where
-        passes keep gradients, it is `most`.
+        Bytes a unit are measured once for each kind of pass, on the pass that `trial` returns. The result is `most` if
+        there is no such pass, or if gradients are enabled.
         """
         if not self.measured or torch.is_grad_enabled():
             return most
@@ -105,6 +103,6 @@ class MemoryBudget:
                 return most
             run, num_units = trial_pass
             if torch.is_autocast_enabled(device.type):
-                run()  # autocast keeps copies of trained weights from the first pass on; they do not count
+                run()  # the first pass fills autocast's cache of trained weights, which does not count
             self._bytes[kind] = max(1.0, peak_bytes(run, device) / num_units)
         return max(1, min(most, int(self.share * free_bytes(device) / self._bytes[kind])))

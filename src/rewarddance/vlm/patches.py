@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import MAX_ASPECT
-from rewarddance.vlm.preprocess import processor_settings, resized
+from rewarddance.vlm.preprocess import normalised, processor_settings, resized, save_settings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -25,7 +23,7 @@ class PatchPreprocessor:
     Attributes:
         patch: side of a patch in pixels.
         merge: merge x merge patches become one token.
-        temporal: frames in a patch; a picture is repeated.
+        temporal: frames in a patch. A picture is repeated.
         min_pixels, max_pixels: bounds of height times width.
     """
 
@@ -57,21 +55,9 @@ class PatchPreprocessor:
         )
 
     def save(self, folder: Path) -> None:
-        content = {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "patch_size": self.patch,
-            "merge_size": self.merge,
-            "temporal_patch_size": self.temporal,
-            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_resize": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "resample": 3,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+        size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        patch = {"patch_size": self.patch, "merge_size": self.merge, "temporal_patch_size": self.temporal}
+        save_settings(folder, "Qwen2VLImageProcessor", size, self.mean, self.std, **patch)
 
     def size(self, height: int, width: int, origin: str | None = None) -> tuple[int, int]:
         """(height, width) after resizing: multiples of patch * merge within the bounds, with nearly the same shape.
@@ -85,12 +71,10 @@ class PatchPreprocessor:
         h, w = round(height / step) * step, round(width / step) * step
         if h * w > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
-            return max(step, math.floor(height / shrink / step) * step), max(
-                step, math.floor(width / shrink / step) * step
-            )
-        if h * w < self.min_pixels:
+            h, w = (max(step, math.floor(side / shrink / step) * step) for side in (height, width))
+        elif h * w < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (height * width))
-            return math.ceil(height * grow / step) * step, math.ceil(width * grow / step) * step
+            h, w = (math.ceil(side * grow / step) * step for side in (height, width))
         return h, w
 
     def grid(self, height: int, width: int, origin: str | None = None) -> tuple[int, int]:
@@ -101,9 +85,8 @@ class PatchPreprocessor:
     def __call__(self, pixels: Tensor, origin: str | None = None) -> Tensor:
         """(3, H, W) in [0, 1] to (patches, 3 * temporal * patch * patch). The patches of a token stand side by side."""
         height, width = self.size(pixels.shape[-2], pixels.shape[-1], origin)
-        x = resized(pixels.float()[None], height, width)
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        x, m, p = (x - mean) / std, self.merge, self.patch
+        x = normalised(resized(pixels.float()[None], height, width), self.mean, self.std)
+        m, p = self.merge, self.patch
         x = x.view(3, height // p // m, m, p, width // p // m, m, p).permute(1, 4, 2, 5, 0, 3, 6)
         rows = x.reshape(-1, 3, 1, p, p).expand(-1, -1, self.temporal, -1, -1)
         return rows.reshape(len(rows), -1)

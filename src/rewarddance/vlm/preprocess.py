@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def processor_settings(folder: Path) -> dict[str, Any]:
     """Settings of a checkpoint's image processor: `preprocessor_config.json`, or a part of `processor_config.json`.
 
-    transformers writes the one or the other, depending on its version. Without them it is unknown how pictures were
-    normalised, and every answer would be slightly wrong.
+    transformers writes one of the two files, depending on its version. Without them the normalisation is unknown, and
+    all answers would be slightly wrong.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: the folder has neither.
     """
     single, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
     if single.is_file():
@@ -43,14 +43,38 @@ def processor_settings(folder: Path) -> dict[str, Any]:
     )
 
 
+def save_settings(
+    folder: Path, kind: str, size: Mapping[str, int], mean: Sequence[float], std: Sequence[float], **settings: int
+) -> None:
+    """Write `preprocessor_config.json` of a transformers image processor."""
+    content = {
+        "image_processor_type": kind,
+        **settings,
+        "size": size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_resize": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) with the channels' mean subtracted, divided by their standard deviation."""
+    shift, scale = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (pixels - shift) / scale
+
+
 def resized(frames: Tensor, height: int, width: int) -> Tensor:
     """(F, 3, H, W) in [0, 1] to (F, 3, height, width): bicubic, anti-aliased, differentiable.
 
-    First the width, then the height, with a clamp to [0, 1] after each, as in the processors that checkpoints were
-    trained with, which work on bytes. Without the clamp an overshoot at a hard edge would return in the second pass, by
-    up to 30/255. The remaining difference is their rounding, about 1/255. (From version 13 Pillow resizes the height
-    first where a picture loses much of it. That moves single pixels at hard edges by up to 25/255; checkpoints were
-    trained before that.)
+    The width is resized first, then the height, with a clamp to [0, 1] after each. The processors of public checkpoints
+    do the same on bytes. Without the clamp, overshoots at hard edges would change the second pass by up to 30/255. The
+    remaining difference is rounding to bytes, about 1/255. From version 13 Pillow resizes the height first if it
+    shrinks a lot. This moves single pixels at hard edges by up to 25/255; public checkpoints were trained earlier.
     """
     for size in ((frames.shape[-2], width), (height, width)):
         if frames.shape[-2:] != size:
@@ -93,23 +117,13 @@ class Preprocessor:
         )
 
     def save(self, folder: Path) -> None:
-        content = {
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "size": {"height": self.height, "width": self.width},
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_resize": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "resample": 3,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+        size = {"height": self.height, "width": self.width}
+        save_settings(folder, "GotOcr2ImageProcessor", size, self.mean, self.std)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of squares for a picture of this size: the grid with the nearest shape.
+        """(rows, columns) of squares for a picture of this size: the grid with the nearest aspect ratio.
 
-        Of several grids with this shape, the larger one is taken if the picture has more than half its pixels (InternVL
+        Of several grids with this ratio, a larger one is taken if the picture has more than half its pixels (InternVL
         1.5, arXiv 2404.16821, dynamic resolution).
 
         >>> Preprocessor(448, 448, tiles=12).grid(900, 1800), Preprocessor(448, 448).grid(900, 1800)
@@ -117,20 +131,18 @@ class Preprocessor:
         """
         if self.tiles == 1:
             return 1, 1
-        best, apart = (1, 1), math.inf
+        best, smallest = (1, 1), math.inf
         for squares in range(1, self.tiles + 1):
             for rows in (r for r in range(squares, 0, -1) if squares % r == 0):
                 columns = squares // rows
                 difference = abs(width / height - columns / rows)
                 larger = width * height > 0.5 * squares * self.width * self.height
-                if difference < apart or (difference == apart and larger):
-                    best, apart = (rows, columns), difference
+                if difference < smallest or (difference == smallest and larger):
+                    best, smallest = (rows, columns), difference
         return best
 
     def squares(self, frames: Tensor, origin: str | None = None) -> Tensor:
-        """(F, 3, H, W) to (F, squares, 3, height, width): row by row, then the view of the whole if there are
-        several.
-        """
+        """(F, 3, H, W) to (F, squares, 3, height, width): row by row, then a view of the whole if there are several."""
         rows, columns = self.grid(*frames.shape[-2:])
         whole = self.frames(frames, origin)
         if rows * columns == 1:
@@ -143,9 +155,7 @@ class Preprocessor:
         """(F, 3, H, W) in [0, 1] to (F, 3, height, width), normalised. Gradients flow."""
         h, w = frames.shape[-2:]
         check_size(h, w, origin)
-        x = resized(frames.float(), self.height, self.width)
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (x - mean) / std
+        return normalised(resized(frames.float(), self.height, self.width), self.mean, self.std)
 
     def __call__(self, media: Sequence[Media]) -> Tensor:
         """First frames of several pictures, (B, 3, height, width)."""

@@ -1,4 +1,4 @@
-"""Which adapter loads which VLM, by the architecture in its `config.json`."""
+"""The adapter for each VLM architecture, as named in `config.json`."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def add_lora(
 ) -> LoraModel:
     """Add low-rank adapters (Hu et al., arXiv 2106.09685) to the language model's layers; only they are trained.
 
-    Adapters are fp32, whatever the weights are. `unload()` of the returned model takes them out again; `merged` adds
-    them to the weights.
+    Adapters are fp32 for weights of any type. `unload()` of the returned model removes them; `merged` adds them to the
+    weights.
 
     Raises:
         ConfigError: no layer has one of the names.
@@ -45,7 +45,7 @@ def add_lora(
 
 
 def unfreeze_vision(backbone: Backbone) -> None:
-    """Train the vision tower beside adapters, in fp32, since bf16 weights would round small updates to 0.
+    """Train the vision tower together with adapters, in fp32, because bf16 weights would round small updates to 0.
 
     The projector into the language model computes in fp32 too.
     """
@@ -81,7 +81,7 @@ def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> tuple[dict[s
 
 
 def set_dropout(backbone: Backbone, share: float) -> None:
-    """Drop this share of attention weights in training, in both towers, but not in a frozen vision tower."""
+    """Drop this share of attention weights in training. A frozen vision tower has no dropout."""
     layers = backbone.vision_blocks
     vision_is_trained = any(p.requires_grad for layer in layers for p in layer.parameters())
     frozen = set() if vision_is_trained else {m for layer in layers for m in layer.modules()}
@@ -92,6 +92,6 @@ def set_dropout(backbone: Backbone, share: float) -> None:
 
 
 def checkpoint_gradients(backbone: Backbone) -> None:
-    """Do not keep activations inside layers; the backward pass computes them again."""
+    """Keep only the layers' inputs in the forward pass; the backward pass computes other activations again."""
     model: Any = backbone.model
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rewarddance.core.streams import stream
-from rewarddance.world.grammar import WORDINGS, phrase
-from rewarddance.world.render import Image, render
+from rewarddance.world.grammar import random_phrase
+from rewarddance.world.render import render
 from rewarddance.world.sampling import sample_pair
 from rewarddance.world.scene import Spec
 
@@ -19,12 +19,11 @@ def scene_batch(seed: int, name: str, step: int, size: int) -> tuple[list[Spec],
     """
     rng = stream(seed, name, step)
     pairs = [sample_pair(rng) for _ in range(size)]
-    images: list[Image] = [render(scene) for _, scene in pairs]
-    return [spec for spec, _ in pairs], np.stack(images)
+    return [spec for spec, _ in pairs], np.stack([render(scene) for _, scene in pairs])
 
 
 def captioned_batch(seed: int, name: str, step: int, size: int) -> tuple[list[str], np.ndarray]:
-    """As `scene_batch`, with a prompt in a random training wording instead of the specification."""
+    """As `scene_batch`, with prompts in random training wordings instead of specifications."""
     specs, images = scene_batch(seed, name, step, size)
     rng = stream(seed, name, "wording", step)
-    return [phrase(s, WORDINGS[int(rng.integers(len(WORDINGS)))]) for s in specs], images
+    return [random_phrase(s, rng) for s in specs], images

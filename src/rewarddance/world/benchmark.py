@@ -14,13 +14,13 @@ PER_CATEGORY = 48
 
 
 @cache
-def benchmark_specs(split: Split = "held_out", per_category: int = PER_CATEGORY, seed: int = 240) -> tuple[Spec, ...]:
-    """Distinct specifications, `per_category` of each category, grouped by category."""
+def benchmark_specs(split: Split = "held_out") -> tuple[Spec, ...]:
+    """Specifications with different meanings, `PER_CATEGORY` of each category, grouped by category."""
     specs: list[Spec] = []
     seen: set[str] = set()
     for category in CATEGORIES:
-        rng = stream(seed, "benchmark", split, category)
-        while sum(s.category == category for s in specs) < per_category:
+        rng = stream(240, "benchmark", split, category)
+        while sum(s.category == category for s in specs) < PER_CATEGORY:
             spec = sample_spec(rng, category, split)
             if spec.category == category and meaning(spec) not in seen:
                 seen.add(meaning(spec))

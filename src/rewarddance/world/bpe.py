@@ -18,22 +18,22 @@ JUDGE_WORDS = (
     "should show shows what where how both neither but with without not holds hold background margins overlap balance "
     "spacing reason reasons verdict"
 )
-"""Words of questions and reasons beside the world's own."""
+"""Words of a judge's questions and reasons that lessons do not have."""
 
 
 @cache
-def words(seed: int = 0, num_lessons: int = 3000) -> tuple[str, ...]:
-    """Every word of the world's prompts, questions and answers, and the judge's, in alphabetical order.
+def words() -> tuple[str, ...]:
+    """All words of the world's prompts, questions and answers and of the judge, in alphabetical order.
 
-    A set, not a text: other questions in the same words leave the tokenizer as it is.
+    The tokenizer depends only on this set. So it stays the same if questions change but their words do not.
     """
-    rng = stream(seed, "bpe")
-    found = set(JUDGE_WORDS.split())
-    for _ in range(num_lessons):
-        one = lesson(rng)
-        for text in (one.prompt or "", *(text for turn in one.turns for text in turn)):
-            found.update(re.findall("[a-z]+", text))
-    return tuple(sorted(found))
+    rng = stream(0, "bpe")
+    vocabulary = set(JUDGE_WORDS.split())
+    for _ in range(3000):
+        sample = lesson(rng)
+        for text in (sample.prompt or "", *(text for turn in sample.turns for text in turn)):
+            vocabulary.update(re.findall("[a-z]+", text))
+    return tuple(sorted(vocabulary))
 
 
 def train_bpe(vocabulary_size: int, special_tokens: list[str]) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Ways to spoil a picture: edits of the scene, which change what is drawn, and of the pixels, which change how well."""
+"""Ways to make a picture worse: edits of the scene (its content), and damage of the pixels (their quality)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from rewarddance.world.render import Image
-from rewarddance.world.sampling import TRAIN_STYLES
+from rewarddance.world.sampling import LEAST_GAP, TRAIN_STYLES
 from rewarddance.world.scene import (
     BACKGROUNDS,
     CANVAS,
@@ -20,6 +20,7 @@ from rewarddance.world.scene import (
     SHAPES,
     Placed,
     Scene,
+    gap,
 )
 from rewarddance.world.splits import scene_is_trainable
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Edit = Literal["colour", "shape", "size", "move", "swap", "drop", "add", "style", "background"]
 EDITS: tuple[Edit, ...] = get_args(Edit)
 EDIT_WEIGHTS = (0.15, 0.16, 0.07, 0.12, 0.13, 0.10, 0.10, 0.05, 0.12)
-"""Of `EDITS`."""
+"""How often each of `EDITS` is drawn."""
 
 Damage = Literal["noise", "blur", "fade", "smear", "patch"]
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
@@ -46,11 +47,11 @@ def _somewhere(rng: np.random.Generator, size: int) -> tuple[int, int]:
 
 
 def _overlaps(a: Placed, others: tuple[Placed, ...]) -> bool:
-    return any(max(abs(a.x - b.x), abs(a.y - b.y)) < (a.size + b.size) / 2 + 2 for b in others)
+    return any(gap(a, b) < LEAST_GAP for b in others)
 
 
 def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
-    """One edit, or None when it cannot be made to this scene."""
+    """The edited scene, or None where this edit is impossible."""
     objects = scene.objects
     if edit == "style":
         return replace(scene, style=another(rng, TRAIN_STYLES, scene.style))
@@ -94,10 +95,10 @@ def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
 def edit_scene(
     scene: Scene, rng: np.random.Generator, edit: Edit | None = None, weights: Sequence[float] = EDIT_WEIGHTS
 ) -> Scene:
-    """The scene with one thing changed; the result may be shown in training (see `splits`).
+    """The scene with one change. The result may be shown in training (see `splits`).
 
     Args:
-        weights: how likely each of `EDITS` is where none is named; they add up to 1.
+        weights: probability of each of `EDITS` if `edit` is None; they add up to 1.
 
     Raises:
         RuntimeError: no trainable result in 200 draws.
@@ -111,11 +112,11 @@ def edit_scene(
 
 
 def damage(image: Image, kind: Damage, strength: float, rng: np.random.Generator) -> Image:
-    """Spoil the pixels of a picture.
+    """Damage the pixels of a picture.
 
     Args:
         kind: `noise` Gaussian pixel noise, `blur` Gaussian, `fade` towards the mean colour, `smear` a smooth
-            warp as early generators show, `patch` the background's colour over a random square.
+            warp, as in pictures of early generators, `patch` the background's colour in a random square.
         strength: 0 (unchanged) to 1 (hardly recognisable).
     """
     x: Any = image.astype(np.float32)

@@ -1,29 +1,38 @@
-"""What is true of a scene: its listing, and whether it fulfils a specification. Ground truth for questions.
+"""Facts about scenes, the ground truth of questions: the objects' listing, and whether a specification is fulfilled.
 
-Works on scene graphs, so it serves what is drawn by us. What a generator drew is judged from pixels, by `oracle.py`.
+These functions need the scene graph. The oracle (`oracle.py`) judges a generator's pictures from pixels.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
-from rewarddance.world.scene import Placed, Relation, Scene, Spec, Term
+from rewarddance.world.scene import Colour, Placed, Relation, Scene, Shape, Spec, Term, along
 
 NEAR = 5.0
 """Least difference of centres, in pixels, for one object to be left of or above another."""
 
 
-def kinds(scene: Scene) -> Counter[tuple[str, str, bool]]:
-    """How many objects of every (colour, shape, large)."""
-    return Counter((o.colour, o.shape, o.large) for o in scene.objects)
+Kinds = Counter[tuple[Colour, Shape, bool]]
+"""Numbers of objects by (colour, shape, large)."""
+
+
+def kinds(objects: Iterable[Placed | Term]) -> Kinds:
+    """Count the objects of a scene, or the instances of a specification."""
+    return Counter((o.colour, o.shape, o.large) for o in objects)
+
+
+def terms_of(counts: Kinds) -> tuple[Term, ...]:
+    """Terms in alphabetical order."""
+    return tuple(Term(c, s, n, large) for (c, s, large), n in sorted(counts.items()))
 
 
 def holds(a: Placed, relation: Relation, b: Placed) -> bool:
     """Does `a` stand in the relation to `b`?"""
-    dx, dy = b.x - a.x, b.y - a.y
-    return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] >= NEAR
+    return along(relation, b.x - a.x, b.y - a.y) >= NEAR
 
 
 def is_row(xs: np.ndarray, ys: np.ndarray) -> bool:
@@ -34,17 +43,16 @@ def is_row(xs: np.ndarray, ys: np.ndarray) -> bool:
 
 def listing(scene: Scene) -> Spec | None:
     """The plain listing of a scene ("two red circles and a blue square"), or None for an empty one."""
-    found = kinds(scene)
-    if not found or max(found.values()) > 5:
+    counts = kinds(scene.objects)
+    if not counts or max(counts.values()) > 5:
         return None
-    terms = tuple(Term(c, s, n, large) for (c, s, large), n in sorted(found.items()))  # type: ignore[arg-type]
-    return Spec(terms, scene.style, scene.background)
+    return Spec(terms_of(counts), scene.style, scene.background)
 
 
 def fulfils(scene: Scene, spec: Spec) -> bool:
     """Is the picture exactly what the specification asks for (no more, no less)?"""
-    wanted = Counter((t.colour, t.shape, t.large) for t in spec.instances())
-    if kinds(scene) != wanted or (scene.style, scene.background) != (spec.style, spec.background):
+    same_kinds = kinds(scene.objects) == kinds(spec.instances())
+    if not same_kinds or (scene.style, scene.background) != (spec.style, spec.background):
         return False
     if spec.relation is not None:
         first = spec.terms[0]

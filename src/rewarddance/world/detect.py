@@ -1,7 +1,7 @@
 """Pixels to objects: background, coverage by colour, connected pieces, shape and style by template.
 
-Classical image analysis on 48x48 pictures, under a millisecond, for any uint8 array. It knows the world's
-palette and sprites, and nothing of scene graphs.
+Classical image analysis of 48x48 pictures, under a millisecond, for any uint8 array. It uses the world's palette and
+sprites, but no scene graph.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rewarddance.world.render import Image, sprite
-from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, REGULAR_SIZES, RGB, SHAPES, STYLES
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, REGULAR_SIZES, RGB, SHAPES, SIZE_LINE, STYLES
 
 Array = NDArray[np.float32]
 MIN_AREA = 24
 """Pixels; smaller pieces are specks, not objects."""
-SIZE_LINE = 15.5
-"""Side in pixels between regular and large objects."""
 _TWINS = 22
 """Side in pixels beyond which a piece may be several objects of one colour that touch."""
 _WINDOW = 30
@@ -35,7 +33,7 @@ class Detection:
     """One object found in a picture.
 
     Attributes:
-        colour, shape, style: the best name of each.
+        colour, shape, style: names of the best fits.
         colour_share: share of the object's coverage in every colour of `COLOURS`, sums to 1.
         shape_fit: overlap (intersection over union) of the silhouette with every shape of `SHAPES`.
         style_fit: overlap of the coverage with every style of `STYLES`, given the best shape.
@@ -62,11 +60,11 @@ class Detection:
 
 @dataclass(frozen=True)
 class Seen:
-    """Everything found in a picture.
+    """All detections in a picture.
 
     Attributes:
-        background: the nearest background name; background_distance: how far the border's median colour is
-            from that paint, in RGB units (0..441).
+        background: name of the nearest background; background_distance: distance of the border's median colour from it
+            in RGB units (0..441).
         specks: pixels of foreground that belong to no object.
         coverage: foreground coverage in [0, 1], (CANVAS, CANVAS).
     """
@@ -96,8 +94,8 @@ def _templates(size: int, side: int) -> tuple[Array, Array, Array, Array]:
 @cache
 def _silhouettes(size: int) -> tuple[Array, Array]:
     """Silhouettes of three neighbouring sizes, (3 * shapes, side^2), and their |b|^2."""
-    found = [_templates(_template_size(n), _window(size)) for n in (size - 1, size, size + 1)]
-    return np.concatenate([t[0] for t in found]), np.concatenate([t[2] for t in found])
+    templates = [_templates(_template_size(n), _window(size)) for n in (size - 1, size, size + 1)]
+    return np.concatenate([t[0] for t in templates]), np.concatenate([t[2] for t in templates])
 
 
 def _template_size(size: int) -> int:
@@ -105,7 +103,7 @@ def _template_size(size: int) -> int:
 
 
 def _window(size: int) -> int:
-    """Side, even, of the square that holds an object of `size` pixels and its templates, each a pixel off."""
+    """Side of the square for an object of `size` pixels and its templates, shifted by up to a pixel; it is even."""
     return min(max(size + 4 + size % 2, 10), _WINDOW)
 
 
@@ -119,18 +117,18 @@ def _border_colour(image: Array) -> Array:
 
 
 def _unmix(image: Array, ground: Array) -> tuple[NDArray[np.intp], Array]:
-    """Best colour index and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`.
+    """Index of the best colour and its coverage at every pixel, from `pixel = ground + coverage * (paint - ground)`.
 
     Pixels of the background have coverage 0 and colour 0.
     """
     rise = image.reshape(3, -1) - ground[:, None]
     square = np.einsum("cp,cp->p", rise, rise)
-    (painted,) = np.nonzero(square >= 18.0**2)  # the rest is too near the background to tell
+    (painted,) = np.nonzero(square >= 18.0**2)  # other pixels are too near the background
     paint = _PALETTE - ground
     length = np.maximum((paint**2).sum(1), 1.0)[:, None]
     along = paint @ rise[:, painted]  # (colours, painted)
     cover = (along / length).clip(0, 1)
-    error = cover * (cover * length - 2 * along)  # the squared error less `square`, which is the same for all
+    error = cover * (cover * length - 2 * along)  # squared error minus `square`, which is the same for all colours
     best = error.argmin(0)
     colours, coverage = np.zeros(CANVAS * CANVAS, np.intp), np.zeros(CANVAS * CANVAS, np.float32)
     colours[painted], coverage[painted] = best, cover[best, np.arange(len(best))]
@@ -192,13 +190,13 @@ def _overlap(cuts: Array, templates: Array, squares: Array) -> Array:
 
 
 def _cuts(inside: Array, side: int) -> Array:
-    """The object's box in the middle of a window and a pixel off it, (9, side^2); what does not fit in is cut off."""
+    """The object's box in the middle of a window and shifted by a pixel, (9, side^2). Larger boxes are cropped."""
     near = np.zeros((side + 2, side + 2), np.float32)
     height, width = inside.shape
     y, x = 1 - (height - side) // 2, 1 - (width - side) // 2
     fits = inside[max(-y, 0) : side + 2 - y, max(-x, 0) : side + 2 - x]
     near[max(y, 0) : max(y, 0) + fits.shape[0], max(x, 0) : max(x, 0) + fits.shape[1]] = fits
-    windows = np.ndarray((3, 3, side, side), np.float32, near, 0, near.strides * 2)  # views, each a pixel further
+    windows = np.ndarray((3, 3, side, side), np.float32, near, 0, near.strides * 2)  # views, each shifted by a pixel
     return windows.reshape(9, side * side)
 
 
@@ -211,7 +209,7 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
     filled = framed[1:-1, 1:-1]
     size = max(bottom - top, right - left)
     soft = filled.astype(np.float32)
-    # Edge pixels keep their partial coverage; the inside counts as full whatever the style.
+    # Pixels at the edge keep their partial coverage. Pixels inside count as covered in every style.
     edge = filled & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
     soft[edge] = np.maximum(cover[edge], 0.35)
     side = _window(size)
@@ -239,10 +237,10 @@ def _measure(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> 
 
 
 def _separate(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) -> list[Detection]:
-    """The objects of a connected piece: itself, or what it falls into when touching twins are cut apart.
+    """The objects of a connected piece. Two objects of one colour that touch are cut apart.
 
-    A piece longer than any object is cut across its longer side where it is thinnest; the cut stands if both sides look
-    more like shapes than the whole did.
+    A piece longer than any object is cut across its longer side where it is thinnest. The cut is kept if both parts fit
+    shapes better than the whole.
     """
     whole = _measure(piece, best, cover)
     top, left, bottom, right = whole.box
@@ -253,7 +251,7 @@ def _separate(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) ->
     profile = np.where(piece, cover, 0).sum(1 if tall else 0)[top if tall else left :][:length]
     least = REGULAR_SIZES[0] - 4
     places = np.arange(least, length - least + 1)
-    edge = profile[places - 1] + profile[places]  # what stands on both sides of a cut before each row
+    edge = profile[places - 1] + profile[places]  # coverage of the rows on both sides of a cut
     cut = int(places[np.lexsort((np.abs(places - length / 2), edge.round(1)))[0]]) + (top if tall else left)
     first, second = piece.copy(), piece.copy()
     if tall:
@@ -262,9 +260,9 @@ def _separate(piece: NDArray[np.bool_], best: NDArray[np.intp], cover: Array) ->
         first[:, cut:], second[:, :cut] = False, False
     if min(first.sum(), second.sum()) < MIN_AREA:
         return [whole]
-    found = [d for part in (first, second) for d in _separate(part, best, cover)]
-    better = min(float(d.shape_fit.max()) for d in found) > float(whole.shape_fit.max())
-    return found if better else [whole]
+    halves = [d for part in (first, second) for d in _separate(part, best, cover)]
+    better = min(float(d.shape_fit.max()) for d in halves) > float(whole.shape_fit.max())
+    return halves if better else [whole]
 
 
 def detect(image: Image) -> Seen:
@@ -275,7 +273,9 @@ def detect(image: Image) -> Seen:
     """
     if image.shape != (CANVAS, CANVAS, 3) or image.dtype != np.uint8:
         raise ValueError(f"needs uint8 ({CANVAS}, {CANVAS}, 3), got {image.dtype} {image.shape}")
-    x = image.transpose(2, 0, 1).astype(np.float32, order="C")  # colours first: what follows runs along memory
+    x = image.transpose(2, 0, 1).astype(
+        np.float32, order="C"
+    )  # colours first, so that the operations below read memory in order
     ground = _border_colour(x)
     distance = np.sqrt(((_GROUNDS - ground) ** 2).sum(1))
     best, cover = _unmix(x, ground)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 from rewarddance.core.errors import InputError
 from rewarddance.world.scene import (
@@ -24,7 +27,7 @@ WORDINGS = (
 """Sentence frames that every training stream uses."""
 
 HELD_OUT_WORDINGS = ("on a {background} background, {body} in {style} style",)
-"""Frames made of known words in an order that no training stream uses."""
+"""Sentence frames of known words in an order that no training stream uses."""
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 _PLURAL = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
@@ -66,6 +69,11 @@ def phrase(spec: Spec, wording: str = WORDINGS[0]) -> str:
     return wording.format(style=spec.style, body=phrase_body(spec), background=spec.background)
 
 
+def random_phrase(spec: Spec, rng: np.random.Generator, wordings: Sequence[str] = WORDINGS) -> str:
+    """The spec in one of the wordings."""
+    return phrase(spec, wordings[int(rng.integers(len(wordings)))])
+
+
 def _frame_pattern(frame: str) -> re.Pattern[str]:
     text = re.escape(frame).replace(r"\{", "{").replace(r"\}", "}")
     groups = {
@@ -87,29 +95,29 @@ _TERM = re.compile(
 
 def parse_term(text: str) -> Term:
     """The term that `text` names; `PromptError` if it names none."""
-    found = _TERM.match(text)
-    if found is None:
+    match = _TERM.match(text)
+    if match is None:
         raise PromptError(f"not a group of objects: {text!r}; expected something like 'two large red circles'")
-    count = 1 if found["count"] == "a" else NUMBERS.index(found["count"])
-    noun = found["noun"]
+    count = 1 if match["count"] == "a" else NUMBERS.index(match["count"])
+    noun = match["noun"]
     if (noun in _SINGULAR) != (count > 1):
         raise PromptError(f"singular and plural disagree in {text!r}")
-    return Term(found["colour"], _SINGULAR.get(noun, noun), count, bool(found["large"]))  # type: ignore[arg-type]
+    return Term(match["colour"], _SINGULAR.get(noun, noun), count, bool(match["large"]))  # type: ignore[arg-type]
 
 
 def _parse_body(body: str, style: str, background: str) -> Spec:
-    where: dict[str, str] = {"style": style, "background": background}
+    common: dict[str, str] = {"style": style, "background": background}
     arrangement = re.match(rf"^a ({'|'.join(ARRANGEMENTS)}) of (.+)$", body)
     if arrangement:
         count = ARRANGEMENT_COUNT[arrangement[1]]  # type: ignore[index]
         term = parse_term(f"{NUMBERS[count]} {arrangement[2]}")
-        return Spec((term,), arrangement=arrangement[1], **where)  # type: ignore[arg-type]
+        return Spec((term,), arrangement=arrangement[1], **common)  # type: ignore[arg-type]
     for relation in RELATIONS:
         if f" {relation} " in body:
             left, right = body.split(f" {relation} ", 1)
-            return Spec((parse_term(left), parse_term(right)), relation=relation, **where)  # type: ignore[arg-type]
+            return Spec((parse_term(left), parse_term(right)), relation=relation, **common)  # type: ignore[arg-type]
     terms = tuple(parse_term(part) for part in re.split(r", | and ", body))
-    return Spec(terms, **where)  # type: ignore[arg-type]
+    return Spec(terms, **common)  # type: ignore[arg-type]
 
 
 def parse(prompt: str) -> Spec:
@@ -119,12 +127,12 @@ def parse(prompt: str) -> Spec:
         PromptError: the prompt is not a sentence of this grammar; the message names the part.
     """
     for frame in _FRAMES:
-        found = frame.match(prompt)
-        if found:
+        match = frame.match(prompt)
+        if match:
             try:
-                return _parse_body(found["body"], found["style"], found["background"])
+                return _parse_body(match["body"], match["style"], match["background"])
             except PromptError:
                 raise
-            except ValueError as error:  # a sentence, of something that cannot be
+            except ValueError as error:  # a sentence of the grammar whose specification is impossible
                 raise PromptError(f"{prompt!r}: {error}") from None
     raise PromptError(f"not a prompt of the embedded world: {prompt!r}; try {WORDINGS[0]!r}")

@@ -1,4 +1,4 @@
-"""What a vision-language model knows before it becomes a judge: lessons made of the questions of `questions.py`.
+"""Lessons for a vision-language model before it becomes a judge, made of the questions of `questions.py`.
 
 A `Lesson` is a short dialog: an optional prompt, one or two pictures, then several turns of question and answer.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from rewarddance.world.corrupt import Edit, damage_randomly, edit_scene
 from rewarddance.world.describe import fulfils
-from rewarddance.world.grammar import WORDINGS, parse, phrase
+from rewarddance.world.grammar import parse, random_phrase
 from rewarddance.world.questions import (
     ABOUT_ONE,
     ABOUT_TWO,
@@ -40,7 +40,7 @@ from rewarddance.world.splits import scene_is_trainable, split_of
 
 @dataclass(frozen=True)
 class Lesson:
-    """Turns about pictures and, where there is one, a prompt; `request` says before all of it how to answer."""
+    """Turns about pictures and maybe a prompt. `request` is an instruction before them on how to answer."""
 
     prompt: str | None
     images: tuple[Image, ...]
@@ -51,32 +51,31 @@ class Lesson:
 YES_OR_NO = "answer yes or no."
 
 
-def yes_or_no(found: Lesson) -> Lesson:
-    """The lesson's questions of that kind alone, after the request to answer so; the lesson itself where it has none.
+def yes_or_no(lesson: Lesson) -> Lesson:
+    """The lesson's yes-or-no questions alone, after a request to answer so; the same lesson where it has none.
 
-    They are put as a judge puts them, after the word "question:". One word that a small VLM has never met before its
-    answer can make it name a colour where yes or no was asked for (docs/log.md).
+    As in a judge's dialogs, the word "question:" comes before each question. A single new word before the answer can
+    make a small VLM answer a yes-or-no question with a colour (docs/log.md).
     """
-    turns = tuple((f"question: {q}", a) for q, a in found.turns if a in ("yes", "no"))
-    return replace(found, turns=turns, request=YES_OR_NO) if turns else found
+    turns = tuple((f"question: {q}", a) for q, a in lesson.turns if a in ("yes", "no"))
+    return replace(lesson, turns=turns, request=YES_OR_NO) if turns else lesson
 
 
 _EDIT_WEIGHTS: dict[Edit, float] = {
     "shape": 0.22, "background": 0.14, "colour": 0.12, "style": 0.12, "swap": 0.12, "move": 0.12, "size": 0.06,
     "drop": 0.05, "add": 0.05,
 }  # fmt: skip
-"""Of edits in lessons: what a matching judge overlooks is shown most (docs/log.md)."""
-
+"""Weights of edits in lessons. Changes that matching VLMs overlook are drawn most often (docs/log.md)."""
 
 _HARD_WEIGHTS: dict[Edit, float] = {
     "background": 0.3, "shape": 0.2, "style": 0.18, "colour": 0.08, "swap": 0.07, "move": 0.07, "size": 0.06,
     "drop": 0.02, "add": 0.02,
 }  # fmt: skip
-"""Of edits in lessons on matching alone."""
+"""Weights of edits in lessons on matching alone."""
 
 
 def _edit(scene: Scene, spec: Spec, rng: np.random.Generator, weights: Mapping[Edit, float] = _EDIT_WEIGHTS) -> Scene:
-    """One thing changed; half the time what a relation or an arrangement hangs on, where one is asked for."""
+    """One edit. For prompts with a relation or an arrangement, half of the edits move objects."""
     if (spec.relation or spec.arrangement) and rng.random() < 0.5:
         kind = "swap" if spec.relation and rng.random() < 0.7 else "move"
     else:
@@ -114,10 +113,10 @@ def _turns(view: View, with_prompt: bool, num_questions: int) -> tuple[Turn, ...
 
 
 def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
-    """One random lesson about one (a third of the time) or two trainable scenes.
+    """One random lesson about one scene (a third of the lessons) or two trainable scenes.
 
-    In eight of ten a prompt comes first, which the first picture fulfils, or was edited away from; three pictures in
-    ten are damaged a little, so that knowledge does not hang on clean renders.
+    Eight lessons in ten begin with a prompt. One picture fulfils it, or is an edit of one that does. Three pictures in
+    ten are slightly damaged, so that the VLM does not depend on clean renders.
     """
     spec, scene = sample_pair(rng)
     scenes: tuple[Scene, ...] = (_edit(scene, spec, rng) if rng.random() < 0.45 else scene,)
@@ -127,35 +126,34 @@ def lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     images = [render(s) for s in scenes]
     images = [damage_randomly(x, rng, most=0.5) if rng.random() < 0.3 else x for x in images]
     with_prompt = bool(rng.random() < 0.8)
-    wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
-    view = View(scenes, spec, rng)
-    return Lesson(
-        phrase(spec, wording) if with_prompt else None, tuple(images), _turns(view, with_prompt, num_questions)
-    )
+    prompt = random_phrase(spec, rng)
+    turns = _turns(View(scenes, spec, rng), with_prompt, num_questions)
+    return Lesson(prompt if with_prompt else None, tuple(images), turns)
 
 
 def _on_white(spec: Spec, scene: Scene) -> tuple[Spec, Scene]:
-    """The same on white, where that may be shown.
+    """The same on white, where this is trainable.
 
-    While every background is as likely in prompts as in pictures, neither says anything about their match by itself,
-    and there is no slope towards looking at either. With many prompts on white, a black picture alone is suspect.
+    If all backgrounds are equally frequent in prompts and in pictures, neither alone predicts a match, and a VLM has no
+    gradient towards looking at one of them. With many prompts on white, a black picture alone predicts a mismatch.
     """
-    white, drawn = replace(spec, background="white"), replace(scene, background="white")
-    return (white, drawn) if split_of(white) == "train" and scene_is_trainable(drawn) else (spec, scene)
+    white_spec, white_scene = replace(spec, background="white"), replace(scene, background="white")
+    trainable = split_of(white_spec) == "train" and scene_is_trainable(white_scene)
+    return (white_spec, white_scene) if trainable else (spec, scene)
 
 
 def _leaning(spec: Spec) -> Spec:
-    """The same relation told from the other object, so that it is "left of" or "above": most then are (see above)."""
+    """The same relation as "left of" or "above", so that these are the more frequent ones (see `_on_white`)."""
     if spec.relation not in MIRRORED:
         return spec
     return replace(spec, terms=spec.terms[::-1], relation=MIRRORED[spec.relation])
 
 
 def matching_lesson(rng: np.random.Generator) -> Lesson:
-    """A lesson on nothing but whether pictures match a prompt, and on which side they do not; yes as often as no.
+    """A lesson on matching alone: whether pictures match a prompt, and in which aspects. Yes is as frequent as no.
 
-    To compare a word of the prompt with what a picture shows is the last thing that a small model learns: it told
-    backgrounds apart without fault long before it minded that one was not the prompt's (docs/log.md).
+    A small model learns last to compare a word of the prompt with the picture. It named all backgrounds correctly long
+    before it noticed that a background was not the prompt's (docs/log.md).
     """
     spec, scene = sample_pair(rng, "relation" if rng.random() < 0.3 else None)
     if rng.random() < 0.4:
@@ -174,27 +172,25 @@ def matching_lesson(rng: np.random.Generator) -> Lesson:
         chosen = [right[int(k)] for k in rng.permutation(len(right))[: max(1, len(wrong))]]
         turns += [about_side(name, i, sides[name]) for name in (*wrong, *chosen)]
         turns += both_places(view, i)
-    images = tuple(render(s) for s in scenes)
-    wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
-    return Lesson(phrase(spec, wording), images, tuple(dict.fromkeys(turns)))
+    return Lesson(random_phrase(spec, rng), tuple(render(s) for s in scenes), tuple(dict.fromkeys(turns)))
 
 
 def _rearranged(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
-    """The same objects, not standing as the prompt wants; as they were where that cannot be had in a few tries."""
+    """The same objects in places that contradict the prompt; the scene itself if six tries find none."""
     for _ in range(6):
         try:
-            found = edit_scene(scene, rng, "swap" if spec.relation and rng.random() < 0.7 else "move")
+            edited = edit_scene(scene, rng, "swap" if spec.relation and rng.random() < 0.7 else "move")
         except RuntimeError:  # no room
             continue
-        if not fulfils(found, spec):
-            return found
+        if not fulfils(edited, spec):
+            return edited
     return scene
 
 
 def relation_lesson(rng: np.random.Generator) -> Lesson:
-    """A lesson on nothing but how objects stand: where each is, what the prompt says of them, and whether it is so.
+    """A lesson on layout alone: where objects are, what the prompt says about it, and whether the picture agrees.
 
-    Among all other lessons these are never learnt, by themselves in minutes (docs/log.md).
+    Mixed with all other lessons these are not learnt. Alone they are learnt in minutes (docs/log.md).
     """
     spec, scene = sample_pair(rng, "relation" if rng.random() < 0.75 else "concept")
     spec = _leaning(spec) if rng.random() < 0.5 else spec
@@ -210,18 +206,18 @@ def relation_lesson(rng: np.random.Generator) -> Lesson:
     if "layout" in sides:
         wholes += [about_side("layout", 0, sides["layout"]), matches(view, 0)]
     halves = [halves[int(k)] for k in rng.permutation(len(halves))[:6]]
-    found = tuple(dict.fromkeys(t for t in (*halves, *wholes) if t is not None))
-    wording = WORDINGS[int(rng.integers(len(WORDINGS)))]
-    return Lesson(phrase(spec, wording), (render(scene),), found) if found else relation_lesson(rng)
+    turns = tuple(dict.fromkeys(t for t in (*halves, *wholes) if t is not None))
+    prompt = random_phrase(spec, rng)
+    return Lesson(prompt, (render(scene),), turns) if turns else relation_lesson(rng)
 
 
 def lesson_on(prompt: str, images: Sequence[Image], rng: np.random.Generator, num_questions: int = 4) -> Lesson | None:
-    """A lesson about pictures that a generator drew for a prompt, captioned by reading their pixels.
+    """A lesson about pictures that a generator drew for a prompt. Their scenes are read from pixels.
 
-    Takes two of the pictures, or one of them a third of the time, as `lesson` does.
+    It is about two of the pictures, or about one in a third of the lessons, as in `lesson`.
 
     Returns:
-        None where a picture is in doubt (`read_scene`), or shows what is held out.
+        None where the scene of a picture is uncertain (`read_scene`) or held out.
     """
     chosen = [images[int(i)] for i in rng.permutation(len(images))[: 1 if rng.random() < 0.33 else 2]]
     scenes = [scene for scene in map(read_scene, chosen) if scene is not None and scene_is_trainable(scene)]

@@ -1,7 +1,7 @@
 """The exact judge of the embedded world: pixels and prompt in, four criteria in [0, 1] and the reasons out.
 
-P fidelity: what the prompt asks for is there, and nothing else. S style: it is drawn in the named style.
-C composition: margins, overlap, balance, spacing. N novelty: distance of the layout from the training domain.
+P fidelity: the picture holds what the prompt asks for, and nothing else. S style: the style is the requested one.
+C composition: margins, overlap, balance, spacing. N novelty: distance of the layout from training layouts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rewarddance.world.detect import Detection, Seen, detect
 from rewarddance.world.grammar import parse, phrase_term
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import sample_pair
-from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, STYLES, Relation, Spec, Term
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES, STYLES, Spec, Term, along, gap
 
 MATCHED = 0.4
-"""Least agreement between a found and an asked object for the pair to count as the same thing."""
+"""Least agreement of a detected object with a requested one for the two to count as the same object."""
 CRITERIA = ("fidelity", "style", "composition", "novelty")
 
 
@@ -45,33 +45,26 @@ class Judgement:
 
 
 def ramp(x: float, low: float, high: float) -> float:
-    """0 up to `low`, 1 from `high` on, linear in between."""
     return float(min(1.0, max(0.0, (x - low) / (high - low))))
 
 
-def named(fits: NDArray[np.float32], wanted: int) -> float:
-    """How well the wanted template fits, and whether another fits better: 1 when it leads with a good fit."""
+def named(fits: NDArray[np.float32], index: int) -> float:
+    """How sure the name at `index` is, in [0, 1]: 1 where its template fits well and no other fits better."""
     values = fits.tolist()
-    fit = values.pop(wanted)
+    fit = values.pop(index)
     return ramp(fit, 0.55, 0.82) * ramp(fit - max(values), -0.12, 0.0)
 
 
-def agreement(found: Detection, term: Term) -> float:
-    """How far one found object is what the term asks for, in [0, 1]."""
-    colour = ramp(float(found.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
-    shape = named(found.shape_fit, SHAPES.index(term.shape))
-    return both_right(colour, shape, 1.0 if found.large == term.large else 0.0)
+def agreement(detection: Detection, term: Term) -> float:
+    """How far a detected object is what the term asks for, in [0, 1]."""
+    colour = ramp(float(detection.colour_share[COLOURS.index(term.colour)]), 0.3, 0.85)
+    shape = named(detection.shape_fit, SHAPES.index(term.shape))
+    return both_right(colour, shape, 1.0 if detection.large == term.large else 0.0)
 
 
 def both_right(colour: float, shape: float, size: float) -> float:
-    """Agreement of an object from that of its colour, shape and size, each in [0, 1]; little for one alone."""
+    """Agreement of an object from that of its colour, shape and size, each in [0, 1]; low if one of them is wrong."""
     return (0.15 * colour + 0.15 * shape + 0.7 * colour * shape) * (0.6 + 0.4 * size)
-
-
-def _relation_holds(a: Standing, relation: Relation, b: Standing) -> float:
-    dx, dy = b.x - a.x, b.y - a.y
-    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
-    return ramp(along, 0.0, 5.0)
 
 
 def _arrangement_holds(spec: Spec, objects: list[Standing]) -> float:
@@ -90,7 +83,7 @@ def _arrangement_holds(spec: Spec, objects: list[Standing]) -> float:
 
 
 class Standing(Protocol):
-    """A centre in pixels: all that relations and arrangements ask of an object."""
+    """An object's centre in pixels, which decides relations and arrangements."""
 
     @property
     def x(self) -> float: ...
@@ -101,16 +94,18 @@ class Standing(Protocol):
 def fulfilment(
     objects: Sequence[Standing], table: NDArray[np.float64], spec: Spec, specks: float, ground: float
 ) -> tuple[float, list[str]]:
-    """What fidelity means, whoever looked at the picture.
+    """The definition of fidelity, for the oracle's detections and for the reader's.
 
     Args:
-        objects: what was seen; table: how far each agrees with each asked object, (objects, asked), in [0, 1].
-        specks: pixels of paint that belong to no object; ground: how far the background is the asked one, in [0, 1].
+        objects: the detected objects.
+        table: agreement of each with each requested object, (detected, requested), in [0, 1].
+        specks: pixels of paint that belong to no object.
+        ground: agreement of the background with the requested one, in [0, 1].
 
     Returns:
         The score in [0, 1] and its reasons.
     """
-    wanted = spec.instances()
+    terms = spec.instances()
     if not objects:
         return 0.0, ["nothing found"]
     rows, columns = linear_sum_assignment(-table)
@@ -120,15 +115,18 @@ def fulfilment(
     for r, c, v in zip(rows, columns, value, strict=True):
         if v >= MATCHED:
             placed[int(c)] = objects[int(r)]
-    for i, term in enumerate(wanted):
+    for i, term in enumerate(terms):
         reasons.append(f"{phrase_term(term)[2:]}: {'found' if i in placed else 'missing'}")
     extra = len(objects) - len(placed)
     if extra > 0:
         reasons.append(f"extra objects: {extra}")
-    score = float(value.sum()) / max(len(wanted), len(objects))
+    score = float(value.sum()) / max(len(terms), len(objects))
     score *= 1 - 0.5 * ramp(specks, 6, 60)
     if spec.relation is not None:
-        held = _relation_holds(placed[0], spec.relation, placed[1]) if len(placed) == 2 else 0.0
+        held = 0.0
+        if len(placed) == 2:
+            a, b = placed[0], placed[1]
+            held = ramp(along(spec.relation, b.x - a.x, b.y - a.y), 0.0, 5.0)
         score *= 0.35 + 0.65 * held
         reasons.append(f"{spec.relation}: {'holds' if held > 0.5 else 'does not hold'}")
     if spec.arrangement is not None:
@@ -149,16 +147,16 @@ def _fidelity(seen: Seen, spec: Spec) -> tuple[float, list[str]]:
 def _style(seen: Seen, spec: Spec) -> float:
     if not seen.objects:
         return 0.0
-    wanted = STYLES.index(spec.style)
-    return sum(named(o.style_fit, wanted) for o in seen.objects) / len(seen.objects)
+    index = STYLES.index(spec.style)
+    return sum(named(o.style_fit, index) for o in seen.objects) / len(seen.objects)
 
 
 RULES = ("margins", "overlap", "balance", "spacing")
-"""Of composition: clear of the border, clear of one another, centred mass, even spacing."""
+"""Of composition: distance to the border, no overlap, centred mass, even spacing."""
 
 
 def _composition(seen: Seen) -> tuple[float, ...]:
-    """How far each of the `RULES` is kept, in [0, 1]; their mean is the criterion."""
+    """How far each of the `RULES` is kept, in [0, 1]. Their mean is the criterion."""
     if not seen.objects:
         return (0.0,) * len(RULES)
     margins = [min(*o.box[:2], CANVAS - o.box[2], CANVAS - o.box[3]) for o in seen.objects]
@@ -168,18 +166,13 @@ def _composition(seen: Seen) -> tuple[float, ...]:
     balance = 1 - ramp(math.hypot(float(down @ _TICKS) / paint, float(across @ _TICKS) / paint), 2.0, 20.0)
     if len(seen.objects) == 1:
         return clear, 1.0, balance, 1.0
-    nearest = [min(_gap(a, b) for b in seen.objects if b is not a) for a in seen.objects]
+    nearest = [min(gap(a, b) for b in seen.objects if b is not a) for a in seen.objects]
     overlap = sum(ramp(g, -1.0, 2.0) for g in nearest) / len(nearest)
     spacing = 1 - ramp(max(nearest) - min(nearest), 2.0, 18.0)
     return clear, overlap, balance, spacing
 
 
 _TICKS = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
-
-
-def _gap(a: Detection, b: Detection) -> float:
-    """Pixels between two objects along the axis that holds them further apart; negative where they overlap."""
-    return max(abs(a.x - b.x), abs(a.y - b.y)) - (a.size + b.size) / 2
 
 
 def _layout(seen: Seen) -> NDArray[np.float64]:
@@ -200,16 +193,16 @@ def _layout(seen: Seen) -> NDArray[np.float64]:
 def _familiar() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Layouts of 512 training scenes, (71, 512), and their sums, (512,)."""
     rng = stream(0, "novelty")
-    found = np.stack([_layout(detect(render(sample_pair(rng)[1]))) for _ in range(512)], 1)
-    return found, found.sum(0)
+    layouts = np.stack([_layout(detect(render(sample_pair(rng)[1]))) for _ in range(512)], 1)
+    return layouts, layouts.sum(0)
 
 
 def _novelty(seen: Seen) -> float:
     """1 - exp(-d / 4) with d the city-block distance to the nearest of the training layouts."""
-    layout, (known, sums) = _layout(seen), _familiar()
-    (there,) = np.nonzero(layout)
-    own = layout[there, None]
-    distance = sums + layout.sum() - 2 * np.minimum(known[there], own).sum(0)  # |a - b| = a + b - 2 min(a, b)
+    layout, (familiar, sums) = _layout(seen), _familiar()
+    (nonzero,) = np.nonzero(layout)
+    shared = np.minimum(familiar[nonzero], layout[nonzero, None]).sum(0)
+    distance = sums + layout.sum() - 2 * shared  # |a - b| = a + b - 2 min(a, b)
     return 1 - math.exp(-max(0.0, float(distance.min())) / 4)
 
 
@@ -239,6 +232,6 @@ def judge(image: Image, prompt: str | Spec) -> Judgement:
 
 
 def fidelity(image: Image, prompt: str | Spec) -> float:
-    """Criterion P alone, which is what generators are measured by; cheaper than `judge`."""
+    """Criterion P alone, by which generators are measured. It is cheaper than `judge`."""
     spec = _parsed(prompt) if isinstance(prompt, str) else prompt
     return _fidelity(detect(image), spec)[0]

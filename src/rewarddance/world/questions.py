@@ -1,7 +1,7 @@
 """Questions with their answers about one and two scenes, and about a scene against a prompt.
 
-None of them asks for a preference; "does image 1 match the prompt" and "what is missing in image 1" are plain
-image-text matching.
+No question asks for a preference. "Does image 1 match the prompt" and "what is missing in image 1" are image-text
+matching.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewarddance.world.describe import fulfils, holds, kinds, listing
+from rewarddance.world.describe import Kinds, fulfils, holds, kinds, listing, terms_of
 from rewarddance.world.grammar import NUMBERS, phrase_body, phrase_term
 from rewarddance.world.sampling import TRAIN_STYLES
-from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, RELATIONS, SHAPES, Scene, Spec, Term
+from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, RELATIONS, SHAPES, Placed, Scene, Spec, Term
 from rewarddance.world.splits import OOD_COUNT, OOD_KINDS, split_of
 
 Turn = tuple[str, str]
@@ -24,7 +24,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class View:
-    """What the questions are drawn from."""
+    """What questions are asked about: scenes, a prompt's meaning, and the random stream that chooses questions."""
 
     scenes: tuple[Scene, ...]
     spec: Spec
@@ -34,7 +34,7 @@ class View:
         return options[int(self.rng.integers(len(options)))]
 
     def kind(self, scene: Scene) -> Term:
-        """A kind to ask about: usually one in the picture, sometimes any trainable one."""
+        """A kind to ask about: with probability 0.55 one in the picture, otherwise any trainable one."""
         if scene.objects and self.rng.random() < 0.55:
             o = scene.objects[int(self.rng.integers(len(scene.objects)))]
             return Term(o.colour, o.shape)
@@ -48,11 +48,15 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
+def _of_kind(scene: Scene, colour: str, shape: str) -> list[Placed]:
+    return [o for o in scene.objects if (o.colour, o.shape) == (colour, shape)]
+
+
 def _is_there(view: View, i: int) -> Turn:
     scene = view.scenes[i]
     term = view.kind(scene)
-    truth = any((o.colour, o.shape) == (term.colour, term.shape) for o in scene.objects)
-    return f"is there {phrase_term(term)} in image {i + 1}?", _yes(truth)
+    objects = _of_kind(scene, term.colour, term.shape)
+    return f"is there {phrase_term(term)} in image {i + 1}?", _yes(bool(objects))
 
 
 def _how_many(view: View, i: int) -> Turn:
@@ -81,20 +85,15 @@ def relation_asked(view: View, i: int) -> Turn | None:
     relation = RELATIONS[int(view.rng.integers(4))]
     if len(same) != 2 or (a.colour, a.shape) == (b.colour, b.shape):
         return None
-    asked = Spec(
-        (Term(a.colour, a.shape, 1, a.large), Term(b.colour, b.shape, 1, b.large)),
-        view.scenes[i].style,
-        view.scenes[i].background,
-        relation,
-    )
-    if split_of(asked) != "train":
+    terms = Term(a.colour, a.shape, 1, a.large), Term(b.colour, b.shape, 1, b.large)
+    if split_of(Spec(terms, view.scenes[i].style, view.scenes[i].background, relation)) != "train":
         return None
     text = f"{a.colour} {a.shape} {relation} the {b.colour} {b.shape}"
     return f"is the {text} in image {i + 1}?", _yes(holds(a, relation, b))
 
 
 def _where(view: View, i: int) -> Turn | None:
-    """In which third of the picture an object stands, across and down; to say how two stand, one has to know first."""
+    """In which third of the picture an object is, across and down. A model needs such places to judge relations."""
     objects = view.scenes[i].objects
     if not objects:
         return None
@@ -103,55 +102,51 @@ def _where(view: View, i: int) -> Turn | None:
 
 
 def place_of(scene: Scene, colour: str, shape: str, i: int) -> Turn | None:
-    """None for objects that are not there once, and for the middle of the picture."""
-    found = [o for o in scene.objects if (o.colour, o.shape) == (colour, shape)]
-    if len(found) != 1:
+    """The place of the only object of a kind; None for several or no objects, and for the middle of the picture."""
+    objects = _of_kind(scene, colour, shape)
+    if len(objects) != 1:
         return None
     third = CANVAS / 3
-    across = "left" if found[0].x < third else "right" if found[0].x > 2 * third else ""
-    down = "above" if found[0].y < third else "below" if found[0].y > 2 * third else ""
+    across = "left" if objects[0].x < third else "right" if objects[0].x > 2 * third else ""
+    down = "above" if objects[0].y < third else "below" if objects[0].y > 2 * third else ""
     answer = f"{across} {down}".strip()
     return (f"where is the {colour} {shape} in image {i + 1}?", answer) if answer else None
 
 
 def prompted_objects(view: View, i: int) -> list[Turn]:
-    """What the prompt names first and second, and where it stands, asked from the words, the place and the number.
+    """Questions about the first and second object of the prompt: their names, their order, their places.
 
-    A small model reads a prompt as a bag of words until it is asked which of them come first (docs/log.md).
+    Without such questions a small model ignores the order of a prompt's words (docs/log.md).
     """
     turns: list[Turn] = []
     for nth, term in zip(("first", "second"), view.spec.terms, strict=False):
-        name, found = f"{term.colour} {term.shape}", place_of(view.scenes[i], term.colour, term.shape, i)
+        name, place_turn = f"{term.colour} {term.shape}", place_of(view.scenes[i], term.colour, term.shape, i)
         turns += [
             (f"what is the {nth} object of the prompt?", name),
             (f"which object of the prompt is the {name}?", nth),
         ]
-        if found is None:
+        if place_turn is None:
             continue
-        turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", found[1]))
-        if _alone(view.scenes[i], found[1], i):
-            turns.append((f"what is {found[1]} in image {i + 1}?", name))
-            turns.append((f"which object of the prompt is {found[1]} in image {i + 1}?", nth))
+        place = place_turn[1]
+        turns.append((f"where is the {nth} object of the prompt in image {i + 1}?", place))
+        place_turns = [place_of(view.scenes[i], o.colour, o.shape, i) for o in view.scenes[i].objects]
+        if sum(turn is not None and turn[1] == place for turn in place_turns) == 1:
+            turns.append((f"what is {place} in image {i + 1}?", name))
+            turns.append((f"which object of the prompt is {place} in image {i + 1}?", nth))
     return turns
 
 
-def _alone(scene: Scene, place: str, i: int) -> bool:
-    """Whether one object alone stands at a place."""
-    found = [place_of(scene, o.colour, o.shape, i) for o in scene.objects]
-    return sum(t is not None and t[1] == place for t in found) == 1
-
-
 def prompted_relation(view: View, i: int) -> Turn | None:
-    """Whether the two things of the prompt stand in a relation that is named; None for prompts without one."""
-    spec, objects = view.spec, view.scenes[i].objects
-    found = [[o for o in objects if (o.colour, o.shape) == (t.colour, t.shape)] for t in spec.terms]
-    if spec.relation is None or any(len(f) != 1 for f in found):
+    """Whether the prompt's two objects stand in a random relation; None for prompts without a relation."""
+    spec = view.spec
+    objects = [_of_kind(view.scenes[i], t.colour, t.shape) for t in spec.terms]
+    if spec.relation is None or any(len(same) != 1 for same in objects):
         return None
     relation = RELATIONS[int(view.rng.integers(4))]
     if split_of(replace(spec, relation=relation)) != "train":
         return None
     text = f"is the first object of the prompt {relation} the second in image {i + 1}?"
-    return text, _yes(holds(found[0][0], relation, found[1][0]))
+    return text, _yes(holds(objects[0][0], relation, objects[1][0]))
 
 
 def _size(view: View, i: int) -> Turn | None:
@@ -159,7 +154,7 @@ def _size(view: View, i: int) -> Turn | None:
     if not objects:
         return None
     o = objects[int(view.rng.integers(len(objects)))]
-    if sum((p.colour, p.shape) == (o.colour, o.shape) for p in objects) != 1:
+    if len(_of_kind(view.scenes[i], o.colour, o.shape)) != 1:
         return None
     return f"is the {o.colour} {o.shape} in image {i + 1} large?", _yes(o.large)
 
@@ -169,33 +164,32 @@ def matches(view: View, i: int) -> Turn:
 
 
 def sides_of(view: View, i: int) -> dict[str, bool]:
-    """Sides of a match, and whether the picture has each as the prompt wants it."""
+    """Aspects of a match, and whether the picture agrees with the prompt in each."""
     scene, spec = view.scenes[i], view.spec
-    wanted, found = spec.instances(), scene.objects
+    terms, objects = spec.instances(), scene.objects
     sides = {
         "background": scene.background == spec.background,
         "style": scene.style == spec.style,
-        "colour": Counter(t.colour for t in wanted) == Counter(o.colour for o in found),
-        "objects": Counter((t.colour, t.shape) for t in wanted) == Counter((o.colour, o.shape) for o in found),
+        "colour": Counter(t.colour for t in terms) == Counter(o.colour for o in objects),
+        "objects": Counter((t.colour, t.shape) for t in terms) == Counter((o.colour, o.shape) for o in objects),
     }
-    if (spec.relation or spec.arrangement) and kinds(scene) == _wanted(view):
+    if (spec.relation or spec.arrangement) and kinds(objects) == kinds(terms):
         sides["layout"] = fulfils(replace(scene, style=spec.style, background=spec.background), spec)
     return sides
 
 
 def about_side(name: str, i: int, right: bool) -> Turn:
-    if name in ("background", "style"):  # one word in the prompt, so that both places can be named
+    if name in ("background", "style"):  # a single word of the prompt
         return f"is the {name} of image {i + 1} that of the prompt?", _yes(right)
     return f"{'are' if name == 'objects' else 'is'} the {name} of image {i + 1} right?", _yes(right)
 
 
 def both_places(view: View, i: int) -> list[Turn]:
-    """What stands in the picture and what in the prompt: the two halves of a comparison, each to be found first."""
+    """The background or style of the picture, and that of the prompt: the two halves of a comparison."""
     name, spec = view.pick(("background", "style")), view.spec
-    shown, wanted = getattr(view.scenes[i], name), getattr(spec, name)
     turns: list[Turn | None] = [
-        (f"what is the {name} of image {i + 1}?", shown),
-        (f"what is the {name} of the prompt?", wanted),
+        (f"what is the {name} of image {i + 1}?", getattr(view.scenes[i], name)),
+        (f"what is the {name} of the prompt?", getattr(spec, name)),
     ]
     if spec.relation:
         turns += [("what is the layout of the prompt?", spec.relation)]
@@ -204,32 +198,28 @@ def both_places(view: View, i: int) -> list[Turn]:
 
 
 def aspect(view: View, i: int) -> Turn:
-    """One side of a match, more often one that is wrong."""
+    """One aspect of a match; with probability 0.6 one that is wrong, if there is any."""
     sides = sides_of(view, i)
     wrong = tuple(name for name, right in sides.items() if not right)
     name = view.pick(wrong if wrong and view.rng.random() < 0.6 else tuple(sides))
     return about_side(name, i, sides[name])
 
 
-def _listed(counts: Counter[tuple[str, str, bool]]) -> str | None:
-    """Objects in words, "nothing" for none; None where the words would be held out."""
-    terms = [Term(c, s, n, large) for (c, s, large), n in sorted(counts.items())]  # type: ignore[arg-type]
+def _listed(counts: Kinds) -> str | None:
+    """Objects in words, "nothing" for none; None where the words are held out."""
+    terms = terms_of(counts)
     if any(t.count >= OOD_COUNT for t in terms):
         return None
     return " and ".join(phrase_term(t) for t in terms) or "nothing"
 
 
-def _wanted(view: View) -> Counter[tuple[str, str, bool]]:
-    return Counter((t.colour, t.shape, t.large) for t in view.spec.instances())
-
-
 def missing(view: View, i: int) -> Turn | None:
-    answer = _listed(_wanted(view) - kinds(view.scenes[i]))
+    answer = _listed(kinds(view.spec.instances()) - kinds(view.scenes[i].objects))
     return None if answer is None else (f"what is missing in image {i + 1}?", answer)
 
 
 def extra(view: View, i: int) -> Turn | None:
-    answer = _listed(kinds(view.scenes[i]) - _wanted(view))
+    answer = _listed(kinds(view.scenes[i].objects) - kinds(view.spec.instances()))
     return None if answer is None else (f"what is extra in image {i + 1}?", answer)
 
 

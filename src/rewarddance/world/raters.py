@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewarddance.core.streams import stream
-from rewarddance.world.oracle import CRITERIA, Judgement
+from rewarddance.world.oracle import Judgement
 
 OVERALL_WEIGHTS: dict[str, float] = {"fidelity": 0.40, "style": 0.25, "composition": 0.25, "novelty": 0.10}
-"""Default weights of the composite reward (METHOD, section 5)."""
+"""Weights of the criteria in the overall judgement."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Rater:
     """One simulated person.
 
     Attributes:
-        temperature: utilities (0..1) are divided by it before the logistic; smaller is surer.
-        side_bias: added to the log-odds of whichever picture is shown first.
+        temperature: utilities (0..1) are divided by it before the logistic; choices at a small one are less random.
+        side_bias: added to the log-odds of the picture that is shown first.
         tie_width: utilities closer than this are called a tie with probability one half.
         inattention: share of answers that are coin flips.
         leniency: added to ratings, in points.
@@ -45,13 +45,9 @@ class Rater:
         """A rating from 1 to 5."""
         return int(np.clip(round(1 + 4 * utility + self.leniency + rng.normal(0, 0.35)), 1, 5))
 
-    def likert(self, judgement: Judgement, rng: np.random.Generator) -> dict[str, int]:
-        """Four ratings, one a criterion."""
-        return {c: self.rate(judgement[c], rng) for c in CRITERIA}
-
 
 def crowd(num_raters: int = 8, seed: int = 0) -> tuple[Rater, ...]:
-    """Raters who differ in sharpness, bias and care."""
+    """Raters who differ in temperature, bias, inattention and leniency."""
     rng = stream(seed, "raters")
     return tuple(
         Rater(
@@ -66,7 +62,7 @@ def crowd(num_raters: int = 8, seed: int = 0) -> tuple[Rater, ...]:
 
 
 def utility(judgement: Judgement, criterion: str) -> float:
-    """What a rater feels about a picture under a criterion (`overall` is the weighted sum), in [0, 1]."""
+    """How much a rater likes a picture under a criterion (`overall` is the weighted sum), in [0, 1]."""
     if criterion == "overall":
         return sum(w * judgement[c] for c, w in OVERALL_WEIGHTS.items())
     return judgement[criterion]

@@ -1,4 +1,4 @@
-"""Scenes to pixels, with anti-aliasing. Every object is a cached coverage sprite blended onto the background."""
+"""Scenes to pixels, with anti-aliasing. Each object is a cached sprite of coverages, blended onto the background."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTLINE_WIDTH = 1.6
 """Width of the line in the outline style, pixels."""
 STRIPE_PERIOD = 4
 FAINT = 0.35
-"""Coverage of what lies between stripes and dots: faint, not bare, so that an object stays in one piece."""
+"""Coverage between stripes and dots. It is above 0, so that an object stays connected."""
 
 
 def _distance(shape: Shape, u: NDArray[np.float64], v: NDArray[np.float64], half: float) -> Any:
@@ -68,14 +68,14 @@ def sprite(shape: Shape, size: int, style: Style) -> Coverage:
 
 
 def _window(centre: int, side: int) -> tuple[slice, slice]:
-    """Where a sprite lands on the canvas and which part of it, clipped at the border."""
+    """The canvas rows (or columns) that a sprite covers, and the sprite's rows that lie on the canvas."""
     start = centre - side // 2
     low, high = max(start, 0), min(start + side, CANVAS)
     return slice(low, high), slice(low - start, high - start)
 
 
 def render(scene: Scene) -> Image:
-    """Draw a scene. Same scene, same bytes.
+    """Draw a scene. Equal scenes give equal bytes.
 
     Returns:
         uint8, (CANVAS, CANVAS, 3).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +25,8 @@ from rewarddance.world.scene import (
     Spec,
     Style,
     Term,
+    along,
+    gap,
 )
 from rewarddance.world.splits import OOD_STYLE, Split, scene_is_trainable, split_of
 
@@ -40,7 +41,8 @@ CATEGORY_WEIGHTS: dict[Category, float] = {
     "concept": 0.15,
 }
 _CELLS = tuple((x, y) for y in (9, 24, 39) for x in (9, 24, 39))
-_GAP = 2  # least distance in pixels between the bounding squares of two objects
+LEAST_GAP = 2
+"""Least distance in pixels between the bounding squares of two objects."""
 _MARGIN = 1  # least distance in pixels to the picture's border
 
 
@@ -63,21 +65,15 @@ def _terms(rng: np.random.Generator, category: Category) -> tuple[Term, ...]:
     return (_kind(rng), _kind(rng))
 
 
-def sample_spec(
-    rng: np.random.Generator,
-    category: Category | None = None,
-    split: Split = "train",
-    accept: Callable[[Spec], bool] | None = None,
-) -> Spec:
+def sample_spec(rng: np.random.Generator, category: Category | None = None, split: Split = "train") -> Spec:
     """A random specification of the given category and split.
 
     Args:
         category: drawn by `CATEGORY_WEIGHTS` when None.
-        split: where the specification must belong; drawn again until it does.
-        accept: a further condition, for example "asks for four objects".
+        split: the split of the specification.
 
     Raises:
-        RuntimeError: nothing acceptable in 10,000 draws (the condition contradicts the split).
+        RuntimeError: no such specification in 10,000 draws (the category contradicts the split).
     """
     styles = STYLES if split == "ood" else TRAIN_STYLES
     for _ in range(10_000):
@@ -91,9 +87,9 @@ def sample_spec(
         if len(set(kinds)) < len(kinds):
             continue
         spec = Spec(terms, _pick(rng, styles), _pick(rng, BACKGROUNDS), relation, arrangement)
-        if split_of(spec) == split and (accept is None or accept(spec)):
+        if split_of(spec) == split:
             return spec
-    raise RuntimeError(f"no acceptable {category or 'any'} specification in split {split!r} after 10,000 draws")
+    raise RuntimeError(f"no specification of category {category or 'any'} and split {split!r} in 10,000 draws")
 
 
 def _centres(rng: np.random.Generator, spec: Spec) -> list[tuple[int, int]] | None:
@@ -111,41 +107,29 @@ def _centres(rng: np.random.Generator, spec: Spec) -> list[tuple[int, int]] | No
     centres = order[: spec.num_objects]
     if spec.relation is not None:
         (x, y), (x2, y2) = centres
-        holds = {"left of": x < x2, "right of": x > x2, "above": y < y2, "below": y > y2}
-        return centres if holds[spec.relation] else None
+        return centres if along(spec.relation, x2 - x, y2 - y) > 0 else None
     return centres
 
 
-def _clear(objects: list[Placed]) -> bool:
-    for i, a in enumerate(objects):
-        for b in objects[:i]:
-            reach = (a.size + b.size) / 2 + _GAP
-            if abs(a.x - b.x) < reach and abs(a.y - b.y) < reach:
-                return False
-    return True
-
-
-def _is_arranged(centres: list[tuple[int, int]], count: int) -> bool:
-    """Would this placement be called a row, a stack or a pair?"""
-    xs, ys = zip(*centres, strict=True)
-    aligned = len(set(ys)) == 1 or len(set(xs)) == 1
-    return aligned and count == 3
+def _is_line(centres: list[tuple[int, int]]) -> bool:
+    """Do the centres form a row or a stack of three?"""
+    return len(centres) == 3 and 1 in (len(set(values)) for values in zip(*centres, strict=True))
 
 
 def place(spec: Spec, rng: np.random.Generator) -> Scene:
-    """A random scene that fulfils the specification, with objects clear of one another and of the border.
+    """A random scene that fulfils the specification. Objects do not touch each other or the border.
 
     Raises:
-        RuntimeError: no room found in 2,000 draws (a specification larger than the canvas).
+        RuntimeError: no placement in 2,000 draws (the objects do not fit on the canvas).
     """
     for _ in range(2_000):
         centres = _centres(rng, spec)
         if centres is None:
             continue
         plain_count = spec.arrangement is None and spec.category == "count" and len(spec.terms) == 1
-        if plain_count and _is_arranged(centres, spec.num_objects):
+        if plain_count and _is_line(centres):
             continue  # "three circles" in a line would be called a row
-        shared = tuple(int(v) for v in rng.integers(-1, 2, 2))  # an arrangement moves as one
+        shared = tuple(int(v) for v in rng.integers(-1, 2, 2))  # all objects of an arrangement move together
         objects = []
         for term, (x, y) in zip(spec.instances(), centres, strict=True):
             size = _pick(rng, LARGE_SIZES if term.large else REGULAR_SIZES)
@@ -153,7 +137,7 @@ def place(spec: Spec, rng: np.random.Generator) -> Scene:
             least, most = (size + 1) // 2 + _MARGIN, CANVAS - (size + 1) // 2 - _MARGIN
             px, py = int(np.clip(x + dx, least, most)), int(np.clip(y + dy, least, most))
             objects.append(Placed(term.colour, term.shape, size, px, py))
-        if _clear(objects):
+        if all(gap(a, b) >= LEAST_GAP for i, a in enumerate(objects) for b in objects[:i]):
             return Scene(tuple(objects), spec.style, spec.background)
     raise RuntimeError(f"no room for {spec}")
 

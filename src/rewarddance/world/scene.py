@@ -1,13 +1,12 @@
-"""What the embedded world is made of: words, specifications (what a prompt asks) and scenes (what is drawn).
+"""The embedded world: its words, specifications (the meanings of prompts) and scenes (the contents of pictures).
 
-A `Spec` is the meaning of a prompt; a `Scene` is one picture's worth of placed objects. Both are
-frozen, hashable and free of randomness: sampling lives in `sampling.py`, wording in `grammar.py`.
+`sampling.py` draws random specifications and scenes, `grammar.py` words specifications.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 CANVAS = 48
 """Side of every picture in pixels."""
@@ -26,7 +25,7 @@ STYLES: tuple[Style, ...] = get_args(Style)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 MIRRORED: dict[Relation, Relation] = {"right of": "left of", "below": "above"}
-"""What is said of two things the other way round."""
+"""Relations that are rewritten with the objects exchanged: "a right of b" means "b left of a"."""
 ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
@@ -45,10 +44,12 @@ RGB: dict[str, tuple[int, int, int]] = {
 
 REGULAR_SIZES = (12, 13)
 LARGE_SIZES = (18, 19)
-"""Sides in pixels of an object's bounding square; the oracle draws the line between them at 15.5."""
+"""Sides in pixels of an object's bounding square."""
+SIZE_LINE = 15.5
+"""Side in pixels between regular and large objects."""
 
 ARRANGEMENT_COUNT: dict[Arrangement, int] = {"row": 3, "stack": 3, "pair": 2, "crowd": 5}
-"""How many objects each arrangement word stands for. Four is left to the held-out counts."""
+"""Number of objects of each arrangement. Four is a held-out count."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Spec:
-    """The meaning of a prompt: kinds and counts, how they stand to one another, style and background."""
+    """The meaning of a prompt: kinds and counts, relation or arrangement, style and background."""
 
     terms: tuple[Term, ...]
     style: Style = "flat"
@@ -77,9 +78,9 @@ class Spec:
         if self.relation is not None and [t.count for t in self.terms] != [1, 1]:
             raise ValueError("a relation joins exactly two single objects")
         if self.arrangement is not None:
-            wanted = ARRANGEMENT_COUNT[self.arrangement]
-            if len(self.terms) != 1 or self.terms[0].count != wanted:
-                raise ValueError(f"a {self.arrangement} is one term of {wanted} objects")
+            count = ARRANGEMENT_COUNT[self.arrangement]
+            if len(self.terms) != 1 or self.terms[0].count != count:
+                raise ValueError(f"a {self.arrangement} is one term of {count} objects")
 
     @property
     def num_objects(self) -> int:
@@ -87,7 +88,7 @@ class Spec:
 
     @property
     def category(self) -> Category:
-        """The benchmark category that the prompt's hardest demand belongs to."""
+        """The benchmark category of the prompt's hardest part."""
         if self.arrangement is not None:
             return "concept"
         if self.relation is not None:
@@ -113,7 +114,28 @@ class Placed:
 
     @property
     def large(self) -> bool:
-        return self.size > 15.5
+        return self.size > SIZE_LINE
+
+
+class Sized(Protocol):
+    """A centre and a side in pixels."""
+
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+    @property
+    def size(self) -> float: ...
+
+
+def gap(a: Sized, b: Sized) -> float:
+    """Pixels between two bounding squares along the axis on which they are further apart; negative if they overlap."""
+    return max(abs(a.x - b.x), abs(a.y - b.y)) - (a.size + b.size) / 2
+
+
+def along(relation: Relation, dx: float, dy: float) -> float:
+    """How far a second object lies from a first one in the direction of the relation, for an offset (dx, dy)."""
+    return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
 
 
 @dataclass(frozen=True)

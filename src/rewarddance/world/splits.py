@@ -1,9 +1,9 @@
-"""What is held out, of every stream: VLM and generator pretraining, corruptions, preferences.
+"""Held-out content. No training stream shows it: VLM and generator pretraining, corruptions, preferences.
 
-`ood` is decided by rule (kinds, counts, styles); `held_out` is a fixed tenth of everything else, by a
-hash of the meaning, so that no wording of a held-out specification is ever trained on. Pictures are held out by what
-they hold (kinds, style, counts and their plain listing), not by every relation or arrangement that may be read into
-them: a training picture of a circle and a square may show a relation that is held out as a prompt, unspoken.
+`ood` follows from rules (kinds, counts, styles). `held_out` is a fixed tenth of all other specifications, by a hash of
+the meaning, so that no wording of a held-out specification is ever trained on. Pictures are held out by their kinds,
+style, counts and plain listing, but not by relations or arrangements. A training picture of a circle and a square may
+show a relation that is held out as a prompt; no text of the training names it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import zlib
 from typing import Literal
 
-from rewarddance.world.scene import MIRRORED, Scene, Spec, Term
+from rewarddance.world.describe import kinds, terms_of
+from rewarddance.world.scene import MIRRORED, Scene, Spec
 
 Split = Literal["train", "held_out", "ood"]
 
@@ -24,7 +25,7 @@ HELD_OUT_SHARE = 0.1
 
 
 def is_ood(spec: Spec) -> bool:
-    """Does the specification hold something that training never saw (kind, style or count)?"""
+    """Does the specification have a kind, style or count that no training stream has?"""
     return (
         spec.style == OOD_STYLE
         or any((t.colour, t.shape) in OOD_KINDS for t in spec.terms)
@@ -33,7 +34,7 @@ def is_ood(spec: Spec) -> bool:
 
 
 def meaning(spec: Spec) -> str:
-    """One string for everything that means the same: order of terms and mirrored relations do not count."""
+    """A string that is equal for equal meanings: the order of terms and mirrored relations do not count."""
     terms, relation = spec.terms, spec.relation
     if relation in MIRRORED:
         terms, relation = terms[::-1], MIRRORED[relation]
@@ -44,7 +45,7 @@ def meaning(spec: Spec) -> str:
 
 
 def split_of(spec: Spec) -> Split:
-    """The split that a specification belongs to, the same on every machine and in every version."""
+    """The split of a specification. It is the same on all machines and in all versions."""
     if is_ood(spec):
         return "ood"
     bucket = zlib.crc32(meaning(spec).encode()) % 1000
@@ -52,16 +53,6 @@ def split_of(spec: Spec) -> Split:
 
 
 def scene_is_trainable(scene: Scene) -> bool:
-    """May a training stream show this scene, whatever it is asked about?
-
-    Stricter than any one description: neither the kinds, style and counts, nor the plain listing of
-    what is in the picture, may be held out.
-    """
-    counts: dict[Term, int] = {}
-    for o in scene.objects:
-        key = Term(o.colour, o.shape, 1, o.large)
-        counts[key] = counts.get(key, 0) + 1
-    if not counts:
-        return True
-    terms = tuple(Term(t.colour, t.shape, n, t.large) for t, n in counts.items())
-    return split_of(Spec(terms, scene.style, scene.background)) == "train"
+    """May a training stream show this scene? Its kinds, style, counts and plain listing must not be held out."""
+    terms = terms_of(kinds(scene.objects))
+    return not terms or split_of(Spec(terms, scene.style, scene.background)) == "train"

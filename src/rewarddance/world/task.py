@@ -15,7 +15,7 @@ from rewarddance.core.streams import stream
 from rewarddance.core.task import Prompt
 from rewarddance.world.batches import captioned_batch
 from rewarddance.world.benchmark import benchmark_prompts
-from rewarddance.world.grammar import WORDINGS, phrase
+from rewarddance.world.grammar import random_phrase
 from rewarddance.world.oracle import fidelity
 from rewarddance.world.sampling import sample_pair
 from rewarddance.world.scene import CANVAS
@@ -36,11 +36,11 @@ class EmbeddedTask:
     features = "tiny"
 
     def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-        """Random prompts of the training split; no two of all have the same meaning."""
+        """Random prompts of the training split, all with different meanings."""
         rng, by_meaning = stream(seed, "align-prompts"), dict[str, Prompt]()
         while len(by_meaning) < num_train + num_probe:
-            spec, wording = sample_pair(rng)[0], WORDINGS[int(rng.integers(len(WORDINGS)))]
-            by_meaning.setdefault(meaning(spec), Prompt(phrase(spec, wording), spec.category))
+            spec = sample_pair(rng)[0]
+            by_meaning.setdefault(meaning(spec), Prompt(random_phrase(spec, rng), spec.category))
         drawn = tuple(by_meaning.values())
         return drawn[:num_train], drawn[num_train:]
 
@@ -54,8 +54,8 @@ class EmbeddedTask:
     def check(self, side: int) -> None:
         if side != CANVAS:
             raise ConfigError(
-                f"the generator draws {side} pixels and the embedded world has {CANVAS}, so its prompts mean nothing "
-                "to it; give your own with --prompts FILE"
+                f"the generator draws {side} pixels and the embedded world has {CANVAS}, so it does not know "
+                "the world's prompts; give your own with --prompts FILE"
             )
 
     def build_preferences(self, folder: Path, seed: int) -> None:

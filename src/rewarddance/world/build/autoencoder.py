@@ -18,9 +18,7 @@ from rewarddance.world.build.tiny_generator import new_autoencoder
 
 
 class AutoencoderConfig(Config):
-    """Reconstruction (L1 and squared error), a small KL, and noise on latents, so that inexact latents decode well
-    too.
-    """
+    """Reconstruction (L1 and squared error), a small KL, and noise on latents, so that noisy latents decode well."""
 
     seed: int = 0
     batch_size: int = 16

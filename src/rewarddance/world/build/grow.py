@@ -1,9 +1,9 @@
-"""Make a small VLM wider and deeper without a change of what it computes.
+"""Make a small VLM wider and deeper, so that it still computes the same function.
 
-A large VLM that cannot be pretrained can start from a small one this way: "Net2Net" (Chen et al. 2016), for
-transformers "bert2BERT" (Chen et al. 2022). Wider: every unit becomes several copies, and the weights that read it are
-split among the copies. Deeper: a layer is followed by a copy of itself that adds nothing yet. Copies that are read with
-equal weights would get equal gradients for ever, so the reading weights get noise that sums to zero over the copies.
+A large VLM can start from a small one in this way if its pretraining is too expensive: "Net2Net" (Chen et al. 2016),
+for transformers "bert2BERT" (Chen et al. 2022). Wider: every unit becomes several copies, and the weights that read it
+are split among the copies. Deeper: a layer is followed by a copy of itself that adds nothing yet. With equal reading
+weights, copies would always get equal gradients. So the reading weights get noise that sums to zero over the copies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ADDS = (
     "mlp.fc2.weight",
     "mlp.fc2.bias",
 )
-"""Weights through which a layer adds to the residual stream. In a layer that must add nothing they are noise alone."""
+"""Weights through which a layer adds to the residual stream. In a layer that adds nothing yet they are noise alone."""
 FINAL_NORM = "model.language_model.norm.weight"
 
 
@@ -52,7 +52,6 @@ def grow_vlm(
     tokenizer: PreTrainedTokenizerFast,
     *,
     noise: float = 0.5,
-    seed: int = 0,
 ) -> InternVLForConditionalGeneration:
     """A VLM of a larger key of `SIZES` that gives the same logits up to rounding, in fp32.
 
@@ -73,7 +72,7 @@ def grow_vlm(
         "vision": (model.config.vision_config.num_hidden_layers, config.vision_config.num_hidden_layers),
         "language": (model.config.text_config.num_hidden_layers, config.text_config.num_hidden_layers),
     }
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     weights: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, like in large.state_dict().items():

@@ -1,6 +1,6 @@
-"""Lessons as packed sequences: the opening (prompt and pictures) once, then every turn as a branch of its own.
+"""Lessons as packed sequences: the opening (prompt and pictures) once, then each turn as a branch.
 
-A branch attends to the opening and to itself, never to another turn. So every answer has to come from the pictures: the
+A branch attends to the opening and to itself, but to no other turn. So an answer depends on the pictures alone: the
 answer "nothing is missing" cannot reveal that the picture matches.
 """
 
@@ -24,16 +24,16 @@ from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson
 
 WIDTH_STEP = 8
 Stage = Literal["renders", "relations", "all"]
-"""What lessons are drawn from: renders of all kinds, relations alone, or everything, a generator's pictures too."""
+"""Which lessons are drawn: all kinds on renders, relations alone, or all kinds on renders and generated pictures."""
 
 
 class LessonSource:
     """Lessons on renders, mixed with lessons on a generator's pictures from a preference file.
 
     Args:
-        drawn: training preferences with the generator's pictures, or None for renders alone. The file is opened when it
-            is first needed, so it may still be written while training begins.
-        share: share of lessons on such pictures. The real share is smaller, because doubtful pictures are skipped.
+        drawn: training preferences with the generator's pictures, or None for renders alone. The file is opened at its
+            first use, so it need not exist when the training starts.
+        share: share of lessons on such pictures. The real share is smaller, because uncertain pictures are skipped.
         matching: share of lessons on matching alone.
         relations: share of lessons on relations alone.
         requests: share of lessons that begin with a request for yes or no and ask only such questions.
@@ -47,9 +47,9 @@ class LessonSource:
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
-        """One lesson; equal generators give equal lessons."""
-        drawn = self._draw(rng, num_questions, stage)
-        return yes_or_no(drawn) if self.requests and rng.random() < self.requests else drawn
+        """One lesson, a pure function of the random stream."""
+        lesson = self._draw(rng, num_questions, stage)
+        return yes_or_no(lesson) if self.requests and rng.random() < self.requests else lesson
 
     def _draw(self, rng: np.random.Generator, num_questions: int, stage: Stage) -> Lesson:
         if stage == "relations":
@@ -97,7 +97,7 @@ class PackedLesson:
 
 
 def pack(lesson: Lesson, encoder: ChatEncoder, verdict_weight: float) -> PackedLesson:
-    """Encode every turn as a whole dialog, and keep the common beginning once.
+    """Encode each turn as a whole dialog, and keep the tokens that all dialogs begin with once.
 
     Args:
         verdict_weight: weight of one-word answers; words of longer answers and end tokens weigh 1.
@@ -114,11 +114,11 @@ def pack(lesson: Lesson, encoder: ChatEncoder, verdict_weight: float) -> PackedL
     ids, branch = list(turns[0].ids[:shared]), [0] * shared
     positions, weights = list(range(shared)), [0.0] * shared
     for k, turn in enumerate(turns, 1):
-        own, answers = turn.ids[shared:], turn.answers[shared:]
+        branch_ids, answers = turn.ids[shared:], turn.answers[shared:]
         first = answers.index(True)
-        ids += own
-        branch += [k] * len(own)
-        positions += range(shared, shared + len(own))
+        ids += branch_ids
+        branch += [k] * len(branch_ids)
+        positions += range(shared, shared + len(branch_ids))
         weights += [verdict_weight if i == first and sum(answers) == 2 else float(a) for i, a in enumerate(answers)]
     return PackedLesson(tuple(ids), turns[0].images, tuple(branch), tuple(positions), tuple(weights))
 

@@ -15,7 +15,7 @@ from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
 from rewarddance.generator.trace import draw
 from rewarddance.world.corrupt import EDIT_WEIGHTS, damage_randomly, edit_scene
-from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
+from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, random_phrase
 from rewarddance.world.oracle import judge
 from rewarddance.world.raters import Rater, crowd, utility
 from rewarddance.world.reading import shows_held_out
@@ -25,12 +25,14 @@ from rewarddance.world.scene import Scene, Spec
 from rewarddance.world.splits import Split, scene_is_trainable
 
 Source = Literal["rendered", "generator", "mixed"]
+BATCH = 128
+"""Pictures that the generator draws at once."""
 DrawImages = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
 """(prompts, pictures a prompt, seed, previews) -> pictures of every prompt."""
 
 
 class PreferencesConfig(Config):
-    """How many prompts, how many pictures of each, who judges."""
+    """Numbers of prompts, pictures and raters, and where the pictures come from."""
 
     seed: int = 0
     split: Split = "train"
@@ -56,15 +58,15 @@ class PreferencesConfig(Config):
 
 
 TRAIN_EDITS = (0.11, 0.12, 0.06, 0.10, 0.10, 0.08, 0.08, 0.05, 0.30)
-"""Weights of `EDITS` in training records. The generator rarely gets a background wrong, and with one background edit in
-eight, judges forgot that backgrounds matter (docs/log.md). Records of the other splits use `EDIT_WEIGHTS`."""
+"""Weights of `EDITS` in training records; other splits use `EDIT_WEIGHTS`. The generator rarely draws a wrong
+background. With one background edit in eight, judges unlearned to look at backgrounds (docs/log.md)."""
 
 LEAST_PICTURES, SPARE = 2, 1
-"""Fewest pictures of a record, and how many pictures more than wanted the generator draws for training."""
+"""Least number of pictures of a training record, and how many more than `pictures` the generator draws for it."""
 
 
 def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bool) -> list[Image]:
-    """Pictures from perfect to poor: a right scene with 0 to 3 edits; a third of them also with damaged pixels."""
+    """Renders of different quality: a scene that fulfils `spec` with 0 to 3 edits; a third have damaged pixels too."""
     scene = place(spec, rng)
     pictures = []
     for _ in range(num):
@@ -77,7 +79,7 @@ def corrupted_pictures(spec: Spec, rng: np.random.Generator, num: int, train: bo
 
 
 def right_pictures(spec: Spec, rng: np.random.Generator, num: int) -> list[Image]:
-    """Renders that all fulfil the specification, each with new positions. For references of one known quality."""
+    """Renders that fulfil the specification, each with new positions: references of one known quality."""
     return [render(place(spec, rng)) for _ in range(num)]
 
 
@@ -91,7 +93,7 @@ def falling_quality(spec: Spec, rng: np.random.Generator, num: int) -> list[Imag
 
 
 def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
-    """One edit. In evaluation splits the scene may be held out, and then no trainable edit may exist."""
+    """One edit. Scenes of evaluation splits may have no trainable edit; they are returned unchanged."""
     try:
         return edit_scene(scene, rng, weights=TRAIN_EDITS if train else EDIT_WEIGHTS)
     except RuntimeError:
@@ -101,36 +103,37 @@ def _edit(scene: Scene, rng: np.random.Generator, train: bool) -> Scene:
 
 
 def choices(
-    utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator, votes: int = 1
+    utilities: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator, votes: int
 ) -> tuple[Choice, ...]:
     """One label for every pair: the mean choice of `votes` different raters. Which picture is shown first is random."""
-    made = []
+    labelled = []
     for i, j in all_pairs(len(utilities)):
         if rng.random() < 0.5:
             i, j = j, i
         voters = (raters[int(k)] for k in rng.permutation(len(raters))[:votes])
         label = float(np.mean([r.choose(utilities[i], utilities[j], rng) for r in voters]))
-        made.append(Choice(i, j, label))
-    return tuple(made)
+        labelled.append(Choice(i, j, label))
+    return tuple(labelled)
 
 
 def embedded_records(
     config: PreferencesConfig, draw_pictures: DrawImages | None = None, first: int = 0, last: int | None = None
 ) -> Iterator[PreferenceRecord]:
-    """Records `first` to `last`, one by one; the generator's come first. Without `draw_pictures` all are rendered.
+    """Records `first` to `last`. Those with a generator's pictures come first. Without `draw_pictures` there are none.
 
-    Every record is a pure function of the seed, its index and what the generator draws. In the training split, the
+    Every record is a pure function of the seed, its index and the generator's pictures. In the training split, the
     generator's pictures that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
     rendered instead.
     """
     from_generator = int(config.num_prompts * config.generator_share) if draw_pictures else 0
     raters, chunk = crowd(config.num_raters, config.seed), 64
+    wordings = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
     last = config.num_prompts if last is None else min(last, config.num_prompts)
     for start in range(first, last, chunk):
         indices = range(start, min(start + chunk, last))
         rngs = [stream(config.seed, "preferences", config.split, i) for i in indices]
         specs = [_spec(config, rng) for rng in rngs]
-        prompts = [_phrase(config, s, rng) for s, rng in zip(specs, rngs, strict=True)]
+        prompts = [random_phrase(s, rng, wordings) for s, rng in zip(specs, rngs, strict=True)]
         drawn = [i for i in indices if i < from_generator]
         pictures: dict[int, list[Image]] = {}
         if draw_pictures and drawn:
@@ -139,21 +142,17 @@ def embedded_records(
             num = config.pictures + (SPARE if config.split == "train" else 0)
             pictures = dict(zip(drawn, draw_pictures(prompts[: len(drawn)], num, seed, previews), strict=True))
         if config.split == "train":
-            trainable = {i: _trainable(images)[: config.pictures] for i, images in pictures.items()}
-            pictures = {i: kept for i, kept in trainable.items() if len(kept) >= LEAST_PICTURES}
+            trainable = {i: [x for x in images if not shows_held_out(x)] for i, images in pictures.items()}
+            pictures = {i: x[: config.pictures] for i, x in trainable.items() if len(x) >= LEAST_PICTURES}
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
-            coins = stream(config.seed, "mixed", config.split, i)
-            if i in pictures and config.split == "train" and coins.random() < config.mixed_share:
-                own = images[: -(-config.pictures // 2)]
-                images = [*own, *corrupted_pictures(spec, coins, config.pictures - len(own), train=True)]
+            mixing = stream(config.seed, "mixed", config.split, i)
+            if i in pictures and config.split == "train" and mixing.random() < config.mixed_share:
+                half = images[: -(-config.pictures // 2)]
+                images = [*half, *corrupted_pictures(spec, mixing, config.pictures - len(half), train=True)]
                 source = "mixed"
             yield _record(config, i, prompt, spec, images, source, raters, rng)
-
-
-def _trainable(pictures: Sequence[Image]) -> list[Image]:
-    return [x for x in pictures if not shows_held_out(x)]
 
 
 def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
@@ -161,11 +160,6 @@ def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
         spec = sample_spec(rng, split=config.split)
         if config.split != "train" or scene_is_trainable(place(spec, rng)):
             return spec
-
-
-def _phrase(config: PreferencesConfig, spec: Spec, rng: np.random.Generator) -> str:
-    frames = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
-    return phrase(spec, frames[int(rng.integers(len(frames)))])
 
 
 def _record(
@@ -184,17 +178,17 @@ def _record(
     truth = [utility(judge(x, spec), criterion) for x in images]
     utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
-    made = choices(utilities, raters, rng, config.votes)
+    labelled = choices(utilities, raters, rng, config.votes)
     ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in utilities)
     groups = {"style": spec.style, "category": spec.category}
-    return PreferenceRecord(name, prompt, media, made, criterion, source, tuple(truth), ratings, groups)
+    return PreferenceRecord(name, prompt, media, labelled, criterion, source, tuple(truth), ratings, groups)
 
 
-def draw_images(generator: Generator, num_steps: int = 10, batch: int = 128) -> DrawImages:
-    """A `DrawImages` of a flow generator. The number of steps varies, so that judges meet good and bad pictures.
+def draw_images(generator: Generator, num_steps: int = 10) -> DrawImages:
+    """A `DrawImages` of a flow generator. The number of steps varies, so that judges see good and bad pictures.
 
-    With previews, every second picture of a prompt is the clean picture that a random step in the middle of another
-    roll-out predicts, as reward feedback shows them to the judge.
+    With previews, every second picture of a prompt is the clean picture that another roll-out predicts at a random step
+    in its middle. Reward feedback shows such pictures to the judge.
     """
 
     def draw_batch(prompts: list[str], rng: torch.Generator, previews: bool) -> list[Media]:
@@ -207,8 +201,8 @@ def draw_images(generator: Generator, num_steps: int = 10, batch: int = 128) -> 
         images: list[Image] = []
         each = -(-pictures // 2) if previews else pictures
         flat = [p for p in prompts for _ in range(each)]
-        for i in range(0, len(flat), batch):
-            images += [m.to_numpy() for m in draw_batch(flat[i : i + batch], rng, previews)]
+        for i in range(0, len(flat), BATCH):
+            images += [m.to_numpy() for m in draw_batch(flat[i : i + BATCH], rng, previews)]
         per = len(images) // len(prompts)
         return [images[i * per : i * per + pictures] for i in range(len(prompts))]
 

@@ -1,7 +1,7 @@
 """The embedded generator: a `StableDiffusion3Pipeline` from small configurations of the real classes.
 
-It has no T5. With the CLIP encoders alone a prompt has 24 tokens, and every call passes `max_sequence_length=0`;
-otherwise the pipeline would add 256 zero tokens in place of T5's.
+It has no T5, so a prompt has the 24 tokens of the CLIP encoders. Every call passes `max_sequence_length=0`, because the
+pipeline would otherwise add 256 zero tokens for T5.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def new_autoencoder() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    # Posteriors start with standard deviation 0.05. With the usual 1.0 only the background is learnt for hours.
+    # Posteriors start with standard deviation 0.05. With the usual 1.0, hours of training learn only the background.
     with torch.no_grad():
         vae.encoder.conv_out.bias[LATENT_CHANNELS:] = -6.0
         vae.encoder.conv_out.weight[LATENT_CHANNELS:] *= 0.1
@@ -68,7 +68,7 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast, layers: int) -> CLIPTextMo
         num_attention_heads=4,
         max_position_embeddings=PROMPT_TOKENS,
         hidden_act="gelu",
-        # the tokenizer's own ids; with CLIP's default ids the pooled vector would be that of another token
+        # the tokenizer's ids; with CLIP's default ids the pooled vector would be of another token
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -36,7 +36,7 @@ SIZES: dict[str, Size] = {
     "tiny-20m": Size(256, 8, 384, 8, 12),
     "tiny-200m": Size(768, 12, 896, 14, 28),
 }
-"""Sizes by number of parameters. Widths are multiples of the smallest size's and all heads have 32 units, so that a
+"""Sizes by number of parameters. Widths are multiples of the smallest width and all heads have 32 units, so that a
 small VLM can be grown into a large one (`grow.py`)."""
 
 

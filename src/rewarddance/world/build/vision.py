@@ -1,7 +1,7 @@
 """Pretrain the embedded VLM's vision tower: every patch predicts which object covers it and where its centre is.
 
-Real VLMs also start from a pretrained vision tower (InternViT). The tower with its heads is also the reader, a second
-opinion beside the oracle (`lab/reader.py`).
+Public VLMs start from a pretrained vision tower too (InternViT). The tower with its heads is also the reader, which
+checks the oracle (`lab/reader.py`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class VisionConfig(Config):
     size: str = "tiny-2m"
     batch_size: int = 64
     damaged: float = 0.3
+    """Share of pictures with damaged pixels."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )

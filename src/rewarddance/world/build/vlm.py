@@ -1,7 +1,7 @@
 """Pretrain the embedded VLM on captions and questions about one and two pictures (`world/lessons.py`).
 
-The first steps use renders. Later a part of the lessons is on pictures that the embedded generator drew, because a
-judge will see those too.
+The first steps use renders. Later a part of the lessons is on pictures of the embedded generator, because judges see
+such pictures too.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ class VlmConfig(Config):
     requests_share: float = 0.3
     """Share of lessons that begin with "answer yes or no." and ask only such questions."""
     relations_alone: tuple[float, float] = (0.0, 0.0)
-    """Part of the run (start and end as shares of its steps) with lessons on relations alone: mixed with others they
-    are not learnt. Off for the shipped weights; how much of it survives the other lessons was not measured
-    (docs/log.md)."""
+    """Part of the run (start and end as shares of its steps) with lessons on relations alone, which are not learnt when
+    mixed with others. Off for the shipped weights. How much is forgotten afterwards was not measured (docs/log.md)."""
     verdict_weight: float = 3.0
     """Weight of one-word answers; the words of longer answers weigh 1."""
     precision: Precision = "bf16"
@@ -92,7 +91,7 @@ def train_vlm(
 
 @dataclass
 class VlmTraining:
-    """What the pretraining of a VLM does in a step and at a validation."""
+    """Steps and validations of a VLM's pretraining."""
 
     config: VlmConfig
     model: Any
@@ -114,7 +113,7 @@ class VlmTraining:
         return [collate(packed[i : i + CHUNK], self.tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
 
     def losses(self, chunk: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of every answer token: loss, logits (without gradient), token and weight."""
+        """Loss, logits (without gradient), token and weight of each answer token."""
         model = self.model
         with autocast("cpu", self.computed):
             image_tokens = model.model.get_image_features(pixel_values=self.prepare([m for m, _ in chunk.frames]))
@@ -138,14 +137,14 @@ class VlmTraining:
             (loss * rest[-1]).sum().backward()  # type: ignore[no-untyped-call]
             total, weights = total + float((loss.detach() * rest[-1]).sum()), weights + rest[-1].sum()
             outputs.append(rest)
-        own_weights = float(weights)
+        local_weights = float(weights)
         all_reduce_sum(weights)
         all_reduce_gradients(self.loop.parameters.values())
         for p in self.loop.parameters.values():
             if p.grad is not None:
                 p.grad /= weights
         parts = [torch.cat(p) for p in zip(*outputs, strict=True)]
-        return {"loss": total / own_weights, **_accuracy(*parts)}
+        return {"loss": total / local_weights, **_accuracy(*parts)}
 
     @torch.no_grad()
     def validate(self, index: int) -> Metrics:
@@ -165,7 +164,7 @@ def _stage(config: VlmConfig, index: int) -> Stage:
 
 
 def _begin(config: VlmConfig, vision: Path | None) -> tuple[Any, Any]:
-    """The model before its first step, in fp32, and its tokenizer."""
+    """The initial model in fp32, and its tokenizer."""
     if config.start is not None:
         start = load_internvl(config.start, "cpu")
         return start.model.float().requires_grad_(True), start.tokenizer
