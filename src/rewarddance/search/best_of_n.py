@@ -75,7 +75,7 @@ def best_of_n(
     """Draw as many samples of every prompt as `nfe` forward passes allow, and keep the one with the highest score.
 
     Raises:
-        ConfigError: the budget does not allow one sample.
+        BudgetError: the budget does not allow one sample.
     """
     run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
     noise = run.noise(run.num_samples)

@@ -32,7 +32,8 @@ def evolution(
     white noise. The result is the best picture of all populations.
 
     Raises:
-        ConfigError: the budget does not allow one sample, or the latents have no height and width.
+        BudgetError: the budget does not allow one sample.
+        ConfigError: the latents have no height and width.
     """
     run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
     mean = std = carried = None

@@ -102,7 +102,7 @@ def fk_steering(
     `difference` and `sum`, not for `max`.
 
     Raises:
-        ConfigError: the budget does not allow one particle.
+        BudgetError: the budget does not allow one particle.
     """
     run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
     z = run.noise(run.num_samples)

@@ -44,7 +44,7 @@ def run_search(
         batch: rows that the generator computes at once.
 
     Raises:
-        ConfigError: the budget is too small for the settings; the message names the smallest one.
+        BudgetError: the budget is too small for the settings; the message names the smallest one.
     """
     rest = {"nfe": nfe, "num_steps": num_steps, "seed": seed, "batch": batch}
     match settings:

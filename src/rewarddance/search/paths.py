@@ -33,7 +33,7 @@ def search_over_paths(
     The levels lie between the generator's own times; a stretch of the way takes the times within it.
 
     Raises:
-        ConfigError: the budget does not allow two branches a path (or as many as the settings say).
+        BudgetError: the budget does not allow two branches a path (or as many as the settings say).
     """
     run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
     keep, first = settings.keep, stretch(run.times, 1.0, settings.start)

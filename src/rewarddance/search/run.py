@@ -18,6 +18,10 @@ from rewarddance.search.counted import Counted, passes_of
 from rewarddance.search.verifier import Verifier
 
 
+class BudgetError(ConfigError):
+    """The budget does not allow what the settings ask for."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a search gives for one prompt.
@@ -136,11 +140,11 @@ class SearchRun:
         """Check that the budget allows so many velocities.
 
         Raises:
-            ConfigError: names the smallest budget that does.
+            BudgetError: names the smallest budget that does.
         """
         if self.budget < velocities:
             least = velocities * passes_of(self.generator) + self.verifier.nfe
-            raise ConfigError(f"search: {self.nfe} NFE are too few; these settings need {least} for each prompt")
+            raise BudgetError(f"search: {self.nfe} NFE are too few; these settings need {least} for each prompt")
 
     def noise(self, num: int) -> Tensor:
         """Standard normal latents (P, num, ...), each prompt's from its own stream."""

@@ -32,7 +32,7 @@ def zero_order(
     batch; the best of that round becomes the pivot. The result is the best picture of all rounds.
 
     Raises:
-        ConfigError: the budget does not allow one sample.
+        BudgetError: the budget does not allow one sample.
     """
     run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
     carried = None  # the best candidate so far and the pivot
