@@ -13,6 +13,7 @@ from rewarddance.lab.study_tables import (
     fold_table,
     judge_tables,
     measures_of,
+    search_tables,
     values_of,
 )
 
@@ -20,7 +21,9 @@ Figures = list[tuple[str, str | None]]
 
 
 def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
-    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, or of a cross-validation."""
+    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, of searches, or of a
+    cross-validation.
+    """
     if "folds" in study:
         folds = study["folds"].items()
         values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds if f.get("accuracy") is not None}
@@ -30,6 +33,14 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}
         figure = "Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts")
         return "Study of alignment", [alignment_table(study)], [figure]
+    if "rows" in study:
+        gaps = {
+            f"{r['search']}, {r['budget']} NFE, {r['verifier']}": r["minus_best_of_n"]
+            for r in study["rows"]
+            if "minus_best_of_n" in r
+        }
+        drawn = [("Minus best-of-N", intervals(gaps, "oracle fidelity, 95% interval over prompts"))] if gaps else []
+        return "Study of searches", search_tables(study), drawn
     kind = "variants" if "variants" in study else "sizes"
     title = f"Study of {'paradigms' if kind == 'variants' else kind}"
     return title, judge_tables(study, kind), _judge_figures(study, kind)

@@ -170,10 +170,11 @@ def search_tables(study: Mapping[str, Any]) -> list[Table]:
         tables.append(Table("Minus best-of-N with the same verifier and budget, paired by prompt", head, gaps))
     cost_head = ["verifier", "search", "budget", "NFE", "decodes", "judge calls", "refused", "verifier's score"]
     cost_head += ["feature distance across seeds"]
-    costs = [
-        [r["verifier"], r["search"], str(r["budget"]), *(f"{r[k]:.0f}" for k in ("nfe", "decodes", "judge_calls"))]
-        + [f"{r['refused']:.1f}", _mean(r["score"]) if "score" in r else "–"]
-        + [f"{r['diversity']['feature']:.3f}" if "diversity" in r else "–"]
-        for r in rows
-    ]
-    return [*tables, Table("Cost of a prompt", cost_head, costs)]
+    return [*tables, Table("Cost of a prompt", cost_head, [_search_cost(r) for r in rows])]
+
+
+def _search_cost(row: Mapping[str, Any]) -> list[str]:
+    counts = [f"{row[k]:.0f}" for k in ("nfe", "decodes", "judge_calls")]
+    score = _mean(row["score"]) if "score" in row else "–"
+    distance = f"{row['diversity']['feature']:.3f}" if "diversity" in row else "–"
+    return [row["verifier"], row["search"], str(row["budget"]), *counts, f"{row['refused']:.1f}", score, distance]
