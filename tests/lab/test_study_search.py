@@ -85,6 +85,6 @@ def test_a_folder_keeps_its_settings(config, study):
 def test_development_prompts_share_no_meaning_with_the_benchmark():
     prompts = development_prompts()
     meanings = {meaning(parse(p.text)) for p in prompts}
-    assert len(prompts) == len(meanings) == 120
+    assert len(prompts) == len(meanings) == 100
     assert not meanings & {meaning(parse(text)) for _, text in benchmark_prompts()}
-    assert {sum(p.category == c for p in prompts) for c in {p.category for p in prompts}} == {24}
+    assert {sum(p.category == c for p in prompts) for c in {p.category for p in prompts}} == {20}

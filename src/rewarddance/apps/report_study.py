@@ -39,8 +39,9 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
             for r in study["rows"]
             if "minus_best_of_n" in r
         }
-        drawn = [("Minus best-of-N", intervals(gaps, "oracle fidelity, 95% interval over prompts"))] if gaps else []
-        return "Study of searches", search_tables(study), drawn
+        axis = "oracle fidelity, 95% interval over prompts"
+        searched: Figures = [("Minus best-of-N", intervals(gaps, axis))] if gaps else []
+        return "Study of searches", search_tables(study), searched
     kind = "variants" if "variants" in study else "sizes"
     title = f"Study of {'paradigms' if kind == 'variants' else kind}"
     return title, judge_tables(study, kind), _judge_figures(study, kind)

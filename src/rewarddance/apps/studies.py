@@ -197,7 +197,7 @@ class StudySearch(Flags):
     split: Literal["benchmark", "development"] = "benchmark"
     """`development` has other held-out prompts, for choosing settings."""
     every: Count = 5
-    """Take every n-th of the prompts (240 in the benchmark, 120 for development)."""
+    """Take every n-th of the prompts (240 in the benchmark, 100 for development)."""
 
     def run(self) -> None:
         from rewarddance.core.config import load_recipe

@@ -85,7 +85,7 @@ class SearchStudyConfig(Config):
 
 
 def development_prompts() -> tuple[Prompt, ...]:
-    """120 held-out prompts, 24 of each category, none of which means the same as one of the benchmark."""
+    """100 held-out prompts, 20 of each category, none of which means the same as one of the benchmark."""
     taken = {meaning(spec) for spec in benchmark_specs()}
     specs = [s for s in benchmark_specs("held_out", 48, 241) if meaning(s) not in taken]
     by_category: dict[str, list[Prompt]] = {}
@@ -93,7 +93,7 @@ def development_prompts() -> tuple[Prompt, ...]:
         by_category.setdefault(spec.category, []).append(
             Prompt(phrase(spec, WORDINGS[i % len(WORDINGS)]), spec.category)
         )
-    return tuple(p for prompts in by_category.values() for p in prompts[:24])
+    return tuple(p for prompts in by_category.values() for p in prompts[:20])
 
 
 def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
