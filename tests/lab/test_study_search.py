@@ -1,6 +1,7 @@
 """The study of searches on the shipped models, in its smallest form."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator
-from rewarddance.lab.study_search import ONE, TASK, SearchStudyConfig, development_prompts, study_search
+from rewarddance.lab.study_search import ONE, TASK, SearchStudyConfig, development_prompts, study_search, summarise
 from rewarddance.search.run import rngs_of
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
@@ -72,6 +73,17 @@ def test_one_sample_is_the_first_noise_of_every_search(study):
     assert json.loads(next((out / "cells").glob(f"oracle-{ONE.replace(' ', '_')}-2-0/000.json")).read_text())[
         "nfe"
     ] == [2]
+
+
+def test_cells_of_which_a_part_is_missing_have_no_figure(config, study, tmp_path):
+    """Another process may be at work on them."""
+    out, figures = study
+    shutil.copytree(out, tmp_path / "copy")
+    next((tmp_path / "copy" / "cells" / "anchor-best_of_n-12-1").glob("*.json")).unlink()
+    rest = summarise(tmp_path / "copy", config)
+    assert rest["left_out"]["anchor-best_of_n-12"] == "not finished"
+    assert len(rest["rows"]) == len(figures["rows"]) - 1
+    assert not any("minus_best_of_n" in r for r in rest["rows"] if (r["verifier"], r["budget"]) == ("anchor", 12))
 
 
 def test_a_folder_keeps_its_settings(config, study):

@@ -96,6 +96,11 @@ def development_prompts() -> tuple[Prompt, ...]:
     return tuple(p for prompts in by_category.values() for p in prompts[:20])
 
 
+def prompts_of(config: SearchStudyConfig) -> list[Prompt]:
+    """The prompts of a study."""
+    return list((TASK.benchmark() if config.split == "benchmark" else development_prompts())[:: config.every])
+
+
 def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
     """Compute the cells that are missing under `out`, and write `study.json` and `table.md`.
 
@@ -107,7 +112,7 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
     """
     judge, generator = load_judge(config.judge), load_generator(config.generator)
     config = config.model_copy(update={"verifiers": _verifiers(config, judge)})
-    prompts = list((TASK.benchmark() if config.split == "benchmark" else development_prompts())[:: config.every])
+    prompts = prompts_of(config)
     settings: dict[str, Any] = {k: getattr(config, k) for k in ("num_steps", "split", "every", "prompts_at_once")}
     settings |= {f"search {name}": search.model_dump(mode="json") for name, search in config.searches.items()}
     settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
@@ -248,7 +253,7 @@ def _read(out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: i
             for key, values in (content | {"seconds": [seconds] * len(content["prompts"])}).items():
                 columns.setdefault(key, []).extend(values)
         by_seed.append(columns)
-    if not all(by_seed) or len({len(c["prompts"]) for c in by_seed}) > 1:
+    if {len(columns.get("prompts", ())) for columns in by_seed} != {len(prompts_of(config))}:
         return "not finished"
     figures: dict[str, Any] = {k: np.array([c[k] for c in by_seed], np.float64).T for k in by_seed[0] if k != "prompts"}
     return figures | {"prompts": by_seed[0]["prompts"]}

@@ -41,7 +41,7 @@ def zero_order(
         fresh = run.noise(size)
         pivot = fresh[:, :1] if carried is None else where(restart, fresh[:, :1], carried.states[:, 1:])
         noise = neighbours(pivot, fresh, settings.cosine)
-        noise[:, :1] = where(restart, pivot, noise[:, :1])
+        noise[:, :1] = where(restart, pivot, noise[:, :1])  # a fresh base is a candidate itself
         everything = run.judged(noise, run.sample(noise), carried)
         leader = everything.last(size).best()
         better = ~leader.scores[:, 0].isnan()
