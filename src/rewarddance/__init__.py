@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rewarddance.reward.judge import Judge
     from rewarddance.reward.rank import Ranking
     from rewarddance.reward.train_config import RewardConfig
+    from rewarddance.search.anchors import verifier_of
     from rewarddance.search.best_of_n import best_of_n
+    from rewarddance.search.methods import run_search
 
 __version__ = "0.1.0"
 
@@ -53,7 +55,9 @@ __all__ = [
     "load_backbone",
     "load_generator",
     "load_judge",
+    "run_search",
     "train_from_data",
+    "verifier_of",
 ]
 
 _HOME = {
@@ -75,7 +79,9 @@ _HOME = {
     "load_backbone": "jobs.load",
     "load_generator": "jobs.load",
     "load_judge": "jobs.load",
+    "run_search": "search.methods",
     "train_from_data": "jobs.train",
+    "verifier_of": "search.anchors",
 }
 
 

@@ -93,6 +93,15 @@ def test_help_needs_no_torch():
         (("sample", "--prompt", "a", "--out", "b", "--judge", "c"), 2, "--judge chooses among candidates"),
         (("study", "sizes", "--data", "d", "--out", "o", "--sizes", "huge"), 2, "tiny-200m"),
         (("score", "data", "--prompt", "a"), 2, "--prompt cannot be used with a data folder"),
+        (("sample", "--prompt", "a", "--out", "b", "--search", "paths"), 2, "--search and --nfe go together"),
+        (("sample", "--prompt", "a", "--out", "b", "--ask", "anchor"), 2, "--ask is about a search"),
+        (
+            ("sample", "--prompt", "a", "--out", "b", "--search", "paths", "--nfe", "9", "--best-of", "2"),
+            2,
+            "--best-of and --search do not go together",
+        ),
+        (("sample", "--prompt", "a", "--out", "b", "--search", "path", "--nfe", "9"), 1, "Input tag 'path' found"),
+        (("study", "search", "--out", "x", "--only", "path"), 1, "no settings 'path'; known: 'best_of_n', 'paths'"),
         (
             ("score", "--prompt", "a", "--candidate", "b.png", "--out", "c"),
             2,
@@ -124,8 +133,13 @@ def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
 def test_every_recipe_loads(path):
     from rewarddance.align.config import AlignConfig
     from rewarddance.reward.train_config import RewardConfig
+    from rewarddance.search.config import parse_search
 
     recipe = load_recipe(path)
+    if path.stem == "search":
+        for name, values in recipe.items():
+            parse_search(values, name)
+        return
     parse_config(AlignConfig if "generator" in recipe else RewardConfig, recipe, str(path))
 
 

@@ -71,6 +71,23 @@ def test_a_study_of_alignment_shows_gains_and_differences():
     assert "refl minus sft" in html
 
 
+def test_a_study_of_searches_shows_differences_and_costs():
+    row = {"verifier": "anchor", "budget": 50, "gold": GAP, "score": GAP, "refused": 0.0}
+    row |= {"nfe": 50.0, "decodes": 5.0, "judge_calls": 4.0, "seconds": 1.0, "diversity": {"feature": 0.4}}
+    rows = [row | {"search": "best_of_n"}, row | {"search": "paths", "minus_best_of_n": GAP, "budget": 100}]
+    title, (gold, gaps, costs), ((_, html),) = study_content({"one_sample": GAP, "rows": rows, "left_out": {}})
+    assert title == "Study of searches"
+    assert "one sample has 0.100" in gold.title
+    assert gold.rows == [
+        ["anchor", "best_of_n", "0.100 [0.050, 0.150]", "–"],
+        ["anchor", "paths", "–", "0.100 [0.050, 0.150]"],
+    ]
+    assert gaps.rows == [["anchor", "paths", "–", "+0.100 [+0.050, +0.150]"]]
+    assert costs.rows[0] == ["anchor", "best_of_n", "50", "50", "5", "4", "0.0", "0.100 [0.050, 0.150]", "0.400"]
+    assert all(len(r) == len(t.head) for t in (gold, gaps, costs) for r in t.rows)
+    assert "paths, 100 NFE, anchor" in html
+
+
 def test_a_cross_validation_shows_every_fold_and_the_mean(tmp_path):
     fold = {"num_train": 90, "num_held_out": 10, "accuracy": 0.7, "spearman": None, "answer_mass": 0.99}
     means = {"accuracy": {"mean": 0.75, "ci_low": 0.6, "ci_high": 0.9}, "answer_mass": {**GAP, "mean": 0.99}}

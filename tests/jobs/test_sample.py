@@ -1,6 +1,7 @@
 """Pictures of several prompts to a folder, and what the judge said of those that were not kept."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
-from rewarddance.jobs.sample import Sampling, sample_to_folder
+from rewarddance.jobs.sample import Sampling, Searching, sample_to_folder
+from rewarddance.search.config import PathsConfig, VerifierConfig
 
 
 @pytest.fixture
@@ -51,3 +53,20 @@ def test_an_aligned_generator_draws_as_it_was_aligned(tmp_path):
     assert found == Sampling("/models/sd3", config.refl.num_steps, 4.5, 4, "bf16", 512, "fp32", 256)
     assert Sampling.of_run(tmp_path / "run" / "adapter") == found
     assert Sampling.of_run(tmp_path / "elsewhere" / "adapter") == Sampling.of_run(None) == Sampling()
+
+
+def test_a_search_writes_what_it_cost_beside_its_pictures(sampling, tmp_path):
+    prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on grey"]
+    settings = PathsConfig(keep=1, branches=2, start=0.5, up=0.3, down=0.8)
+    searching = Searching(settings, 9, VerifierConfig(ask="anchor"))
+    how = {"num": 2, "searching": searching, "criterion": "fidelity"}
+    found = sample_to_folder(prompts, tmp_path / "all", sampling, **how)["samples"]
+    assert found == json.loads((tmp_path / "all" / "samples.json").read_text())
+    for x in found:  # an anchor of 2 steps; 1 to 0.5; two branches from 0.8 to 0.5 and 0
+        assert (x["nfe"], x["decodes"], x["judge_calls"], x["refused"]) == (2 + 1 + 2 * 2, 3, 2, 0)
+        assert math.isfinite(x["score"])
+    alone = sample_to_folder(prompts[1:], tmp_path / "one", replace(sampling, sample_batch=1), **how)["samples"]
+    for a, b in zip(found[2:], alone, strict=True):
+        assert a["score"] == pytest.approx(b["score"], abs=1e-3)
+        pictures = [Media.open(tmp_path / n / x["file"]).frames for n, x in (("all", a), ("one", b))]
+        assert float((pictures[0] - pictures[1]).abs().max()) <= 1 / 255 + 1e-6

@@ -1,7 +1,7 @@
 import torch
 
 from rewarddance.core.types import Verdict
-from rewarddance.search.best_of_n import best_of_n, draw_candidates, select
+from rewarddance.search.best_of_n import draw_candidates, select
 
 PROMPTS = ["flat drawing of a red circle on white", "striped drawing of two blue squares on black"]
 
@@ -14,15 +14,16 @@ class Brightness:
 
 
 def test_the_judges_best_is_kept(generator):
-    found = best_of_n(generator, Brightness(), PROMPTS, 3, torch.Generator().manual_seed(0), 2)
-    for selection in found:
+    rows = draw_candidates(generator, PROMPTS, 3, torch.Generator().manual_seed(0), 2)
+    for selection in select(Brightness(), PROMPTS, rows):
         levels = [m.frames.mean().item() for m in selection.candidates]
         assert selection.best == max(range(3), key=levels.__getitem__)
         assert abs(selection.margin.sum().item()) < 1e-4
 
 
 def test_one_candidate_is_its_own_winner(generator):
-    assert best_of_n(generator, Brightness(), PROMPTS, 1, torch.Generator().manual_seed(0), 2)[0].best == 0
+    rows = draw_candidates(generator, PROMPTS, 1, torch.Generator().manual_seed(0), 2)
+    assert select(Brightness(), PROMPTS, rows)[0].best == 0
 
 
 def test_equal_streams_draw_equal_pictures_in_any_batch(generator):

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),
-    "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
+    "sample": Command("commands:Sample", "draw pictures; best-of-N or another search where asked"),
     "evaluate": Command("evaluating:Evaluate", "measure what a run trained, with intervals"),
     "diagnose": Command("commands:Diagnose", "signs of reward hacking, runs side by side"),
     "report": Command("commands:ReportCommand", "write a run's HTML page"),
@@ -57,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
     "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),
+    "study search": Command("studies:StudySearch", "searches at inference, at equal numbers of forward passes"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
 }

@@ -14,9 +14,11 @@ from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.config import Precision
 from rewarddance.core.errors import UsageError
 from rewarddance.core.progress import say
+from rewarddance.search.config import Ask
 
 if TYPE_CHECKING:
     from rewarddance.core.types import Comparison
+    from rewarddance.jobs.sample import Searching
     from rewarddance.reward.judge import Judge
 
 
@@ -266,11 +268,14 @@ class Rank(JudgeFlags):
 
 @dataclass(frozen=True)
 class Sample(Flags):
-    """Draw pictures of prompts. With --best-of N the judge keeps the best of N candidates. Writes samples.json too.
+    """Draw pictures of prompts. With --best-of N the judge keeps the best of N candidates; with --search the judge is
+    the verifier of a search. Writes samples.json too, with what a search cost.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
 
     Example: rewarddance sample --prompts prompts.txt --adapter runs/refl --best-of 4 --judge runs/judge --out samples
+
+    Example: rewarddance sample --prompts prompts.txt --search paths --nfe 400 --out samples
     """
 
     out: Path
@@ -299,6 +304,13 @@ class Sample(Flags):
     precision: Precision | None = None
     """What generator and judge compute in; `auto` by default, as for `score`."""
     best_of: Count = 1
+    search: str | None = None
+    """Search at inference: `best_of_n`, `paths`, `zero_order`, `fk`, `evolution`, or a YAML file with its settings."""
+    nfe: SomeCount = None
+    """Forward passes of the generator that the search may spend on each picture."""
+    ask: Ask = "auto"
+    """How the search asks the judge. `pointwise`: about every picture alone. `anchor`: against a picture that is drawn
+    first. `round_robin`: every two candidates. `auto`: `pointwise` where the judge answers that, otherwise `anchor`."""
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
@@ -309,9 +321,12 @@ class Sample(Flags):
         from rewarddance.jobs.sample import Sampling, sample_to_folder
 
         need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
+        need((self.search is None) == (self.nfe is None), "sample: --search and --nfe go together")
+        need(self.search is None or self.best_of == 1, "sample: --best-of and --search do not go together")
+        need(self.search is not None or self.ask == "auto", "sample: --ask is about a search; add --search and --nfe")
         for flag in ("judge", "criterion"):
             need(
-                flag not in self.given() or self.best_of > 1,
+                flag not in self.given() or self.best_of > 1 or self.search is not None,
                 f"sample: --{flag} chooses among candidates; add --best-of N",
             )
         prompts = [self.prompt or ""] if self.prompts is None else [p.text for p in read_prompts(self.prompts)[0]]
@@ -324,6 +339,7 @@ class Sample(Flags):
             replace(run, **{name: value for name, value in flags.items() if value is not None}),
             num=self.num,
             best_of=self.best_of,
+            searching=self._searching(),
             adapter=self.adapter,
             judge=self.judge,
             criterion=self.criterion,
@@ -331,6 +347,17 @@ class Sample(Flags):
         )
         written = [str(self.out / x["file"]) for x in result["samples"]]
         show({"written": written, "computes_in": result["computes_in"]})
+
+    def _searching(self) -> Searching | None:
+        from rewarddance.core.config import load_recipe
+        from rewarddance.jobs.sample import Searching
+        from rewarddance.search.config import VerifierConfig, parse_search
+
+        if self.search is None or self.nfe is None:
+            return None
+        recipe = self.search.endswith((".yaml", ".yml"))
+        settings = parse_search(load_recipe(self.search) if recipe else {"kind": self.search}, "sample: --search")
+        return Searching(settings, self.nfe, VerifierConfig(ask=self.ask))
 
 
 @dataclass(frozen=True)

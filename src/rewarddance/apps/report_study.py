@@ -14,6 +14,7 @@ from rewarddance.lab.study_tables import (
     fold_table,
     judge_tables,
     measures_of,
+    search_tables,
     values_of,
 )
 
@@ -21,7 +22,9 @@ Figures = list[tuple[str, str | None]]
 
 
 def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
-    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, or of a cross-validation."""
+    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, of searches, or of a
+    cross-validation.
+    """
     if "folds" in study:
         folds = study["folds"].items()
         values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds if f.get("accuracy") is not None}
@@ -31,6 +34,15 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}
         figure = "Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts")
         return "Study of alignment", [alignment_table(study)], [figure]
+    if "rows" in study:
+        gaps = {
+            f"{r['search']}, {r['budget']} NFE, {r['verifier']}": r["minus_best_of_n"]
+            for r in study["rows"]
+            if "minus_best_of_n" in r
+        }
+        axis = "oracle fidelity, 95% interval over prompts"
+        searched: Figures = [("Minus best-of-N", intervals(gaps, axis))] if gaps else []
+        return "Study of searches", search_tables(study), searched
     title = "Study of paradigms" if "variants" in study else "Study of sizes"
     return title, judge_tables(study), _judge_figures(study)
 

@@ -154,3 +154,54 @@ class StudyOracle(Flags):
         from rewarddance.lab.study_oracle import study_oracle
 
         show(study_oracle(every=self.every, num=self.num, seed=self.seed))
+
+
+@dataclass(frozen=True)
+class StudySearch(Flags):
+    """Searches at inference against best-of-N, at equal numbers of forward passes (NFE), measured by the oracle.
+
+    Cells under --out that are finished are kept; several processes may share the folder. Choose settings with --split
+    development, and report with the benchmark.
+
+    Example: rewarddance study search --out runs/search --nfe 50 100 200
+    """
+
+    out: Path
+    """Folder of the study: cells/, study.json and table.md."""
+    judge: str = "tiny"
+    generator: str = "tiny"
+    settings: Path | None = None
+    """A YAML file with settings by name, each with its `kind`; recipes/tiny/search.yaml is one. Without it every search
+    with its defaults."""
+    only: tuple[str, ...] = ()
+    """Names of settings; all if none is given."""
+    verifiers: tuple[Literal["pointwise", "anchor", "round_robin", "oracle"], ...] = ()
+    """Ways to ask the judge, and `oracle` for the upper bound. `anchor` and `oracle` when not given, and `pointwise`
+    where the judge answers that question."""
+    nfe: tuple[int, ...] = (50, 100, 200, 400, 800)
+    """Budgets: forward passes of the generator for each prompt."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Two or more give the diversity of the winners across seeds."""
+    num_steps: Count = 10
+    """Steps of a whole sample."""
+    split: Literal["benchmark", "development"] = "benchmark"
+    """`development` has other held-out prompts, for choosing settings."""
+    every: Count = 5
+    """Take every n-th of the prompts (240 in the benchmark, 100 for development)."""
+
+    def run(self) -> None:
+        from rewarddance.core.config import load_recipe
+        from rewarddance.core.progress import say
+        from rewarddance.lab.study_search import SearchStudyConfig, study_search
+        from rewarddance.lab.study_tables import as_markdown, search_tables
+
+        values = {k: getattr(self, k) for k in SearchStudyConfig.model_fields.keys() & vars(self).keys()}
+        if self.settings is not None:
+            values["searches"] = load_recipe(self.settings)
+        config = parse_config(SearchStudyConfig, values, "study search")
+        unknown = [n for n in self.only if n not in config.searches]
+        if unknown:
+            raise ConfigError(f"no settings {unknown[0]!r}; known: {', '.join(map(repr, config.searches))}")
+        searches = {n: s for n, s in config.searches.items() if n in self.only or not self.only}
+        study = study_search(config.model_copy(update={"searches": searches}), self.out)
+        say(as_markdown(search_tables(study)))

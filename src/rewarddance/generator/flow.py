@@ -69,6 +69,18 @@ def add_noise(x: Tensor, noise: Tensor, t: Time) -> Tensor:
     return (1 - s) * x + s * noise
 
 
+def add_more_noise(z: Tensor, noise: Tensor, t_now: Time, t_up: Time) -> Tensor:
+    """A state at time `t_up` >= t_now with the marginals of the flow, from a state at `t_now` and fresh noise.
+
+    The picture's share must fall from 1 - t_now to 1 - t_up: z is scaled by a = (1 - t_up) / (1 - t_now), which leaves
+    noise of variance (a t_now)^2, and t_up^2 - (a t_now)^2 is added. From t_now = 0 it is `add_noise`.
+    """
+    z, noise = at_least_fp32(z), at_least_fp32(noise)
+    now, up = _broadcast(t_now, z), _broadcast(t_up, z)
+    share = (1 - up) / (1 - now)
+    return share * z + torch.sqrt(up**2 - (share * now) ** 2) * noise
+
+
 def clean(z: Tensor, v: Tensor, t: Time) -> Tensor:
     """The clean latent that a velocity points to: x0 = z - t v."""
     z, v = at_least_fp32(z), at_least_fp32(v)

@@ -1,4 +1,4 @@
-"""`rewarddance sample`: pictures of prompts to a folder; with best-of-N the judge keeps the best."""
+"""`rewarddance sample`: pictures of prompts to a folder; with best-of-N or another search the judge keeps the best."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator, load_judge, warn_of_cut_prompts
+from rewarddance.reward.judge import Judge
+from rewarddance.search.anchors import verifier_of
 from rewarddance.search.best_of_n import Selection, select
+from rewarddance.search.config import SearchConfig, VerifierConfig
+from rewarddance.search.methods import run_search
+from rewarddance.search.run import Result
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,20 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class Searching:
+    """A search at inference.
+
+    Attributes:
+        nfe: forward passes of the generator for each picture, at most.
+        verifier: how the judge is asked.
+    """
+
+    settings: SearchConfig
+    nfe: int
+    verifier: VerifierConfig = VerifierConfig()
+
+
 def sample_to_folder(
     prompts: Sequence[str],
     out: Path,
@@ -73,38 +92,46 @@ def sample_to_folder(
     *,
     num: int,
     best_of: int = 1,
+    searching: Searching | None = None,
     adapter: Path | None = None,
     judge: str = "tiny",
     criterion: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `num` PNG files a prompt, each the judge's best of `best_of` samples, and `samples.json`.
+    """Write `num` PNG files a prompt, each the judge's best of `best_of` samples or what `searching` ended with, and
+    `samples.json`.
 
     Returns:
-        samples: what `samples.json` holds: file and prompt of every picture, and with `best_of` the mean log-odds of
+        samples: what `samples.json` holds: file and prompt of every picture. With `best_of` also the mean log-odds of
         each candidate against the others and which one was kept. Where the judge refused to compare, the first
-        candidate is kept and `kept` is None. computes_in: precision of generator and judge.
+        candidate is kept and `kept` is None. With `searching` also the verifier's score (None where it refused every
+        candidate), NFE, decodes, judge calls and refused judgements. computes_in: precision of generator and judge.
     """
     if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
     generator = sampling.load(adapter)
     warn_of_cut_prompts(generator, prompts, sampling.max_sequence_length)
-    ready = load_judge(judge, precision=sampling.precision) if best_of > 1 else None
+    ready = load_judge(judge, precision=sampling.precision) if best_of > 1 or searching is not None else None
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
-    prompts_at_once = max(1, sampling.sample_batch // (num * best_of))
+    each = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
+    prompts_at_once = max(1, sampling.sample_batch // (num * each))
     with progress("prompts") as report:
         for start in range(0, len(prompts), prompts_at_once):
             part = prompts[start : start + prompts_at_once]
-            drawn = _draw(generator, part, num * best_of, sampling, seed)
             asked = [p for p in part for _ in range(num)]
-            groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
-            chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
-            for prompt, group, selection in zip(asked, groups, chosen, strict=True):
-                listed.append(_write(out, len(listed), prompt, group, selection))
+            if searching is not None and ready is not None:
+                for result in _search(generator, ready, asked, searching, sampling, criterion, seed):
+                    listed.append(_write_result(out, len(listed), result))
+            else:
+                drawn = _draw(generator, part, num * best_of, sampling, seed)
+                groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
+                chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
+                for prompt, group, selection in zip(asked, groups, chosen, strict=True):
+                    listed.append(_write(out, len(listed), prompt, group, selection))
             report(start + len(part), len(prompts))
     write_json(out / "samples.json", listed)
-    if refused := sum(s.get("kept", 0) is None for s in listed):
+    if refused := sum(s.get("kept", 0) is None or s.get("score", 0) is None for s in listed):
         say(f"the judge refused to compare the candidates of {refused} pictures; the first candidate was kept")
     computes_in = {"generator": generator.precision} | ({} if ready is None else {"judge": ready.precision})
     return {"samples": listed, "computes_in": computes_in}
@@ -126,3 +153,44 @@ def _write(out: Path, number: int, prompt: str, group: Sequence[Media], selectio
         return entry
     margins = [None if m != m else m for m in selection.margin.tolist()]  # NaN is not JSON
     return {**entry, "kept": selection.best, "margins": margins}
+
+
+def _search(
+    generator: Tunable,
+    judge: Judge,
+    asked: Sequence[str],
+    searching: Searching,
+    sampling: Sampling,
+    criterion: str | None,
+    seed: int,
+) -> list[Result]:
+    """One result for each of `asked`; a prompt that is listed several times has different noises each time."""
+    steps, batch = sampling.num_steps, sampling.sample_batch
+    verifier = verifier_of(
+        judge,
+        generator,
+        asked,
+        num_steps=steps,
+        seed=seed,
+        settings=searching.verifier,
+        criterion=criterion,
+        batch=batch,
+    )
+    return run_search(
+        generator,
+        verifier,
+        asked,
+        nfe=searching.nfe,
+        num_steps=steps,
+        seed=seed,
+        settings=searching.settings,
+        batch=batch,
+    )
+
+
+def _write_result(out: Path, number: int, result: Result) -> dict[str, Any]:
+    path = out / f"{number:03d}.png"
+    result.picture.to_pil().save(path)
+    score = None if result.score != result.score else result.score  # NaN is not JSON
+    counts = {k: getattr(result, k) for k in ("nfe", "decodes", "judge_calls", "refused")}
+    return {"file": path.name, "prompt": result.prompt, "score": score, **counts}

@@ -25,7 +25,7 @@ from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.saved import read_spec
 from rewarddance.reward.train_config import RewardConfig
-from rewarddance.search.best_of_n import best_of_n
+from rewarddance.search.best_of_n import draw_candidates, select
 from rewarddance.world.build.preferences import PreferencesConfig
 from rewarddance.world.task import EmbeddedTask
 
@@ -129,7 +129,8 @@ def _best_of_n(folder: Path, judge: Judge, fast: bool, seed: int) -> dict[str, f
     task = EmbeddedTask()
     prompts = [p.text for p in task.benchmark()][:: 80 if fast else 8]
     rng = torch.Generator().manual_seed(seed)
-    selections = best_of_n(load_generator("tiny"), judge, prompts, 8, rng, 10, "fidelity")
+    candidates = draw_candidates(load_generator("tiny"), prompts, 8, rng, 10)
+    selections = select(judge, prompts, candidates, "fidelity")
     folder.mkdir()
     entries: list[dict[str, Any]] = []
     for k, s in enumerate(selections):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -149,3 +149,34 @@ def _mean(figure: Mapping[str, float | None]) -> str:
     if figure["ci_low"] is None:
         return f"{figure['mean']:.3f}"
     return f"{figure['mean']:.3f} [{figure['ci_low']:.3f}, {figure['ci_high']:.3f}]"
+
+
+def search_tables(study: Mapping[str, Any]) -> list[Table]:
+    """Oracle fidelity of every verifier and search by budget, its difference to best-of-N, and the cost."""
+    rows: Sequence[Mapping[str, Any]] = study["rows"]
+    budgets = sorted({r["budget"] for r in rows})
+    cells = {(r["verifier"], r["search"], r["budget"]): r for r in rows}
+    names = dict.fromkeys((r["verifier"], r["search"]) for r in rows)
+    head = ["verifier", "search", *(f"{b} NFE" for b in budgets)]
+
+    def by_budget(text: Callable[[Mapping[str, Any]], str]) -> list[list[str]]:
+        lines = {n: [text(cells[*n, b]) if (*n, b) in cells else "–" for b in budgets] for n in names}
+        return [[*n, *texts] for n, texts in lines.items() if set(texts) != {"–"}]
+
+    one = study["one_sample"]
+    title = "Oracle fidelity of the winners [95% interval over prompts]"
+    title += f"; one sample has {_mean(one)}" if one else ""
+    tables = [Table(title, head, by_budget(lambda r: _mean(r["gold"])))]
+    gaps = by_budget(lambda r: signed_interval(r["minus_best_of_n"]) if "minus_best_of_n" in r else "–")
+    if gaps:
+        tables.append(Table("Minus best-of-N with the same verifier and budget, paired by prompt", head, gaps))
+    cost_head = ["verifier", "search", "budget", "NFE", "decodes", "judge calls", "refused", "verifier's score"]
+    cost_head += ["feature distance across seeds"]
+    return [*tables, Table("Cost of a prompt", cost_head, [_search_cost(r) for r in rows])]
+
+
+def _search_cost(row: Mapping[str, Any]) -> list[str]:
+    counts = [f"{row[k]:.0f}" for k in ("nfe", "decodes", "judge_calls")]
+    score = _mean(row["score"]) if "score" in row else "–"
+    distance = f"{row['diversity']['feature']:.3f}" if "diversity" in row else "–"
+    return [row["verifier"], row["search"], str(row["budget"]), *counts, f"{row['refused']:.1f}", score, distance]

@@ -1,4 +1,8 @@
-"""Best-of-N: draw N samples of every prompt and keep the one that a judge ranks first. NFE = N times the steps."""
+"""Best-of-N: draw N samples of every prompt and keep the best. NFE = N times the steps.
+
+`best_of_n` is the search, with the signature of all searches. `draw_candidates` and `select` are its two halves for
+callers that keep all candidates, such as the reference bank; `select` ranks by round robin.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from rewarddance.core.protocols import Generator
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.trace import draw
 from rewarddance.reward.rank import rank_all
+from rewarddance.search.config import BestOfNConfig
+from rewarddance.search.run import Result, SearchRun
+from rewarddance.search.verifier import Verifier
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,23 @@ def select(
     ]
 
 
+@torch.no_grad()
 def best_of_n(
     generator: Generator,
-    judge: RewardModel,
+    verifier: Verifier,
     prompts: Sequence[str],
-    num: int,
-    rng: torch.Generator,
+    *,
+    nfe: int,
     num_steps: int = 10,
-    criterion: str | None = None,
-) -> list[Selection]:
-    """Draw `num` candidates of every prompt and select the best."""
-    return select(judge, prompts, draw_candidates(generator, prompts, num, rng, num_steps), criterion)
+    seed: int = 0,
+    settings: BestOfNConfig = BestOfNConfig(),
+    batch: int = 128,
+) -> list[Result]:
+    """Draw as many samples of every prompt as `nfe` forward passes allow, and keep the one with the highest score.
+
+    Raises:
+        BudgetError: the budget does not allow one sample.
+    """
+    run = SearchRun(generator, verifier, prompts, nfe, num_steps, seed, batch)
+    noise = run.noise(run.num_samples)
+    return run.results(run.judged(noise, run.sample(noise)).best())

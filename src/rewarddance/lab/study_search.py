@@ -1,0 +1,271 @@
+"""`rewarddance study search`: do searches at inference beat best-of-N at the same number of forward passes?
+
+Every cell is one search with one verifier, one budget and one seed on a few prompts. The oracle measures the winners;
+as a verifier it shows the upper bound of what a judge could find.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from rewarddance.core.config import Config
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.lock import folder_lock
+from rewarddance.core.media import StoredMedia
+from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.runs import environment, same_settings, write_json
+from rewarddance.core.statistics import bootstrap, paired_bootstrap
+from rewarddance.core.task import Prompt
+from rewarddance.evaluate.generator import Samples, diversity
+from rewarddance.jobs.evaluate import task_features
+from rewarddance.jobs.load import find, load_generator, load_judge, weights_id
+from rewarddance.lab.study_tables import as_markdown, search_tables
+from rewarddance.reward.judge import Judge
+from rewarddance.search.anchors import verifier_of
+from rewarddance.search.config import (
+    BestOfNConfig,
+    EvolutionConfig,
+    FkConfig,
+    PathsConfig,
+    SearchConfig,
+    VerifierConfig,
+    ZeroOrderConfig,
+)
+from rewarddance.search.methods import run_search
+from rewarddance.search.run import BudgetError, Result
+from rewarddance.search.verifier import ByGold, Verifier, answers_alone
+from rewarddance.world.benchmark import benchmark_specs
+from rewarddance.world.grammar import WORDINGS, phrase
+from rewarddance.world.splits import meaning
+from rewarddance.world.task import EmbeddedTask
+
+Asked = Literal["pointwise", "anchor", "round_robin", "oracle"]
+TASK = EmbeddedTask()
+ONE = "one sample"
+BASELINE = "best_of_n"
+"""The search that the others are compared with."""
+
+
+class SearchStudyConfig(Config):
+    """What is compared."""
+
+    judge: str = "tiny"
+    generator: str = "tiny"
+    searches: dict[str, SearchConfig] = {
+        BASELINE: BestOfNConfig(),
+        "paths": PathsConfig(),
+        "zero_order": ZeroOrderConfig(),
+        "fk": FkConfig(),
+        "evolution": EvolutionConfig(),
+    }
+    """Settings by a name for the table."""
+    verifiers: tuple[Asked, ...] = ()
+    """The ways to ask the judge, and `oracle`. Without any: `anchor`, `oracle`, and `pointwise` where the judge answers
+    that question."""
+    nfe: tuple[int, ...] = (50, 100, 200, 400, 800)
+    seeds: tuple[int, ...] = (0, 1)
+    """Two or more give the diversity of the winners across seeds."""
+    num_steps: int = Field(10, ge=1)
+    split: Literal["benchmark", "development"] = "benchmark"
+    """`development` has other held-out prompts, for choosing settings."""
+    every: int = Field(5, ge=1)
+    """Take every n-th of the prompts."""
+    prompts_at_once: int = Field(12, ge=1)
+    """Prompts of a cell."""
+
+
+def development_prompts() -> tuple[Prompt, ...]:
+    """100 held-out prompts, 20 of each category, none of which means the same as one of the benchmark."""
+    taken = {meaning(spec) for spec in benchmark_specs()}
+    specs = [s for s in benchmark_specs("held_out", 48, 241) if meaning(s) not in taken]
+    by_category: dict[str, list[Prompt]] = {}
+    for i, spec in enumerate(specs):
+        by_category.setdefault(spec.category, []).append(
+            Prompt(phrase(spec, WORDINGS[i % len(WORDINGS)]), spec.category)
+        )
+    return tuple(p for prompts in by_category.values() for p in prompts[:20])
+
+
+def prompts_of(config: SearchStudyConfig) -> list[Prompt]:
+    """The prompts of a study."""
+    return list((TASK.benchmark() if config.split == "benchmark" else development_prompts())[:: config.every])
+
+
+def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
+    """Compute the cells that are missing under `out`, and write `study.json` and `table.md`.
+
+    Several processes may work in one folder; each takes cells that no other process works on.
+
+    Raises:
+        ConfigError: a verifier that the judge cannot be.
+        RunError: the folder was made with other settings.
+    """
+    judge, generator = load_judge(config.judge), load_generator(config.generator)
+    config = config.model_copy(update={"verifiers": _verifiers(config, judge)})
+    prompts = prompts_of(config)
+    settings: dict[str, Any] = {k: getattr(config, k) for k in ("num_steps", "split", "every", "prompts_at_once")}
+    settings |= {f"search {name}": search.model_dump(mode="json") for name, search in config.searches.items()}
+    settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
+    settings["generator_sha256"] = weights_id(find(config.generator, "generator"))
+    same_settings(out / "setting.json", settings)
+    cells = _cells(config)
+    with progress("cells") as report:
+        for i, cell in enumerate(cells):
+            folder = out / "cells" / _name(*cell)
+            with folder_lock(folder) as locked:
+                if locked:
+                    _fill(folder, cell, config, prompts, judge, generator)
+            report(i + 1, len(cells))
+    study = {**summarise(out, config), "config": config.model_dump(mode="json"), **environment()}
+    study["num_prompts"] = len(prompts)
+    write_json(out / "study.json", study)
+    (out / "table.md").write_text(as_markdown(search_tables(study)))
+    return study
+
+
+Cell = tuple[str, str, int, int]
+"""Verifier, search, NFE, seed."""
+
+
+def _cells(config: SearchStudyConfig) -> list[Cell]:
+    """Small budgets first, so that a study that is stopped has whole rows."""
+    first: list[Cell] = [("oracle", ONE, config.num_steps, seed) for seed in config.seeds]
+    return first + [
+        (verifier, name, nfe, seed)
+        for nfe in sorted(config.nfe)
+        for seed in config.seeds
+        for verifier in config.verifiers
+        for name in config.searches
+    ]
+
+
+def _name(verifier: str, search: str, nfe: int, seed: int) -> str:
+    return f"{verifier}-{search.replace(' ', '_')}-{nfe}-{seed}"
+
+
+def _verifiers(config: SearchStudyConfig, judge: Judge) -> tuple[Asked, ...]:
+    alone = answers_alone(judge)
+    if "pointwise" in config.verifiers and not alone:
+        raise ConfigError(f"study search: {config.judge} does not answer the pointwise question")
+    return config.verifiers or (*(("pointwise",) if alone else ()), "anchor", "oracle")
+
+
+def _fill(
+    folder: Path, cell: Cell, config: SearchStudyConfig, prompts: list[Prompt], judge: Judge, generator: Tunable
+) -> None:
+    """Write what is missing of a cell: figures and pictures of every part of the prompts."""
+    asked, name, nfe, seed = cell
+    search = BestOfNConfig() if name == ONE else config.searches[name]
+    for start in range(0, len(prompts), config.prompts_at_once):
+        target = folder / f"{start:03d}.json"
+        if target.is_file():
+            continue
+        part = [p.text for p in prompts[start : start + config.prompts_at_once]]
+        began = time.monotonic()
+        try:
+            verifier = _verifier(asked, judge, generator, part, config.num_steps, seed)
+            results = run_search(
+                generator, verifier, part, nfe=nfe, num_steps=config.num_steps, seed=seed, settings=search
+            )
+        except BudgetError as error:
+            write_json(target, {"left_out": str(error)})
+            continue
+        save_file({"pictures": torch.cat([r.picture.to_bytes() for r in results])}, target.with_suffix(".safetensors"))
+        write_json(target, _figures(results) | {"seconds": round(time.monotonic() - began, 1)})
+
+
+def _verifier(asked: str, judge: Judge, generator: Tunable, part: list[str], num_steps: int, seed: int) -> Verifier:
+    if asked == "oracle":
+        return ByGold(TASK.gold)
+    how = VerifierConfig.model_validate({"ask": asked})
+    return verifier_of(judge, generator, part, num_steps=num_steps, seed=seed, settings=how)
+
+
+def _figures(results: Sequence[Result]) -> dict[str, Any]:
+    """Figures of each prompt; the score is None where every judgement was refused."""
+    # as bytes, so that the oracle sees what a file would hold
+    pictures = [StoredMedia(r.picture.to_bytes())[0] for r in results]
+    return {
+        "prompts": [r.prompt for r in results],
+        "gold": TASK.gold([r.prompt for r in results], pictures, pictures),
+        "score": [None if np.isnan(r.score) else r.score for r in results],
+        **{k: [getattr(r, k) for r in results] for k in ("nfe", "decodes", "judge_calls", "refused")},
+    }
+
+
+def summarise(out: Path, config: SearchStudyConfig) -> dict[str, Any]:
+    """Figures of the cells that are finished for all seeds.
+
+    Returns:
+        one_sample: oracle fidelity of a single sample. rows: for every verifier, search and budget the oracle's value
+        with its interval over prompts, the difference to best-of-N with the same verifier and budget, the verifier's
+        score, and means of what a prompt cost. left_out: why a search has no figure.
+    """
+    one = _read(out, config, "oracle", ONE, config.num_steps)
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for verifier in config.verifiers:
+        for nfe in sorted(config.nfe):
+            base = _read(out, config, verifier, BASELINE, nfe)
+            for name in config.searches:
+                figures = _read(out, config, verifier, name, nfe)
+                if isinstance(figures, str):
+                    left_out[_name(verifier, name, nfe, 0).rsplit("-", 1)[0]] = figures
+                    continue
+                row = {"verifier": verifier, "search": name, "budget": nfe} | _row(figures, verifier)
+                if name != BASELINE and not isinstance(base, str):
+                    row["minus_best_of_n"] = paired_bootstrap(figures["gold"], base["gold"]).as_dict()
+                if len(config.seeds) > 1:
+                    row["diversity"] = _spread(out, config, verifier, name, nfe, figures["prompts"])
+                rows.append(row)
+    start = None if isinstance(one, str) else bootstrap(one["gold"]).as_dict()
+    return {"one_sample": start, "rows": rows, "left_out": left_out}
+
+
+def _row(figures: Mapping[str, Any], verifier: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"gold": bootstrap(figures["gold"]).as_dict()}
+    answered = figures["score"][np.isfinite(figures["score"]).all(1)]
+    if verifier != "round_robin" and len(answered):  # scores of a round robin hold within one group
+        row["score"] = bootstrap(answered).as_dict()
+    return row | {k: float(figures[k].mean()) for k in ("nfe", "decodes", "judge_calls", "refused", "seconds")}
+
+
+def _read(out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: int) -> dict[str, Any] | str:
+    """Figures of one search as arrays (prompts, seeds); a reason where it has none."""
+    by_seed: list[dict[str, list[Any]]] = []
+    for seed in config.seeds:
+        columns: dict[str, list[Any]] = {}
+        parts = sorted((out / "cells" / _name(verifier, name, nfe, seed)).glob("*.json"))
+        for content in (json.loads(p.read_text()) for p in parts):
+            if "left_out" in content:
+                return str(content["left_out"])
+            seconds = content.pop("seconds") / len(content["prompts"])
+            for key, values in (content | {"seconds": [seconds] * len(content["prompts"])}).items():
+                columns.setdefault(key, []).extend(values)
+        by_seed.append(columns)
+    if {len(columns.get("prompts", ())) for columns in by_seed} != {len(prompts_of(config))}:
+        return "not finished"
+    figures: dict[str, Any] = {k: np.array([c[k] for c in by_seed], np.float64).T for k in by_seed[0] if k != "prompts"}
+    return figures | {"prompts": by_seed[0]["prompts"]}
+
+
+def _spread(
+    out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: int, prompts: Sequence[str]
+) -> dict[str, float]:
+    """Mean distance of the winners of different seeds."""
+    frames = []
+    for seed in config.seeds:
+        parts = sorted((out / "cells" / _name(verifier, name, nfe, seed)).glob("*.safetensors"))
+        frames.append(torch.cat([load_file(p)["pictures"] for p in parts]))
+    by_prompt = torch.stack(frames, 1)
+    return diversity(Samples(tuple(prompts), tuple(map(StoredMedia, by_prompt))), task_features(TASK))

@@ -1,0 +1,60 @@
+"""All searches by their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewarddance.core.protocols import Generator
+from rewarddance.search.best_of_n import best_of_n
+from rewarddance.search.config import (
+    BestOfNConfig,
+    EvolutionConfig,
+    FkConfig,
+    PathsConfig,
+    SearchConfig,
+    ZeroOrderConfig,
+)
+from rewarddance.search.evolution import evolution
+from rewarddance.search.fk_steering import fk_steering
+from rewarddance.search.paths import search_over_paths
+from rewarddance.search.run import Result
+from rewarddance.search.verifier import Verifier
+from rewarddance.search.zero_order import zero_order
+
+
+def run_search(
+    generator: Generator,
+    verifier: Verifier,
+    prompts: Sequence[str],
+    *,
+    nfe: int,
+    num_steps: int = 10,
+    seed: int = 0,
+    settings: SearchConfig = BestOfNConfig(),
+    batch: int = 128,
+) -> list[Result]:
+    """The search that the settings are of; one result a prompt.
+
+    A prompt's result depends on seed, prompt and settings, not on the other prompts and not on `batch`.
+
+    Args:
+        nfe: forward passes of the generator for each prompt, at most. With classifier-free guidance a step has two.
+            References that the verifier drew are part of it.
+        num_steps: steps of a whole sample.
+        batch: rows that the generator computes at once.
+
+    Raises:
+        BudgetError: the budget is too small for the settings; the message names the smallest one.
+    """
+    rest = {"nfe": nfe, "num_steps": num_steps, "seed": seed, "batch": batch}
+    match settings:
+        case BestOfNConfig():
+            return best_of_n(generator, verifier, prompts, settings=settings, **rest)
+        case PathsConfig():
+            return search_over_paths(generator, verifier, prompts, settings=settings, **rest)
+        case ZeroOrderConfig():
+            return zero_order(generator, verifier, prompts, settings=settings, **rest)
+        case FkConfig():
+            return fk_steering(generator, verifier, prompts, settings=settings, **rest)
+        case EvolutionConfig():
+            return evolution(generator, verifier, prompts, settings=settings, **rest)
