@@ -94,41 +94,6 @@ class DataBuild(Flags):
 
 
 @dataclass(frozen=True)
-class DataImport(Flags):
-    """Your own pictures and preferences to Parquet that `datasets.load_dataset` reads.
-
-    Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first),
-    votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and ranking, lower is
-    better, or ratings; equal ones are ties. A column criterion says what a choice is about. `import.json` counts rows
-    and lists broken ones.
-
-    Example: rewarddance data import votes.csv --format csv --media-root images --out data/mine
-    """
-
-    file: tyro.conf.Positional[Path]
-    """The preferences."""
-    format: Literal["jsonl", "csv", "imagereward"]
-    media_root: Path
-    """Folder that picture paths are relative to; nothing outside it is read."""
-    out: Path
-    """Folder to write."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do with broken rows: list them and stop, or leave them out."""
-    criteria: tuple[str, ...] = ()
-    """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
-
-    def run(self) -> None:
-        from rewarddance.data.importers import import_preferences
-        from rewarddance.reward.context import Context
-
-        known = (*Context().words.criteria, *self.criteria)
-        report = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error, known)
-        show({k: v for k, v in report.as_dict().items() if k not in ("rejected", "warnings")})
-        for line in report.messages():
-            say(line)
-
-
-@dataclass(frozen=True)
 class DataRationales(Flags):
     """Ask a teacher for reasons and keep those whose verdict agrees with the label; for chain-of-thought judges.
 
