@@ -1,8 +1,8 @@
 """Which pairs to label next. Pure functions of what judges think: P(first is better), shape (J judges, N pairs).
 
 `disagreement` asks for pairs about which judges are each sure and not of one mind (BALD, Houlsby et al., arXiv
-1112.5745). `uncertainty` asks for pairs near one half, which includes pairs that are ties for everybody. `coverage` asks
-for pairs that are unlike each other (k-centre greedy, Sener and Savarese, arXiv 1708.00489).
+1112.5745). `uncertainty` asks for pairs near one half, which includes pairs that are ties for everybody. `coverage`
+asks for pairs that are unlike each other (k-centre greedy, Sener and Savarese, arXiv 1708.00489).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.data.schema import choice_of, png_bytes, row_of, voted
+from rewarddance.data.schema import choice_of, migrate, png_bytes, row_of, voted
 from rewarddance.data.shards import split_files, write_rows, write_shards
 from rewarddance.data.votes import VERSION, VotedRecord
 
@@ -225,10 +225,7 @@ def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
     Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
     """
     names = file.schema_arrow.names
-    old = "preferences" not in names
-    missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+    old = _is_old(names, path)
     light = file.read(columns=[n for n in names if n not in ("images", "votes")])
     rows = pa.array(range(light.num_rows), pa.int64())
     if old:
@@ -257,25 +254,44 @@ def _check_rows(light: pa.Table, path: Path) -> None:
         )
 
 
-def voted_records(path: Path, pictures: bool = True) -> Iterator[VotedRecord]:
-    """Records of a split with their votes, read group by group, of any version of the schema.
+def stored_rows(path: Path, pictures: bool = True) -> Iterator[dict[str, Any]]:
+    """Rows of a split in today's version of the schema, read group by group.
 
     Args:
-        pictures: also the encoded files, as `MediaRef.data`. Files of version 1 are read with them in any case.
+        pictures: also the encoded files. Files of version 1 are read with them in any case.
 
     Raises:
         InputError: missing, not Parquet, without the columns of a record, or of a newer version.
     """
     for file in _open(path):
         names = file.schema_arrow.names
-        old = "preferences" not in names
-        missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]
-        if missing:
-            raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+        old = _is_old(names, path)
         columns = names if pictures or old else [n for n in names if n != "images"]
         for group in range(file.metadata.num_row_groups):
             for row in file.read_row_group(group, columns=columns).to_pylist():
-                yield voted(row)
+                yield migrate(row)
+
+
+def voted_records(path: Path, pictures: bool = True) -> Iterator[VotedRecord]:
+    """Records of a split with their votes; with `pictures` also the encoded files, as `MediaRef.data`.
+
+    Raises:
+        InputError: as `stored_rows`.
+    """
+    return map(voted, stored_rows(path, pictures))
+
+
+def _is_old(names: Sequence[str], path: Path) -> bool:
+    """Whether these are the columns of version 1.
+
+    Raises:
+        InputError: they are of no version.
+    """
+    old = "preferences" not in names
+    missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+    return old
 
 
 def count_rows(path: Path) -> int:

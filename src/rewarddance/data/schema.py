@@ -45,6 +45,7 @@ _MEDIA = pa.struct(
         ("frames", pa.list_(pa.string())),
         ("fps", pa.float64()),
         ("num_frames", pa.int32()),
+        ("settings", pa.string()),
     ]
 )
 _VOTE = pa.struct(
@@ -224,6 +225,7 @@ def media_row(ref: MediaRef) -> dict[str, Any]:
         "frames": list(ref.frames),
         "fps": ref.fps,
         "num_frames": ref.num_frames,
+        "settings": ref.settings,
     }
 
 

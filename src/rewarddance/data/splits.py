@@ -1,4 +1,4 @@
-"""`data split`: which records are for training and which are held out, and k folds. Pure functions, then the writing."""
+"""`data split`: which records are for training and which are held out, and k folds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.streams import stream
 from rewarddance.data.folder import describe_folder, splits_of
 from rewarddance.data.names import SplitBy
-from rewarddance.data.parquet import voted_records
-from rewarddance.data.schema import row_of_votes
+from rewarddance.data.parquet import stored_rows, voted_records
+from rewarddance.data.schema import row_of_votes, voted
 from rewarddance.data.shards import write_shards
 from rewarddance.data.text import normalised
 from rewarddance.data.votes import VotedRecord
@@ -91,12 +91,15 @@ def part_of(record: VotedRecord, by: SplitBy, held: Collection[str], inside: boo
     return record if touched == inside else None
 
 
-def parts(records: Iterable[VotedRecord], by: SplitBy, held: Collection[str], inside: bool) -> Iterator[VotedRecord]:
-    """The records of one part."""
-    for record in records:
+def part_rows(
+    rows: Iterable[dict[str, Any]], by: SplitBy, held: Collection[str], inside: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of one part. A row that keeps all its votes stays as it is."""
+    for row in rows:
+        record = voted(row)
         part = part_of(record, by, held, inside)
         if part is not None:
-            yield part
+            yield row if part.votes == record.votes else row_of_votes(part)
 
 
 def split_data(
@@ -147,9 +150,9 @@ def _write(source: Path, out: Path, by: SplitBy, held: frozenset[str], facts: di
         numbers[name] = 0
 
         def rows(inside: bool = inside, name: str = name) -> Iterator[dict[str, Any]]:
-            for record in parts(voted_records(source), by, held, inside):
+            for row in part_rows(stored_rows(source), by, held, inside):
                 numbers[name] += 1
-                yield row_of_votes(record)
+                yield row
 
         out.mkdir(parents=True, exist_ok=True)
         write_shards(rows(), out / f"{name}.parquet")

@@ -68,6 +68,7 @@ class MediaRef:
         model: the generator that made it.
         role: a `candidate` is judged; a `condition` is part of the request, such as the picture that is to be edited.
         frames: paths of frames, where the source gives a clip as pictures.
+        settings: JSON of what it was made with (seed, steps, guidance and so on), where that is known.
         data: the encoded file, where it is a picture.
     """
 
@@ -79,6 +80,7 @@ class MediaRef:
     frames: tuple[str, ...] = ()
     fps: float | None = None
     num_frames: int | None = None
+    settings: str | None = None
     data: bytes | None = field(default=None, repr=False, compare=False)
 
 
