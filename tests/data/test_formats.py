@@ -19,8 +19,8 @@ from rewarddance.data.schema import hash_of
 CRITERIA = ("overall", "style", "fidelity")
 
 
-def imported(source, out, format="auto", **how):
-    report = import_preferences(source, format, source.parent, out, criteria=CRITERIA, **how)
+def imported(source, out, format="auto", root=None, **how):
+    report = import_preferences(source, format, root or source.parent, out, criteria=CRITERIA, **how)
     return report, list(voted_records(out / "train.parquet"))
 
 
@@ -59,7 +59,8 @@ def test_a_file_is_recognised_and_its_export_gives_the_same_records(tmp_path, fo
     assert report.accepted == len(records) == {"imagerewarddb": 3, "fastchat": 8}.get(format, 9)
     written = export(tmp_path / "first" / "train.parquet", format, tmp_path / "export")
     assert (written["records"], written["left_out"]) == (len(records), {})
-    again, others = imported(tmp_path / "export" / WRITERS[format].file, tmp_path / "second")
+    root = tmp_path if format in ("videogen", "videofeedback") else None  # clips stay where they are
+    again, others = imported(tmp_path / "export" / WRITERS[format].file, tmp_path / "second", root=root)
     assert again.format == format
     ids = format not in WITHOUT_IDS
     if format == "fastchat":  # an address is a hash, which is not written
@@ -133,7 +134,7 @@ def test_arena_votes_know_the_side_and_both_bad(tmp_path):
 def test_tools_keep_people_times_and_ties(tmp_path):
     _, records = imported(layouts.label_studio(tmp_path, 3), tmp_path / "ls")
     choices = [v for v in records[1].votes if v.kind == "choice"]
-    assert [(v.annotator, v.values[0], v.seconds) for v in choices] == [("1", 0.0, 7.25), ("2", 0.5, 7.25)]
+    assert [(v.annotator, v.values[0], v.seconds) for v in choices] == [("1", 0.5, 7.25), ("2", 1.0, 7.25)]
     ratings = [v for v in records[1].votes if v.kind == "rating"]
     assert [(v.media, v.values, v.criterion) for v in ratings] == [((0,), (4.0,), "fidelity")] * 2
     _, records = imported(layouts.argilla(tmp_path, 4), tmp_path / "ar")

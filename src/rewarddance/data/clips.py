@@ -111,8 +111,12 @@ def genai_bench(row: Mapping[str, Any], place: int) -> Draft:
     ]
     if row.get("source_image") is not None:
         media.append(medium(row["source_image"], "source_image", "image", role="condition"))
-    facts = {"annotator": optional(row, "judge"), "created": iso_time(row.get("timestamp")), "shown": (0, 1)}
-    vote = choice(**side_vote(text(row, "vote_type")), **facts)
+    vote = choice(
+        **side_vote(text(row, "vote_type")),
+        annotator=optional(row, "judge"),
+        created=iso_time(row.get("timestamp")),
+        shown=(0, 1),
+    )
     name = optional(row, "id", "conv_id") or f"row-{place}"
     prompt = text(row, "prompt", "instruct_prompt", "target_prompt")
     return Draft(VotedRecord(name, prompt, tuple(media), (vote,), groups=groups_of(row, "category")))

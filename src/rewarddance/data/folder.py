@@ -14,10 +14,9 @@ import yaml
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.runs import write_json
-from rewarddance.data.derive import preferences
-from rewarddance.data.parquet import voted_records
+from rewarddance.data.parquet import stored_rows
 from rewarddance.data.shards import split_files
-from rewarddance.data.votes import VERSION, VotedRecord
+from rewarddance.data.votes import VERSION
 
 SPLITS = ("train", "id", "ood")
 """Names of the splits of a data folder: training, held-out prompts, held-out prompts of another kind."""
@@ -39,30 +38,31 @@ def splits_of(folder: Path) -> dict[str, Path]:
     return there
 
 
-def counts(records: Iterable[VotedRecord]) -> dict[str, Any]:
-    """Numbers of records, media, votes and choices of a split."""
+def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of records, media, votes and choices of stored rows."""
     totals: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     criteria: Counter[str] = Counter()
     annotators, prompts, contents = set(), set(), set()
-    for record in records:
+    for row in rows:
         totals["records"] += 1
-        totals["media"] += len(record.media)
-        totals["votes"] += len(record.votes)
-        kinds.update(m.kind for m in record.media)
-        criteria.update(v.criterion for v in record.votes)
-        annotators |= {v.annotator for v in record.votes if v.annotator}
-        contents |= {m.sha256 for m in record.media if m.sha256}
-        prompts.add(record.prompt)
-        made = [c for p in preferences(record) for c in p.choices]
-        totals["choices"] += len(made)
-        totals["ties"] += sum(c.label == 0.5 for c in made)
+        totals["media"] += len(row["media"])
+        totals["votes"] += len(row["votes"])
+        kinds.update(m["kind"] for m in row["media"])
+        annotators |= {v["annotator"] for v in row["votes"] if v["annotator"]}
+        contents |= {m["sha256"] for m in row["media"] if m["sha256"]}
+        prompts.add(row["prompt"])
+        for preference in row["preferences"]:
+            labels = [c["label"] for c in preference["choices"]]
+            criteria[preference["criterion"]] += len(labels)
+            totals["choices"] += len(labels)
+            totals["ties"] += labels.count(0.5)
     names = ("records", "media", "votes", "choices", "ties")
     return {name: totals[name] for name in names} | {
         "prompts": len(prompts),
         "annotators": len(annotators),
         "distinct_files": len(contents),
-        "votes_by_criterion": dict(criteria.most_common()),
+        "choices_by_criterion": dict(criteria.most_common()),
         "media_by_kind": dict(kinds),
     }
 
@@ -83,7 +83,7 @@ def describe_folder(folder: Path, facts: Mapping[str, Any] | None = None) -> dic
     }
     for name, path in splits_of(folder).items():
         files = [_file_facts(p) for p in split_files(path)]
-        manifest["splits"][name] = {"files": files, **counts(voted_records(path, pictures=False))}
+        manifest["splits"][name] = {"files": files, **counts(stored_rows(path, pictures=False))}
     write_json(folder / "manifest.json", manifest)
     card = folder / "README.md"
     if not card.is_file() or _MARK in card.read_text():
@@ -137,7 +137,7 @@ def data_card(name: str, manifest: Mapping[str, Any]) -> str:
     columns = ("records", "prompts", "media", "votes", "choices", "ties", "annotators")
     table = ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     table += [f"| {split} | " + " | ".join(f"{s[c]:,}" for c in columns) + " |" for split, s in splits.items()]
-    criteria = {c: None for s in splits.values() for c in s["votes_by_criterion"]}
+    criteria = {c: None for s in splits.values() for c in s["choices_by_criterion"]}
     imported = manifest.get("imported")
     origin = f"Imported from `{imported['file']}` ({imported['format']}). " if imported else ""
     return "\n".join(

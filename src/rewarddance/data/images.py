@@ -59,7 +59,8 @@ def prompt_groups(path: Path) -> Rows:
     A `prompt_id` that comes back later is an error row, since its pictures were ranked together.
     """
     finished: set[str] = set()
-    start, group = 0, []
+    start = 0
+    group: list[dict[str, Any]] = []
     for place, row in rows_of(path):
         key = None if isinstance(row, str) else row.get("prompt_id")
         if isinstance(row, str) or key is None:
@@ -92,8 +93,8 @@ def hpdv2(row: Mapping[str, Any], place: int) -> Draft:
         a, b = (number(x, "human_preference") for x in given)
         if a + b != 1:
             raise InputError(f"human_preference {given}: needs shares that add up to 1")
-        votes = (choice(a, annotator=optional(row, "user_hash")),)
-        return Draft(VotedRecord(name, prompt, tuple(medium(p, "file_path") for p in paths), votes))
+        vote = choice(a, annotator=optional(row, "user_hash"))
+        return Draft(VotedRecord(name, prompt, tuple(medium(p, "file_path") for p in paths), (vote,)))
     images = tuple(medium(p, "image_path") for p in list_of(row, "image_path", 2))
     everyone = tuple(range(len(images)))
     votes = tuple(
@@ -120,7 +121,7 @@ def hpdv3(row: Mapping[str, Any], place: int) -> Draft:
     )
     counts = row.get("choice_dist")
     counts = json.loads(counts) if isinstance(counts, str) and counts else counts
-    votes = (choice(1.0),)
+    votes: tuple[Vote, ...] = (choice(1.0),)
     if counts is not None:
         if not isinstance(counts, list) or len(counts) != 2:
             raise InputError(f"choice_dist {counts!r}: needs two counts")

@@ -39,7 +39,7 @@ class Reader:
             if key is None:
                 return None
             seen.append(key)
-        return ", ".join(seen) if self.check(row) else None
+        return (", ".join(seen) or "responses by question") if self.check(row) else None
 
 
 def _conversation(row: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from rewarddance.core.progress import progress
 from rewarddance.data.agreement import bradley_terry, krippendorff, share
 from rewarddance.data.derive import pairwise, scaled
 from rewarddance.data.folder import counts, splits_of
-from rewarddance.data.parquet import count_rows, voted_records
+from rewarddance.data.parquet import count_rows, stored_rows, voted_records
 from rewarddance.data.text import normalised
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord
 
@@ -227,7 +227,7 @@ def data_stats(data: Path, pixels: bool = True) -> dict[str, Any]:
                 judged.add(record)
                 looked.add(record, keys)
                 bar(done, total)
-        derived = counts(voted_records(path, pictures=False))
+        derived = counts(stored_rows(path, pictures=False))
         report["splits"][name] = derived | summary(judged) | {"duplicates": looked.as_dict()}
         seen[name] = looked
     for first, second in combinations(seen, 2):

@@ -12,7 +12,6 @@ from rewarddance.data.drafts import (
     VIDEO_ENDINGS,
     Draft,
     Skipped,
-    first_of,
     groups_of,
     list_of,
     medium,
@@ -269,7 +268,7 @@ def _asked(states: Sequence[Mapping[str, Any]]) -> str:
     """The first message of a chat; "" where the log does not hold it."""
     for state in states:
         for message in state.get("messages") or ():
-            said = first_of(dict(enumerate(message)), 1) if isinstance(message, list) else None
+            said = message[1] if isinstance(message, list) and len(message) > 1 else None
             said = said[0] if isinstance(said, list) and said else said
             if isinstance(said, str) and said.strip():
                 return said.strip()

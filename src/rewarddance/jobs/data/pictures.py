@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -88,29 +89,37 @@ def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = 
     target, parts = out / "train.parquet", out / ".parts"
     if split_files(target):
         return {**numbers, "complete": True}
-    starts = range(0, len(asked), PART)
+    folders = {start: parts / f"{start:07d}" for start in range(0, len(asked), PART)}
     generator: Tunable | None = None
+    progressed = True
     with progress("prompts") as bar:
-        for start in starts:
-            with folder_lock(parts / f"{start:07d}") as claimed:
-                path = parts / f"{start:07d}" / "rows.parquet"
-                if claimed and not path.is_file() and not split_files(target):
-                    generator = generator or sampling.load(adapter)
-                    write_rows(_rows(generator, asked[start : start + PART], start, pool), path)
-            bar(min(start + PART, len(asked)), len(asked))
-    return {**numbers, "complete": _join(out, [parts / f"{s:07d}" / "rows.parquet" for s in starts], made_with)}
+        while progressed:  # a second look takes over what a process left that was killed meanwhile
+            progressed = False
+            for start, folder in folders.items():
+                with folder_lock(folder) as claimed:
+                    path = folder / "rows.parquet"
+                    if claimed and not path.is_file() and not split_files(target):
+                        generator = generator or sampling.load(adapter)
+                        write_rows(_rows(generator, asked[start : start + PART], start, pool), path)
+                        progressed = True
+                bar(min(start + PART, len(asked)), len(asked))
+    return {**numbers, "complete": _join(out, [f / "rows.parquet" for f in folders.values()], made_with)}
 
 
 def _join(out: Path, parts: Sequence[Path], made_with: dict[str, Any]) -> bool:
     """Join the parts if all are there. Returns whether `train.parquet` is there."""
     target = out / "train.parquet"
-    with folder_lock(out) as claimed:
-        if claimed and not split_files(target) and all(p.is_file() for p in parts):
-            write_shards((row for part in parts for row in stored_rows(part)), target)
-            describe_folder(out, {"built": made_with})
-        if claimed and split_files(target):
-            shutil.rmtree(out / ".parts", ignore_errors=True)
-    return bool(split_files(target))
+    while True:
+        with folder_lock(out) as claimed:
+            if claimed and not split_files(target) and all(p.is_file() for p in parts):
+                write_shards((row for part in parts for row in stored_rows(part)), target)
+                describe_folder(out, {"built": made_with})
+            if claimed:
+                complete = bool(split_files(target))
+                if complete:
+                    shutil.rmtree(out / ".parts", ignore_errors=True)
+                return complete
+        time.sleep(0.1)  # another process looks whether all parts are there, or joins them
 
 
 def _rows(generator: Tunable, prompts: Sequence[Prompt], start: int, pool: Pool) -> Iterator[dict[str, Any]]:
