@@ -95,7 +95,7 @@ def select(
     """
     usable = np.flatnonzero(np.isfinite(p).all(0))
     known = p[:, usable]
-    names = [str(i) for i in range(len(usable))] if groups is None else [groups[i] for i in usable]
+    names = [str(i) for i in range(len(usable))] if groups is None else [groups[int(i)] for i in usable]
     rng = stream(seed, "select")
     if strategy == "random":
         return [int(usable[i]) for i in rng.permutation(len(usable))[:budget]]

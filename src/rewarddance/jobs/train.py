@@ -280,9 +280,13 @@ def check_labels(table: RecordTable) -> str | None:
     """A warning where every choice prefers the same side.
 
     Raises:
-        InputError: all choices are ties.
+        InputError: there are no choices, or all are ties.
     """
     labels = table.labels
+    if not labels:
+        raise InputError(
+            f"{table.name}: no choices between pictures; judges learn from prompts with two or more pictures"
+        )
     if all(v == 0.5 for v in labels):
         raise InputError(f"{table.name}: {len(labels)} choices, all of them ties; there is nothing to learn")
     sides = {v > 0.5 for v in labels if v != 0.5}
