@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,9 @@ def estimated_rows(path: Path) -> int:
         if path.suffix in (".jsonl", ".csv"):
             with open(path, "rb") as file:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(_CHUNK), b""))
+        if path.suffix == ".json":
+            lengths = [len(json.dumps(row)) for _, row in islice(rows_of(path), 20)]
+            return round(path.stat().st_size * len(lengths) / sum(lengths)) if lengths else 0
     except (pa.ArrowInvalid, OSError):
         return 0
     return 0
