@@ -185,7 +185,7 @@ def _write_array(rows: Iterable[dict[str, Any]], write: Callable[[str], Any], op
 
 def _write_parquet(rows: Iterable[dict[str, Any]], path: Path, columns: dict[str, Any]) -> None:
     """A Parquet file whose pictures `datasets` decodes."""
-    features = {name: {"_type": "Image"} for name, kind in columns.items() if kind == _IMAGE}
+    features: dict[str, Any] = {name: {"_type": "Image"} for name, kind in columns.items() if kind == _IMAGE}
     features |= {
         n: {"feature": {"_type": "Image"}, "_type": "List"} for n, k in columns.items() if k == pa.list_(_IMAGE)
     }

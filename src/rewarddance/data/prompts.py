@@ -58,7 +58,7 @@ def _listed(text: str, path: Path) -> list[Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return content["annotations"]
+        return list(content["annotations"])
     if not isinstance(content, list):
         raise InputError(f"{path}: needs a list of objects with `prompt` or `prompt_en`, or COCO's `annotations`")
     return content

@@ -31,7 +31,7 @@ def parse_row(row: Mapping[str, Any], place: int) -> Draft:
         return _whole(row, place)
     draft = _preference(row, place)
     record = draft.record
-    facts = {
+    facts: dict[str, Any] = {
         "criterion": optional(row, "criterion") or "overall",
         "annotator": optional(row, "annotator"),
         "created": iso_time(row.get("created")),
@@ -83,7 +83,7 @@ def _preference(row: Mapping[str, Any], place: int) -> Draft:
         media = tuple(medium(row.get(f"image_{s}"), f"image_{s}", model=optional(row, f"model_{s}")) for s in "ab")
         if _given(row, "rating_a", "rating_b"):
             _alone(row, "ratings", "label", "probability", "votes_a", "votes_b")
-            votes = (_rated([row.get("rating_a"), row.get("rating_b")]),)
+            votes: tuple[Vote, ...] = (_rated([row.get("rating_a"), row.get("rating_b")]),)
         else:
             votes = _pair_votes(row)
         return Draft(VotedRecord(name, prompt, media, votes, "import"))

@@ -37,7 +37,7 @@ class Judged:
     labels: Counter[str] = field(default_factory=Counter)
     sides: Counter[str] = field(default_factory=Counter)
     repeats: Counter[str] = field(default_factory=Counter)
-    wins: Counter[tuple[str, str]] = field(default_factory=Counter)
+    wins: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     people: dict[str, list[Vote]] = field(default_factory=lambda: defaultdict(list))
     _anonymous: int = 0
 

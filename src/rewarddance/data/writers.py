@@ -64,7 +64,7 @@ def _image(ref: MediaRef) -> dict[str, Any]:
 def jsonl(record: VotedRecord, put: Put) -> Rows:
     """Whole records; nothing is lost."""
     media = [media_row(m) | {"path": put(m) if m.kind == "image" else m.path} for m in record.media]
-    row = {"id": record.record_id, "prompt": record.prompt, "media": media}
+    row: dict[str, Any] = {"id": record.record_id, "prompt": record.prompt, "media": media}
     row |= {"votes": [vote_row(v) for v in record.votes], "groups": dict(record.groups)}
     row |= {"source": record.source, "truth": None if record.truth is None else list(record.truth)}
     return [row]
@@ -112,7 +112,11 @@ def _label(vote: Vote) -> dict[str, Any]:
 
 def imagereward(record: VotedRecord, put: Put) -> Rows:
     """One ranking of all candidates."""
-    row = {"id": record.record_id, "prompt": record.prompt, "generations": [put(m) for m in record.candidates]}
+    row: dict[str, Any] = {
+        "id": record.record_id,
+        "prompt": record.prompt,
+        "generations": [put(m) for m in record.candidates],
+    }
     return [row | {"ranking": list(_ranking(record))}]
 
 
@@ -182,7 +186,7 @@ def hpdv3(record: VotedRecord, put: Put) -> Rows:
     if won * 2 == total and not record.groups.get("confidence"):
         raise Unfit("a tie; the format names a preferred picture")
     better, worse, most = (a, b, won) if won * 2 >= total else (b, a, total - won)
-    row = {"prompt": record.prompt, "path1": put(better), "path2": put(worse)}
+    row: dict[str, Any] = {"prompt": record.prompt, "path1": put(better), "path2": put(worse)}
     row |= {"model1": better.model, "model2": worse.model}
     if total != 1:
         row["choice_dist"] = [most, total - most]
@@ -277,7 +281,12 @@ def genai_bench(record: VotedRecord, put: Put) -> Rows:
     rows = []
     for vote in _votes(record):
         when = None if vote.created is None else datetime.fromisoformat(vote.created).timestamp()
-        row = {"id": record.record_id, "prompt": record.prompt, "vote_type": side_word(vote), "timestamp": when}
+        row: dict[str, Any] = {
+            "id": record.record_id,
+            "prompt": record.prompt,
+            "vote_type": side_word(vote),
+            "timestamp": when,
+        }
         row |= {"left_model": a.model, "right_model": b.model, "judge": vote.annotator}
         row |= {"left_image": _image(a), "right_image": _image(b), "category": record.groups.get("category")}
         row["source_image"] = _image(record.conditions[0]) if record.conditions else None
@@ -290,7 +299,7 @@ def mj_bench(record: VotedRecord, put: Put) -> Rows:
     a, b = _pair(record)
     made = _choices(record)[0]
     label = made.label if made.first == 0 else 1 - made.label
-    row = {"id": record.record_id, "caption": record.prompt, "category": record.groups.get("category")}
+    row: dict[str, Any] = {"id": record.record_id, "caption": record.prompt, "category": record.groups.get("category")}
     row |= {"image0": _image(a), "image1": _image(b), "label": 0.5 if label == 0.5 else float(label < 0.5)}
     return [row]
 

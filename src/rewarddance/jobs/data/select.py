@@ -132,7 +132,11 @@ def select_pairs(
     lines = []
     for (name, first, second), i in wanted.items():
         a, b = pairs[i].media
-        row = {"id": f"{name}/{first}-{second}", "prompt": pairs[i].record.prompt, "criterion": criterion}
+        row: dict[str, Any] = {
+            "id": f"{name}/{first}-{second}",
+            "prompt": pairs[i].record.prompt,
+            "criterion": criterion,
+        }
         row |= {"image_a": files[a.sha256 or ""], "image_b": files[b.sha256 or ""], "label": None}
         row |= {"model_a": a.model, "model_b": b.model}
         lines.append(row | {"judges": dict(zip(judges, beliefs[:, i].tolist(), strict=True))})
