@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewarddance.core.errors import InputError
-from rewarddance.data import writers
+from rewarddance.data import tool_writers, writers
 from rewarddance.data.names import FORMATS, Format
 from rewarddance.data.parquet import voted_records
 from rewarddance.data.schema import stored_name
@@ -80,9 +80,9 @@ WRITERS: dict[Format, Writer] = {
     "mj-bench": Writer(writers.mj_bench, "mj_bench.parquet", loses="who voted; several votes"),
     "mmrb2": Writer(writers.mmrb2, "mmrb2.json", loses="ties; who voted"),
     "trl": Writer(writers.trl, "trl.parquet", loses="ties; who voted"),
-    "label-studio": Writer(writers.label_studio, "label_studio.json", False, "strength; counts"),
-    "argilla": Writer(writers.argilla, "argilla.json", False, "times, strength, counts"),
-    "fastchat": Writer(writers.fastchat, "fastchat.jsonl", loses="pictures; who voted"),
+    "label-studio": Writer(tool_writers.label_studio, "label_studio.json", False, "strength; counts"),
+    "argilla": Writer(tool_writers.argilla, "argilla.json", False, "times, strength, counts"),
+    "fastchat": Writer(tool_writers.fastchat, "fastchat.jsonl", loses="pictures; who voted"),
 }
 assert set(WRITERS) == set(FORMATS)
 

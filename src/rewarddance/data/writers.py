@@ -1,6 +1,6 @@
-"""Writers of preference formats, one function a format: a record -> rows as that format has them.
+"""Writers of public formats, one function a format: a record -> rows as that format has them.
 
-Every writer is the inverse of the reader of its name, for what the format can hold. A record that it cannot hold raises
+Those of annotation tools are in `tool_writers`. Every writer is the inverse of the reader of its name, for what the format can hold. A record that it cannot hold raises
 `Unfit` with the reason; `data export` counts these. `Put` stores a medium and returns its path.
 """
 
@@ -27,21 +27,21 @@ class Unfit(InputError):
     """A record that a format cannot hold."""
 
 
-def _pair(record: VotedRecord) -> tuple[MediaRef, MediaRef]:
+def pair_of(record: VotedRecord) -> tuple[MediaRef, MediaRef]:
     if len(record.candidates) != 2:
         raise Unfit(f"{len(record.candidates)} candidates; the format holds pairs")
     return record.candidates[0], record.candidates[1]
 
 
-def _votes(record: VotedRecord) -> list[Vote]:
+def pair_votes(record: VotedRecord) -> list[Vote]:
     """All pairwise votes of a record, with its first candidate first."""
-    made = [v if v.media[0] < v.media[1] else _turned(v) for vote in record.votes for v in pairwise(vote)]
+    made = [v if v.media[0] < v.media[1] else turned(v) for vote in record.votes for v in pairwise(vote)]
     if not made:
         raise Unfit("no votes between candidates")
     return made
 
 
-def _turned(vote: Vote) -> Vote:
+def turned(vote: Vote) -> Vote:
     facts = {k: getattr(vote, k) for k in ("criterion", "annotator", "created", "seconds", "shown", "both_bad")}
     label = (1 - vote.values[0],)
     return Vote("choice", vote.media[::-1], label, strength=vote.strength, weight=vote.weight, **facts)
@@ -169,18 +169,18 @@ def hpdv2(record: VotedRecord, put: Put) -> Rows:
         if len(full) > 1 or full[0].annotator:
             row["raw_annotations"] = [{"rank": list(v.values), "user_hash": v.annotator or ""} for v in full]
         return [row]
-    _pair(record)
+    pair_of(record)
     return [
         {"prompt": record.prompt, "file_path": paths, "human_preference": [v.values[0], 1 - v.values[0]]}
         | ({"user_hash": v.annotator} if v.annotator else {})
-        for v in _votes(record)
+        for v in pair_votes(record)
     ]
 
 
 def hpdv3(record: VotedRecord, put: Put) -> Rows:
     """A pair, the preferred picture first, with the number of votes where there are several."""
-    a, b = _pair(record)
-    votes = _votes(record)
+    a, b = pair_of(record)
+    votes = pair_votes(record)
     won = sum(v.weight * v.values[0] for v in votes)
     total = sum(v.weight for v in votes)
     if won * 2 == total and not record.groups.get("confidence"):
@@ -197,9 +197,9 @@ def hpdv3(record: VotedRecord, put: Put) -> Rows:
 
 def pickapic(record: VotedRecord, put: Put) -> Rows:
     """A pair: one row a vote."""
-    a, b = _pair(record)
+    a, b = pair_of(record)
     rows = []
-    for vote in _votes(record):
+    for vote in pair_votes(record):
         label = vote.values[0]
         best = a if label > 0.5 else b
         row: dict[str, Any] = {"caption": record.prompt, "label_0": label, "label_1": 1 - label, "has_label": True}
@@ -246,7 +246,7 @@ def videofeedback(record: VotedRecord, put: Put) -> Rows:
 
 def videogen(record: VotedRecord, put: Put) -> Rows:
     """A pair of clips with a choice by up to four criteria."""
-    pair = _pair(record)
+    pair = pair_of(record)
     if any(m.kind != "video" for m in pair):
         raise Unfit("not a pair of clips")
     row: dict[str, Any] = dict.fromkeys(VIDEOGEN.values(), "")
@@ -277,9 +277,9 @@ def side_word(vote: Vote) -> str:
 
 def genai_bench(record: VotedRecord, put: Put) -> Rows:
     """A pair of pictures: one row a vote, the first candidate left."""
-    a, b = _pair(record)
+    a, b = pair_of(record)
     rows = []
-    for vote in _votes(record):
+    for vote in pair_votes(record):
         when = None if vote.created is None else datetime.fromisoformat(vote.created).timestamp()
         row: dict[str, Any] = {
             "id": record.record_id,
@@ -296,7 +296,7 @@ def genai_bench(record: VotedRecord, put: Put) -> Rows:
 
 def mj_bench(record: VotedRecord, put: Put) -> Rows:
     """A pair with the number of the better picture."""
-    a, b = _pair(record)
+    a, b = pair_of(record)
     made = _choices(record)[0]
     label = made.label if made.first == 0 else 1 - made.label
     row: dict[str, Any] = {"id": record.record_id, "caption": record.prompt, "category": record.groups.get("category")}
@@ -306,7 +306,7 @@ def mj_bench(record: VotedRecord, put: Put) -> Rows:
 
 def mmrb2(record: VotedRecord, put: Put) -> Rows:
     """A pair with a chosen side."""
-    a, b = _pair(record)
+    a, b = pair_of(record)
     made = _choices(record)[0]
     label = made.label if made.first == 0 else 1 - made.label
     if label == 0.5:
@@ -333,77 +333,4 @@ def trl(record: VotedRecord, put: Put) -> Rows:
         rows.append(row | {"chosen": answer, "rejected": answer, "images": [_image(m) for m in used]})
     if not rows:
         raise Unfit("ties alone; the format names a chosen picture")
-    return rows
-
-
-def label_studio(record: VotedRecord, put: Put) -> Rows:
-    """A task with one annotation a vote. Its control is named after the criterion."""
-    a, b = _pair(record)
-    data: dict[str, Any] = {"id": record.record_id, "prompt": record.prompt, "image_a": put(a), "image_b": put(b)}
-    data |= {f"model_{s}": m.model for s, m in (("a", a), ("b", b)) if m.model}
-    data |= {k: v for k, v in record.groups.items() if k in ("generator", "category", "style")}
-    annotations = []
-    for vote in record.votes:
-        facts = {"completed_by": vote.annotator, "created_at": vote.created, "lead_time": vote.seconds}
-        annotations.append({**facts, "was_cancelled": False, "result": _results(vote)})
-    return [{"id": record.record_id, "data": data, "annotations": annotations}]
-
-
-def _results(vote: Vote) -> Rows:
-    if vote.kind == "rating":
-        return [
-            {
-                "from_name": f"{vote.criterion}_{'ab'[i]}",
-                "to_name": "ab"[i],
-                "type": "rating",
-                "value": {"rating": value},
-            }
-            for i, value in zip(vote.media, scaled(vote), strict=True)
-        ]
-    single = pairwise(vote)[0]
-    single = single if single.media == (0, 1) else _turned(single)
-    where = {"from_name": vote.criterion, "to_name": vote.criterion}
-    word = side_word(single)
-    if word in ("tievote", "bothbad_vote"):
-        tie = "both bad" if vote.both_bad else "tie"
-        return [{**where, "type": "choices", "value": {"choices": [tie]}}]
-    return [{**where, "type": "pairwise", "value": {"selected": word.removesuffix("vote")}}]
-
-
-def argilla(record: VotedRecord, put: Put) -> Rows:
-    """A record with one response a vote, under a question named after the criterion."""
-    a, b = _pair(record)
-    responses: dict[str, Rows] = {}
-    for vote in record.votes:
-        who = {"user_id": vote.annotator, "status": "submitted"}
-        if vote.kind == "rating":
-            for i, value in zip(vote.media, scaled(vote), strict=True):
-                responses.setdefault(f"{vote.criterion}_{'ab'[i]}", []).append({"value": value, **who})
-            continue
-        if vote.kind == "ranking":
-            ranks = zip(vote.media, vote.values, strict=True)
-            answer: Any = [{"value": f"image_{'ab'[i]}", "rank": rank} for i, rank in ranks]
-        else:
-            single = vote if vote.media == (0, 1) else _turned(vote)
-            words = {"leftvote": "image_a", "rightvote": "image_b", "tievote": "tie", "bothbad_vote": "both_bad"}
-            answer = words[side_word(single)]
-        responses.setdefault(vote.criterion, []).append({"value": answer, **who})
-    fields = {"prompt": record.prompt, "image_a": put(a), "image_b": put(b)}
-    metadata = {f"model_{s}": m.model for s, m in (("a", a), ("b", b)) if m.model}
-    metadata |= {k: v for k, v in record.groups.items() if k in ("generator", "category", "style")}
-    row: dict[str, Any] = {"id": record.record_id, "fields": fields, "metadata": metadata, "suggestions": {}}
-    return [row | {"responses": responses, "status": "completed"}]
-
-
-def fastchat(record: VotedRecord, put: Put) -> Rows:
-    """One line a vote between the models that made the candidates. Pictures and addresses are not written."""
-    a, b = _pair(record)
-    if not a.model or not b.model:
-        raise Unfit("no names of the models")
-    rows = []
-    for vote in _votes(record):
-        when = None if vote.created is None else datetime.fromisoformat(vote.created).timestamp()
-        messages = [["Human", record.prompt]] if record.prompt else []
-        states = [{"model_name": m.model, "conv_id": record.record_id, "messages": messages} for m in (a, b)]
-        rows.append({"tstamp": when, "type": side_word(vote), "models": [a.model, b.model], "states": states})
     return rows
