@@ -1,7 +1,8 @@
 """Writers of public formats, one function a format: a record -> rows as that format has them.
 
-Those of annotation tools are in `tool_writers`. Every writer is the inverse of the reader of its name, for what the format can hold. A record that it cannot hold raises
-`Unfit` with the reason; `data export` counts these. `Put` stores a medium and returns its path.
+Those of annotation tools are in `tool_writers`. Every writer is the inverse of the reader of its name, for what the
+format can hold. A record that it cannot hold raises `Unfit` with the reason; `data export` counts these. `Put` stores a
+medium and returns its path.
 """
 
 from __future__ import annotations
