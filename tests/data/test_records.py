@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import layouts
+from support.layout_files import SIDE
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import Choice
@@ -239,7 +240,7 @@ def test_the_data_card_makes_a_folder_that_datasets_loads(tmp_path):
     loaded = load_dataset(str(out), cache_dir=str(tmp_path / "hf"))
     assert list(loaded) == ["train"]
     assert len(loaded["train"]) == 6
-    assert loaded["train"][0]["images"][0].size == (layouts.SIDE, layouts.SIDE)
+    assert loaded["train"][0]["images"][0].size == (SIDE, SIDE)
     assert loaded["train"][0]["votes"][0]["annotator"] == "person-0"
     (out / train["files"][0]["name"]).write_bytes(b"")
     assert check_manifest(out) == [f"{train['files'][0]['name']} is not the file of the manifest"]
