@@ -139,7 +139,7 @@ def select_pairs(
         }
         row |= {"image_a": files[a.sha256 or ""], "image_b": files[b.sha256 or ""], "label": None}
         row |= {"model_a": a.model, "model_b": b.model}
-        lines.append(row | {"judges": dict(zip(judges, beliefs[:, i].tolist(), strict=True))})
+        lines.append(row | {"judges": {name: float(p) for name, p in zip(judges, beliefs[:, i], strict=False)}})
     target = out / "pairs.jsonl"
     target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     refused = int((~np.isfinite(beliefs)).any(0).sum())
