@@ -85,7 +85,12 @@ def test_a_failed_import_says_what_stays_and_leaves_no_parts(pick, tmp_path):
     assert json.loads((tmp_path / "out" / "import.json").read_text())["written"] is False
     with pytest.raises(InputError, match="label 0"):
         pick([f'{{{PAIR}, "label": 0}}'])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["import.json", "train.parquet"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "import.json",
+        "manifest.json",
+        "train.parquet",
+    ]
 
 
 def test_data_of_another_kind_is_not_mixed_in(pick, tmp_path):

@@ -1,7 +1,8 @@
-"""Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
+"""Parquet files of records: written group by group, and read back as lazy sequences.
 
-Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label,
-rationale), truth (list of exact values, or null), ratings (list of 1..5, or null), groups (list of name, value).
+A split is one file, `train.parquet`, or shards beside each other, `train-00000-of-00003.parquet` and so on. Readers
+take the path of the one file for both. `RecordTable` gives `PreferenceRecord`s, one a row and criterion, as training
+wants them; `voted_records` gives rows with their votes. The columns are those of `data.schema`.
 """
 
 from __future__ import annotations
@@ -11,91 +12,22 @@ import io
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
-from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.data.schema import choice_of, migrate, png_bytes, row_of, voted
+from rewarddance.data.shards import split_files, write_rows, write_shards
+from rewarddance.data.votes import VERSION, VotedRecord
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CHOICE = pa.struct(
-    [("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32()), ("rationale", pa.string())]
-)
-_GROUP = pa.struct([("name", pa.string()), ("value", pa.string())])
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("criterion", pa.string()),
-        ("source", pa.string()),
-        ("images", pa.list_(_IMAGE)),
-        ("choices", pa.list_(_CHOICE)),
-        ("truth", pa.list_(pa.float32())),
-        ("ratings", pa.list_(pa.float32())),
-        ("groups", pa.list_(_GROUP)),
-    ],
-    metadata={"huggingface": b'{"info": {"features": {"images": {"feature": {"_type": "Image"}, "_type": "List"}}}}'},
-)
-"""The metadata makes `datasets.load_dataset` decode pictures."""
-
-
-def png_bytes(media: Media) -> bytes:
-    """A picture as PNG."""
-    buffer = io.BytesIO()
-    media.to_pil().save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> dict[str, Any]:
-    """A Parquet row of a record. With `encoded` it holds these files instead of new PNGs."""
-    files = encoded if encoded is not None else [png_bytes(m) for m in record.media]
-    return {
-        "id": record.record_id,
-        "prompt": record.prompt,
-        "criterion": record.criterion,
-        "source": record.source,
-        "images": [{"bytes": b, "path": None} for b in files],
-        "choices": [
-            {"first": c.first, "second": c.second, "label": c.label, "rationale": c.rationale} for c in record.choices
-        ],
-        "truth": None if record.truth is None else list(record.truth),
-        "ratings": None if record.ratings is None else list(record.ratings),
-        "groups": [{"name": k, "value": v} for k, v in record.groups.items()],
-    }
-
-
-GROUP_BYTES = 4 << 20
-GROUP_ROWS = 256
-"""A row group ends when it reaches one of these limits. Reading one record reads its whole group."""
-
-
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write rows to one Parquet file, first under a temporary name. Returns the number of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count, num_bytes = path.with_name(f".{path.name}.partial"), 0, 0
-    waiting: list[dict[str, Any]] = []
-    try:
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for row in rows:
-                waiting.append(row)
-                count += 1
-                num_bytes += sum(len(image["bytes"]) for image in row["images"])
-                if len(waiting) == GROUP_ROWS or num_bytes >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                    waiting, num_bytes = [], 0
-            if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    return count
-
+__all__ = ["RecordTable", "png_bytes", "row_of", "split_files", "voted_records", "write_rows", "write_shards"]
 
 KEEP_BYTES = 1 << 30
 """Bytes of decoded pictures that an open file keeps in memory."""
@@ -104,37 +36,42 @@ KEEP_GROUPS = 4
 
 
 class _Pictures:
-    """Decoded pictures of a Parquet file by row. It reads row groups from the disk and keeps the latest pictures.
+    """Decoded pictures of a split by row. It reads row groups from the disk and keeps the latest pictures.
 
-    Several threads may call it at the same time.
+    Several threads may call it; a lock serves them one after the other.
     """
 
-    def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
-        self.file, self.name, self.keep_bytes = file, name, keep_bytes
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+    def __init__(self, files: Sequence[pq.ParquetFile], name: str, keep_bytes: int) -> None:
+        self.files, self.name, self.keep_bytes = files, name, keep_bytes
+        self._places = [(file, g) for file in files for g in range(file.metadata.num_row_groups)]
+        sizes = [file.metadata.row_group(g).num_rows for file, g in self._places]
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._decoded: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
-        self._num_bytes = 0
+        self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
+        self._held = 0
         self._lock = threading.Lock()
 
     def of(self, row: int) -> tuple[Media, ...]:
         with self._lock:
-            if row in self._decoded:
-                self._decoded.move_to_end(row)
-                return self._decoded[row]
-            origin = f"{self.name} row {row + 1}"
-            media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
-            self._decoded[row] = media
-            self._num_bytes += _size(media)
-            while self._num_bytes > self.keep_bytes:
-                self._num_bytes -= _size(self._decoded.popitem(last=False)[1])
-            return media
+            return self._of(row)
+
+    def _of(self, row: int) -> tuple[Media, ...]:
+        if row in self._kept:
+            self._kept.move_to_end(row)
+            return self._kept[row]
+        origin = f"{self.name} row {row + 1}"
+        media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
+        self._kept[row] = media
+        self._held += _size(media)
+        while self._held > self.keep_bytes:
+            self._held -= _size(self._kept.popitem(last=False)[1])
+        return media
 
     def _encoded(self, row: int) -> list[dict[str, Any]]:
         group = bisect.bisect_right(self._starts, row) - 1
         if group not in self._groups:
-            self._groups[group] = self.file.read_row_group(group, columns=["images"]).column("images")
+            file, own = self._places[group]
+            self._groups[group] = file.read_row_group(own, columns=["images"]).column("images")
             if len(self._groups) > KEEP_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
@@ -142,9 +79,7 @@ class _Pictures:
 
 
 class RecordTable(Sequence[PreferenceRecord]):
-    """Some rows of a Parquet file as records.
-
-    A record's pictures are read and decoded when the record is read. Properties of the table decode no picture.
+    """Some rows of a Parquet file as records. A record's pictures are read when the record is read.
 
     Args:
         light: all columns except the pictures, for these rows.
@@ -158,35 +93,27 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @classmethod
     def open(cls, path: Path, keep_bytes: int = KEEP_BYTES) -> RecordTable:
-        """Open one file of any size.
+        """Open a split of any size: one file, or its shards. Rows that nobody has judged yet are left out.
 
         Raises:
-            InputError: missing, not Parquet, or without the columns of a preference record.
+            InputError: missing, not Parquet, without the columns of a record, of a newer version, or with records that
+                are not pictures.
         """
-        try:
-            file = pq.ParquetFile(path, memory_map=True)
-            names = file.schema_arrow.names
-            missing = [n for n in ("id", "prompt", "images", "choices") if n not in names]
-            if missing:
-                raise InputError(
-                    f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`"
-                )
-            light = file.read(columns=[n for n in names if n != "images"])
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a Parquet file ({error})") from None
-        return cls(light, range(light.num_rows), _Pictures(file, str(path), keep_bytes))
+        files = _open(path)
+        light = pa.concat_tables([_light(file, path) for file in files], promote_options="default")
+        rows = light.column("row").to_pylist()
+        return cls(light.drop_columns("row"), rows, _Pictures(files, str(path), keep_bytes))
 
     def _get(self, index: int) -> PreferenceRecord:
         row = self.light.slice(index, 1).to_pylist()[0]
-        choices = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
         truth, ratings = row.get("truth"), row.get("ratings")
+        media = self.pictures.of(self.rows[index])
+        conditions = sum(m["role"] == "condition" for m in row.get("media") or ())
         return PreferenceRecord(
             row["id"],
             row["prompt"],
-            self.pictures.of(self.rows[index]),
-            choices,
+            media[: len(media) - conditions],
+            tuple(choice_of(c) for c in row["choices"]),
             row.get("criterion") or "overall",
             row.get("source") or "",
             tuple(truth) if truth else None,
@@ -196,52 +123,58 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @property
     def prompts(self) -> list[str]:
-        """Prompts of all records."""
-        return self._values("prompt")
-
-    def _values(self, name: str) -> list[Any]:
-        """A column; None for all records where the file does not have it."""
-        return list(self.light.column(name).to_pylist()) if name in self.light.column_names else [None] * len(self)
+        """Prompts of all records, without decoding a picture."""
+        return list(self.light.column("prompt").to_pylist())
 
     @property
     def criteria(self) -> list[str]:
-        """Criterion of every record."""
-        return [c or "overall" for c in self._values("criterion")]
+        """Criterion of every record, without decoding a picture."""
+        if "criterion" not in self.light.column_names:
+            return ["overall"] * len(self)
+        return [c or "overall" for c in self.light.column("criterion").to_pylist()]
 
     @property
     def sources(self) -> list[str]:
-        """Source of every record's pictures, "" if unknown."""
-        return [s or "" for s in self._values("source")]
+        """Source of every record's pictures ("" if unknown), without decoding a picture."""
+        if "source" not in self.light.column_names:
+            return [""] * len(self)
+        return [s or "" for s in self.light.column("source").to_pylist()]
 
     def group(self, name: str) -> list[str | None]:
-        """Value of a group (or of `source`) for every record, None if it has none."""
+        """Value of a group (or of `source`) for every record, None if it has none. Decodes no picture."""
         if name == "source":
             return [s or None for s in self.sources]
-        return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in self._values("groups")]
+        if "groups" not in self.light.column_names:
+            return [None] * len(self)
+        rows = self.light.column("groups").to_pylist()
+        return [{g["name"]: g["value"] for g in row or ()}.get(name) for row in rows]
 
     @property
     def choice_labels(self) -> list[list[float]]:
-        """Labels of every record's choices."""
-        return [[c["label"] for c in row] for row in self._values("choices")]
+        """Labels of every record's choices, without decoding a picture."""
+        return [[c["label"] for c in row] for row in self.light.column("choices").to_pylist()]
 
     @property
     def has_rationales(self) -> bool:
         """Whether any choice has a rationale."""
-        return any(c.get("rationale") for row in self._values("choices") for c in row)
+        return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
 
     @property
     def has_ratings(self) -> bool:
         """Whether every record has ratings."""
-        return all(self._values("ratings"))
+        return self._filled("ratings") == len(self)
 
     @property
     def has_truth(self) -> bool:
         """Whether any record has exact values (`truth`), as the embedded world's records have."""
-        return any(self._values("truth"))
+        return self._filled("truth") > 0
+
+    def _filled(self, name: str) -> int:
+        return 0 if name not in self.light.column_names else len(self) - int(self.light.column(name).null_count)
 
     @property
     def labels(self) -> list[float]:
-        """Labels of all choices of all records."""
+        """Labels of all choices of all records, without decoding a picture."""
         return [label for row in self.choice_labels for label in row]
 
     def __len__(self) -> int:
@@ -260,10 +193,107 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def take(self, rows: Sequence[int]) -> RecordTable:
         """A table of some rows."""
-        light = self.light.take(pa.array(rows, pa.int64()))  # the type is needed where there are no rows
-        return RecordTable(light, [self.rows[i] for i in rows], self.pictures)
+        return RecordTable(self.light.take(list(rows)), [self.rows[i] for i in rows], self.pictures)
+
+    def __iter__(self) -> Iterator[PreferenceRecord]:
+        return (self[i] for i in range(len(self)))
 
 
 def _size(media: Sequence[Media]) -> int:
     """Bytes of decoded pictures."""
     return sum(m.frames.nbytes for m in media)
+
+
+def _open(path: Path) -> list[pq.ParquetFile]:
+    """The Parquet files of a split.
+
+    Raises:
+        InputError: missing, or not Parquet.
+    """
+    paths = split_files(path)
+    if not paths:
+        raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one")
+    try:
+        return [pq.ParquetFile(p, memory_map=True) for p in paths]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+
+
+def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """All columns that training needs except the pictures, one row a record and criterion, with its `row` in the split.
+
+    Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
+    """
+    names = file.schema_arrow.names
+    old = _is_old(names, path)
+    light = file.read(columns=[n for n in names if n not in ("images", "votes")])
+    rows = pa.array(range(light.num_rows), pa.int64())
+    if old:
+        return light.append_column("row", rows)
+    _check_rows(light, path)
+    listed = light.column("preferences").combine_chunks()
+    parents = pc.list_parent_indices(listed)
+    each = pc.list_flatten(listed)
+    light = light.append_column("row", rows).drop_columns(["preferences", "version"]).take(parents)
+    for name in ("criterion", "choices", "ratings"):
+        light = light.append_column(name, pc.struct_field(each, name))
+    return light
+
+
+def _check_rows(light: pa.Table, path: Path) -> None:
+    newest = pc.max(light.column("version")).as_py()
+    if newest is not None and newest > VERSION:
+        raise InputError(f"{path}: version {newest} of the schema; this is version {VERSION}, update rewarddance")
+    media = light.column("media").combine_chunks()
+    odd = pc.not_equal(pc.struct_field(pc.list_flatten(media), "kind"), "image")
+    others = len(pc.unique(pc.list_parent_indices(media).filter(odd)))
+    if others:
+        raise InputError(
+            f"{path}: {others} of {light.num_rows} records are of clips or of systems without pictures, which training "
+            "and scoring cannot open yet; `data stats`, `data split` and `data export` read them"
+        )
+
+
+def stored_rows(path: Path, pictures: bool = True) -> Iterator[dict[str, Any]]:
+    """Rows of a split in today's version of the schema, read group by group.
+
+    Args:
+        pictures: also the encoded files. Files of version 1 are read with them in any case.
+
+    Raises:
+        InputError: missing, not Parquet, without the columns of a record, or of a newer version.
+    """
+    for file in _open(path):
+        names = file.schema_arrow.names
+        old = _is_old(names, path)
+        columns = names if pictures or old else [n for n in names if n != "images"]
+        for group in range(file.metadata.num_row_groups):
+            for row in file.read_row_group(group, columns=columns).to_pylist():
+                yield migrate(row)
+
+
+def voted_records(path: Path, pictures: bool = True) -> Iterator[VotedRecord]:
+    """Records of a split with their votes; with `pictures` also the encoded files, as `MediaRef.data`.
+
+    Raises:
+        InputError: as `stored_rows`.
+    """
+    return map(voted, stored_rows(path, pictures))
+
+
+def _is_old(names: Sequence[str], path: Path) -> bool:
+    """Whether these are the columns of version 1.
+
+    Raises:
+        InputError: they are of no version.
+    """
+    old = "preferences" not in names
+    missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+    return old
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows of a split."""
+    return sum(file.metadata.num_rows for file in _open(path))

@@ -21,7 +21,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
 from rewarddance.core.sharding import direct_call
 from rewarddance.core.streams import seed_of, stream
-from rewarddance.data.parquet import RecordTable
+from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.calibration import Choices, fit_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
@@ -252,7 +252,7 @@ def held_out_sets(
 
 def _held_out_files(folder: Path) -> dict[str, RecordTable]:
     paths = {n: folder / f"{n}.parquet" for n in ("id", "ood")}
-    return {n: RecordTable.open(path) for n, path in paths.items() if path.is_file()}
+    return {n: RecordTable.open(path) for n, path in paths.items() if split_files(path)}
 
 
 def _unseen(table: RecordTable, seen: frozenset[str] | None) -> tuple[RecordTable, int]:
@@ -285,9 +285,13 @@ def check_labels(table: RecordTable) -> str | None:
     """A warning where every choice prefers the same side.
 
     Raises:
-        InputError: all choices are ties.
+        InputError: there are no choices, or all are ties.
     """
     labels = table.labels
+    if not labels:
+        raise InputError(
+            f"{table.name}: no choices between pictures; judges learn from prompts with two or more pictures"
+        )
     if all(v == 0.5 for v in labels):
         raise InputError(f"{table.name}: {len(labels)} choices, all of them ties; there is nothing to learn")
     sides = {v > 0.5 for v in labels if v != 0.5}
