@@ -83,7 +83,7 @@ def test_help_needs_no_torch():
             2,
             "num_steps Input should be greater than or equal to 0; s",
         ),
-        (("data", "import"), 2, "missing: PATH, --format {jsonl,csv,imagereward}, --media-root PATH, --out PATH; see"),
+        (("data", "import"), 2, "missing: PATH, --out PATH; see"),
         (("train", "none.yaml", "--out", "x"), 1, "none.yaml: cannot read the recipe"),
         (("rank", "missing.png", "--prompt", "x"), 1, "missing.png: no such file"),
         (("report", "nowhere"), 1, "nowhere: nothing to report on"),

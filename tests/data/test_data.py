@@ -63,7 +63,7 @@ def test_tables_of_some_rows_read_their_own_pictures_group_by_group(tmp_path, mo
             assert table[i].record_id == f"r{i}"
             assert (table[i].media[1].to_numpy() == i).all()
     assert [int(r.media[0].to_numpy()[0, 0, 0]) for r in some] == [8, 21, 3]
-    assert len(table.pictures._decoded) == 3
+    assert len(table.pictures._kept) == 3
 
 
 @pytest.mark.slow

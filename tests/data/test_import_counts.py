@@ -60,7 +60,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(root, tmp_path):
 def test_one_file_under_two_names_is_no_pair(root, tmp_path):
     rows = HEADER + ROW + ROW.replace("b.png", "copy of a.png")
     report = of_csv(rows.encode(), root, tmp_path, "skip")
-    assert (report.accepted, report.rejected) == (1, ((2, "a.png and copy of a.png: the same picture twice"),))
+    assert (report.accepted, report.rejected) == (1, [(2, "a.png and copy of a.png: the same picture twice")])
 
 
 def test_rows_that_repeat_or_contradict_earlier_ones_are_counted(root, tmp_path):

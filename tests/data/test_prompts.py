@@ -77,7 +77,7 @@ def test_json_lines_keep_their_further_fields(tmp_path):
     ]
     lines = "\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
     first, second = read_prompts(write(tmp_path / "p.jsonl", ("\ufeff" + lines)))[0]
-    assert (first.text, first.category, first.condition) == ("a\u2028dog", "", None)
+    assert (first.text, first.category, first.condition) == ("a\u2028dog", "single", None)
     assert first.fields == {"tag": "single", "include": [{"class": "dog", "count": 1}]}
     assert (second.text, second.category, second.fields) == ("a cat", "animals", {})
     assert np.array_equal(second.condition.to_numpy(), pixels)

@@ -97,7 +97,9 @@ def _preference(row: Mapping[str, Any], place: int) -> Draft:
     if not isinstance(images, list) or not isinstance(given, list):
         raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking (or ratings)")
     if len(images) != len(given) or len(images) < 2:
-        raise InputError(f"{len(images)} images and {len(given)} {rated}; needs two or more of each, as many of both")
+        raise InputError(
+            f"{len(images)} images and {len(given)} {rated}; needs two or more, and the same number of both"
+        )
     if not all(isinstance(p, str) for p in images):
         raise InputError("images must be paths")
     vote = _rated(given) if rated == "ratings" else _ranked(given)
