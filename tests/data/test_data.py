@@ -45,7 +45,7 @@ def test_records_round_trip(tmp_path):
 
 
 def test_tables_of_some_rows_read_their_own_pictures_group_by_group(tmp_path, monkeypatch):
-    monkeypatch.setattr("rewarddance.data.parquet.GROUP_ROWS", 4)
+    monkeypatch.setattr("rewarddance.data.shards.GROUP_ROWS", 4)
     monkeypatch.setattr("rewarddance.data.parquet.KEEP_GROUPS", 2)
     records = [
         PreferenceRecord(
@@ -86,7 +86,7 @@ def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
         {"prompt": "y", "images": ["a.png", "b.jpg", "c.webp"], "ranking": [2, 1, 2]},
     ]
     found = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out")
-    assert (found.rows, found.accepted, found.rejected) == (4, 4, ())
+    assert (found.rows, found.accepted, found.rejected) == (4, 4, [])
     table = RecordTable.open(tmp_path / "out" / "train.parquet")
     assert [c.label for c in table[3].choices] == [0.0, 0.5, 1.0]
     assert table[0].media[1].size == (48, 64)
@@ -97,7 +97,7 @@ def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
 
     loaded = load_dataset("parquet", data_files=str(tmp_path / "out" / "train.parquet"), cache_dir=str(tmp_path / "hf"))
     assert loaded["train"][1]["images"][1].size == (17, 90)
-    assert loaded["train"][1]["choices"][0]["label"] == 0.5
+    assert loaded["train"][1]["preferences"][0]["choices"][0]["label"] == 0.5
     assert loaded["train"][0]["groups"] == [
         {"name": "generator", "value": "sd3"},
         {"name": "annotator", "value": "7"},

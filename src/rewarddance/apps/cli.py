@@ -16,7 +16,7 @@ from rewarddance.core.memory import keep_freed_memory
 EPILOGUE = """
 Examples:
   rewarddance demo
-  rewarddance data import votes.csv --format csv --media-root images --out data/mine
+  rewarddance data import votes.csv --media-root images --out data/mine
   rewarddance train recipes/tiny/reward.yaml --data data/mine --out runs/judge
   rewarddance score --judge runs/judge --prompt "a red circle" --candidate a.png --reference b.png
   rewarddance align recipes/tiny/refl.yaml --judge runs/judge --out runs/refl --optim.lr 3e-5
@@ -42,7 +42,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command("commands:Demo", "the main job on the embedded world, with a report"),
     "data build": Command("commands:DataBuild", "preferences of the embedded world as Parquet"),
-    "data import": Command("commands:DataImport", "your own pictures and preferences to Parquet"),
+    "data import": Command("data:DataImport", "preferences of any format to Parquet, with every vote"),
+    "data stats": Command("data:DataStats", "labels, agreement, side bias, duplicates, leakage"),
+    "data split": Command("data:DataSplit", "hold out prompts, styles, models or annotators; folds"),
+    "data export": Command("data:DataExport", "records as a file of another format"),
+    "data select": Command("data:DataSelect", "which pairs to label next"),
     "data rationales": Command("commands:DataRationales", "reasons for preferences, by a teacher"),
     "train": Command("training:Train", "train a judge on preferences"),
     "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),

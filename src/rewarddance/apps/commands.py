@@ -52,20 +52,40 @@ class Demo(Flags):
 
 @dataclass(frozen=True)
 class DataBuild(Flags):
-    """Preferences of the embedded world: train.parquet, id.parquet (held out) and ood.parquet.
+    """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
+
+    The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. A pool has pictures of every prompt,
+    seed and setting, for `data select` and annotation tools; a stopped build goes on, and several processes started on
+    one folder share the work.
 
     Example: rewarddance data build --out data/embedded --num-prompts 3000
+
+    Example: rewarddance data build --prompts prompts.txt --images-per-prompt 4 --guidance 1 4.5 --out data/pool
     """
 
     out: Path
     """Folder to write."""
+    prompts: Path | None = None
+    """A file of prompts: text, JSONL with `prompt` (GenEval's too), or JSON of COCO's captions or VBench."""
+    images_per_prompt: Count = 4
+    """With --prompts: seeds of every prompt and setting."""
+    num_steps: tuple[int, ...] = (20,)
+    """With --prompts: sampling steps; every one is combined with every guidance."""
+    guidance: tuple[float, ...] = (1.0,)
+    """With --prompts: guidance scales."""
+    sample_batch: Count = 128
+    """With --prompts: pictures sampled and decoded at once."""
+    resolution: SomeCount = None
+    """With --prompts: side of the pictures in pixels; the checkpoint's own by default."""
+    adapter: Path | None = None
+    """With --prompts: a run folder of `rewarddance align`."""
     num_prompts: Count = 9600
     num_held_out: Count = 128
     """Prompts in each of the two held-out splits."""
     pictures: Annotated[int, Least(2)] = 4
-    """Pictures of each prompt."""
+    """Pictures of each prompt of the embedded world."""
     generator: str = "tiny"
-    """Generator whose samples are judged beside renders; `none` for renders alone."""
+    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts the only one."""
     generator_share: float = 0.7
     criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
     """What the raters judge by."""
@@ -76,6 +96,15 @@ class DataBuild(Flags):
     seed: int = 0
 
     def run(self) -> None:
+        pool = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
+        world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
+        idle = self.given() & (pool if self.prompts is None else world)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+        which = "without" if self.prompts is None else "with"
+        need(not flags, f"data build: {flags} has no part in a build {which} --prompts")
+        if self.prompts is not None:
+            self._build_pool(self.prompts)
+            return
         from rewarddance.jobs.data.build import build_embedded
 
         folder = build_embedded(
@@ -92,40 +121,19 @@ class DataBuild(Flags):
         )
         say(f"wrote {folder}")
 
+    def _build_pool(self, prompts: Path) -> None:
+        from rewarddance.jobs.data.pictures import Pool, build_pictures
+        from rewarddance.jobs.sample import Sampling
 
-@dataclass(frozen=True)
-class DataImport(Flags):
-    """Your own pictures and preferences to Parquet that `datasets.load_dataset` reads.
-
-    Rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b or tie), probability (of the first),
-    votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and ranking, lower is
-    better, or ratings; equal ones are ties. A column criterion says what a choice is about. `import.json` counts rows
-    and lists broken ones.
-
-    Example: rewarddance data import votes.csv --format csv --media-root images --out data/mine
-    """
-
-    file: tyro.conf.Positional[Path]
-    """The preferences."""
-    format: Literal["jsonl", "csv", "imagereward"]
-    media_root: Path
-    """Folder that picture paths are relative to; nothing outside it is read."""
-    out: Path
-    """Folder to write."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do with broken rows: list them and stop, or leave them out."""
-    criteria: tuple[str, ...] = ()
-    """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
-
-    def run(self) -> None:
-        from rewarddance.data.importers import import_preferences
-        from rewarddance.reward.context import Context
-
-        known = (*Context().words.criteria, *self.criteria)
-        report = import_preferences(self.file, self.format, self.media_root, self.out, self.on_error, known)
-        show({k: v for k, v in report.as_dict().items() if k not in ("rejected", "warnings")})
-        for line in report.messages():
-            say(line)
+        need(
+            min(self.num_steps, default=0) >= 1 and bool(self.guidance), "data build: needs --num-steps and --guidance"
+        )
+        sampling = Sampling(self.generator, sample_batch=self.sample_batch, resolution=self.resolution)
+        pool = Pool(sampling, self.images_per_prompt, self.num_steps, self.guidance, self.seed)
+        made = build_pictures(prompts, self.out, pool, self.adapter)
+        show(made)
+        if not made["complete"]:
+            say("other processes are still drawing; the last one to end writes train.parquet")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from rewarddance.core.types import Comparison
 class Choice:
     """One judgement: `label` is the probability that picture `first` is better than picture `second`.
 
-    `rationale` gives the reasons; it calls the first picture candidate and the second one reference.
+    `rationale` gives the reasons; it calls the first picture candidate and the second one reference. `strength` says
+    how much better the preferred picture is, from 0 (hardly) to 1 (much), where people were asked.
     """
 
     first: int
     second: int
     label: float
     rationale: str | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True)

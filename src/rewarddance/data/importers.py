@@ -1,61 +1,111 @@
-"""Import a user's own preferences to Parquet. Every broken row is named and counted; it stops the import or is
-skipped.
-"""
+"""Import preferences to Parquet. Every broken row is named and counted; it stops the import or is skipped."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import Media, check_size
-from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import ReportProgress, progress
+from rewarddance.core.progress import progress
 from rewarddance.core.runs import write_json
-from rewarddance.data.parquet import row_of, write_rows
-from rewarddance.data.readers import READERS, Format
-from rewarddance.data.rows import Ambiguous, Draft, parse_row
+from rewarddance.data.derive import pairwise
+from rewarddance.data.drafts import Ambiguous, Draft, Skipped
+from rewarddance.data.files import estimated_rows
+from rewarddance.data.folder import describe_folder
+from rewarddance.data.images import first_rows
+from rewarddance.data.loading import load
+from rewarddance.data.names import Format
+from rewarddance.data.readers import READERS, detect, drafts
+from rewarddance.data.schema import row_of_votes
+from rewarddance.data.shards import split_files, write_shards
+from rewarddance.data.votes import VotedRecord
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImportReport:
     """What became of the rows.
 
     Attributes:
         rejected: row number (from 1) and reason.
+        skipped: rows that the format itself says are no judgements, by reason.
         repeated: choices that an earlier row already made: same prompt, criterion, pictures and preferred picture.
         contradicting: choices that prefer the other picture than an earlier row did. Both are kept: people disagree.
+        detected: why the file was taken for `format`, where that was not given.
         written: False if only `import.json` was written. A `train.parquet` beside it is then from an earlier import.
     """
 
-    rows: int
-    accepted: int
-    rejected: tuple[tuple[int, str], ...]
+    format: str
+    detected: str | None = None
+    rows: int = 0
+    accepted: int = 0
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     contradicting: int = 0
+    clips: int = 0
+    systems: int = 0
+    without_prompt: int = 0
+    without_votes: int = 0
+    criteria: dict[str, None] = field(default_factory=dict)
     written: bool = True
+
+    def note(self, record: VotedRecord) -> None:
+        """Count an accepted record."""
+        self.accepted += 1
+        kinds = {m.kind for m in record.candidates}
+        self.clips += "video" in kinds
+        self.systems += "none" in kinds
+        self.without_prompt += not record.prompt
+        self.without_votes += not record.votes
+        self.criteria |= dict.fromkeys(v.criterion for v in record.votes)
 
     def as_dict(self) -> dict[str, Any]:
         return {
+            "format": self.format,
+            "detected": self.detected,
             "rows": self.rows,
             "accepted": self.accepted,
             "num_rejected": len(self.rejected),
+            "num_skipped": sum(self.skipped.values()),
+            "skipped": dict(self.skipped),
             "num_repeated": self.repeated,
             "num_contradicting": self.contradicting,
+            "criteria": list(self.criteria),
             "written": self.written,
             "rejected": [{"row": n, "reason": why} for n, why in self.rejected],
         }
 
-    def messages(self) -> list[str]:
-        """Lines that a user should read."""
+    def messages(self, known: Collection[str] = ()) -> list[str]:
+        """Lines that a user should read. `known` are the criteria that templates have words for."""
         lines = []
+        if self.detected:
+            lines.append(f"took the file for {self.format}: {self.detected}")
+        if self.skipped:
+            each = ", ".join(f"{n} x {why}" for why, n in self.skipped.most_common(3))
+            lines.append(f"{sum(self.skipped.values())} rows are no judgements and were passed over ({each})")
         if self.repeated:
             lines.append(f"{self.repeated} choices repeat an earlier row exactly (kept; each counts once more)")
         if self.contradicting:
             lines.append(f"{self.contradicting} choices prefer the other picture than an earlier row (both are kept)")
+        if self.clips:
+            lines.append(
+                f"{self.clips} records are of clips, kept as references to their files: training and scoring cannot "
+                "open clips yet; `data stats`, `data split` and `data export` can"
+            )
+        if self.systems:
+            lines.append(f"{self.systems} records compare systems without pictures: `data stats` rates the systems")
+        if self.without_prompt:
+            lines.append(f"{self.without_prompt} records have no prompt, since the file gives none")
+        if self.without_votes:
+            lines.append(
+                f"{self.without_votes} records have no votes: training passes over them, `data select` ranks them"
+            )
+        unworded = [c for c in self.criteria if known and c not in known]
+        if unworded:
+            lines.append(f"no words for the criteria {', '.join(unworded)}: train with --context.instructions")
         return lines
 
 
@@ -64,124 +114,121 @@ class ChoiceCounter:
 
     def __init__(self) -> None:
         self.repeated = self.contradicting = 0
-        self._sides: dict[tuple[str, str, bytes, bytes], set[bool | None]] = {}
+        self._sides: dict[tuple[str, str, str, str], set[bool | None]] = {}
 
-    def add(self, draft: Draft, digests: list[bytes]) -> None:
-        for choice in draft.choices:
-            a, b = digests[choice.first], digests[choice.second]
-            side = None if choice.label == 0.5 else (choice.label > 0.5) == (a < b)  # is the smaller digest better?
-            earlier = self._sides.setdefault((draft.prompt, draft.criterion, min(a, b), max(a, b)), set())
+    def add(self, record: VotedRecord) -> None:
+        names = [m.sha256 or m.path for m in record.candidates]
+        for single in (s for vote in record.votes for s in pairwise(vote)):
+            a, b = (names[i] for i in single.media)
+            if a is None or b is None or single.weight != 1:
+                continue
+            label = single.values[0]
+            side = None if label == 0.5 else (label > 0.5) == (a < b)  # is the smaller name better?
+            earlier = self._sides.setdefault((record.prompt, single.criterion, min(a, b), max(a, b)), set())
             self.repeated += side in earlier
             self.contradicting += side is not None and (not side) in earlier
             earlier.add(side)
 
 
-def _inside(root: Path, path: str) -> Path:
-    """The file under the media root; refuses paths that leave it, through `..`, links or an absolute path."""
-    base = root.resolve()
-    resolved = (base / path).resolve()
-    if not resolved.is_relative_to(base):
-        raise InputError(f"{path}: outside the media root")
-    return resolved
-
-
-def load_draft(draft: Draft, root: Path) -> tuple[dict[str, Any], list[bytes]]:
-    """Open every picture of a draft. Returns a Parquet row with the original files, and a digest of every file."""
-    files = [_inside(root, p) for p in draft.paths]
-    media = tuple(Media.open(f) for f in files)
-    for m in media:
-        check_size(*m.size, m.origin)
-    contents = [f.read_bytes() for f in files]
-    digests = [blake2b(c, digest_size=16).digest() for c in contents]
-    for i, digest in enumerate(digests):
-        first = digests.index(digest)
-        if first < i:
-            names = dict.fromkeys((draft.paths[first], draft.paths[i]))
-            raise InputError(f"{' and '.join(names)}: the same picture twice")
-    record = PreferenceRecord(
-        draft.record_id,
-        draft.prompt,
-        media,
-        draft.choices,
-        draft.criterion,
-        "import",
-        ratings=draft.ratings,
-        groups=draft.groups,
-    )
-    return row_of(record, contents), digests
-
-
 def import_preferences(
     source: Path,
-    format: Format,
+    format: Format | Literal["auto"],
     media_root: Path,
     out: Path,
     on_error: Literal["stop", "skip"] = "stop",
     criteria: Collection[str] = ("overall",),
+    shard_bytes: int | None = None,
 ) -> ImportReport:
-    """Read `source` and write `out/train.parquet` and `out/import.json`.
+    """Read `source` and write `out/train.parquet` (or its shards), `manifest.json`, `README.md` and `import.json`.
 
-    With `on_error="stop"` (the default) all broken rows are found and listed, and only the list is written.
+    With `on_error="stop"` (the default) all broken rows are found and listed, and only the list is written. Rows are
+    read one at a time. A picture that several rows show is stored once a row.
 
     Args:
-        criteria: accepted values of the column `criterion`. A row without it means "overall".
+        format: a name of `READERS`, or `auto` to tell it by the first rows.
+        criteria: accepted values of the column `criterion` of own rows. A row without it means "overall". The criteria
+            of public formats are always accepted.
+        shard_bytes: size of pictures at which a new file begins; `shards.SHARD_BYTES` where None.
 
     Raises:
         InputError: the file cannot be read, no row is left, rows are broken and `on_error` is "stop", or `out` holds
             data of `rewarddance data build`.
     """
-    if not source.is_file():
+    if not source.exists():
         raise InputError(f"{source}: no such file")
     if not media_root.is_dir():
         raise InputError(f"{media_root}: the media root is not a folder")
     if (out / "data.json").is_file():
         raise InputError(f"{out}: holds data of `rewarddance data build`; choose another --out")
+    taken = detect(source) if format == "auto" else None
+    name: Format = taken.format if taken else format  # type: ignore[assignment]
+    report = ImportReport(name, taken.reason if taken else None)
     out.mkdir(parents=True, exist_ok=True)
-    rejected: list[tuple[int, str]] = []
     counter = ChoiceCounter()
-    numbered = list(READERS[format](source))
+    total = estimated_rows(source)
 
-    def rows(report: ReportProgress) -> Iterator[dict[str, Any]]:
-        for done, (number, row) in enumerate(numbered, 1):
-            report(done, len(numbered))
-            try:
-                if isinstance(row, str):
-                    raise InputError(row)
-                draft = parse_row(row, number, criteria)
-                loaded, digests = load_draft(draft, media_root)
-            except Ambiguous as error:
-                raise InputError(f"{source}: row {number}: {error}") from None
-            except (InputError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
-                rejected.append((number, str(error)))
-            else:
-                counter.add(draft, digests)
-                yield loaded
+    def rows() -> Iterator[dict[str, Any]]:
+        with progress("rows") as bar:
+            for place, draft in drafts(source, name):
+                report.rows += 1
+                bar(report.rows, max(total, report.rows + 1))
+                record = _accepted(draft, place, report, media_root, out / "clips", criteria, source)
+                if record is not None:
+                    counter.add(record)
+                    report.note(record)
+                    yield row_of_votes(record)
+        report.repeated, report.contradicting = counter.repeated, counter.contradicting
+        if not report.accepted or (report.rejected and on_error == "stop"):
+            report.written = False
+            write_json(out / "import.json", report.as_dict())
+            raise InputError(_why_nothing_was_written(source, out, report, name))
 
-    target, unfinished = out / "train.parquet", out / "unfinished.parquet"
-    with progress("rows") as bar:
-        accepted = write_rows(rows(bar), unfinished)
-    good = accepted > 0 and (not rejected or on_error == "skip")
-    report = ImportReport(
-        len(numbered), accepted, tuple(rejected), counter.repeated, counter.contradicting, written=good
-    )
-    write_json(out / "import.json", report.as_dict())
-    if not good:
-        unfinished.unlink()
-        raise InputError(_why_nothing_was_written(source, out, report, [row for _, row in numbered]))
-    unfinished.replace(target)
+    files = write_shards(rows(), out / "train.parquet", shard_bytes)
+    facts = {"file": source.name, "format": name, "media_root": str(media_root)}
+    describe_folder(out, {"imported": facts | {k: v for k, v in report.as_dict().items() if k != "rejected"}})
+    write_json(out / "import.json", report.as_dict() | {"files": [f.name for f in files]})
     return report
 
 
-def _why_nothing_was_written(source: Path, out: Path, report: ImportReport, rows: list[dict[str, Any] | str]) -> str:
+def _accepted(
+    draft: Draft | InputError,
+    place: int,
+    report: ImportReport,
+    media_root: Path,
+    clips: Path,
+    criteria: Collection[str],
+    source: Path,
+) -> VotedRecord | None:
+    """The record of a row; None where it is broken or no judgement, which the report then says."""
+    try:
+        if isinstance(draft, InputError):
+            raise draft
+        for vote in draft.record.votes if draft.own_criteria else ():
+            if vote.criterion not in criteria:
+                raise InputError(f"unknown criterion {vote.criterion!r}; known: {', '.join(criteria)}")
+        record = load(draft, media_root, clips)
+        return record if record.source or draft.own_criteria else replace(record, source=report.format)
+    except Ambiguous as error:
+        raise InputError(f"{source}: row {place}: {error}") from None
+    except Skipped as error:
+        report.skipped[str(error)] += 1
+    except (InputError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
+        report.rejected.append((place, str(error)))
+    return None
+
+
+def _why_nothing_was_written(source: Path, out: Path, report: ImportReport, name: Format) -> str:
     line = f"{source}: {len(report.rejected)} of {report.rows} rows are broken"
     if report.accepted:
         line += " (--on-error skip leaves them out)"
     line += f", see {out / 'import.json'}"
     if report.rejected:
         line += "; first: row {}: {}".format(*report.rejected[0])
-    columns = next((list(row) for row in rows if isinstance(row, dict)), [])
-    if columns and not report.accepted:
-        line += f"; the columns are {', '.join(map(repr, columns[:12]))}"
-    if (out / "train.parquet").is_file():
+    elif report.skipped:
+        line += f"; the others are no judgements ({report.skipped.most_common(1)[0][0]})"
+    if not report.accepted:
+        columns = list(next(iter(first_rows(READERS[name].rows(source), 1)), {}))
+        line += f"; the columns are {', '.join(map(repr, columns[:12]))}" if columns else ""
+    if split_files(out / "train.parquet"):
         line += "; the train.parquet in that folder is from an earlier import"
     return line

@@ -1,7 +1,8 @@
-"""Preference records as Parquet that `datasets.load_dataset` reads, and back as a lazy sequence.
+"""Parquet files of records: written group by group, and read back as lazy sequences.
 
-Columns: id, prompt, criterion, source, images (list of encoded pictures), choices (list of first, second, label,
-rationale), truth (list of exact values, or null), ratings (list of 1..5, or null), groups (list of name, value).
+A split is one file, `train.parquet`, or shards beside each other, `train-00000-of-00003.parquet` and so on. Readers
+take the path of the one file for both. `RecordTable` gives `PreferenceRecord`s, one a row and criterion, as training
+wants them; `voted_records` gives rows with their votes. The columns are those of `data.schema`.
 """
 
 from __future__ import annotations
@@ -11,98 +12,22 @@ import io
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
-from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.data.schema import choice_of, migrate, png_bytes, row_of, voted
+from rewarddance.data.shards import split_files, write_rows, write_shards
+from rewarddance.data.votes import VERSION, VotedRecord
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_CHOICE = pa.struct(
-    [("first", pa.int32()), ("second", pa.int32()), ("label", pa.float32()), ("rationale", pa.string())]
-)
-_GROUP = pa.struct([("name", pa.string()), ("value", pa.string())])
-_HF_FEATURES = (
-    b'{"info": {"features": {"id": {"dtype": "string", "_type": "Value"}, "prompt": {"dtype": "string", "_type": '
-    b'"Value"}, "criterion": {"dtype": "string", "_type": "Value"}, "source": {"dtype": "string", "_type": "Value"}, '
-    b'"images": {"feature": {"_type": "Image"}, "_type": "List"}, "choices": {"feature": {"first": {"dtype": "int32", '
-    b'"_type": "Value"}, "second": {"dtype": "int32", "_type": "Value"}, "label": {"dtype": "float32", "_type": '
-    b'"Value"}}, "_type": "List"}, "truth": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}, '
-    b'"ratings": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"}}}}'
-)
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("criterion", pa.string()),
-        ("source", pa.string()),
-        ("images", pa.list_(_IMAGE)),
-        ("choices", pa.list_(_CHOICE)),
-        ("truth", pa.list_(pa.float32())),
-        ("ratings", pa.list_(pa.float32())),
-        ("groups", pa.list_(_GROUP)),
-    ],
-    metadata={"huggingface": _HF_FEATURES},
-)
-
-
-def png_bytes(media: Media) -> bytes:
-    """A picture as PNG."""
-    buffer = io.BytesIO()
-    media.to_pil().save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> dict[str, Any]:
-    """A Parquet row of a record. With `encoded` it holds these files instead of new PNGs."""
-    files = encoded if encoded is not None else [png_bytes(m) for m in record.media]
-    return {
-        "id": record.record_id,
-        "prompt": record.prompt,
-        "criterion": record.criterion,
-        "source": record.source,
-        "images": [{"bytes": b, "path": None} for b in files],
-        "choices": [
-            {"first": c.first, "second": c.second, "label": c.label, "rationale": c.rationale} for c in record.choices
-        ],
-        "truth": None if record.truth is None else list(record.truth),
-        "ratings": None if record.ratings is None else list(record.ratings),
-        "groups": [{"name": k, "value": v} for k, v in record.groups.items()],
-    }
-
-
-GROUP_BYTES = 4 << 20
-GROUP_ROWS = 256
-"""A row group ends when it reaches one of these limits. Reading one record reads its whole group."""
-
-
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write rows to one Parquet file, first under a temporary name. Returns the number of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count, num_bytes = path.with_name(f".{path.name}.partial"), 0, 0
-    waiting: list[dict[str, Any]] = []
-    try:
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for row in rows:
-                waiting.append(row)
-                count += 1
-                num_bytes += sum(len(image["bytes"]) for image in row["images"])
-                if len(waiting) == GROUP_ROWS or num_bytes >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-                    waiting, num_bytes = [], 0
-            if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    return count
-
+__all__ = ["RecordTable", "png_bytes", "row_of", "split_files", "voted_records", "write_rows", "write_shards"]
 
 KEEP_BYTES = 1 << 30
 """Bytes of decoded pictures that an open file keeps in memory."""
@@ -111,14 +36,15 @@ KEEP_GROUPS = 4
 
 
 class _Pictures:
-    """Decoded pictures of a Parquet file by row. It reads row groups from the disk and keeps the latest pictures.
+    """Decoded pictures of a split by row. It reads row groups from the disk and keeps the latest pictures.
 
     Several threads may call it; a lock serves them one after the other.
     """
 
-    def __init__(self, file: pq.ParquetFile, name: str, keep_bytes: int) -> None:
-        self.file, self.name, self.keep_bytes = file, name, keep_bytes
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+    def __init__(self, files: Sequence[pq.ParquetFile], name: str, keep_bytes: int) -> None:
+        self.files, self.name, self.keep_bytes = files, name, keep_bytes
+        self._places = [(file, g) for file in files for g in range(file.metadata.num_row_groups)]
+        sizes = [file.metadata.row_group(g).num_rows for file, g in self._places]
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
@@ -144,7 +70,8 @@ class _Pictures:
     def _encoded(self, row: int) -> list[dict[str, Any]]:
         group = bisect.bisect_right(self._starts, row) - 1
         if group not in self._groups:
-            self._groups[group] = self.file.read_row_group(group, columns=["images"]).column("images")
+            file, own = self._places[group]
+            self._groups[group] = file.read_row_group(own, columns=["images"]).column("images")
             if len(self._groups) > KEEP_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
@@ -166,35 +93,27 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     @classmethod
     def open(cls, path: Path, keep_bytes: int = KEEP_BYTES) -> RecordTable:
-        """Open one file of any size.
+        """Open a split of any size: one file, or its shards. Rows that nobody has judged yet are left out.
 
         Raises:
-            InputError: missing, not Parquet, or without the columns of a preference record.
+            InputError: missing, not Parquet, without the columns of a record, of a newer version, or with records that
+                are not pictures.
         """
-        try:
-            file = pq.ParquetFile(path, memory_map=True)
-            names = file.schema_arrow.names
-            missing = [n for n in ("id", "prompt", "images", "choices") if n not in names]
-            if missing:
-                raise InputError(
-                    f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`"
-                )
-            light = file.read(columns=[n for n in names if n != "images"])
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a Parquet file ({error})") from None
-        return cls(light, range(light.num_rows), _Pictures(file, str(path), keep_bytes))
+        files = _open(path)
+        light = pa.concat_tables([_light(file, path) for file in files], promote_options="default")
+        rows = light.column("row").to_pylist()
+        return cls(light.drop_columns("row"), rows, _Pictures(files, str(path), keep_bytes))
 
     def _get(self, index: int) -> PreferenceRecord:
         row = self.light.slice(index, 1).to_pylist()[0]
-        made = tuple(Choice(c["first"], c["second"], c["label"], c.get("rationale")) for c in row["choices"])
         truth, ratings = row.get("truth"), row.get("ratings")
+        media = self.pictures.of(self.rows[index])
+        conditions = sum(m["role"] == "condition" for m in row.get("media") or ())
         return PreferenceRecord(
             row["id"],
             row["prompt"],
-            self.pictures.of(self.rows[index]),
-            made,
+            media[: len(media) - conditions],
+            tuple(choice_of(c) for c in row["choices"]),
             row.get("criterion") or "overall",
             row.get("source") or "",
             tuple(truth) if truth else None,
@@ -283,3 +202,98 @@ class RecordTable(Sequence[PreferenceRecord]):
 def _size(media: Sequence[Media]) -> int:
     """Bytes of decoded pictures."""
     return sum(m.frames.nbytes for m in media)
+
+
+def _open(path: Path) -> list[pq.ParquetFile]:
+    """The Parquet files of a split.
+
+    Raises:
+        InputError: missing, or not Parquet.
+    """
+    paths = split_files(path)
+    if not paths:
+        raise InputError(f"{path}: no such file; `rewarddance data build` or `data import` writes one")
+    try:
+        return [pq.ParquetFile(p, memory_map=True) for p in paths]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+
+
+def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """All columns that training needs except the pictures, one row a record and criterion, with its `row` in the split.
+
+    Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
+    """
+    names = file.schema_arrow.names
+    old = _is_old(names, path)
+    light = file.read(columns=[n for n in names if n not in ("images", "votes")])
+    rows = pa.array(range(light.num_rows), pa.int64())
+    if old:
+        return light.append_column("row", rows)
+    _check_rows(light, path)
+    listed = light.column("preferences").combine_chunks()
+    parents = pc.list_parent_indices(listed)
+    each = pc.list_flatten(listed)
+    light = light.append_column("row", rows).drop_columns(["preferences", "version"]).take(parents)
+    for name in ("criterion", "choices", "ratings"):
+        light = light.append_column(name, pc.struct_field(each, name))
+    return light
+
+
+def _check_rows(light: pa.Table, path: Path) -> None:
+    newest = pc.max(light.column("version")).as_py()
+    if newest is not None and newest > VERSION:
+        raise InputError(f"{path}: version {newest} of the schema; this is version {VERSION}, update rewarddance")
+    media = light.column("media").combine_chunks()
+    odd = pc.not_equal(pc.struct_field(pc.list_flatten(media), "kind"), "image")
+    others = len(pc.unique(pc.list_parent_indices(media).filter(odd)))
+    if others:
+        raise InputError(
+            f"{path}: {others} of {light.num_rows} records are of clips or of systems without pictures, which training "
+            "and scoring cannot open yet; `data stats`, `data split` and `data export` read them"
+        )
+
+
+def stored_rows(path: Path, pictures: bool = True) -> Iterator[dict[str, Any]]:
+    """Rows of a split in today's version of the schema, read group by group.
+
+    Args:
+        pictures: also the encoded files. Files of version 1 are read with them in any case.
+
+    Raises:
+        InputError: missing, not Parquet, without the columns of a record, or of a newer version.
+    """
+    for file in _open(path):
+        names = file.schema_arrow.names
+        old = _is_old(names, path)
+        columns = names if pictures or old else [n for n in names if n != "images"]
+        for group in range(file.metadata.num_row_groups):
+            for row in file.read_row_group(group, columns=columns).to_pylist():
+                yield migrate(row)
+
+
+def voted_records(path: Path, pictures: bool = True) -> Iterator[VotedRecord]:
+    """Records of a split with their votes; with `pictures` also the encoded files, as `MediaRef.data`.
+
+    Raises:
+        InputError: as `stored_rows`.
+    """
+    return map(voted, stored_rows(path, pictures))
+
+
+def _is_old(names: Sequence[str], path: Path) -> bool:
+    """Whether these are the columns of version 1.
+
+    Raises:
+        InputError: they are of no version.
+    """
+    old = "preferences" not in names
+    missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}; import the file with `rewarddance data import`")
+    return old
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows of a split."""
+    return sum(file.metadata.num_rows for file in _open(path))

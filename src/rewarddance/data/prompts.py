@@ -1,9 +1,13 @@
-"""Files of prompts: text with one prompt a line, or JSONL with a field `prompt` and any others."""
+"""Files of prompts: text with one prompt a line, JSONL with a field `prompt`, and JSON of COCO and VBench.
+
+T2I-CompBench's files are text, GenEval's is JSONL whose `tag` is the category.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
     """Distinct prompts of a file, and the file's SHA-256. Blank lines are skipped.
 
     A `.jsonl` file has one object a line: `prompt`, and where wanted `category` and `condition` (a picture file,
-    relative to the file of prompts). Other fields are kept in `Prompt.fields`.
+    relative to the file of prompts). Other fields are kept in `Prompt.fields`. A `.json` file is a list of such
+    objects, VBench's list (`prompt_en`, its first dimension is the category), or COCO's `annotations[].caption`.
 
     Raises:
         InputError: no such file, not UTF-8, a line that is no such object, or no prompts.
@@ -29,13 +34,34 @@ def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start + 1}); save it as UTF-8") from None
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(text.split("\n") if path.suffix == ".jsonl" else text.splitlines(), 1):
-        if line.strip():
-            prompt = _from_json(line, path, number) if path.suffix == ".jsonl" else Prompt(line.strip())
-            prompts.setdefault(prompt.text, prompt)
+    for prompt in _prompts_in(text, path):
+        prompts.setdefault(prompt.text, prompt)
     if not prompts:
         raise InputError(f"{path}: holds no prompts")
     return tuple(prompts.values()), hashlib.sha256(content).hexdigest()
+
+
+def _prompts_in(text: str, path: Path) -> Iterator[Prompt]:
+    if path.suffix == ".json":
+        yield from (_from_row(row, path, f"entry {n}") for n, row in enumerate(_listed(text, path), 1))
+        return
+    jsonl = path.suffix == ".jsonl"
+    for number, line in enumerate(text.split("\n") if jsonl else text.splitlines(), 1):
+        if line.strip():
+            yield _from_json(line, path, number) if jsonl else Prompt(line.strip())
+
+
+def _listed(text: str, path: Path) -> list[Any]:
+    """The entries of a JSON file of prompts."""
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        return content["annotations"]
+    if not isinstance(content, list):
+        raise InputError(f"{path}: needs a list of objects with `prompt` or `prompt_en`, or COCO's `annotations`")
+    return content
 
 
 def _from_json(line: str, path: Path, number: int) -> Prompt:
@@ -43,9 +69,18 @@ def _from_json(line: str, path: Path, number: int) -> Prompt:
         row: Any = json.loads(line)
     except ValueError as error:
         raise InputError(f"{path}: line {number}: not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise InputError(f"{path}: line {number}: needs an object with a text `prompt`")
+    return _from_row(row, path, f"line {number}")
+
+
+def _from_row(row: Any, path: Path, place: str) -> Prompt:
+    name = next((k for k in ("prompt", "prompt_en", "caption") if isinstance(row, dict) and k in row), "prompt")
+    if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+        raise InputError(f"{path}: {place}: needs an object with a text `prompt`")
     picture = row.get("condition")
     condition = None if picture is None else Media.open(path.parent / str(picture))
-    fields = {k: v for k, v in row.items() if k not in ("prompt", "category", "condition")}
-    return Prompt(row["prompt"].strip(), str(row.get("category") or ""), condition, fields)
+    dimension = row.get("dimension")
+    category = (
+        row.get("category") or row.get("tag") or (dimension[0] if isinstance(dimension, list) and dimension else "")
+    )
+    fields = {k: v for k, v in row.items() if k not in (name, "category", "condition")}
+    return Prompt(row[name].strip(), str(category or ""), condition, fields)

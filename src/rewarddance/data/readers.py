@@ -1,89 +1,130 @@
-"""Readers of preference files. They yield (row number from 1, row or error text); a bad row does not end the file."""
+"""The table of readers by name, and what a file of unknown format is taken for."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rewarddance.core.errors import InputError
-
-Format = Literal["jsonl", "csv", "imagereward"]
-Row = dict[str, Any] | str
-"""A row, or the reason why it cannot be read."""
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    """Lines end with a line feed only: JSON text may hold other line separators (U+2028) inside strings."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, _object(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-            except UnicodeDecodeError as error:
-                yield number, f"not UTF-8 ({error.reason} at byte {error.start + 1})"
-            except (ValueError, RecursionError) as error:
-                yield number, f"not JSON ({error})"
+from rewarddance.data import clips, images, rows, tools
+from rewarddance.data.drafts import Draft
+from rewarddance.data.files import Rows, csv_rows, jsonl_rows, rows_of
+from rewarddance.data.names import Format
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Row]]:
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        try:
-            columns = rows.fieldnames or ()
-        except csv.Error as error:
-            raise InputError(f"{path}: unreadable header ({error})") from None
-        separator = next((s for s in ";\t|" if len(columns) == 1 and s in columns[0]), None)
-        if separator:
-            raise InputError(
-                f"{path}: one column, {columns[0]!r}; its separator is probably {separator!r}. "
-                "Save the file with commas"
-            )
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield number, f"unreadable ({error})"
-                continue
-            if None in row:
-                yield number, "more fields than columns"
-            elif any(isinstance(v, str) and not _is_utf8(v) for v in row.values()):
-                yield number, "not UTF-8"
-            else:
-                yield number, row
+@dataclass(frozen=True)
+class Reader:
+    """How one format is read.
+
+    Attributes:
+        parse: one row and its number -> `Draft`; raises `InputError` with what is wrong with it.
+        needs: keys that a row of this format has; an inner tuple lists keys of which one is there.
+        rows: how the file is cut into rows.
+        check: a further condition on a row that has all keys.
+    """
+
+    parse: Callable[[Mapping[str, Any], int], Draft]
+    needs: tuple[str | tuple[str, ...], ...]
+    rows: Callable[[Path], Rows] = rows_of
+    check: Callable[[Mapping[str, Any]], bool] = lambda row: True
+
+    def recognises(self, row: Mapping[str, Any]) -> str | None:
+        """The keys by which a row is known to be of this format, as a text; None if it is not."""
+        seen = []
+        for need in self.needs:
+            names = (need,) if isinstance(need, str) else need
+            key = next((n for n in names if n in row), None)
+            if key is None:
+                return None
+            seen.append(key)
+        return ", ".join(seen) if self.check(row) else None
 
 
-def _imagereward(path: Path) -> Iterator[tuple[int, Row]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: ImageReward's format is a JSON list of objects")
-    for number, row in enumerate(rows, 1):
-        yield number, _object(row)
+def _conversation(row: Mapping[str, Any]) -> bool:
+    return any(isinstance(row[key], list) for key in ("prompt", "chosen", "rejected"))
 
 
-def _object(value: Any) -> Row:
-    if not isinstance(value, dict):
-        return "not a JSON object"
-    return value if _is_utf8(json.dumps(value, ensure_ascii=False)) else "half of a character (a lone surrogate)"
+def _responds(row: Mapping[str, Any]) -> bool:
+    flat = any(key.endswith(".responses") for key in row)
+    return flat or (isinstance(row.get("fields"), dict) and isinstance(row.get("responses"), dict))
 
 
-def _is_utf8(text: str) -> bool:
-    """False if the text holds lone surrogates, which stand for bytes that are not UTF-8."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-READERS: dict[Format, Callable[[Path], Iterator[tuple[int, Row]]]] = {
-    "jsonl": _jsonl,
-    "csv": _csv,
-    "imagereward": _imagereward,
+READERS: dict[Format, Reader] = {
+    "pickapic": Reader(images.pickapic, ("caption", "label_0", "label_1")),
+    "imagerewarddb": Reader(
+        images.imagerewarddb,
+        ("prompt_id", "prompt", ("image", "image_path"), ("rank", "overall_rating")),
+        images.prompt_groups,
+    ),
+    "imagereward": Reader(images.imagereward, ("prompt", "generations", "ranking")),
+    "hpdv3": Reader(images.hpdv3, ("prompt", "path1", "path2")),
+    "hpdv2": Reader(images.hpdv2, ("prompt", ("human_preference", "image_path"), ("file_path", "rank"))),
+    "richhf": Reader(images.richhf, ("filename", ("artifact_score", "misalignment_score", "aesthetics_score"))),
+    "videofeedback": Reader(
+        clips.videofeedback,
+        (clips.spelled("text prompt"), clips.spelled("visual quality"), ("images", *clips.spelled("video link"))),
+    ),
+    "videogen": Reader(clips.videogen, ("path_A", "path_B", "prompt", ("VQ", "MQ", "TA", "Overall"))),
+    "genai-bench": Reader(clips.genai_bench, (("left_image", "left_video", "left_output_image"), "vote_type")),
+    "mj-bench": Reader(images.mj_bench, ("caption", "image0", "image1", "label")),
+    "mmrb2": Reader(images.mmrb2, ("response_a", "response_b", "chosen")),
+    "label-studio": Reader(tools.label_studio, ("data", "annotations")),
+    "argilla": Reader(tools.argilla, (), check=_responds),
+    "fastchat": Reader(tools.fastchat, ("tstamp", "type")),
+    "trl": Reader(tools.trl, ("prompt", "chosen", "rejected", "images"), check=_conversation),
+    "csv": Reader(
+        rows.parse_row, ("prompt", ("image_a", "chosen", "images")), csv_rows, check=lambda row: _all_text(row)
+    ),
+    "jsonl": Reader(rows.parse_row, ("prompt", ("image_a", "chosen", "images", "generations", "media")), jsonl_rows),
 }
+"""Readers by name, in the order in which `detect` tries them: formats with telling keys first."""
+
+
+def _all_text(row: Mapping[str, Any]) -> bool:
+    """Whether all values are texts, as in a CSV file."""
+    return all(v is None or isinstance(v, str) for v in row.values())
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What a file was taken for, and why."""
+
+    format: Format
+    reason: str
+
+
+def detect(path: Path) -> Detected:
+    """The format of a file, by the keys of its first rows.
+
+    Raises:
+        InputError: no format has these keys; the message lists them.
+    """
+    looked = images.first_rows(rows_of(path), 5)
+    if not looked:
+        raise InputError(f"{path}: no readable row to tell its format by; name it with --format")
+    for name, reader in READERS.items():
+        if name == "csv" and path.suffix.lower() != ".csv":
+            continue
+        keys = [reader.recognises(row) for row in looked]
+        known = [k for k in keys if k]
+        if known and len(known) == len(keys):
+            return Detected(name, f"rows have {known[0]}")
+    columns = ", ".join(map(repr, list(looked[0])[:20]))
+    raise InputError(f"{path}: of no known format; its keys are {columns}. Name the format with --format")
+
+
+def drafts(path: Path, format: Format) -> Iterator[tuple[int, Draft | InputError]]:
+    """Every row of a file as (number, draft), or as (number, what is wrong with it)."""
+    reader = READERS[format]
+    for place, row in reader.rows(path):
+        if isinstance(row, str):
+            yield place, InputError(row)
+            continue
+        try:
+            yield place, reader.parse(row, place)
+        except InputError as error:
+            yield place, error
+        except (ValueError, ArithmeticError, TypeError, AttributeError, KeyError) as error:
+            yield place, InputError(f"of another shape than {format} rows have ({type(error).__name__}: {error})")

@@ -18,7 +18,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.types import Comparison
-from rewarddance.data.parquet import RecordTable
+from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.judge import Refused, measure_judge
 from rewarddance.reward.judge import Judge
 
@@ -51,7 +51,7 @@ def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
     out.
     """
     held_out = data / "id.parquet"
-    file = data if data.is_file() else held_out if held_out.is_file() else data / "train.parquet"
+    file = data if data.is_file() else held_out if split_files(held_out) else data / "train.parquet"
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: no folder {out.parent}")
     table = RecordTable.open(file)

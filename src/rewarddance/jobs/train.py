@@ -21,7 +21,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
 from rewarddance.core.sharding import direct_call
 from rewarddance.core.streams import seed_of, stream
-from rewarddance.data.parquet import RecordTable
+from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.calibration import Choices, fit_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
@@ -251,7 +251,7 @@ def held_out_sets(
 
 def _held_out_files(folder: Path) -> dict[str, RecordTable]:
     paths = {n: folder / f"{n}.parquet" for n in ("id", "ood")}
-    return {n: RecordTable.open(path) for n, path in paths.items() if path.is_file()}
+    return {n: RecordTable.open(path) for n, path in paths.items() if split_files(path)}
 
 
 def _unseen(table: RecordTable, seen: frozenset[str] | None) -> tuple[RecordTable, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings, write_json
-from rewarddance.data.parquet import RecordTable, row_of, write_rows
+from rewarddance.data.parquet import RecordTable, row_of, split_files, write_rows
 from rewarddance.world.oracle import judge as oracle_judge
 
 Outcome = Literal["kept", "disagrees", "refused", "unreadable", "tie", "failed"]
@@ -142,9 +143,7 @@ def add_rationales(
     """
     records = source / "train.parquet"
     table = RecordTable.open(records)
-    with records.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    same_settings(out / "asked.json", {"teacher": teacher.name, "train_sha256": sha256})
+    same_settings(out / "asked.json", {"teacher": teacher.name, "train_sha256": _digest(split_files(records))})
     answers = _Answers(out / "answers.jsonl")
     chosen = [(i, j) for i, row in enumerate(table.choice_labels) for j, x in enumerate(row) if x != 0.5][:limit]
     todo = [place for place in chosen if _name(place) not in answers.known]
@@ -164,13 +163,23 @@ def add_rationales(
     kept = _with_reasons(table, set(chosen), answers.known, counts)
     write_rows((row_of(r) for r in kept), out / "train.parquet")
     for name in ("id.parquet", "ood.parquet"):
-        if (source / name).is_file():
-            (out / name).write_bytes((source / name).read_bytes())
+        for file in split_files(source / name):
+            shutil.copyfile(file, out / file.name)
     figures = counts.as_dict(price)
     write_json(out / "rationales.json", figures)
     if not counts.outcomes["kept"]:
         raise InputError(f"{out}: no reason was kept; see rationales.json for what the teacher said")
     return {k: v for k, v in figures.items() if k != "not_kept"}
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of several one behind the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _name(place: tuple[int, int]) -> str:

@@ -1,0 +1,177 @@
+"""Commands on preference data: import, statistics, splits, export, and which pairs to label next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rewarddance.apps.commands import show
+from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
+from rewarddance.core.progress import say
+from rewarddance.data.names import Format, SplitBy, Strategy
+
+
+@dataclass(frozen=True)
+class DataImport(Flags):
+    """Preferences to Parquet that `datasets.load_dataset` reads, with every vote, a manifest and a data card.
+
+    Reads the files of ImageReward, ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, RichHF-18K, VideoFeedback,
+    VideoGen-RewardBench, GenAI-Bench, MJ-Bench, MMRB2, TRL, Label Studio, Argilla and FastChat as they are, and your
+    own rows.
+
+    Own rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b, tie or both_bad), probability (of
+    the first), votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and
+    ranking, lower is better, or ratings; equal ones are ties. A column criterion says what a choice is about;
+    annotator, created, seconds, shown (ab or ba) and strength (0 to 1) say who judged and how. `import.json` counts
+    rows and lists broken ones.
+
+    Example: rewarddance data import votes.csv --media-root images --out data/mine
+
+    Example: rewarddance data import train.json --format hpdv3 --media-root HPDv3 --out data/hpdv3 --on-error skip
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The preferences; for Parquet and TFRecord also a folder of shards."""
+    out: Path
+    """Folder to write."""
+    format: Literal["auto"] | Format = "auto"
+    """`auto` goes by the keys of the first rows, and says what it took the file for."""
+    media_root: Path | None = None
+    """Folder that paths of pictures and clips are relative to; nothing outside it is read. The file's own folder when
+    not given."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with broken rows: list them and stop, or leave them out."""
+    criteria: tuple[str, ...] = ()
+    """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
+    shard_mib: Count = 512
+    """MiB of pictures at which a new Parquet file begins."""
+
+    def run(self) -> None:
+        from rewarddance.data.importers import import_preferences
+        from rewarddance.reward.context import Context
+
+        known = (*Context().words.criteria, *self.criteria)
+        root = self.media_root or (self.file if self.file.is_dir() else self.file.parent)
+        report = import_preferences(
+            self.file, self.format, root, self.out, self.on_error, known, shard_bytes=self.shard_mib << 20
+        )
+        show({k: v for k, v in report.as_dict().items() if k != "rejected"})
+        for line in report.messages(known):
+            say(line)
+
+
+@dataclass(frozen=True)
+class DataStats(Flags):
+    """What a data folder holds: labels, ties, agreement between annotators, side bias, duplicates, contradictions.
+
+    Agreement is Krippendorff's alpha of choices (nominal) and of ratings (interval), with bootstrap intervals. Leakage
+    counts prompts (apart from case and punctuation) and pictures that two splits share.
+
+    Example: rewarddance data stats data/mine
+    """
+
+    data: tyro.conf.Positional[Path]
+    """A folder of `data import`, `data build` or `data split`, or one Parquet file."""
+    pixels: bool = True
+    """Open every picture, and so also find equal pictures in different files."""
+
+    def run(self) -> None:
+        from rewarddance.data.stats import data_stats
+
+        show(data_stats(self.data, self.pixels))
+
+
+@dataclass(frozen=True)
+class DataSplit(Flags):
+    """Hold records out: train.parquet, and id.parquet (other prompts) or ood.parquet (other models, styles, people).
+
+    By annotator the votes are divided, so that a judge can be measured against people it never learned from. By model
+    every record with a picture of a held-out model is held out.
+
+    Example: rewarddance data split data/mine --out data/split --share 0.1
+
+    Example: rewarddance data split data/mine --out data/folds --by annotator --folds 5
+    """
+
+    data: tyro.conf.Positional[Path]
+    """A data folder, whose training records are divided, or one Parquet file."""
+    out: Path
+    """Folder to write; with --folds one folder a fold in it."""
+    by: SplitBy = "prompt"
+    """What stays together."""
+    share: float = 0.1
+    """Share of the records to hold out."""
+    hold_out: tuple[str, ...] = ()
+    """Values to hold out by name, in place of a share."""
+    folds: Annotated[int | None, Least(2)] = None
+    """K folders, each with another part held out."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.data.splits import split_data
+
+        need(0 < self.share < 1, f"data split: --share {self.share}: needs a number between 0 and 1")
+        need(not (self.folds and self.hold_out), "data split: --folds and --hold-out do not go together")
+        show(split_data(self.data, self.out, self.by, self.share, self.seed, self.folds, self.hold_out))
+
+
+@dataclass(frozen=True)
+class DataExport(Flags):
+    """Records as a file of another format, with their pictures beside it. `jsonl` keeps everything.
+
+    The result says how many records the format could not hold and why, and what it has no place for.
+
+    Example: rewarddance data export data/mine --format trl --out export
+    """
+
+    data: tyro.conf.Positional[Path]
+    """A data folder, whose training records are exported, or one Parquet file."""
+    format: Format
+    out: Path
+    """Folder to write."""
+    criterion: str | None = None
+    """What is exported to a format that knows no criteria; `overall` where there is one."""
+
+    def run(self) -> None:
+        from rewarddance.data.export import export
+        from rewarddance.data.folder import splits_of
+
+        show(export(splits_of(self.data).get("train") or self.data, self.format, self.out, self.criterion))
+
+
+@dataclass(frozen=True)
+class DataSelect(Flags):
+    """Which pairs to label next, out of those without votes: pairs.jsonl with an empty `label`, and the pictures.
+
+    Strategies: `disagreement` (several judges, each sure, not of one mind), `uncertainty` (P(yes) near one half),
+    `coverage` (pairs unlike each other), `mixed` (the last over the best of the others), `random` (the control).
+
+    Example: rewarddance data select data/pool --judges runs/a runs/b --budget 200 --out data/next
+    """
+
+    data: tyro.conf.Positional[Path]
+    """A data folder, or one Parquet file."""
+    out: Path
+    """Folder to write."""
+    budget: Count = 100
+    """Pairs to choose."""
+    judges: tuple[str, ...] = ("tiny",)
+    """Judges that are asked, each as `score --judge` takes it."""
+    strategy: Strategy = "mixed"
+    criterion: str = "overall"
+    """What the labels will be about."""
+    most_per_prompt: SomeCount = 4
+    """Pairs of one prompt at most, while other prompts are left."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.jobs.data.select import select_pairs
+        from rewarddance.jobs.load import load_judge
+
+        asked = () if self.strategy in ("coverage", "random") else self.judges
+        judges = {name: load_judge(name) for name in asked}
+        most = self.most_per_prompt or self.budget
+        show(select_pairs(self.data, judges, self.out, self.budget, self.strategy, self.criterion, most, self.seed))

@@ -1,0 +1,151 @@
+"""Preferences derived from votes: choices with ties and strength, rankings, ratings. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+from rewarddance.core.preferences import Choice
+from rewarddance.data.votes import Vote, VotedRecord
+
+LOWEST, HIGHEST = 1.0, 5.0
+"""The range of `PreferenceRecord.ratings`; other scales are mapped to it linearly."""
+LIKERT = ("fidelity", "style", "composition", "novelty")
+"""The four criteria that people rate from 1 to 5 (METHOD, section 5)."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What the votes of one criterion come to.
+
+    Attributes:
+        choices: one a pair that was judged. Its label is the weighted share of judgements for its first candidate.
+        ratings: mean rating of every candidate from 1 to 5; None if a candidate has no rating.
+    """
+
+    criterion: str
+    choices: tuple[Choice, ...]
+    ratings: tuple[float, ...] | None = None
+
+
+def preferences(record: VotedRecord) -> tuple[Preference, ...]:
+    """One `Preference` a criterion, in the order in which the criteria are first voted on.
+
+    Choices and rankings count before ratings: a rating decides pairs only where its criterion has no other vote.
+    """
+    num = len(record.candidates)
+    made = []
+    for criterion in dict.fromkeys(v.criterion for v in record.votes):
+        votes = [v for v in record.votes if v.criterion == criterion]
+        made.append(Preference(criterion, choices(votes), mean_ratings(votes, num)))
+    return tuple(made)
+
+
+@dataclass
+class _Pair:
+    """Judgements on one pair, as seen from its first candidate."""
+
+    first: int
+    second: int
+    weight: float = 0.0
+    won: float = 0.0
+    strengths: list[float] = field(default_factory=list)
+    reasons: list[tuple[float, str]] = field(default_factory=list)
+
+    def add(self, vote: Vote) -> None:
+        swapped = vote.media[0] != self.first
+        label = 1 - vote.values[0] if swapped else vote.values[0]
+        self.weight += vote.weight
+        self.won += vote.weight * label
+        if vote.strength is not None:
+            self.strengths.append(vote.strength)
+        if vote.reason and not swapped:  # a reason names the roles of its own order
+            self.reasons.append((label, vote.reason))
+
+    def choice(self) -> Choice:
+        label = self.won / self.weight
+        reason = next((text for side, text in self.reasons if (side - 0.5) * (label - 0.5) > 0), None)
+        strength = sum(self.strengths) / len(self.strengths) if self.strengths else None
+        return Choice(self.first, self.second, label, reason, strength)
+
+
+def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
+    """The choices that votes of one criterion come to, one a pair, in the order of the first vote on it."""
+    direct = [v for v in votes if v.kind != "rating"]
+    pairs: dict[tuple[int, int], _Pair] = {}
+    for vote in direct or _by_annotator(votes):
+        for single in pairwise(vote):
+            a, b = single.media
+            pairs.setdefault((min(a, b), max(a, b)), _Pair(a, b)).add(single)
+    return tuple(p.choice() for p in pairs.values())
+
+
+def pairwise(vote: Vote) -> list[Vote]:
+    """A vote as choices between two. A ranking or rating of K candidates gives K (K - 1) / 2, equal values are ties."""
+    if vote.kind == "choice":
+        return [vote]
+    sign = 1 if vote.kind == "ranking" else -1
+    made = []
+    for (i, a), (j, b) in combinations(zip(vote.media, vote.values, strict=True), 2):
+        label = 0.5 if a == b else float(sign * a < sign * b)
+        made.append(replace(vote, kind="choice", media=(i, j), values=(label,), scale=None, reason=None))
+    return made
+
+
+def _by_annotator(votes: Sequence[Vote]) -> list[Vote]:
+    """Ratings of each annotator as one vote, since a file may give one rating a candidate."""
+    merged: dict[str | None, dict[int, list[float]]] = {}
+    for vote in votes:
+        if vote.kind == "rating":
+            own = merged.setdefault(vote.annotator, {})
+            for index, value in zip(vote.media, scaled(vote), strict=True):
+                own.setdefault(index, []).append(value)
+    return [
+        Vote("rating", tuple(sorted(own)), tuple(sum(own[i]) / len(own[i]) for i in sorted(own)), annotator=name)
+        for name, own in merged.items()
+    ]
+
+
+def scaled(vote: Vote) -> tuple[float, ...]:
+    """The values of a rating, mapped from its scale to 1..5."""
+    low, high = vote.scale or (LOWEST, HIGHEST)
+    if (low, high) == (LOWEST, HIGHEST):
+        return vote.values
+    return tuple(LOWEST + (HIGHEST - LOWEST) * (v - low) / (high - low) for v in vote.values)
+
+
+def mean_ratings(votes: Sequence[Vote], num: int) -> tuple[float, ...] | None:
+    """Weighted mean rating of every candidate, 1 to 5; None if one of `num` candidates has no rating."""
+    sums, weights = [0.0] * num, [0.0] * num
+    for vote in votes:
+        if vote.kind == "rating":
+            for index, value in zip(vote.media, scaled(vote), strict=True):
+                sums[index] += vote.weight * value
+                weights[index] += vote.weight
+    if not num or not all(weights):
+        return None
+    return tuple(s / w for s, w in zip(sums, weights, strict=True))
+
+
+def likert(record: VotedRecord, criteria: Sequence[str] = LIKERT) -> dict[str, tuple[float, ...]]:
+    """Mean rating of every candidate by criterion, 1 to 5, for the criteria by which all candidates are rated."""
+    num = len(record.candidates)
+    by_name = {c: mean_ratings([v for v in record.votes if v.criterion == c], num) for c in criteria}
+    return {name: ratings for name, ratings in by_name.items() if ratings is not None}
+
+
+def mean_ranks(record: VotedRecord, criterion: str = "overall") -> tuple[float, ...] | None:
+    """Mean rank of every candidate over the rankings of all of them, 1 is best and ties share ranks; None without."""
+    num = len(record.candidates)
+    full = [v for v in record.votes if v.kind == "ranking" and v.criterion == criterion and len(v.media) == num]
+    if not full:
+        return None
+    total = sum(v.weight for v in full)
+    sums = [0.0] * num
+    for vote in full:
+        for index, own in zip(vote.media, vote.values, strict=True):
+            better = sum(other < own for other in vote.values)
+            equal = sum(other == own for other in vote.values)
+            sums[index] += vote.weight * (better + (equal + 1) / 2)
+    return tuple(s / total for s in sums)

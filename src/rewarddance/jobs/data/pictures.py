@@ -1,0 +1,135 @@
+"""`rewarddance data build --prompts`: pictures of a file of prompts, for people to compare. Prompts x settings x seeds.
+
+The work is cut into parts of `PART` prompts. A part is drawn by whichever process claims it, and appears when it is
+whole, so several processes may be started on one folder, and a killed one leaves nothing half done. A part is always
+drawn in the same batches, so the rows do not depend on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.core.lock import folder_lock
+from rewarddance.core.progress import progress
+from rewarddance.core.protocols import Tunable
+from rewarddance.core.runs import same_settings
+from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Prompt
+from rewarddance.data.folder import describe_folder
+from rewarddance.data.parquet import stored_rows
+from rewarddance.data.prompts import read_prompts
+from rewarddance.data.schema import hash_of, png_bytes, row_of_votes
+from rewarddance.data.shards import split_files, write_rows, write_shards
+from rewarddance.data.votes import MediaRef, VotedRecord
+from rewarddance.generator.trace import draw
+from rewarddance.jobs.load import find, weights_id
+from rewarddance.jobs.sample import Sampling
+
+PART = 32
+"""Prompts in a part."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Which pictures a pool holds.
+
+    Attributes:
+        images_per_prompt: seeds of every prompt and setting. One seed has the same noise under all settings.
+        num_steps, guidance: the settings are all combinations of these.
+    """
+
+    sampling: Sampling
+    images_per_prompt: int = 4
+    num_steps: tuple[int, ...] = (20,)
+    guidance: tuple[float, ...] = (1.0,)
+    seed: int = 0
+
+    @property
+    def settings(self) -> list[tuple[int, float]]:
+        return list(product(self.num_steps, self.guidance))
+
+
+def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = None) -> dict[str, Any]:
+    """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
+
+    Returns:
+        Numbers of prompts and pictures, and whether all is there.
+
+    Raises:
+        RunError: the folder holds pictures of other prompts or settings.
+    """
+    asked, sha256 = read_prompts(prompts)
+    sampling = pool.sampling
+    made_with = {
+        "prompts_sha256": sha256,
+        "generator": sampling.generator,
+        "weights": weights_id(find(sampling.generator, "generator")),
+        "adapter": None if adapter is None else weights_id(adapter),
+        "images_per_prompt": pool.images_per_prompt,
+        "num_steps": list(pool.num_steps),
+        "guidance": list(pool.guidance),
+        "seed": pool.seed,
+        "sample_batch": sampling.sample_batch,
+        "resolution": sampling.resolution or "the generator's own",
+        "dtype": sampling.dtype,
+        "precision": sampling.precision,
+        "max_sequence_length": sampling.max_sequence_length,
+    }
+    same_settings(out / "pool.json", {k: "none" if v is None else v for k, v in made_with.items()})
+    numbers = {"prompts": len(asked), "pictures": len(asked) * pool.images_per_prompt * len(pool.settings)}
+    target, parts = out / "train.parquet", out / ".parts"
+    if split_files(target):
+        return {**numbers, "complete": True}
+    starts = range(0, len(asked), PART)
+    generator: Tunable | None = None
+    with progress("prompts") as bar:
+        for start in starts:
+            with folder_lock(parts / f"{start:07d}") as claimed:
+                path = parts / f"{start:07d}" / "rows.parquet"
+                if claimed and not path.is_file() and not split_files(target):
+                    generator = generator or sampling.load(adapter)
+                    write_rows(_rows(generator, asked[start : start + PART], start, pool), path)
+            bar(min(start + PART, len(asked)), len(asked))
+    return {**numbers, "complete": _join(out, [parts / f"{s:07d}" / "rows.parquet" for s in starts], made_with)}
+
+
+def _join(out: Path, parts: Sequence[Path], made_with: dict[str, Any]) -> bool:
+    """Join the parts if all are there. Returns whether `train.parquet` is there."""
+    target = out / "train.parquet"
+    with folder_lock(out) as claimed:
+        if claimed and not split_files(target) and all(p.is_file() for p in parts):
+            write_shards((row for part in parts for row in stored_rows(part)), target)
+            describe_folder(out, {"built": made_with})
+        if claimed and split_files(target):
+            shutil.rmtree(out / ".parts", ignore_errors=True)
+    return bool(split_files(target))
+
+
+def _rows(generator: Tunable, prompts: Sequence[Prompt], start: int, pool: Pool) -> Iterator[dict[str, Any]]:
+    """Rows of some prompts; the first one is number `start` of the file."""
+    each = pool.images_per_prompt
+    texts = [p.text for p in prompts for _ in range(each)]
+    seeds = [seed_of(pool.seed, "pool", p.text, i) for p in prompts for i in range(each)]
+    noise = torch.cat([generator.noise(1, torch.Generator().manual_seed(s)) for s in seeds])
+    drawn: list[list[MediaRef]] = [[] for _ in prompts]
+    for num_steps, guidance in pool.settings:
+        generator.guidance = guidance
+        pictures = draw(generator, texts, noise, num_steps, batch=pool.sampling.sample_batch)
+        for place, (media, seed) in enumerate(zip(pictures, seeds, strict=True)):
+            facts = {"seed": seed, "num_steps": num_steps, "guidance": guidance, "precision": generator.precision}
+            content = png_bytes(media)
+            ref = MediaRef(sha256=hash_of(content), model=pool.sampling.generator, data=content)
+            drawn[place // each].append(replace(ref, settings=json.dumps(facts)))
+    for number, (prompt, media_refs) in enumerate(zip(prompts, drawn, strict=True), start):
+        groups = {"generator": pool.sampling.generator} | ({"category": prompt.category} if prompt.category else {})
+        yield row_of_votes(
+            VotedRecord(f"prompt-{number:06d}", prompt.text, tuple(media_refs), (), "generator", None, groups)
+        )

@@ -1,0 +1,199 @@
+"""`rewarddance data select`: asks judges about pairs that nobody has judged yet, and says which to label next."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import expit
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import all_pairs
+from rewarddance.core.progress import progress
+from rewarddance.core.runs import write_json
+from rewarddance.core.streams import seed_of
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.data.acquire import select
+from rewarddance.data.derive import pairwise
+from rewarddance.data.folder import splits_of
+from rewarddance.data.names import Strategy
+from rewarddance.data.parquet import voted_records
+from rewarddance.data.schema import stored_name
+from rewarddance.data.text import normalised
+from rewarddance.data.votes import MediaRef, VotedRecord
+
+Array = NDArray[np.float64]
+CHUNK = 64
+"""Records that are asked about at once."""
+WORDS, PIXELS = 64, 4
+"""Features of a pair: a hashed bag of its prompt's words, and both pictures at `PIXELS` x `PIXELS`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidates of one record that nobody has compared by the criterion."""
+
+    record: VotedRecord
+    first: int
+    second: int
+
+    @property
+    def media(self) -> tuple[MediaRef, MediaRef]:
+        return self.record.candidates[self.first], self.record.candidates[self.second]
+
+
+def open_pairs(record: VotedRecord, criterion: str) -> list[Pair]:
+    """The pairs of a record that have no vote by a criterion."""
+    judged = {frozenset(s.media) for v in record.votes if v.criterion == criterion for s in pairwise(v)}
+    num = len(record.candidates)
+    return [Pair(record, i, j) for i, j in all_pairs(num) if frozenset((i, j)) not in judged]
+
+
+@torch.no_grad()
+def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Array:
+    """(N,) P(first is better), from the mean margin of both orders; NaN where the judge refused."""
+    opened: dict[str, Media] = {}
+    forward = []
+    for pair in pairs:
+        a, b = (_opened(m, opened) for m in pair.media)
+        forward.append(Comparison(pair.record.prompt, a, b, criterion))
+    margins = judge.judge([*forward, *(c.swapped() for c in forward)]).margin.double().cpu().numpy()
+    return np.asarray(expit((margins[: len(pairs)] - margins[len(pairs) :]) / 2))
+
+
+def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
+    key = ref.sha256 or ""
+    if key not in opened:
+        opened[key] = Media.open(io.BytesIO(ref.data or b""), origin=ref.path)
+    return opened[key]
+
+
+def features(pairs: Sequence[Pair]) -> Array:
+    """(N, WORDS + 6 PIXELS^2) cheap features for `coverage`: words of the prompt and small copies of the pictures."""
+    made = np.zeros((len(pairs), WORDS + 6 * PIXELS**2))
+    small: dict[str, Array] = {}
+    for row, pair in zip(made, pairs, strict=True):
+        words = normalised(pair.record.prompt).split()
+        for word in words:
+            row[seed_of(0, word) % WORDS] += 1 / max(1, len(words)) ** 0.5
+        row[WORDS:] = np.concatenate([_small(m, small) for m in pair.media])
+    return made
+
+
+def _small(ref: MediaRef, small: dict[str, Array]) -> Array:
+    key = ref.sha256 or ""
+    if key not in small:
+        with Image.open(io.BytesIO(ref.data or b"")) as image:
+            pixels = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float64)
+        small[key] = pixels.ravel() / 255 / PIXELS
+    return small[key]
+
+
+def select_pairs(
+    data: Path,
+    judges: Mapping[str, RewardModel],
+    out: Path,
+    budget: int,
+    strategy: Strategy = "mixed",
+    criterion: str = "overall",
+    most_per_prompt: int = 4,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the `budget` pairs that should be labelled next to `out/pairs.jsonl`, and their pictures to `out/media`.
+
+    A row is one that `data import` reads when `label` is filled in; it also holds what every judge thinks.
+
+    Args:
+        judges: by name; `disagreement` needs two or more, `coverage` and `random` none.
+
+    Raises:
+        InputError: no open pairs, or the strategy lacks judges.
+    """
+    needed = {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
+    if len(judges) < needed:
+        raise InputError(f"{strategy} needs {needed} judges or more; name them with --judges")
+    source = splits_of(data).get("train") or data
+    pairs, beliefs, vectors = _asked(source, judges, criterion, strategy in ("coverage", "mixed"))
+    groups = [normalised(p.record.prompt) for p in pairs]
+    chosen = select(strategy, beliefs, budget, vectors, groups, most_per_prompt, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {(pairs[i].record.record_id, pairs[i].first, pairs[i].second): i for i in chosen}
+    files = _store(source, {pairs[i].record.record_id for i in chosen}, out)
+    lines = []
+    for (name, first, second), i in wanted.items():
+        a, b = pairs[i].media
+        row = {"id": f"{name}/{first}-{second}", "prompt": pairs[i].record.prompt, "criterion": criterion}
+        row |= {"image_a": files[a.sha256 or ""], "image_b": files[b.sha256 or ""], "label": None}
+        row |= {"model_a": a.model, "model_b": b.model}
+        lines.append(row | {"judges": dict(zip(judges, beliefs[:, i].tolist(), strict=True))})
+    target = out / "pairs.jsonl"
+    target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    refused = int((~np.isfinite(beliefs)).any(0).sum())
+    figures = {
+        "open_pairs": len(pairs),
+        "chosen": len(lines),
+        "refused_by_a_judge": refused,
+        "strategy": strategy,
+        "judges": list(judges),
+    }
+    write_json(out / "select.json", figures)
+    return {"file": str(target), **figures}
+
+
+def _asked(
+    source: Path, judges: Mapping[str, RewardModel], criterion: str, with_features: bool
+) -> tuple[list[Pair], Array, Array | None]:
+    """Open pairs without their files, P(first is better) by judge and pair, and features where they are needed."""
+    pairs: list[Pair] = []
+    beliefs: list[Array] = []
+    vectors: list[Array] = []
+    left_out = 0
+    with progress("records") as bar:
+        done = 0
+        for part in _chunks(voted_records(source), CHUNK):
+            pictured = [r for r in part if all(m.kind == "image" for m in r.candidates)]
+            left_out += len(part) - len(pictured)
+            asked = [p for record in pictured for p in open_pairs(record, criterion)]
+            if asked:
+                beliefs.append(np.stack([ask(j, asked, criterion) for j in judges.values()] or [np.zeros(len(asked))]))
+                if with_features:
+                    vectors.append(features(asked))
+                pairs += [Pair(_light(p.record), p.first, p.second) for p in asked]
+            done += len(part)
+            bar(done, done + 1)
+    if not pairs:
+        why = f"; {left_out} records are of clips, which judges cannot open yet" if left_out else ""
+        raise InputError(f"{source}: every pair has votes by {criterion} already{why}")
+    return pairs, np.concatenate(beliefs, 1), np.concatenate(vectors) if vectors else None
+
+
+def _chunks(records: Iterator[VotedRecord], size: int) -> Iterator[list[VotedRecord]]:
+    while part := list(islice(records, size)):
+        yield part
+
+
+def _light(record: VotedRecord) -> VotedRecord:
+    """The record without the files of its pictures."""
+    return replace(record, media=tuple(replace(m, data=None) for m in record.media))
+
+
+def _store(source: Path, wanted: set[str], out: Path) -> dict[str, str]:
+    """Write the pictures of some records; their paths by content."""
+    files: dict[str, str] = {}
+    (out / "media").mkdir(exist_ok=True)
+    for record in voted_records(source):
+        for ref in record.candidates if record.record_id in wanted else ():
+            if ref.sha256 and ref.data is not None and ref.sha256 not in files:
+                files[ref.sha256] = f"media/{stored_name(ref)}"
+                (out / files[ref.sha256]).write_bytes(ref.data)
+    return files
