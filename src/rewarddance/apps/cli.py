@@ -48,6 +48,8 @@ COMMANDS: dict[str, Command] = {
     "data export": Command("data:DataExport", "records as a file of another format"),
     "data select": Command("data:DataSelect", "which pairs to label next"),
     "data rationales": Command("commands:DataRationales", "reasons for preferences, by a teacher"),
+    "annotate": Command("annotating:Annotate", "pages on which people judge pictures, blind"),
+    "annotate export": Command("annotating:AnnotateExport", "what people said, as data to train on"),
     "train": Command("training:Train", "train a judge on preferences"),
     "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
