@@ -179,7 +179,9 @@ def test_checks_and_repeats(new_desk):
     people = {p["name"]: p["work"] for p in desk.admin().http.get("/admin/overview.json").json()["people"]}
     assert people["careful"]["checks"]["failed"] == 0
     assert people["careful"]["checks"]["seen"] == people["careless"]["checks"]["seen"] == 4  # one in every ten
-    assert people["careful"]["repeats"] == {"equal": people["careful"]["repeats"]["seen"]} | people["careful"]["repeats"]
+    assert (
+        people["careful"]["repeats"] == {"equal": people["careful"]["repeats"]["seen"]} | people["careful"]["repeats"]
+    )
     assert people["careless"]["left"]["share"] == 1.0
     assert people["careless"]["left"]["low"] > 0.5
     assert people["careless"]["repeats"]["equal"] == 0  # the sides are exchanged, so that "left" contradicts itself
@@ -188,7 +190,9 @@ def test_checks_and_repeats(new_desk):
         for repeat in again:
             first = session.scalar(
                 select(Assignment).where(
-                    Assignment.item_id == repeat.item_id, Assignment.person_id == repeat.person_id, Assignment.again == 0
+                    Assignment.item_id == repeat.item_id,
+                    Assignment.person_id == repeat.person_id,
+                    Assignment.again == 0,
                 )
             )
             assert repeat.order == first.order[::-1]

@@ -161,11 +161,11 @@ def free_port():
 
 
 @contextmanager
-def process(data, url, *flags):
+def process(data, url, *flags, port=None):
     """`rewarddance annotate` in a process of its own. Yields (process, base URL, links by name)."""
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "rewarddance", "annotate", str(data), "--database", url, "--port", str(port)]
-    started = subprocess.Popen([*command, *map(str, flags)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen([*command, *map(str, flags)], stdout=subprocess.PIPE, text=True)
     try:
         links = {}
         base = f"http://127.0.0.1:{port}"

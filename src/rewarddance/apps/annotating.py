@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -30,7 +31,7 @@ def database_of(data: Path, given: str | None) -> str:
 
 @dataclass(frozen=True)
 class Annotate(Flags):
-    """Serve pages on which people judge pictures. Judgements are kept in a database, and nothing that was saved is lost.
+    """Serve pages on which people judge pictures. A database keeps the judgements, and nothing that was saved is lost.
 
     People log in by personal links. They see pictures without names of systems or files, on sides that the server
     draws. Links for --invite are printed when the server starts, and so is one for the admin page: progress, agreement,
@@ -49,8 +50,8 @@ class Annotate(Flags):
     """Compare two pictures, rate each from 1 to 5, or rank all pictures of a prompt."""
     criteria: tuple[str, ...] = ()
     """What is asked of every item; `overall`, or the four criteria of the ratings."""
-    judgements: Count = 3
-    """People who judge each item."""
+    judgements: SomeCount = None
+    """People who judge each item; 3, or as `ab create` was told."""
     checks: float = 0.05
     """Share of attention checks: one of the pictures is noise."""
     repeats: float = 0.05
@@ -99,10 +100,12 @@ class Annotate(Flags):
 
     def _config(self) -> DeskConfig:
         names = ("task", "criteria", "judgements", "checks", "repeats", "most_pairs", "lease_minutes", "seed")
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        study = (self.data / "study.json").is_file()
-        values["whole_items_first"] = self.whole_items_first or study
-        return parse_config(DeskConfig, values, "annotate")
+        study = {}
+        if (self.data / "study.json").is_file():
+            content = json.loads((self.data / "study.json").read_text())
+            study = {"judgements": content["judgements"], "criteria": content["criteria"], "whole_items_first": True}
+        given = {name: getattr(self, name) for name in (*names, "whole_items_first") if name in self.given()}
+        return parse_config(DeskConfig, {**study, **given}, "annotate")
 
     def _server(self) -> ServerConfig:
         values = {"session_hours": self.session_hours, "requests_per_minute": self.requests_per_minute}

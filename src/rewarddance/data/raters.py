@@ -59,7 +59,9 @@ class RaterModel:
         return float(np.mean(gaps)) if gaps else 0.0
 
 
-def dawid_skene(items: Sequence[Mapping[str, int]], num_classes: int, smoothing: float = 1.0, steps: int = 200) -> RaterModel:
+def dawid_skene(
+    items: Sequence[Mapping[str, int]], num_classes: int, smoothing: float = 1.0, steps: int = 200
+) -> RaterModel:
     """True classes of items and the error rates of raters, by EM (Dawid and Skene, Applied Statistics 28, 1979).
 
     It starts from the shares of votes. Each row of a confusion matrix is smoothed towards the confusion of all raters
@@ -71,8 +73,10 @@ def dawid_skene(items: Sequence[Mapping[str, int]], num_classes: int, smoothing:
     raters = sorted({name for item in items for name in item})
     place = {name: i for i, name in enumerate(raters)}
     rows = [(i, place[name], label) for i, item in enumerate(items) for name, label in item.items()]
-    item, rater, label = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)) if rows else (
-        np.zeros(0, np.int64) for _ in range(3)
+    item, rater, label = (
+        (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
+        if rows
+        else (np.zeros(0, np.int64) for _ in range(3))
     )
     shares = np.full((len(items), num_classes), 1e-9)
     np.add.at(shares, (item, label), 1.0)

@@ -149,7 +149,7 @@ def _annotator(session: Session, person: int) -> Person:
 
 @router.get("/export/{format}", response_class=FileResponse)
 def export(who: Admin, desk: Desk, format: Literal["records", "label-studio"]) -> Response:
-    """A ZIP file of the judgements so far: a data folder that `train --data` takes, or Label Studio's JSON and pictures."""
+    """A ZIP file of the judgements so far: a data folder for `train --data`, or Label Studio's JSON and pictures."""
     folder = Path(mkdtemp(prefix="desk-export-"))
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(desk.clock()))
     try:
@@ -167,4 +167,3 @@ def export(who: Admin, desk: Desk, format: Literal["records", "label-studio"]) -
         raise
     remove = BackgroundTask(shutil.rmtree, folder)
     return FileResponse(packed, filename=f"desk-{format}-{stamp}.zip", media_type="application/zip", background=remove)
-

@@ -19,7 +19,7 @@ SCALE = (1.0, 5.0)
 
 
 class Answer(BaseModel):
-    """The answer to one criterion: `choice` with `strength`, or `rating`, or `ranks` (1 is best, equal ones are ties)."""
+    """The answer to one criterion: `choice` with `strength`, `rating`, or `ranks` (1 is best, equal ones are ties)."""
 
     model_config = ConfigDict(extra="forbid")
     choice: Picked | None = None

@@ -1,4 +1,4 @@
-"""The web application: pages and JSON for annotators. `admin.py` adds the admin's part, `guard.py` what protects both."""
+"""The web application: pages and JSON for annotators. `admin.py` adds the admin's part, `guard.py` protects both."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class State:
             return settings_of(session)
 
 
-def create_app(database: Database, server: ServerConfig | None = None, clock: Callable[[], float] = time.time) -> FastAPI:
+def create_app(
+    database: Database, server: ServerConfig | None = None, clock: Callable[[], float] = time.time
+) -> FastAPI:
     """The application on an open database that holds a desk.
 
     Args:

@@ -76,9 +76,7 @@ def revoke(session: Session, person: int) -> None:
 def log_in(session: Session, person: Person, now: float) -> str:
     """Begin a session. Returns the cookie."""
     cookie = secrets.token_urlsafe(32)
-    login = Login(
-        person_id=person.id, token_hash=hashed(cookie), csrf=secrets.token_urlsafe(32), created=now, seen=now
-    )
+    login = Login(person_id=person.id, token_hash=hashed(cookie), csrf=secrets.token_urlsafe(32), created=now, seen=now)
     session.add(login)
     return cookie
 

@@ -68,7 +68,9 @@ def settings_of(session: Session) -> DeskConfig:
     return DeskConfig.model_validate(desk.settings)
 
 
-def fill(database: Database, folder: Path, config: DeskConfig, report: Callable[[int], None] = lambda n: None) -> Filled:
+def fill(
+    database: Database, folder: Path, config: DeskConfig, report: Callable[[int], None] = lambda n: None
+) -> Filled:
     """Add the records of a folder that the desk does not have, with their items and checks.
 
     Raises:

@@ -126,8 +126,10 @@ async def _checked(request: Request, go_on: Callable[[Request], Awaitable[Respon
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = "" if place is None else f" ({place.tb_frame.f_code.co_name}:{place.tb_lineno})"
-        say(f"{request.method} {request.scope['route'].path if 'route' in request.scope else '?'}: "
-            f"{type(error).__name__}{where}")
+        say(
+            f"{request.method} {request.scope['route'].path if 'route' in request.scope else '?'}: "
+            f"{type(error).__name__}{where}"
+        )
         return JSONResponse({"detail": "something went wrong here; please try again"}, 500)
 
 
@@ -136,7 +138,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if "text/html" in request.headers.get("accept", ""):
         template = request.app.state.desk.pages.get_template("message.html")
-        title = {401: "Please open your link", 404: "No such page", 429: "Please wait"}.get(error.status_code, "Not done")
+        title = {401: "Please open your link", 404: "No such page", 429: "Please wait"}.get(
+            error.status_code, "Not done"
+        )
         content = template.render(title=title, text=error.detail)
         return Response(content, error.status_code, headers, "text/html; charset=utf-8")
     return JSONResponse({"detail": error.detail}, error.status_code, headers)

@@ -173,9 +173,7 @@ def judge(
     assignment.done = True
     took = max(0.0, min(seconds, now - assignment.created))
     session.add(
-        Judgement(
-            assignment_id=assignment.id, person_id=person, key=key, answers=values, seconds=took, created=now
-        )
+        Judgement(assignment_id=assignment.id, person_id=person, key=key, answers=values, seconds=took, created=now)
     )
     session.flush()
     return True
@@ -207,7 +205,9 @@ def undo(session: Session, person: int, config: DeskConfig, now: float) -> dict[
 def progress_of(session: Session, person: int, config: DeskConfig, now: float) -> dict[str, int]:
     """How many items a person has judged, and how many are left for them."""
     done = select(func.count()).where(Assignment.person_id == person, Assignment.done)
-    waiting = select(func.count()).where(Assignment.person_id == person, ~Assignment.done, Assignment.lease_until >= now)
+    waiting = select(func.count()).where(
+        Assignment.person_id == person, ~Assignment.done, Assignment.lease_until >= now
+    )
     free = sum(load.taken < config.judgements for load in loads(session, person, now, checks=False))
     return {"done": int(session.scalar(done) or 0), "remaining": free + int(session.scalar(waiting) or 0)}
 

@@ -104,7 +104,10 @@ class Assignment(Base):
     """
 
     __tablename__ = "assignment"
-    __table_args__ = (UniqueConstraint("item_id", "person_id", "again"), Index("ix_assignment_open", "person_id", "done"))
+    __table_args__ = (
+        UniqueConstraint("item_id", "person_id", "again"),
+        Index("ix_assignment_open", "person_id", "done"),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     token: Mapped[str] = mapped_column(String(32), unique=True)
     item_id: Mapped[int] = mapped_column(ForeignKey("item.id"), index=True)

@@ -115,9 +115,7 @@ def _person(rows: Sequence[Given], config: DeskConfig) -> dict[str, Any]:
     checks = [g for g in rows if g.noise is not None]
     failed = sum(not passed(g.noise or 0, g.order, g.answers, config) for g in checks)
     first = {g.item: g for g in rows if not g.again}
-    repeats = [
-        labels_of(g, config) == labels_of(first[g.item], config) for g in rows if g.again and g.item in first
-    ]
+    repeats = [labels_of(g, config) == labels_of(first[g.item], config) for g in rows if g.again and g.item in first]
     counted = [g for g in rows if not g.again and g.noise is None]
     picks = [a["choice"] for g in counted for a in g.answers.values() if a.get("choice") in ("first", "second")]
     return {

@@ -145,5 +145,16 @@ def _work() -> None:
 
 def downgrade() -> None:
     """Drop all tables."""
-    for name in ("judgement", "shown", "assignment", "login", "invitation", "person", "item", "record", "picture", "desk"):
+    for name in (
+        "judgement",
+        "shown",
+        "assignment",
+        "login",
+        "invitation",
+        "person",
+        "item",
+        "record",
+        "picture",
+        "desk",
+    ):
         op.drop_table(name)
