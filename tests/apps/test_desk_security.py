@@ -223,7 +223,9 @@ def test_schemathesis_finds_no_answer_outside_the_description(desk, role):
         statuses[case.operation.path] += 1
         case.validate_response(answer, checks=checks)
 
-    few = settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    few = settings(
+        max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
     for operation in (result.ok() for result in schema.get_all_operations()):
         if operation.path != "/logout":
             for mode in GenerationMode:

@@ -188,7 +188,8 @@ def _sentence(pair: dict[str, Any]) -> str:
     return (
         f"{pair['a']} against {pair['b']}: {pair['good']} good, {pair['same']} same, {pair['bad']} bad; "
         f"GSB {gsb['mean']:+.3f} [{gsb['low']:+.3f}, {gsb['high']:+.3f}], "
-        f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}], sign test p = {pair['sign_test']['p']:.3g}"
+        f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}], "
+        f"sign test p = {pair['sign_test']['p']:.3g}"
     )
 
 

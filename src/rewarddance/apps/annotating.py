@@ -108,7 +108,7 @@ class Annotate(Flags):
         return parse_config(DeskConfig, {**study, **given}, "annotate")
 
     def _server(self) -> ServerConfig:
-        values = {"session_hours": self.session_hours, "requests_per_minute": self.requests_per_minute}
+        values = {name: getattr(self, name) for name in ("session_hours", "requests_per_minute", "url")}
         return parse_config(ServerConfig, values, "annotate")
 
     def _links(self, database: Database, server: ServerConfig, base: str) -> dict[str, str]:

@@ -92,6 +92,10 @@ def overview_json(who: Admin, desk: Desk) -> dict[str, Any]:
         return overview(session, settings_of(session))
 
 
+def _link(request: Request, desk: Desk, token: str) -> str:
+    return f"{(desk.server.url or str(request.base_url)).rstrip('/')}/join/{token}"
+
+
 @router.post("/invite", response_class=HTMLResponse)
 def invite(
     who: Checked, request: Request, desk: Desk, name: Annotated[str, Form(min_length=1, max_length=80)]
@@ -103,7 +107,7 @@ def invite(
     with desk.database.write() as session:
         person = auth.new_person(session, name.strip(), auth.ANNOTATOR, now)
         token = auth.invite(session, person, desk.server, now)
-    return _page(request, desk, who, f"{request.base_url}join/{token}", name.strip())
+    return _page(request, desk, who, _link(request, desk, token), name.strip())
 
 
 @router.post("/link", response_class=HTMLResponse)
@@ -113,7 +117,7 @@ def new_link(who: Checked, request: Request, desk: Desk, person: Number) -> Resp
         row = _annotator(session, person)
         auth.revoke(session, row.id)
         token, name = auth.invite(session, row, desk.server, desk.clock()), row.name
-    return _page(request, desk, who, f"{request.base_url}join/{token}", name)
+    return _page(request, desk, who, _link(request, desk, token), name)
 
 
 @router.post("/exclude", response_class=RedirectResponse, status_code=303)

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from rewarddance.apps.annotate import auth, judging
 from rewarddance.apps.annotate.answers import Answer
@@ -23,7 +23,7 @@ from rewarddance.apps.annotate.config import DeskConfig, ServerConfig
 from rewarddance.apps.annotate.database import Database
 from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.guard import PROBLEMS, Annotator, SignedIn, install
-from rewarddance.apps.annotate.media import cached
+from rewarddance.apps.annotate.media import Blinded
 from rewarddance.apps.annotate.models import Assignment, Picture, Shown
 
 HERE = Path(__file__).parent
@@ -39,6 +39,7 @@ class State:
     clock: Callable[[], float] = time.time
     people: RateLimiter = field(init=False)
     logins: RateLimiter = field(init=False)
+    pictures: Blinded = field(default_factory=Blinded)
 
     def __post_init__(self) -> None:
         self.people = RateLimiter(self.server.requests_per_minute)
@@ -211,13 +212,19 @@ def media(token: str, who: SignedIn, desk: Desk) -> Response:
     """A picture of one of the person's own assignments."""
     with desk.database.read() as session:
         query = (
-            select(Picture.sha256, Picture.content)
+            select(Picture.id, Picture.sha256)
             .join(Shown, Shown.picture_id == Picture.id)
             .join(Assignment, Assignment.id == Shown.assignment_id)
             .where(Shown.token == token, Assignment.person_id == who.person)
         )
         row = session.execute(query).first()
-    if row is None:
-        raise HTTPException(404, "no such picture")
+        if row is None:
+            raise HTTPException(404, "no such picture")
+        number = row.id
+        png = desk.pictures.get(row.sha256, lambda: session.scalars(_content(number)).one())
     headers = {"Cache-Control": "private, max-age=3600, immutable"}
-    return Response(cached(row.sha256, row.content), media_type="image/png", headers=headers)
+    return Response(png, media_type="image/png", headers=headers)
+
+
+def _content(picture: int) -> Select[tuple[bytes]]:
+    return select(Picture.content).where(Picture.id == picture)

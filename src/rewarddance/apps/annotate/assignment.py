@@ -99,7 +99,7 @@ def sides(num: int, rng: random.Random) -> tuple[int, ...]:
 
 
 def turned(order: Sequence[int]) -> tuple[int, ...]:
-    """The order of a repeat. The sides are exchanged, so a person with a favourite side contradicts the first answer."""
+    """The order of a repeat. The sides are exchanged, so that a favourite side contradicts the first answer."""
     return tuple(reversed(order))
 
 

@@ -65,6 +65,7 @@ class ServerConfig(Config):
         longest_session_hours: a session ends after this time in any case.
         invitation_days: an invitation can be used this long.
         requests_per_minute: of one person; logins_per_minute: of one address.
+        url: what links begin with; the address of the request where None.
     """
 
     session_hours: float = Field(12, gt=0)
@@ -72,3 +73,4 @@ class ServerConfig(Config):
     invitation_days: float = Field(30, gt=0)
     requests_per_minute: int = Field(240, ge=1)
     logins_per_minute: int = Field(20, ge=1)
+    url: str | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -38,7 +38,13 @@ class Filled:
     passed_over: int = 0
 
 
-def configure(session: Session, config: DeskConfig) -> DeskConfig:
+def stamp_of(data: Path) -> list[Any]:
+    """Name, size and time of the Parquet files of a data folder."""
+    files = [data] if data.is_file() else sorted(data.glob("*.parquet"))
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def configure(session: Session, config: DeskConfig) -> Desk:
     """Write the settings of a new desk, or change those of `CHANGEABLE` in an old one.
 
     Raises:
@@ -47,13 +53,15 @@ def configure(session: Session, config: DeskConfig) -> DeskConfig:
     desk = session.scalar(select(Desk).limit(1).with_for_update())
     values = config.model_dump(mode="json")
     if desk is None:
-        session.add(Desk(id=1, settings=values, created=time.time()))
+        desk = Desk(id=1, settings=values, source=[], created=time.time())
+        session.add(desk)
     else:
         different = differing_keys(desk.settings, config, CHANGEABLE)
         if different:
             raise RunError(f"the desk was made with other settings ({', '.join(different)}); name another --database")
         desk.settings = values
-    return config
+    session.flush()
+    return desk
 
 
 def settings_of(session: Session) -> DeskConfig:
@@ -77,18 +85,16 @@ def fill(
         InputError: a record is there already with other pictures, or nothing can be judged.
         RunError: the desk was made with other settings.
     """
-    from rewarddance.data.folder import splits_of
-    from rewarddance.data.parquet import voted_records
-
-    filled = Filled()
+    filled, stamp = Filled(), stamp_of(folder)
     with database.write() as session:
-        configure(session, config)
-        session.flush()
+        desk = configure(session, config)
         lock_desk(session)
+        if stamp and desk.source == stamp:
+            return filled
+        desk.source = stamp
         known = {r.name: [m["sha256"] for m in r.media] for r in session.scalars(select(Record))}
         num_checks = int(session.scalar(select(func.count()).where(Item.noise.is_not(None))) or 0)
-        splits = splits_of(folder)
-        for number, record in enumerate(voted_records(splits.get("train") or next(iter(splits.values())))):
+        for number, record in enumerate(_records(folder)):
             report(number)
             if record.record_id in known:
                 if known[record.record_id] != [m.sha256 for m in record.media]:
@@ -99,6 +105,14 @@ def fill(
         if not known:
             raise InputError(f"{folder}: no record has pictures to judge")
     return filled
+
+
+def _records(folder: Path) -> Iterator[VotedRecord]:
+    from rewarddance.data.folder import splits_of
+    from rewarddance.data.parquet import voted_records
+
+    splits = splits_of(folder)
+    return voted_records(splits.get("train") or next(iter(splits.values())))
 
 
 def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: int, filled: Filled) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,10 +45,25 @@ def blinded(content: bytes) -> bytes:
     return _png(_pixels(content))
 
 
-@lru_cache(KEPT)
-def cached(sha256: str, content: bytes) -> bytes:
-    """`blinded`, remembered by the hash of the file."""
-    return blinded(content)
+class Blinded:
+    """`blinded` pictures by the hash of their files; the latest `KEPT` are remembered. Threads share it."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, sha256: str, load: Callable[[], bytes]) -> bytes:
+        """The picture with this hash. `load` gives its file where it is not remembered."""
+        with self._lock:
+            if sha256 in self._kept:
+                self._kept.move_to_end(sha256)
+                return self._kept[sha256]
+        png = blinded(load())
+        with self._lock:
+            self._kept[sha256] = png
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return png
 
 
 def noise_of(content: bytes, seed: int) -> bytes:

@@ -13,11 +13,12 @@ class Base(DeclarativeBase):
 
 
 class Desk(Base):
-    """The settings; one row."""
+    """The settings; one row. `source` holds name, size and time of the data files: a restart need not read them."""
 
     __tablename__ = "desk"
     id: Mapped[int] = mapped_column(primary_key=True)
     settings: Mapped[dict[str, Any]]
+    source: Mapped[list[Any]]
     created: Mapped[float]
 
 

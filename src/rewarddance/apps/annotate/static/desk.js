@@ -111,7 +111,7 @@ function question(name, index) {
   const several = item.criteria.length > 1;
   const title = item.task === "pairwise" && !several ? WORDS[name] || `Which one is better by ${name}?` : name;
   const box = make("fieldset", { className: several ? "several" : "" }, make("legend", { className: several ? "" : "single" }, title));
-  box.addEventListener("focusin", () => { active = index; refresh(false); });
+  box.addEventListener("focusin", () => { active = index; refresh(); });
   if (item.task === "ranking") {
     const buttons = item.media.map((_, place) => make("button", { type: "button", onclick: () => rank(index, place) }, `Picture ${place + 1} `, make("span", { className: "place" })));
     box.append(make("div", { className: "options" }, ...buttons, make("button", { type: "button", className: "plain", onclick: () => unrank(index) }, "Take out")));
@@ -133,7 +133,7 @@ function question(name, index) {
 function options(index, field, choices) {
   const labels = choices.map(([value, text, letter]) => {
     const input = make("input", { type: "radio", name: `${field}-${index}`, value: String(value) });
-    input.addEventListener("change", () => set(index, field, value));
+    input.addEventListener("change", () => { set(index, field, value); if (pointer) input.blur(); });
     return make("label", {}, input, text, ...(letter ? [make("kbd", {}, letter)] : []));
   });
   return make("div", { className: "options" }, ...labels);
@@ -284,6 +284,10 @@ function answerKey(pressed) {
   return false;
 }
 
+// After a click the arrow keys choose a side; after Tab they move within the group, as people who use no mouse expect.
+let pointer = false;
+document.addEventListener("pointerdown", () => { pointer = true; }, true);
+
 function help() {
   const box = at("help");
   box.hidden = !box.hidden;
@@ -292,6 +296,8 @@ function help() {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || busy) return;
+  pointer = false;
+  if (event.target.matches("input[type=radio]") && event.key.startsWith("Arrow")) return;
   const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const onButton = event.target.closest("button, a, summary");
   if (pressed === "Enter" && item && !onButton) {

@@ -31,7 +31,8 @@ def upgrade() -> None:
 
 
 def _content() -> None:
-    op.create_table("desk", _id(), _required("settings", sa.JSON()), _required("created", sa.Float()))
+    settings, source = _required("settings", sa.JSON()), _required("source", sa.JSON())
+    op.create_table("desk", _id(), settings, source, _required("created", sa.Float()))
     op.create_table(
         "picture",
         _id(),
