@@ -32,10 +32,12 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body cannot be read"},
     401: {"description": "Not logged in"},
     403: {"description": "Not allowed, or a wrong CSRF token"},
     404: {"description": "No such thing for this person"},
     409: {"description": "Does not fit what was stored before"},
+    411: {"description": "The request does not say its length"},
     413: {"description": "The request is too large"},
     422: {"description": "The request is malformed"},
     429: {"description": "Too many requests"},
