@@ -36,7 +36,7 @@ def groups_of(num: int, config: DeskConfig, rng: random.Random) -> list[tuple[in
         return []
     if config.task == "ranking":
         return [tuple(range(num))]
-    pairs = list(combinations(range(num), 2))
+    pairs: list[tuple[int, ...]] = list(combinations(range(num), 2))
     most = config.most_pairs
     return pairs if most is None or most >= len(pairs) else sorted(rng.sample(pairs, most))
 
