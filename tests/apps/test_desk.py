@@ -166,22 +166,14 @@ def test_answers_that_do_not_fit_are_refused(new_desk, answers, message):
 
 
 def test_checks_and_repeats(new_desk):
-    desk = new_desk(records=60, judgements=1, checks=0.1, repeats=0.1)
+    desk = new_desk(records=60, judgements=2, checks=0.1, repeats=0.1)
     careful, careless = desk.person("careful"), desk.person("careless")
-
-    def careful_choice(pictures):
-        spread = [Image.open(io.BytesIO(p)).convert("L").getextrema() for p in pictures]
-        del spread
-        return noise_loses(pictures)
-
-    assert careful.work(careful_choice, most=40) == 40
+    assert careful.work(noise_loses, most=40) == 40
     assert careless.work(lambda p: {"choice": "first"}, most=40) == 40
     people = {p["name"]: p["work"] for p in desk.admin().http.get("/admin/overview.json").json()["people"]}
     assert people["careful"]["checks"]["failed"] == 0
     assert people["careful"]["checks"]["seen"] == people["careless"]["checks"]["seen"] == 4  # one in every ten
-    assert (
-        people["careful"]["repeats"] == {"equal": people["careful"]["repeats"]["seen"]} | people["careful"]["repeats"]
-    )
+    assert people["careful"]["repeats"]["equal"] == people["careful"]["repeats"]["seen"] > 0
     assert people["careless"]["left"]["share"] == 1.0
     assert people["careless"]["left"]["low"] > 0.5
     assert people["careless"]["repeats"]["equal"] == 0  # the sides are exchanged, so that "left" contradicts itself
@@ -202,7 +194,7 @@ def test_checks_and_repeats(new_desk):
 
 
 def noise_loses(pictures):
-    """The choice of somebody who sees which picture is noise: equal colours, and the brighter one otherwise."""
+    """The choice of a careful person. The noise is made of the darker picture, so its mean brightness is that one's."""
     left, right = map(brightness, pictures)
     return {"choice": "first" if left >= right else "second"}
 

@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 def _content() -> None:
     settings, source = _required("settings", sa.JSON()), _required("source", sa.JSON())
-    op.create_table("desk", _id(), settings, source, _required("created", sa.Float()))
+    op.create_table("desk", _id(), settings, source, _required("created", sa.Double()))
     op.create_table(
         "picture",
         _id(),
@@ -67,8 +67,8 @@ def _people() -> None:
         _required("role", sa.String(16)),
         _required("name", sa.Text()),
         _required("code", sa.String(32)),
-        _required("created", sa.Float()),
-        sa.Column("excluded", sa.Float),
+        _required("created", sa.Double()),
+        sa.Column("excluded", sa.Double),
         sa.Column("reason", sa.Text),
         sa.UniqueConstraint("code"),
     )
@@ -77,8 +77,8 @@ def _people() -> None:
         _id(),
         _to("person_id", "person"),
         _required("token_hash", sa.String(64)),
-        _required("created", sa.Float()),
-        _required("expires", sa.Float()),
+        _required("created", sa.Double()),
+        _required("expires", sa.Double()),
         sa.UniqueConstraint("token_hash"),
     )
     op.create_index("ix_invitation_person_id", "invitation", ["person_id"])
@@ -88,8 +88,8 @@ def _people() -> None:
         _to("person_id", "person"),
         _required("token_hash", sa.String(64)),
         _required("csrf", sa.String(64)),
-        _required("created", sa.Float()),
-        _required("seen", sa.Float()),
+        _required("created", sa.Double()),
+        _required("seen", sa.Double()),
         sa.UniqueConstraint("token_hash"),
     )
     op.create_index("ix_login_person_id", "login", ["person_id"])
@@ -104,8 +104,8 @@ def _work() -> None:
         _to("person_id", "person"),
         _required("again", sa.Integer()),
         _required("shown_order", sa.JSON()),
-        _required("created", sa.Float()),
-        _required("lease_until", sa.Float()),
+        _required("created", sa.Double()),
+        _required("lease_until", sa.Double()),
         _required("done", sa.Boolean()),
         sa.UniqueConstraint("token"),
         sa.UniqueConstraint("item_id", "person_id", "again"),
@@ -127,9 +127,9 @@ def _work() -> None:
         _to("person_id", "person"),
         _required("key", sa.String(64)),
         _required("answers", sa.JSON()),
-        _required("seconds", sa.Float()),
-        _required("created", sa.Float()),
-        sa.Column("withdrawn", sa.Float),
+        _required("seconds", sa.Double()),
+        _required("created", sa.Double()),
+        sa.Column("withdrawn", sa.Double),
         sa.UniqueConstraint("person_id", "key"),
     )
     op.create_index("ix_judgement_assignment_id", "judgement", ["assignment_id"])
