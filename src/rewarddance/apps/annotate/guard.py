@@ -42,7 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"description": "The request is malformed"},
     429: {"description": "Too many requests"},
 }
-STATUS = {UnknownError: 404, ConflictError: 409}
+STATUS: dict[type[Exception], int] = {UnknownError: 404, ConflictError: 409}
 
 
 def signed_in(request: Request) -> Who:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -19,7 +21,7 @@ def _to(name: str, table: str) -> sa.Column[int]:
     return sa.Column(name, sa.Integer, sa.ForeignKey(f"{table}.id"), nullable=False)
 
 
-def _required(name: str, kind: sa.types.TypeEngine[object]) -> sa.Column[object]:
+def _required(name: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
     return sa.Column(name, kind, nullable=False)
 
 
