@@ -86,7 +86,7 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
             if i % 4 == 1:
                 page.keyboard.press("3")
             if i == 5:
-                page.wait_for_function("document.querySelector('.frame img').naturalWidth > 0")
+                page.wait_for_function("() => document.querySelector('.frame img').naturalWidth > 0")
                 shoot(page, "pairwise")
             page.keyboard.press("Enter")
         wait_for_count(page, "20 done, 4 left")
@@ -114,7 +114,7 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
 
 def check_zoom(page):
     transforms = "[...document.querySelectorAll('.frame img')].map(i => i.style.transform)"
-    page.wait_for_function("document.querySelectorAll('.frame img').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.frame img').length === 2")
     page.keyboard.press("+")
     both = page.evaluate(transforms)
     assert both[0] == both[1]
