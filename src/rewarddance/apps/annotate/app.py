@@ -28,6 +28,7 @@ from rewarddance.apps.annotate.models import Assignment, Picture, Shown
 
 HERE = Path(__file__).parent
 router = APIRouter()
+PAGES = {303: {"description": "Another page"}, **PROBLEMS}
 
 
 @dataclass
@@ -86,7 +87,7 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLR
     return HTMLResponse(desk_of(request).pages.get_template(name).render(**values), status)
 
 
-@router.get("/", response_class=HTMLResponse)
+@router.get("/", response_class=HTMLResponse, responses=PAGES)
 def home(request: Request, desk: Desk) -> Response:
     """The desk of an annotator, the admin page, or a word on how to get in."""
     with desk.database.read() as session:
@@ -103,7 +104,7 @@ def home(request: Request, desk: Desk) -> Response:
 NO_SESSION = "You are not logged in, or your session has ended. Open the link that you were sent, and you can go on."
 
 
-@router.get("/join/{token}", response_class=HTMLResponse)
+@router.get("/join/{token}", response_class=HTMLResponse, responses=PAGES)
 def join_page(token: str, request: Request, desk: Desk) -> Response:
     """The page behind an invitation. It changes nothing, since programs that preview links open it too."""
     if not desk.logins.allows(request.client.host if request.client else "", desk.clock()):
@@ -116,7 +117,7 @@ def join_page(token: str, request: Request, desk: Desk) -> Response:
     return page(request, "join.html", person=person, token=token, config=desk.settings())
 
 
-@router.post("/join/{token}", response_class=HTMLResponse)
+@router.post("/join/{token}", response_class=HTMLResponse, responses=PAGES)
 def join(token: str, request: Request, desk: Desk) -> Response:
     """Begin a session."""
     if not desk.logins.allows(request.client.host if request.client else "", desk.clock()):

@@ -65,6 +65,7 @@ function show(work) {
   at("undo").disabled = work.done === 0;
   at("questions").replaceChildren();
   at("pictures").replaceChildren();
+  at("work").classList.toggle("ended", !item);
   if (!item) {
     at("prompt").textContent = work.done ? "Thank you. Nothing is left to judge." : "There is nothing to judge at the moment.";
     at("prompt").focus();
@@ -90,7 +91,7 @@ function showPictures() {
   const num = item.media.length, narrow = innerWidth <= 640;
   const columns = num === 1 ? 1 : num <= 2 || narrow ? 2 : num === 4 ? 4 : Math.min(num, 3);
   const rows = Math.ceil(num / columns);
-  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 1 || num === 1 ? 0.5 : 0.6)) / rows));
+  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6)) / rows));
   at("pictures").style.setProperty("--columns", columns);
   at("pictures").style.setProperty("--side", `${side}px`);
   item.media.forEach((token, place) => {
@@ -179,9 +180,10 @@ function refresh() {
     if (strength) strength.classList.toggle("idle", !["first", "second"].includes(answer.choice));
     box.querySelectorAll("button .place").forEach((node, place) => { node.textContent = answer.ranks[place] ? `is number ${answer.ranks[place]}` : ""; });
   });
-  const answer = answers[active];
+  const answer = answers[active], num = item.media.length;
   document.querySelectorAll(".frame").forEach((frame, place) => {
-    frame.classList.toggle("chosen", answer.choice === ["first", "second"][place] || (answer.ranks && answer.ranks[place] === 1));
+    const ranked = answer.ranks ? answer.ranks[place] === 1 : false;
+    frame.classList.toggle("chosen", answer.choice === ["first", "second"][place] && num === 2 || ranked);
   });
   document.querySelectorAll("figcaption .place").forEach((node, place) => { node.textContent = answer.ranks && answer.ranks[place] ? `number ${answer.ranks[place]}` : ""; });
   if (at("submit")) at("submit").disabled = !answers.every(complete);
