@@ -100,6 +100,7 @@ def test_every_acknowledged_judgement_is_there_exactly_once(url, tmp_path):
 
 
 def wait_for(people, num):
-    until = time.monotonic() + 200
-    while sum(len(p.acknowledged) for p in people) < num and time.monotonic() < until:
+    until = time.monotonic() + 240
+    while sum(len(p.acknowledged) for p in people) < num:
+        assert time.monotonic() < until, "people do not get on with their work"
         time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pwd
@@ -169,14 +170,14 @@ def process(data, url, *flags, port=None):
     try:
         links = {}
         base = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            if started.poll() is not None:
-                raise AssertionError(f"the server ended with status {started.returncode}")
-            try:
-                if httpx.get(base, timeout=5).status_code == 401:
+        until = time.monotonic() + 300
+        while True:
+            assert started.poll() is None, f"the server ended with status {started.returncode}"
+            assert time.monotonic() < until, "the server did not answer within 300 s"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(base, timeout=10).status_code == 401:
                     break
-            except httpx.TransportError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         os.set_blocking(started.stdout.fileno(), False)
         for line in (started.stdout.read() or "").splitlines():
             name, _, link = line.partition(": ")
