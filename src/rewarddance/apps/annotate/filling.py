@@ -1,0 +1,175 @@
+"""Puts the records of a data folder into a desk's database. It may be called again: new records are added."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from rewarddance.apps.annotate.assignment import groups_of
+from rewarddance.apps.annotate.config import CHANGEABLE, MOST_RANKED, DeskConfig
+from rewarddance.apps.annotate.database import Database, lock_desk
+from rewarddance.apps.annotate.media import noise_of
+from rewarddance.apps.annotate.models import Desk, Item, Picture, Record
+from rewarddance.core.config import differing_keys
+from rewarddance.core.errors import InputError, RunError
+from rewarddance.core.streams import seed_of
+
+if TYPE_CHECKING:
+    from rewarddance.data.votes import VotedRecord
+
+CHECKS_AT_LEAST = 10
+"""Checks that are made where there are checks and as many records, since nobody sees a check twice."""
+
+
+@dataclass
+class Filled:
+    """What `fill` did: new records and items, and records that had nothing to judge."""
+
+    records: int = 0
+    items: int = 0
+    checks: int = 0
+    passed_over: int = 0
+
+
+def stamp_of(data: Path) -> list[Any]:
+    """Name, size and time of the Parquet files of a data folder."""
+    files = [data] if data.is_file() else sorted(data.glob("*.parquet"))
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def configure(session: Session, config: DeskConfig) -> Desk:
+    """Write the settings of a new desk, or change those of `CHANGEABLE` in an old one.
+
+    Raises:
+        RunError: another setting differs from what the desk was made with.
+    """
+    desk = session.scalar(select(Desk).limit(1).with_for_update())
+    values = config.model_dump(mode="json")
+    if desk is None:
+        desk = Desk(id=1, settings=values, source=[], created=time.time())
+        session.add(desk)
+    else:
+        different = differing_keys(desk.settings, config, CHANGEABLE)
+        if different:
+            raise RunError(f"the desk was made with other settings ({', '.join(different)}); name another --database")
+        desk.settings = values
+    session.flush()
+    return desk
+
+
+def settings_of(session: Session) -> DeskConfig:
+    """The settings of a desk.
+
+    Raises:
+        RunError: the database holds none.
+    """
+    desk = session.scalar(select(Desk).limit(1))
+    if desk is None:
+        raise RunError("this database holds no desk yet; `rewarddance annotate DATA --database URL` makes one")
+    return DeskConfig.model_validate(desk.settings)
+
+
+def fill(
+    database: Database, folder: Path, config: DeskConfig, report: Callable[[int], None] = lambda n: None
+) -> Filled:
+    """Add the records of a folder that the desk does not have, with their items and checks.
+
+    Raises:
+        InputError: a record is there already with other pictures, or nothing can be judged.
+        RunError: the desk was made with other settings.
+    """
+    filled, stamp = Filled(), stamp_of(folder)
+    with database.write() as session:
+        desk = configure(session, config)
+        lock_desk(session)
+        if stamp and desk.source == stamp:
+            return filled
+        desk.source = stamp
+        known = {r.name: [m["sha256"] for m in r.media] for r in session.scalars(select(Record))}
+        num_checks = int(session.scalar(select(func.count()).where(Item.noise.is_not(None))) or 0)
+        for number, record in enumerate(_records(folder)):
+            report(number)
+            if record.record_id in known:
+                if known[record.record_id] != [m.sha256 for m in record.media]:
+                    raise InputError(f"record {record.record_id}: the desk has it with other pictures")
+                continue
+            if _add(session, record, config, num_checks + filled.checks, filled):
+                known[record.record_id] = [m.sha256 for m in record.media]
+        if not known:
+            raise InputError(f"{folder}: no record has pictures to judge")
+    return filled
+
+
+def _records(folder: Path) -> Iterator[VotedRecord]:
+    from rewarddance.data.folder import splits_of
+    from rewarddance.data.parquet import voted_records
+
+    splits = splits_of(folder)
+    return voted_records(splits.get("train") or next(iter(splits.values())))
+
+
+def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: int, filled: Filled) -> bool:
+    from rewarddance.data.schema import media_row
+
+    usable = [i for i, m in enumerate(record.candidates) if m.data is not None and m.kind == "image"]
+    seed = seed_of(config.seed, "pairs", record.record_id)
+    groups = groups_of(len(record.candidates), config, random.Random(seed))
+    groups = [g for g in groups if set(g) <= set(usable) and _distinct(record, g)]
+    if config.task == "ranking" and len(record.candidates) > MOST_RANKED:
+        raise InputError(f"record {record.record_id}: {len(record.candidates)} pictures; rank at most {MOST_RANKED}")
+    if not groups:
+        filled.passed_over += 1
+        return False
+    facts = {"source": record.source, "groups": dict(record.groups), "truth": record.truth and list(record.truth)}
+    row = Record(name=record.record_id, prompt=record.prompt, media=[media_row(m) for m in record.media], facts=facts)
+    session.add(row)
+    session.flush()
+    pictures = [None if m.data is None else _picture(session, m.data) for m in record.media]
+    for group in groups:
+        session.add(Item(record_id=row.id, members=list(group), pictures=[pictures[i] for i in group]))
+    filled.records += 1
+    filled.items += len(groups)
+    if config.checks and (num_checks < CHECKS_AT_LEAST or num_checks < config.checks * filled.items):
+        _add_check(session, row, record, groups[0], [pictures[i] for i in groups[0]], config)
+        filled.checks += 1
+    return True
+
+
+def _distinct(record: VotedRecord, group: tuple[int, ...]) -> bool:
+    hashes = [record.candidates[i].sha256 for i in group]
+    return len(set(hashes)) == len(hashes)
+
+
+def _picture(session: Session, content: bytes) -> int:
+    from rewarddance.data.schema import hash_of
+
+    name = hash_of(content)
+    row = session.scalar(select(Picture.id).where(Picture.sha256 == name))
+    if row is not None:
+        return row
+    picture = Picture(sha256=name, content=content)
+    session.add(picture)
+    session.flush()
+    return picture.id
+
+
+def _add_check(
+    session: Session,
+    row: Record,
+    record: VotedRecord,
+    group: tuple[int, ...],
+    pictures: list[int | None],
+    config: DeskConfig,
+) -> None:
+    """A copy of an item whose last picture is noise."""
+    content = record.candidates[group[-1]].data or b""
+    noise = _picture(session, noise_of(content, config.seed))
+    item = Item(record_id=row.id, members=list(group), pictures=[*pictures[:-1], noise], noise=len(group) - 1)
+    session.add(item)

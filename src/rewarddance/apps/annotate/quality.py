@@ -1,0 +1,128 @@
+"""How well people agree, and how each of them works. Pure functions on judgements."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from statistics import fmean, median
+from typing import Any
+
+from rewarddance.apps.annotate.answers import passed, votes_of
+from rewarddance.apps.annotate.config import DeskConfig
+from rewarddance.apps.annotate.reading import Given
+from rewarddance.data.agreement import krippendorff, share
+from rewarddance.data.raters import cohen_kappa, dawid_skene, majority
+
+Unit = tuple[int, int, int]
+"""Item and two of its candidates, or one candidate twice for a rating."""
+CLASSES = ("first", "second", "tie")
+LEAST_SHARED = 5
+"""Items that two people must share before their kappa is shown."""
+
+
+def labels_of(given: Given, config: DeskConfig) -> dict[str, dict[Unit, float]]:
+    """What a judgement says, by criterion: for every pair 1, 0 or 0.5 (a tie), or the rating of every picture."""
+    made: dict[str, dict[Unit, float]] = {}
+    for vote in votes_of(given.answers, given.members, given.order, config):
+        own = made.setdefault(vote.criterion, {})
+        if vote.kind == "rating":
+            own[given.item, vote.media[0], vote.media[0]] = vote.values[0]
+        elif vote.kind == "choice":
+            own[given.item, vote.media[0], vote.media[1]] = vote.values[0]
+        else:
+            for (i, a), (j, b) in combinations(zip(vote.media, vote.values, strict=True), 2):
+                own[given.item, i, j] = 0.5 if a == b else float(a < b)
+    return made
+
+
+def agreement(judgements: Sequence[Given], config: DeskConfig) -> dict[str, Any]:
+    """By criterion: Krippendorff's alpha with its interval, and the mean Cohen's kappa of people who share items.
+
+    Alpha is nominal for choices and rankings (over pairs) and interval for ratings.
+    """
+    table: dict[str, Any] = {}
+    for criterion, units in _units(judgements, config).items():
+        level = "interval" if config.task == "rating" else "nominal"
+        alpha = krippendorff([list(v.values()) for v in units.values()], level)  # type: ignore[arg-type]
+        table[criterion] = asdict(alpha) | {"kappa": _mean_kappa(units)}
+    return table
+
+
+def _units(judgements: Sequence[Given], config: DeskConfig) -> dict[str, dict[Unit, dict[str, float]]]:
+    units: dict[str, dict[Unit, dict[str, float]]] = {c: defaultdict(dict) for c in config.asked}
+    for given in judgements:
+        if given.counts:
+            for criterion, labels in labels_of(given, config).items():
+                for unit, value in labels.items():
+                    units[criterion][unit][given.code] = value
+    return units
+
+
+def _mean_kappa(units: dict[Unit, dict[str, float]]) -> float | None:
+    shared: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for votes in units.values():
+        for a, b in combinations(sorted(votes), 2):
+            shared[a, b].append((votes[a], votes[b]))
+    values = []
+    for both in shared.values():
+        if len(both) >= LEAST_SHARED:
+            first, second = zip(*both, strict=True)
+            values.append(cohen_kappa(first, second))
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
+
+
+def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, Any]:
+    """Dawid and Skene's model beside the majority, over the first criterion's pairs (not for ratings).
+
+    Returns:
+        reliability: by person, 0 (blind) to 1; pairs: how many; differ: pairs on which model and majority differ, with
+        both words and the probability that the model gives.
+    """
+    if config.task == "rating":
+        return {"reliability": {}, "pairs": 0, "differ": []}
+    units = _units(judgements, config)[config.asked[0]]
+    number = {1.0: 0, 0.0: 1, 0.5: 2}
+    items = [{who: number[v] for who, v in votes.items()} for votes in units.values()]
+    if not items:
+        return {"reliability": {}, "pairs": 0, "differ": []}
+    model = dawid_skene(items, len(CLASSES))
+    differ = []
+    for unit, votes, posterior in zip(units, items, model.posterior, strict=True):
+        most, best = majority(votes, len(CLASSES)), int(posterior.argmax())
+        if most != best:
+            word = "no majority" if most is None else CLASSES[most]
+            differ.append({"item": unit[0], "majority": word, "model": CLASSES[best], "p": float(posterior[best])})
+    reliability = {name: model.reliability(name) for name in model.confusion}
+    return {"reliability": reliability, "pairs": len(items), "differ": differ}
+
+
+def people_table(judgements: Sequence[Given], config: DeskConfig) -> dict[str, dict[str, Any]]:
+    """How each person works, by code.
+
+    `left`: share of decided choices that took the left picture; one half is in its interval where there is no side
+    bias. `checks`: failed ones of those seen. `repeats`: equal answers of those asked again.
+    """
+    own: dict[str, list[Given]] = defaultdict(list)
+    for given in judgements:
+        own[given.code].append(given)
+    return {code: _person(rows, config) for code, rows in own.items()}
+
+
+def _person(rows: Sequence[Given], config: DeskConfig) -> dict[str, Any]:
+    checks = [g for g in rows if g.noise is not None]
+    failed = sum(not passed(g.noise or 0, g.order, g.answers, config) for g in checks)
+    first = {g.item: g for g in rows if not g.again}
+    repeats = [labels_of(g, config) == labels_of(first[g.item], config) for g in rows if g.again and g.item in first]
+    counted = [g for g in rows if not g.again and g.noise is None]
+    picks = [a["choice"] for g in counted for a in g.answers.values() if a.get("choice") in ("first", "second")]
+    return {
+        "judged": len(counted),
+        "median_seconds": median(g.seconds for g in rows),
+        "left": share(picks.count("first"), len(picks)),
+        "checks": {"failed": failed, "seen": len(checks)},
+        "repeats": {"equal": sum(repeats), "seen": len(repeats)},
+        "last": max(g.created for g in rows),
+    }

@@ -1,0 +1,152 @@
+"""`rewarddance annotate`: pages on which people judge pictures, and the export of what they said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from rewarddance.apps.annotate.config import DeskConfig, ServerConfig, Task
+from rewarddance.apps.commands import show
+from rewarddance.apps.flags import Count, Flags, SomeCount
+from rewarddance.core.config import parse_config
+from rewarddance.core.progress import progress, say
+from rewarddance.data.names import Format
+
+if TYPE_CHECKING:
+    from rewarddance.apps.annotate.database import Database
+
+DATABASE = "desk.db"
+"""File in the data folder that holds the desk where no database is named."""
+
+
+def database_of(data: Path, given: str | None) -> str:
+    """The address of a desk's database: the one that was given, or a file in (or beside) the data."""
+    folder = data if data.is_dir() else data.parent
+    return given or f"sqlite:///{(folder / DATABASE).resolve()}"
+
+
+@dataclass(frozen=True)
+class Annotate(Flags):
+    """Serve pages on which people judge pictures. A database keeps the judgements, and nothing that was saved is lost.
+
+    People log in by personal links. They see pictures without names of systems or files, on sides that the server
+    draws. Links for --invite are printed when the server starts, and so is one for the admin page: progress, agreement,
+    people, further links, exports. Several servers may share one database. Ctrl-C stops the server.
+
+    Example: rewarddance annotate data/pool --invite ada ben --judgements 2
+
+    Example: rewarddance annotate data/pool --database postgresql://desk@db/desk --host 0.0.0.0 --port 8000
+    """
+
+    data: tyro.conf.Positional[Path]
+    """A data folder or Parquet file: of `data build --prompts`, `data import`, `data select` or `ab create`."""
+    database: str | None = None
+    """sqlite:///FILE or postgresql://USER@HOST/NAME; `desk.db` in the data folder when not given."""
+    task: Task = "pairwise"
+    """Compare two pictures, rate each from 1 to 5, or rank all pictures of a prompt."""
+    criteria: tuple[str, ...] = ()
+    """What is asked of every item; `overall`, or the four criteria of the ratings."""
+    judgements: SomeCount = None
+    """People who judge each item; 3, or as `ab create` was told."""
+    checks: float = 0.05
+    """Share of attention checks: one of the pictures is noise."""
+    repeats: float = 0.05
+    """Share of items that the same person sees again, with the sides exchanged."""
+    most_pairs: SomeCount = None
+    """Pairs of one prompt at most, drawn at random; all by default."""
+    lease_minutes: float = 15.0
+    """Time after which an item that somebody left open goes to somebody else."""
+    whole_items_first: bool = False
+    """Finish an item before the next one begins. Desks of `ab create` always do."""
+    invite: tuple[str, ...] = ()
+    """Names of people to invite; a link for each is printed."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all. Put a proxy with TLS before a public one."""
+    port: Count = 8000
+    url: str | None = None
+    """What links begin with, where people reach the server by another address."""
+    session_hours: float = 12.0
+    """A session ends after this time without a request."""
+    requests_per_minute: Count = 240
+    """Limit of one person."""
+    seed: int = 0
+
+    def run(self) -> None:
+        import uvicorn
+
+        from rewarddance.apps.annotate.app import create_app
+        from rewarddance.apps.annotate.database import open_database
+        from rewarddance.apps.annotate.filling import fill
+
+        config = self._config()
+        server = self._server()
+        database = open_database(database_of(self.data, self.database))
+        with progress("records") as bar:
+            filled = fill(database, self.data, config, lambda n: bar(n, n + 1))
+        say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
+        if filled.passed_over:
+            say(f"{filled.passed_over} records have no two different pictures, and were passed over")
+        base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        for name, link in self._links(database, server, base.rstrip("/")).items():
+            print(f"{name}: {link}", flush=True)
+        app = create_app(database, server)
+        # the access log would hold the tokens of links
+        uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
+        database.close()
+
+    def _config(self) -> DeskConfig:
+        names = ("task", "criteria", "judgements", "checks", "repeats", "most_pairs", "lease_minutes", "seed")
+        study = {}
+        if (self.data / "study.json").is_file():
+            content = json.loads((self.data / "study.json").read_text())
+            study = {"judgements": content["judgements"], "criteria": content["criteria"], "whole_items_first": True}
+        given = {name: getattr(self, name) for name in (*names, "whole_items_first") if name in self.given()}
+        return parse_config(DeskConfig, {**study, **given}, "annotate")
+
+    def _server(self) -> ServerConfig:
+        values = {name: getattr(self, name) for name in ("session_hours", "requests_per_minute", "url")}
+        return parse_config(ServerConfig, values, "annotate")
+
+    def _links(self, database: Database, server: ServerConfig, base: str) -> dict[str, str]:
+        import time
+
+        from rewarddance.apps.annotate import auth
+
+        now = time.time()
+        with database.write() as session:
+            people = {"admin": auth.admin_of(session, now)}
+            people |= {name: auth.new_person(session, name, auth.ANNOTATOR, now) for name in self.invite}
+            return {name: f"{base}/join/{auth.invite(session, p, server, now)}" for name, p in people.items()}
+
+
+@dataclass(frozen=True)
+class AnnotateExport(Flags):
+    """Write what people said so far, while the server runs or later. `train --data OUT` takes `records`.
+
+    Attention checks, repeats, judgements that were taken back and those of excluded people are left out.
+
+    Example: rewarddance annotate export --database sqlite:///data/pool/desk.db --out data/judged
+    """
+
+    database: str
+    """Address of the desk's database."""
+    out: Path
+    """Folder to write."""
+    format: Literal["records"] | Format = "records"
+    """`records` is a data folder; the others are those of `data export`, such as `label-studio`."""
+
+    def run(self) -> None:
+        from rewarddance.apps.annotate.database import open_database
+        from rewarddance.apps.annotate.export import write_format, write_records
+
+        database = open_database(self.database)
+        with database.read() as session:
+            if self.format == "records":
+                show({"records": write_records(session, self.out), "out": str(self.out)})
+            else:
+                show(write_format(session, self.format, self.out))
+        database.close()

@@ -1,0 +1,240 @@
+"""Statistics of blinded comparisons between systems. Pure functions on votes; no torch, no files.
+
+Votes on one prompt share pictures, and votes of one person share a taste. So intervals resample prompts, or prompts and
+people together, and the sign test counts each prompt once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest, norm
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.streams import stream
+
+Array = NDArray[np.float64]
+DRAWS = 2000
+"""Bootstrap draws of an interval."""
+ELO = 400 / math.log(10)
+"""Elo points of one unit of log-odds."""
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """One vote between two systems.
+
+    Attributes:
+        value: 1 where `first` is better, 0 where `second` is, 0.5 for a tie.
+        order: when it came; any number that grows.
+    """
+
+    prompt: str
+    annotator: str
+    first: str
+    second: str
+    value: float
+    category: str = ""
+    order: float = 0.0
+
+    def seen_from(self, system: str) -> float:
+        """The value as seen from one of the two systems."""
+        return self.value if system == self.first else 1 - self.value
+
+
+def between(ballots: Sequence[Ballot], a: str, b: str) -> list[Ballot]:
+    """The votes between two systems."""
+    return [v for v in ballots if {v.first, v.second} == {a, b}]
+
+
+def wilson(rate: float, num: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Wilson's interval of a share (1927), for independent votes.
+
+    Args:
+        rate: successes / `num`; ties may count as half a success.
+    """
+    if num == 0:
+        return 0.0, 1.0
+    z = float(norm.isf(alpha / 2))
+    middle = (rate + z * z / (2 * num)) / (1 + z * z / num)
+    half = z * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of a mean; whole clusters are drawn.
+
+    With two ways of clustering (prompts and people) both are drawn independently, and a vote's weight is the product of
+    their counts (the pigeonhole bootstrap of Owen, 2007, which errs on the wide side).
+    """
+    x: Array = np.asarray(values, np.float64)
+    rng = stream(seed, "ab-bootstrap", len(clusters))
+    weights = np.ones((DRAWS, len(x)))
+    for names in clusters:
+        _, index = np.unique(np.asarray(names), return_inverse=True)
+        num = int(index.max()) + 1
+        weights *= rng.multinomial(num, np.full(num, 1 / num), size=DRAWS)[:, index]
+    totals = weights.sum(1)
+    means = (weights @ x)[totals > 0] / totals[totals > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
+    """`a` against `b`.
+
+    Returns:
+        good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
+        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`). win_rate: ties count half;
+        with Wilson's interval, which takes votes as independent, and the same two intervals. sign_test: of prompts
+        whose votes lean to `a` or to `b` (two-sided binomial p). prompts, annotators: how many.
+
+    Raises:
+        InputError: no votes between them.
+    """
+    votes = between(ballots, a, b)
+    if not votes:
+        raise InputError(f"no votes between {a} and {b} yet")
+    values = [v.seen_from(a) for v in votes]
+    prompts, people = [v.prompt for v in votes], [v.annotator for v in votes]
+    rate = sum(values) / len(values)
+    by_prompt, by_both = cluster_interval(values, prompts), cluster_interval(values, prompts, people)
+    counts = Counter(values)
+    low, high = wilson(rate, len(values))
+    intervals = {"low": by_prompt[0], "high": by_prompt[1], "low_two_way": by_both[0], "high_two_way": by_both[1]}
+    return {
+        "good": counts[1.0],
+        "same": counts[0.5],
+        "bad": counts[0.0],
+        "gsb": {"mean": 2 * rate - 1, **{k: 2 * v - 1 for k, v in intervals.items()}},
+        "win_rate": {"mean": rate, "wilson_low": low, "wilson_high": high, **intervals},
+        "sign_test": sign_test(list(prompt_means(votes, a).values())),
+        "prompts": len(set(prompts)),
+        "annotators": len(set(people)),
+    }
+
+
+def prompt_means(votes: Sequence[Ballot], a: str) -> dict[str, float]:
+    """Mean value of every prompt's votes, as seen from `a`."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for vote in votes:
+        values[vote.prompt].append(vote.seen_from(a))
+    return {prompt: sum(v) / len(v) for prompt, v in values.items()}
+
+
+def sign_test(means: Sequence[float]) -> dict[str, Any]:
+    """Two-sided sign test of prompts: those above one half against those below. Prompts at one half do not count."""
+    above, below = sum(m > 0.5 for m in means), sum(m < 0.5 for m in means)
+    p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
+    return {"for": above, "against": below, "even": len(means) - above - below, "p": p}
+
+
+def by_category(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, dict[str, Any]]:
+    """`compare` for every category that has votes."""
+    votes = between(ballots, a, b)
+    names = sorted({v.category for v in votes if v.category})
+    return {name: compare([v for v in votes if v.category == name], a, b) for name in names}
+
+
+def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, float]]:
+    """Bradley-Terry ratings in Elo points with mean 0, best first, with 95% bootstrap intervals over prompts.
+
+    Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite.
+    """
+    systems = sorted({s for v in ballots for s in (v.first, v.second)})
+    place = {s: i for i, s in enumerate(systems)}
+    prompts = sorted({v.prompt for v in ballots})
+    row = {p: i for i, p in enumerate(prompts)}
+    wins = np.zeros((len(prompts), len(systems), len(systems)))
+    for v in ballots:
+        i, j = place[v.first], place[v.second]
+        wins[row[v.prompt], i, j] += v.value
+        wins[row[v.prompt], j, i] += 1 - v.value
+    prior = 0.5 * ((wins.sum(0) + wins.sum(0).T) > 0)
+    point = fit_bradley_terry(wins.sum(0) + prior)
+    rng = stream(0, "ab-ratings")
+    weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=draws).astype(np.float64)
+    drawn = np.array([fit_bradley_terry(np.einsum("p,pij->ij", w, wins) + prior) for w in weights])
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    order = np.argsort(-point)
+    return {systems[i]: {"elo": float(point[i]), "low": float(low[i]), "high": float(high[i])} for i in order}
+
+
+def fit_bradley_terry(wins: Array, steps: int = 50) -> Array:
+    """(N,) Elo ratings with mean 0 from (N, N) wins (of the row's system), by Newton steps on the log-likelihood.
+
+    Systems that are not linked by any vote keep their distance of 0.
+    """
+    num = len(wins)
+    games = wins + wins.T
+    theta = np.zeros(num)
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(theta[None] - theta[:, None]))
+        gradient = (wins - games * p).sum(1)
+        weight = games * p * (1 - p)
+        hessian = np.diag(weight.sum(1)) - weight
+        step = np.linalg.lstsq(hessian + np.full((num, num), 1 / num), gradient, rcond=None)[0]
+        step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
+        theta = theta + step
+        if np.abs(step).max() < 1e-10:
+            break
+    return np.asarray(ELO * (theta - theta.mean()))
+
+
+def needed(
+    win_rate: float, power: float = 0.8, alpha: float = 0.05, ties: float = 0.0, per_prompt: int = 1, icc: float = 0.2
+) -> int:
+    """How many votes show a win rate with the given power, by a two-sided test at `alpha`.
+
+    Args:
+        win_rate: among decided votes, not 0.5.
+        ties: share of votes that are ties, which say nothing.
+        per_prompt: votes on each prompt; icc: their correlation. They multiply the number by
+            1 + (per_prompt - 1) * icc (Kish's design effect).
+
+    Raises:
+        InputError: values out of range.
+    """
+    if not (0 < win_rate < 1 and win_rate != 0.5 and 0 <= ties < 1 and 0 < power < 1 and per_prompt >= 1):
+        raise InputError("power: needs a win rate other than 0.5, a share of ties below 1, and a power below 1")
+    num = 4
+    while _power(num, win_rate, alpha) < power:
+        num = max(num + 1, int(num * 1.05))
+    while num > 4 and _power(num - 1, win_rate, alpha) >= power:
+        num -= 1
+    return math.ceil(num * (1 + (per_prompt - 1) * icc) / (1 - ties))
+
+
+def _power(num: int, win_rate: float, alpha: float) -> float:
+    """Power of the exact two-sided sign test with `num` decided votes."""
+    reject = int(binom.ppf(alpha / 2, num, 0.5)) - 1  # the largest count whose lower tail is at most alpha / 2
+    while binom.cdf(reject + 1, num, 0.5) <= alpha / 2:
+        reject += 1
+    if reject < 0:
+        return 0.0
+    return float(binom.cdf(reject, num, win_rate) + binom.sf(num - reject - 1, num, win_rate))
+
+
+def visible(num: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest win rate above one half that `num` independent, decided votes show with the given power."""
+    low, high = 0.5, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _power(num, middle, alpha) >= power else (middle, high)
+    return high
+
+
+def report(ballots: Sequence[Ballot], systems: Sequence[str]) -> dict[str, Any]:
+    """All figures of a study: every pair of systems, by category too, and ratings where there are more than two."""
+    pairs = []
+    for a, b in combinations(systems, 2):
+        if between(ballots, a, b):
+            pairs.append({"a": a, "b": b, **compare(ballots, a, b), "categories": by_category(ballots, a, b)})
+    return {"votes": len(ballots), "pairs": pairs, "ratings": ratings(ballots) if len(systems) > 2 and pairs else {}}

@@ -1,0 +1,193 @@
+"""An A/B study from two folders of pictures to its page, answered by simulated people; and the guide's commands."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from desks import Client, brightness
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from rewarddance.apps.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*args):
+    """A command's status and what it printed."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        status = main([str(a) for a in args])
+    return status, out.getvalue()
+
+
+def samples(folder, level, prompts):
+    """A folder as `sample` writes it; `level` is the brightness of its pictures."""
+    folder.mkdir()
+    listed = []
+    for i, prompt in enumerate(prompts):
+        noise = np.random.default_rng([i, int(1000 * level)]).normal(0, 20, (16, 16, 3))
+        pixels = np.clip(255 * level + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+        listed.append({"file": f"{i:03d}.png", "prompt": prompt})
+    (folder / "samples.json").write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.fixture
+def simulated_people(monkeypatch):
+    """In place of serving, people work on the application until nothing is left. `chooser` says how."""
+    printed = {}
+
+    def install(chooser=None):
+        def serve(app, **_):
+            links = dict(line.split(": ", 1) for line in printed["out"].getvalue().splitlines() if "/join/" in line)
+            for name, link in links.items():
+                if name != "admin":
+                    http = TestClient(app, base_url=link.split("/join/")[0])
+                    Client(http, link).work(chooser)
+
+        monkeypatch.setattr("uvicorn.run", serve)
+
+        def annotate(*args):
+            printed["out"] = io.StringIO()
+            with contextlib.redirect_stdout(printed["out"]):
+                assert main(["annotate", *map(str, args)]) == 0
+
+        return annotate
+
+    return install
+
+
+def noisy(rate):
+    """People who choose the brighter picture in `rate` of the cases, and sometimes a tie."""
+    rng = np.random.default_rng(0)
+
+    def choose(pictures):
+        if rng.random() < 0.1:
+            return {"choice": "tie"}
+        left = (brightness(pictures[0]) > brightness(pictures[1])) == (rng.random() < rate)
+        return {"choice": "first" if left else "second"}
+
+    return choose
+
+
+@pytest.fixture
+def study(tmp_path):
+    prompts = [f"picture {i}" for i in range(60)]
+    lines = [json.dumps({"prompt": p, "category": "counting" if i % 3 else "colour"}) for i, p in enumerate(prompts)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    for name, level in (("bright", 0.7), ("dark", 0.5), ("darker", 0.3)):
+        samples(tmp_path / name, level, prompts)
+    return tmp_path
+
+
+def test_a_study_of_two_systems_end_to_end(study, simulated_people):
+    out = study / "study"
+    create = ("ab", "create", "--a", study / "bright", "--b", study / "dark", "--out", out, "--judgements", 2)
+    status, printed = run(*create, "--prompts", study / "prompts.jsonl")
+    assert status == 0
+    made = json.loads(printed)
+    assert (made["num_prompts"], made["votes_a_pair"], made["identical"]) == (60, 120, 0)
+    assert made["needed_for_55"] > 800
+    assert run("ab", "status", out)[0] == 1  # nobody has served it
+    simulated_people(noisy(0.9))(out, "--invite", "ada", "ben", "--checks", 0, "--repeats", 0)
+    status, printed = run("ab", "status", out)
+    look = json.loads(printed)["looks"][0]
+    assert (status, look["complete"], look["verdict"]) == (0, 60, "A")
+    assert json.loads(printed)["votes"] == json.loads(printed)["wanted"] == 120
+    assert run("ab", "report", out)[0] == 0
+    report = json.loads((out / "report.json").read_text())
+    pair = report["pairs"][0]
+    assert pair["good"] + pair["same"] + pair["bad"] == 120
+    assert pair["win_rate"]["low"] < 0.86 < pair["win_rate"]["high"]  # 0.9 x 0.9 + 0.1 / 2
+    assert pair["sign_test"]["p"] < 1e-4
+    assert set(pair["categories"]) == {"counting", "colour"}
+    page = (out / "report.html").read_text()
+    assert "A is better" in page
+    assert not re.search(r"""(src|href)=["']?http""", page)
+    assert "<script" not in page
+
+
+def test_a_study_of_three_systems_rates_them(study, simulated_people):
+    out = study / "three"
+    others = ("--b", study / "bright", "--others", study / "darker")
+    assert (
+        run("ab", "create", "--a", study / "dark", *others, "--prompts", study / "prompts.jsonl", "--out", out)[0] == 0
+    )
+    simulated_people(noisy(0.8))(out, "--invite", "ada", "--checks", 0, "--repeats", 0)
+    assert run("ab", "report", out)[0] == 0
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["ratings"]) == ["B", "A", "C"]
+    assert len(report["pairs"]) == 3
+
+
+def test_mistakes(study, capsys):
+    base = ["ab", "create", "--a", str(study / "bright"), "--out", str(study / "x"), "--b"]
+    assert main([*base, str(study / "dark"), "--prompts", "100000"]) == 1
+    assert "has 240; name a file for more" in capsys.readouterr().err
+    assert main([*base, str(study / "dark"), "--prompts", "5"]) == 1
+    assert "has no picture of 5 of 5 prompts" in capsys.readouterr().err
+    assert main(["ab", "status", str(study)]) == 1
+    assert "not a study" in capsys.readouterr().err
+
+
+def commands():
+    """The commands of the guide, in order."""
+    text = (ROOT / "docs/guides/people.md").read_text()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("rewarddance "):
+                yield shlex.split(line)[1:]
+
+
+def test_every_command_of_the_guide_runs(tmp_path, monkeypatch, simulated_people, pipeline_folder, vlm_folder):
+    """With small models in place of the shipped ones, a few steps, and simulated people."""
+    import shutil
+
+    for name, source in (("vlm-tiny", vlm_folder), ("judge-tiny", vlm_folder), ("generator-tiny", pipeline_folder)):
+        shutil.copytree(source, tmp_path / "assets" / name)
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", tmp_path / "assets")
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.chdir(tmp_path)
+    prompts = ["flat drawing of a red circle on white", "flat drawing of a blue square on black", "a green star"]
+    Path("prompts.txt").write_text("\n".join(prompts))
+    steps = ["--loop.num-steps", "2", "--loop.validate-every", "2"]
+    refl = ["--batch-size", "2", "--lora-rank", "2", "--probe-prompts", "2", "--references.num-candidates", "2"]
+    few = {
+        "data build": ["--num-steps", "2"],
+        "train": [*steps, "--prompts-per-step", "2"],
+        "align": [
+            *steps,
+            *refl,
+            "--refl.num-steps",
+            "4",
+            "--num-prompts",
+            "4",
+            "--num-steps",
+            "2",
+            "--optim.lr",
+            "0.01",
+        ],
+        "ab create": ["--prompts", "6"],
+    }
+    annotate = simulated_people()
+    done = []
+    for words in commands():
+        name = " ".join(words[:2]) if words[0] in ("data", "ab") or words[1] == "export" else words[0]
+        extra = few.get(name, [])
+        if name == "ab create":
+            words = [w for i, w in enumerate(words) if "--prompts" not in words[max(0, i - 1) : i + 1]]
+        if name == "annotate":
+            annotate(*words[1:])
+        else:
+            assert run(*words, *extra)[0] == 0, words
+        done.append(name)
+    assert done.count("annotate") >= 2
+    assert {"data build", "annotate export", "train", "ab create", "ab status", "ab report"} <= set(done)
+    assert (tmp_path / "runs/judge/run.json").is_file()

@@ -1,0 +1,214 @@
+"""The desk in a real browser: from the link to the export without a mouse, on a phone, and what a page must have."""
+
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+from desks import new_data, process
+
+from rewarddance.apps import annotate
+from rewarddance.apps.cli import main
+from rewarddance.core.runs import RunFolder
+
+CHROMIUM = shutil.which("chromium")
+CSS = (Path(annotate.__file__).parent / "static" / "desk.css").read_text()
+SHOTS = os.environ.get("DESK_SHOTS")
+"""A folder for screenshots, where somebody wants to look at the pages."""
+
+
+def shoot(page, name):
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test."""
+    problems, contexts = [], []
+
+    def make(width=1280, height=800, **how):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **how))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(240_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "favicon" not in m.text else None)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert not problems
+
+
+def enter(page, link):
+    page.goto(link)
+    page.keyboard.press("Enter")  # the button has the focus
+    page.wait_for_selector("#questions, main.wide", state="attached")
+
+
+def wait_for_count(page, text):
+    page.wait_for_function("text => document.getElementById('count').textContent.startsWith(text)", arg=text)
+
+
+@pytest.mark.browser
+def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, vlm_folder, tmp_path, monkeypatch):
+    data = new_data(tmp_path / "data", records=24)
+    url = f"sqlite:///{tmp_path}/desk.db"
+    with process(data, url, "--judgements", 1, "--checks", 0, "--repeats", 0) as (_, _, links):
+        admin = new_page(1280, 900)
+        enter(admin, links["admin"])
+        admin.fill("#name", "Grace")
+        admin.keyboard.press("Enter")
+        link = admin.input_value("#link")
+        page = new_page()
+        page.goto(link)
+        shoot(page, "join")
+        enter(page, link)
+        keys = ["ArrowLeft", "ArrowRight", "t", "b"]
+        for i in range(20):
+            wait_for_count(page, f"{i} done")
+            page.keyboard.press(keys[i % 4])
+            if i % 4 == 1:
+                page.keyboard.press("3")
+            if i == 5:
+                page.wait_for_function("() => document.querySelector('.frame img').naturalWidth > 0")
+                shoot(page, "pairwise")
+            page.keyboard.press("Enter")
+        wait_for_count(page, "20 done, 4 left")
+        page.keyboard.press("u")
+        wait_for_count(page, "19 done, 5 left")
+        assert page.is_checked("input[value=both_bad]")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        wait_for_count(page, "20 done, 4 left")
+        check_zoom(page)
+        admin.reload()
+        shoot(admin, "admin")
+        row = admin.inner_text("table.people tbody tr")
+        assert re.search(r"Grace person-2\s+20", row)
+        with admin.expect_download() as download:
+            admin.click("text=Data folder")
+        zipfile.ZipFile(download.value.path()).extractall(tmp_path / "judged")
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)  # two steps do not teach yes and no
+    flags = ["--prompts-per-step", "4", "--loop.num-steps", "2", "--loop.validate-every", "2", "--precision", "fp32"]
+    out = tmp_path / "run"
+    judged = ["--backbone", str(vlm_folder), "--data", str(tmp_path / "judged"), "--out", str(out)]
+    assert main(["train", *judged, *flags]) == 0
+    assert [m["step"] for m in RunFolder(out).metrics() if "loss" in m] == [1, 2]
+
+
+def check_zoom(page):
+    transforms = "[...document.querySelectorAll('.frame img')].map(i => i.style.transform)"
+    page.wait_for_function("() => document.querySelectorAll('.frame img').length === 2")
+    page.keyboard.press("+")
+    both = page.evaluate(transforms)
+    assert both[0] == both[1]
+    assert "scale(1.5)" in both[0]
+    page.keyboard.press("a")
+    moved = page.evaluate(transforms)
+    assert moved[0] == moved[1] != both[0]
+    page.keyboard.press("0")
+    assert "scale(1)" in page.evaluate(transforms)[0]
+    boxes = [f.bounding_box() for f in page.query_selector_all(".frame")]
+    assert (boxes[0]["width"], boxes[0]["height"]) == (boxes[1]["width"], boxes[1]["height"])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("task", ["rating", "ranking"])
+def test_ratings_and_rankings_by_keyboard(task, new_page, tmp_path):
+    data = new_data(tmp_path / "data", records=2, pictures=3)
+    with process(data, f"sqlite:///{tmp_path}/desk.db", "--task", task, "--checks", 0, "--invite", "ada") as (
+        _,
+        _,
+        links,
+    ):
+        page = new_page(color_scheme="dark")
+        enter(page, links["ada"])
+        total = 6 if task == "rating" else 2
+        for i in range(total):
+            wait_for_count(page, f"{i} done")
+            for key in "4352" if task == "rating" else "213":
+                page.keyboard.press(key)
+            if i == 1:
+                shoot(page, f"{task}-dark")
+            page.keyboard.press("Enter")
+        wait_for_count(page, f"{total} done, 0 left")
+        assert "Nothing is left" in page.inner_text("#prompt")
+        shoot(page, "finished")
+
+
+@pytest.mark.browser
+def test_a_phone(new_page, tmp_path):
+    data = new_data(tmp_path / "data", records=3)
+    flags = ("--criteria", "overall", "style", "--checks", 0, "--invite", "ada")
+    with process(data, f"sqlite:///{tmp_path}/desk.db", *flags) as (_, _, links):
+        page = new_page(390, 844, has_touch=True, is_mobile=True, device_scale_factor=2)
+        page.goto(links["ada"])
+        page.tap("button.main")
+        page.wait_for_selector("#questions fieldset")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for label in ("Left is better", "Tie"):
+            fieldset = page.query_selector_all("fieldset")[label == "Tie"]
+            fieldset.query_selector(f"label:has-text('{label}')").click()
+        shoot(page, "phone")
+        small = [b.bounding_box()["height"] for b in page.query_selector_all(".options label")]
+        assert min(small) >= 44  # large enough for a thumb
+        page.tap("#submit")
+        wait_for_count(page, "1 done")
+        admin = new_page(390, 844)
+        enter(admin, links["admin"])
+        shoot(admin, "phone-admin")
+        assert admin.evaluate("document.documentElement.scrollWidth") <= 390
+        for opened in (page, admin):
+            check_access(opened)
+
+
+def check_access(page):
+    assert page.get_attribute("html", "lang") == "en"
+    assert len(page.query_selector_all("h1")) == 1
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input:not([type=hidden])')].filter(i => !i.labels.length).map(i => i.outerHTML)"
+    )
+    assert unnamed == []
+    assert page.evaluate("[...document.images].every(i => i.alt)")
+    assert page.evaluate("[...document.querySelectorAll('button')].every(b => b.innerText.trim() || b.ariaLabel)")
+
+
+def luminance(colour):
+    digits = colour.lstrip("#")
+    digits = digits if len(digits) == 6 else "".join(2 * c for c in digits)
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        *((ink, paper) for ink in ("ink", "soft", "accent", "warn") for paper in ("paper", "card")),
+        ("ink", "chosen"),
+        ("ink", "note"),
+        ("on-accent", "accent"),
+    ],
+)
+def test_text_has_the_contrast_of_wcag_aa(mode, ink, paper):
+    blocks = re.findall(r":root \{(.*?)\}", CSS, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", blocks[mode]))
+    bright, dim = sorted((luminance(colours[ink]), luminance(colours[paper])), reverse=True)
+    assert (bright + 0.05) / (dim + 0.05) >= 4.5
