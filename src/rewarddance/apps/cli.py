@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),
     "evaluate": Command("evaluating:Evaluate", "measure what a run trained, with intervals"),
     "diagnose": Command("commands:Diagnose", "signs of reward hacking, runs side by side"),
+    "compare": Command("comparing:Compare", "two runs' evaluations side by side"),
     "report": Command("commands:ReportCommand", "write a run's HTML page"),
     "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),

@@ -77,7 +77,12 @@ class Aligned:
         return before, self.sample("after", prompts, noises, seed)
 
 
-def _align_config(run: Path) -> dict[str, Any]:
+def align_config(run: Path) -> dict[str, Any]:
+    """The configuration of an alignment run.
+
+    Raises:
+        RunError: another kind of run.
+    """
     content = RunFolder(run).read()
     if content["kind"] != "align":
         raise RunError(f"{run}: holds a {content['kind']} run; only alignment runs have a before and after")
@@ -104,7 +109,7 @@ def evaluate_alignment(
         every: take each `every`-th benchmark prompt (1 takes all).
         num_steps, guidance: of the sampling; the run's own when None.
     """
-    config = _align_config(run)
+    config = align_config(run)
     if config.get("prompts") is not None:
         raise RunError(
             f"{run}: trained on its own prompts, which no oracle knows; `evaluate --prompts FILE` asks its judge"
@@ -130,6 +135,12 @@ def evaluate_alignment(
         "diversity": {
             **dict(zip(("before", "after"), spread, strict=True)),
             "feature_ratio": spread[1]["feature"] / max(1e-9, spread[0]["feature"]),
+        },
+        "per_prompt": {
+            "prompts": prompts,
+            "gold/before": gold_before.mean(1).tolist(),
+            "gold/after": gold_after.mean(1).tolist(),
+            "proxy": [None if np.isnan(p) else float(p) for p in proxy.mean(1)],
         },
     }
     write_json(run / "evaluation.json", figures)
@@ -173,7 +184,7 @@ def evaluate_on_prompts(
         whether it is the judge that the generator was trained with; trained_on: share of the prompts that were trained
         on, None where the run does not say; diversity. With another judge also the figures of `compare_judges`.
     """
-    config = _align_config(run)
+    config = align_config(run)
     prompts = [p.text for p in read_prompts(file)[0]]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     warn_of_cut_prompts(aligned.generator, prompts, AlignConfig.model_validate(config).max_sequence_length)
