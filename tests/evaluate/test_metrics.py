@@ -46,7 +46,7 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
 
 
 def test_frechet_distance_of_general_covariances_is_that_of_the_matrix_root():
-    (x, y), extra = sets(), np.random.default_rng(1).normal(size=(5, 5))
+    (x, _), extra = sets(), np.random.default_rng(1).normal(size=(5, 5))
     a, b = np.cov(x, rowvar=False), extra @ extra.T
     expected = np.trace(a) + np.trace(b) - 2 * np.trace(linalg.sqrtm(a @ b)).real
     assert frechet_distance(Moments(np.ones(5), a), Moments(np.ones(5), b)) == pytest.approx(expected, rel=1e-9)
@@ -281,7 +281,11 @@ def test_fid_and_kid_are_torchmetrics():
     fid = pytest.importorskip("torchmetrics.image.fid")
     kid = pytest.importorskip("torchmetrics.image.kid")
     x, y = (v.astype(np.float32) for v in sets())
-    moments = [torch.tensor(v, dtype=torch.float64) for m in (Moments.of(x), Moments.of(y)) for v in (m.mean, m.covariance)]
+    moments = [
+        torch.tensor(v, dtype=torch.float64) for m in (Moments.of(x), Moments.of(y)) for v in (m.mean, m.covariance)
+    ]
     expected = float(fid._compute_fid(*moments))
     assert frechet_inception_distance(x, y) == pytest.approx(expected, rel=1e-5)
-    assert polynomial_mmd(x[:50], y) == pytest.approx(float(kid.poly_mmd(torch.tensor(x[:50]), torch.tensor(y))), rel=1e-4)
+    assert polynomial_mmd(x[:50], y) == pytest.approx(
+        float(kid.poly_mmd(torch.tensor(x[:50]), torch.tensor(y))), rel=1e-4
+    )

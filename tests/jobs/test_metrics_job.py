@@ -12,7 +12,7 @@ from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.statistics import paired_bootstrap
 from rewarddance.jobs.align import align_from_names
 from rewarddance.jobs.load import load_task
-from rewarddance.jobs.metrics import ExtractorPaths, evaluate_metrics
+from rewarddance.jobs.metrics import ExtractorPaths, evaluate_metrics, load_extractors
 from rewarddance.world.oracle import fidelity
 
 
@@ -59,7 +59,9 @@ def test_a_run_has_one_table_and_two_runs_are_compared(quick_align, scripts, tmp
         assert {f"{metric}/world", f"{metric}/inception"} <= table.keys()
     assert found["reference"]["pictures"] == 20
     assert table["lpips_among/lpips"]["before"] > 0
-    assert table["fid/world"]["change"]["mean"] == pytest.approx(table["fid/world"]["after"] - table["fid/world"]["before"])
+    assert table["fid/world"]["change"]["mean"] == pytest.approx(
+        table["fid/world"]["after"] - table["fid/world"]["before"]
+    )
     assert all(np.isfinite(v["after"]) for v in table.values() if "after" in v)
     assert json.loads((runs[1] / "evaluation_metrics.json").read_text()) == found
     capsys.readouterr()
@@ -79,8 +81,6 @@ def test_a_run_has_one_table_and_two_runs_are_compared(quick_align, scripts, tmp
 
 def test_what_is_no_extractor_is_said_by_name(tmp_path):
     task = load_task("embedded")
-    from rewarddance.jobs.metrics import load_extractors
-
     (tmp_path / "broken.pt").write_text("no")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for paths, message in (

@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("training:Train", "train a judge on preferences"),
     "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
+    "composite": Command("composing:FitComposite", "fit a composite reward to a reference set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),
     "sample": Command("commands:Sample", "draw pictures, with best-of-N where asked"),

@@ -187,7 +187,7 @@ class Score(Flags):
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """A folder written by `data build` or `data import`, or a Parquet file of it."""
     judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, or a local checkpoint."""
+    """`tiny`, a run folder of `rewarddance train`, a local checkpoint, or a composite's YAML file."""
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
@@ -202,12 +202,14 @@ class Score(Flags):
     on a CPU; it is the default, unless the judge was trained in fp32. The result says what it came to."""
     template: str | None = None
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
+    explain: bool = False
+    """Add the parts of a composite (raw value, standardised value, weight, contribution), or a judge's own words."""
 
     def run(self) -> None:
         from rewarddance.jobs.load import load_judge
         from rewarddance.jobs.score import score_data, score_one
 
-        idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
+        idle = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion", "explain"}
         kind = "one picture" if self.data is None else "a data folder, whose records bring their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(idle & self.given()))
         need(not flags, f"score: {flags} has no part in judging {kind}")
@@ -217,7 +219,7 @@ class Score(Flags):
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
         elif comparison is not None:
-            show(score_one(judge, comparison))
+            show(score_one(judge, comparison, self.explain))
 
     def _comparison(self) -> Comparison:
         """The pictures, opened before the judge is loaded, so that a wrong path is said at once."""

@@ -28,7 +28,7 @@ def compare_runs(first: Path, second: Path) -> str:
     """
     for run in (first, second):
         RunFolder(run).read()
-    both = [(name, *(_read(run / name) for run in (first, second))) for name in FILES]
+    both = [(name, _read(first / name), _read(second / name)) for name in FILES]
     shared = [(name, a, b) for name, a, b in both if a is not None and b is not None]
     if not shared:
         raise RunError(f"{first} and {second}: have no evaluation in common; run `rewarddance evaluate` on both")

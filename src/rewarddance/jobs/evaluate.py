@@ -13,7 +13,7 @@ from PIL import Image
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.config import Precision
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import hacking_verdict
 from rewarddance.core.protocols import Tunable
@@ -41,12 +41,13 @@ from rewarddance.jobs.load import (
     load_generator_of,
     load_internvl,
     load_judge,
+    load_single_judge,
     load_task,
     warn_of_cut_prompts,
     weights_id,
 )
 from rewarddance.jobs.train import held_out_sets
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge, Composite
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def evaluate_alignment(
     return figures
 
 
-def _setting(aligned: Aligned, judge: Judge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
+def _setting(aligned: Aligned, judge: AnyJudge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
     """What figures of a before and after depend on."""
     return {
         "prompts": num_prompts,
@@ -203,6 +204,7 @@ def evaluate_on_prompts(
         "win_rate": bootstrap(wins[kept]).as_dict(),
         "refused_prompts": int((~kept).sum()),
         "diversity": spread,
+        "per_prompt": {"prompts": prompts, "win_rate": [None if np.isnan(w) else float(w) for w in wins.mean(1)]},
     }
     write_json(run / "evaluation_prompts.json", figures)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
@@ -260,7 +262,7 @@ def evaluate_judge_on_data(
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
-    judge, seen = load_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
+    judge, seen = load_single_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
@@ -283,7 +285,7 @@ def features_id(task: Task) -> str | None:
     return None if task.features is None else weights_id(find(task.features, "vlm"))
 
 
-def task_features(task: Task, judge: Judge | None = None) -> Features:
+def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
     """Features for diversity: mean-pooled states of the vision tower that the task names, or the judge's own."""
     if task.features is None:
         assert judge is not None
@@ -299,9 +301,16 @@ def task_features(task: Task, judge: Judge | None = None) -> Features:
     return features
 
 
-def judge_features(judge: Judge) -> Features:
-    """Mean image tokens of the judge's backbone: features for diversity of pictures of any kind."""
-    backbone = judge.engine.backbone
+def judge_features(judge: AnyJudge) -> Features:
+    """Mean image tokens of the judge's backbone, a composite's first judge: features of pictures of any kind.
+
+    Raises:
+        ConfigError: a composite without a judge.
+    """
+    single = next(iter(judge.judges()), None) if isinstance(judge, Composite) else judge
+    if single is None:
+        raise ConfigError("a composite without a judge has no features to measure diversity with; name a judge")
+    backbone = single.engine.backbone
 
     @torch.no_grad()
     def features(media: Sequence[Media]) -> torch.Tensor:

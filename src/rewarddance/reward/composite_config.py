@@ -115,6 +115,11 @@ def is_composite(name: str | Path) -> bool:
     return Path(name).suffix in (".yaml", ".yml")
 
 
+def fitted_folder(file: Path) -> Path:
+    """Where a composite's fit lies: beside `NAME.yaml`, in `NAME.fitted`."""
+    return file.with_name(f"{file.stem}.fitted")
+
+
 def load_composite_config(path: str | Path) -> CompositeConfig:
     """Read the YAML file.
 

@@ -59,7 +59,9 @@ class NoveltyIndex:
             ConfigError: other features than it was fitted with.
         """
         if features.shape[1] != len(self.mean):
-            raise ConfigError(f"novelty: fitted on {len(self.mean)} features, but got {features.shape[1]}; fit it again")
+            raise ConfigError(
+                f"novelty: fitted on {len(self.mean)} features, but got {features.shape[1]}; fit it again"
+            )
         x = features.float() - self.mean.to(features.device)
         points = self.points.to(x.device)
         if self.method == "mahalanobis":

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -67,12 +67,6 @@ class Crop:
 
 
 _STATISTICS = (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
-
-
-class Embedder(Protocol):
-    """Pictures to vectors (N, D), differentiable to pixels."""
-
-    def __call__(self, media: Sequence[Media]) -> Tensor: ...
 
 
 class ClipEmbedder:
@@ -139,6 +133,12 @@ class DinoEmbedder:
         """(N, D); differentiable."""
         out: Tensor = self.model(pixel_values=self.prepare(media).to(self.model.device)).pooler_output
         return out
+
+
+def holds_clip(folder: str | Path) -> bool:
+    """Whether a local folder holds a CLIP model."""
+    config = Path(folder) / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "clip"
 
 
 def _pretrained(kind: Any, model_type: str, folder: Path, device: str) -> Any:

@@ -29,8 +29,8 @@ Statistic = Callable[[Array, Array], float]
 BATCH = 64
 HALVES = 100
 """Half-samples for the interval of a change."""
-LEAST_PROMPTS = 4
-"""Of an interval by half-samples."""
+LEAST_PROMPTS, LEAST_PICTURES = 4, 4
+"""Of an interval by half-samples: prompts, and pictures in a half."""
 
 
 class TextAndPictures(Protocol):
@@ -124,8 +124,10 @@ def _change(statistic: Statistic, before: Array, after: Array, reference: Array)
         return statistic(x.reshape(-1, x.shape[-1]), reference)
 
     change: dict[str, Any] = {"mean": of(after) - of(before)}
-    if len(before) >= LEAST_PROMPTS:
-        change = half_sample_interval(lambda rows: of(after[rows]) - of(before[rows]), len(before), num=HALVES).as_dict()
+    if len(before) >= LEAST_PROMPTS and len(before) // 2 * before.shape[1] >= LEAST_PICTURES:
+        change = half_sample_interval(
+            lambda rows: of(after[rows]) - of(before[rows]), len(before), num=HALVES
+        ).as_dict()
     return {"before": of(before), "after": of(after), "change": change}
 
 
