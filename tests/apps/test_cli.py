@@ -132,6 +132,7 @@ def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_loads(path):
     from rewarddance.align.config import AlignConfig
+    from rewarddance.reward.composite_config import load_composite_config
     from rewarddance.reward.train_config import RewardConfig
     from rewarddance.search.config import parse_search
 
@@ -139,6 +140,8 @@ def test_every_recipe_loads(path):
     if path.stem == "search":
         for name, values in recipe.items():
             parse_search(values, name)
+    if "parts" in recipe:
+        load_composite_config(path)
         return
     parse_config(AlignConfig if "generator" in recipe else RewardConfig, recipe, str(path))
 

@@ -19,7 +19,7 @@ from rewarddance.search.config import Ask
 if TYPE_CHECKING:
     from rewarddance.core.types import Comparison
     from rewarddance.jobs.sample import Searching
-    from rewarddance.reward.judge import Judge
+    from rewarddance.reward.composite import AnyJudge
 
 
 def show(values: Any) -> None:
@@ -191,7 +191,7 @@ class JudgeFlags(Flags):
     """Flags of commands that ask a judge."""
 
     judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, or a checkpoint."""
+    """`tiny`, a run folder of `rewarddance train`, a checkpoint, or a composite's YAML file."""
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None
@@ -202,7 +202,7 @@ class JudgeFlags(Flags):
     template: str | None = None
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
-    def load(self, *, compile: bool) -> Judge:
+    def load(self, *, compile: bool) -> AnyJudge:
         from rewarddance.jobs.load import load_judge
 
         settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
@@ -225,11 +225,13 @@ class Score(JudgeFlags):
     reference: Path | None = None
     out: Path | None = None
     """File for one JSON line a comparison when a data folder is scored."""
+    explain: bool = False
+    """Add the parts of a composite (raw value, standardised value, weight, contribution), or a judge's own words."""
 
     def run(self) -> None:
         from rewarddance.jobs.score import score_data, score_one
 
-        unused = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion"}
+        unused = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion", "explain"}
         kind = "one picture" if self.data is None else "a data folder, whose records have their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(unused & self.given()))
         need(not flags, f"score: {flags} cannot be used with {kind}")
@@ -238,7 +240,7 @@ class Score(JudgeFlags):
         if self.data is not None:
             show(score_data(self.data, judge, self.out))
         elif comparison is not None:
-            show(score_one(judge, comparison))
+            show(score_one(judge, comparison, self.explain))
 
     def _comparison(self) -> Comparison:
         """Open the pictures. This happens before the judge is loaded, so that a wrong path is reported at once."""

@@ -16,6 +16,7 @@ _SAMPLING = {"num_steps", "guidance", "num_noises", "seed", "precision"}
 _TAKES: dict[str, set[str]] = {
     "--generator": {"generator", "every", *_SAMPLING},
     "--prompts": {"run_folder", "prompts", "judge", *_SAMPLING},
+    "--metrics": {"run_folder", "metrics", "every", "inception", "lpips", "clip", "dino", *_SAMPLING},
     "--judge": {"judge", "data", "seed", "precision"},
     "--vlm": {"vlm", "seed"},
     "of a judge's run": {"run_folder", "precision"},
@@ -34,6 +35,8 @@ class Evaluate(Flags):
 
     Example: rewarddance evaluate runs/refl --prompts held_out.txt --judge runs/other-judge
 
+    Example: rewarddance evaluate runs/refl --metrics
+
     Example: rewarddance evaluate --generator tiny
 
     Example: rewarddance evaluate --judge tiny
@@ -51,6 +54,17 @@ class Evaluate(Flags):
     """Measure a judge on held-out prompts of the embedded world: accuracy and rank correlation with the oracle."""
     prompts: Path | None = None
     """With a run of `align`: a file of prompts for which a judge compares before and after."""
+    metrics: bool = False
+    """With a run of `align`: FID, KID, CMMD, precision, recall, Vendi score and LPIPS against right pictures of the
+    benchmark, seen through the embedded VLM's vision tower; written as evaluation_metrics.json."""
+    inception: Path | None = None
+    """With --metrics: a TorchScript file from bytes (N, 3, H, W) to features, for FID and KID as published."""
+    lpips: Path | None = None
+    """With --metrics: a TorchScript file from two batches in [-1, 1] to distances."""
+    clip: Path | None = None
+    """With --metrics: a local folder of a `CLIPModel`, for CLIPScore and CMMD."""
+    dino: Path | None = None
+    """With --metrics: a local folder of a `Dinov2Model`."""
     data: Path | None = None
     """With --judge: a data folder whose held-out prompts replace the embedded world's."""
     vlm: str | None = None
@@ -73,7 +87,8 @@ class Evaluate(Flags):
         extra = sorted(self.given() - _TAKES[kind])
         flags = ", ".join(str(self.run_folder) if f == "run_folder" else f"--{f.replace('_', '-')}" for f in extra)
         need(not extra, f"evaluate {kind}: takes no {flags}")
-        show(self._measure(kind))
+        figures = self._measure(kind)
+        show({k: v for k, v in figures.items() if k != "per_prompt"})  # the file has them; `compare` reads them
 
     def _kind(self) -> str:
         from rewarddance.core.runs import RunFolder
@@ -82,7 +97,11 @@ class Evaluate(Flags):
             return "--generator"
         if self.prompts is not None:
             need(self.run_folder is not None, "evaluate: --prompts needs a run of `align`")
+            need(not self.metrics, "evaluate: --metrics and --prompts are two evaluations; ask for one at a time")
             return "--prompts"
+        if self.metrics:
+            need(self.run_folder is not None, "evaluate: --metrics needs a run of `align`")
+            return "--metrics"
         if self.run_folder is None and self.judge is not None:
             return "--judge"
         if self.vlm is not None:
@@ -109,8 +128,25 @@ class Evaluate(Flags):
             from rewarddance.lab.judge_benchmark import benchmark_judge
 
             return benchmark_judge(flags.pop("judge"), **flags)
+        if kind == "--metrics":
+            return self._metrics()
         if kind == "--judge":
             return evaluate.evaluate_judge_on_data(flags.pop("judge"), flags.pop("data"), **flags)
         if kind == "of a judge's run":
             return evaluate.evaluate_judge_run(flags.pop("run_folder"), **flags)
         return evaluate.evaluate_alignment(flags.pop("run_folder"), **flags)
+
+    def _metrics(self) -> dict[str, Any]:
+        from rewarddance.jobs.metrics import ExtractorPaths, evaluate_metrics
+
+        assert self.run_folder is not None
+        return evaluate_metrics(
+            self.run_folder,
+            ExtractorPaths(self.inception, self.lpips, self.clip, self.dino),
+            num_noises=self.num_noises,
+            every=self.every,
+            seed=self.seed,
+            num_steps=self.num_steps,
+            guidance=self.guidance,
+            precision=self.precision or "auto",
+        )

@@ -77,6 +77,14 @@ class Task(Protocol):
         """
         ...
 
+    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
+        """`num` right pictures of every prompt, (P num, 3, H, W) in [0, 1]: what a perfect generator draws.
+
+        Raises:
+            ConfigError: the task cannot draw pictures.
+        """
+        ...
+
     def check(self, side: int) -> None:
         """Raises `ConfigError` where a generator of pictures with this side (pixels) cannot do the task."""
         ...

@@ -40,6 +40,9 @@ class PromptTask:
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
         raise ConfigError("algorithm sft: trains on captioned pictures of the embedded world, so it takes no --prompts")
 
+    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
+        raise ConfigError("a file of prompts has no reference pictures; --metrics needs a run of the embedded world")
+
     def check(self, side: int) -> None:
         """Accept every generator."""
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.config import Precision
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import hacking_verdict
 from rewarddance.core.protocols import Tunable
@@ -41,12 +41,13 @@ from rewarddance.jobs.load import (
     load_generator_of,
     load_internvl,
     load_judge,
+    load_single_judge,
     load_task,
     warn_of_cut_prompts,
     weights_id,
 )
 from rewarddance.jobs.train import held_out_sets
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge, Composite
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,12 @@ class Aligned:
         return before, self.sample("after", prompts, noises, seed)
 
 
-def _align_config(run: Path) -> dict[str, Any]:
+def align_config(run: Path) -> dict[str, Any]:
+    """The configuration of an alignment run.
+
+    Raises:
+        RunError: another kind of run.
+    """
     content = RunFolder(run).read()
     if content["kind"] != "align":
         raise RunError(f"{run}: holds a {content['kind']} run; only alignment runs have a before and after")
@@ -104,7 +110,7 @@ def evaluate_alignment(
         every: take each `every`-th benchmark prompt (1 takes all).
         num_steps, guidance: of the sampling; the run's own when None.
     """
-    config = _align_config(run)
+    config = align_config(run)
     if config.get("prompts") is not None:
         raise RunError(
             f"{run}: trained on its own prompts, which no oracle knows; `evaluate --prompts FILE` asks its judge"
@@ -131,13 +137,19 @@ def evaluate_alignment(
             **dict(zip(("before", "after"), spread, strict=True)),
             "feature_ratio": spread[1]["feature"] / max(1e-9, spread[0]["feature"]),
         },
+        "per_prompt": {
+            "prompts": prompts,
+            "gold/before": gold_before.mean(1).tolist(),
+            "gold/after": gold_after.mean(1).tolist(),
+            "proxy": [None if np.isnan(p) else float(p) for p in proxy.mean(1)],
+        },
     }
     write_json(run / "evaluation.json", figures)
     save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
     return figures
 
 
-def _setting(aligned: Aligned, judge: Judge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
+def _setting(aligned: Aligned, judge: AnyJudge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
     """What figures of a before and after depend on."""
     return {
         "prompts": num_prompts,
@@ -173,7 +185,7 @@ def evaluate_on_prompts(
         whether it is the judge that the generator was trained with; trained_on: share of the prompts that were trained
         on, None where the run does not say; diversity. With another judge also the figures of `compare_judges`.
     """
-    config = _align_config(run)
+    config = align_config(run)
     prompts = [p.text for p in read_prompts(file)[0]]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     warn_of_cut_prompts(aligned.generator, prompts, AlignConfig.model_validate(config).max_sequence_length)
@@ -192,6 +204,7 @@ def evaluate_on_prompts(
         "win_rate": bootstrap(wins[kept]).as_dict(),
         "refused_prompts": int((~kept).sum()),
         "diversity": spread,
+        "per_prompt": {"prompts": prompts, "win_rate": [None if np.isnan(w) else float(w) for w in wins.mean(1)]},
     }
     write_json(run / "evaluation_prompts.json", figures)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
@@ -249,7 +262,7 @@ def evaluate_judge_on_data(
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
-    judge, seen = load_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
+    judge, seen = load_single_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
@@ -272,7 +285,7 @@ def features_id(task: Task) -> str | None:
     return None if task.features is None else weights_id(find(task.features, "vlm"))
 
 
-def task_features(task: Task, judge: Judge | None = None) -> Features:
+def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
     """Features for diversity: mean-pooled states of the vision tower that the task names, or the judge's own."""
     if task.features is None:
         assert judge is not None
@@ -288,9 +301,16 @@ def task_features(task: Task, judge: Judge | None = None) -> Features:
     return features
 
 
-def judge_features(judge: Judge) -> Features:
-    """Mean image tokens of the judge's backbone: features for diversity of pictures of any kind."""
-    backbone = judge.engine.backbone
+def judge_features(judge: AnyJudge) -> Features:
+    """Mean image tokens of the judge's backbone, a composite's first judge: features of pictures of any kind.
+
+    Raises:
+        ConfigError: a composite without a judge.
+    """
+    single = next(iter(judge.judges()), None) if isinstance(judge, Composite) else judge
+    if single is None:
+        raise ConfigError("a composite without a judge has no features to measure diversity with; name a judge")
+    backbone = single.engine.backbone
 
     @torch.no_grad()
     def features(media: Sequence[Media]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,6 +18,8 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import Task
 from rewarddance.core.types import Comparison
+from rewarddance.reward.composite import AnyJudge
+from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.saved import load_judge_folder
 from rewarddance.reward.train_config import RewardConfig
@@ -40,7 +42,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 
     The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be a short
     name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once. A judge may be a short name too;
-    it is then the VLM without training.
+    it is then the VLM without training. A composite's YAML file is its own path.
 
     Raises:
         ConfigError: no such folder, or a download that failed.
@@ -54,6 +56,8 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     if str(name) in HUB if kind == "judge" else kind == "vlm" and is_hub_name(str(name)):
         return fetched(str(name))
     folder = Path(name)
+    if kind == "judge" and is_composite(name):
+        return folder
     if (folder / "run.json").is_file():
         made = RunFolder(folder).read()["kind"]
         if made == "align":
@@ -69,6 +73,11 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 def weights_id(folder: Path) -> str:
     """SHA-256 over a model's weights, since a name like `tiny` may mean other weights tomorrow."""
     digest = hashlib.sha256()
+    if is_composite(folder) and folder.is_file():  # its own words and fit; not the weights of its judges
+        digest.update(folder.read_bytes())
+        folder = fitted_folder(folder)
+        if (folder / "standards.json").is_file():
+            digest.update((folder / "standards.json").read_bytes())
     for file in sorted(folder.rglob("*.safetensors")):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -128,9 +137,10 @@ def load_judge(
     template: str | None = None,
     examples: Sequence[Comparison] = (),
     compile: bool = False,
-) -> Judge:
+) -> AnyJudge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
-    or a short name such as `internvl3.5-8b`), which is then asked without training.
+    or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of a composite
+    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`.
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
@@ -143,6 +153,13 @@ def load_judge(
         examples: labelled comparisons that such a checkpoint is shown before every question.
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
+    if is_composite(name):
+        # imported here because that module loads judges with this one
+        from rewarddance.jobs.composite import load_composite
+
+        if tiles is not None or template is not None or examples:
+            raise ConfigError(f"{name}: a composite takes no tiles, template or examples; its judges have their own")
+        return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
     return load_judge_folder(
         find(name, "judge"),
         precision=precision,
@@ -153,6 +170,18 @@ def load_judge(
         examples=examples,
         compile=compile,
     )
+
+
+def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
+    """`load_judge` for what only a judge of one model can do.
+
+    Raises:
+        ConfigError: a composite.
+    """
+    judge = load_judge(name, **settings)
+    if not isinstance(judge, Judge):
+        raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
+    return judge
 
 
 def load_generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:

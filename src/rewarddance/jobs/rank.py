@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rewarddance.core.media import Media
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge
 
 
-def rank_files(judge: Judge, prompt: str, pictures: Mapping[Path, Media], criterion: str | None) -> dict[str, Any]:
+def rank_files(judge: AnyJudge, prompt: str, pictures: Mapping[Path, Media], criterion: str | None) -> dict[str, Any]:
     """Round robin over pictures, named by their files.
 
     Returns:

@@ -19,7 +19,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator, load_judge, warn_of_cut_prompts
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge
 from rewarddance.search.anchors import verifier_of
 from rewarddance.search.best_of_n import Selection, select
 from rewarddance.search.config import SearchConfig, VerifierConfig
@@ -157,7 +157,7 @@ def _write(out: Path, number: int, prompt: str, group: Sequence[Media], selectio
 
 def _search(
     generator: Tunable,
-    judge: Judge,
+    judge: AnyJudge,
     asked: Sequence[str],
     searching: Searching,
     sampling: Sampling,

@@ -20,12 +20,15 @@ from rewarddance.core.progress import progress
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.judge import Refused, measure_judge
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge, Composite
 
 
 @torch.no_grad()
-def score_one(judge: Judge, comparison: Comparison) -> dict[str, Any]:
+def score_one(judge: AnyJudge, comparison: Comparison, explain: bool = False) -> dict[str, Any]:
     """Reward and margin of one picture, against a reference where there is one.
+
+    Args:
+        explain: add a composite's parts (`Composite.explain`), or a judge's own words.
 
     Raises:
         JudgementError: the judge refuses.
@@ -38,11 +41,15 @@ def score_one(judge: Judge, comparison: Comparison) -> dict[str, Any]:
     }
     if verdict.disagreement is not None:
         out["disagreement"] = float(verdict.disagreement[0])
+    if explain and isinstance(judge, Composite):
+        out |= judge.explain([comparison])[0]
+    elif explain:
+        out["explanation"] = judge.explain([comparison])[0]
     return out | {"computes_in": judge.precision}
 
 
 @torch.no_grad()
-def score_data(data: Path, judge: Judge, out: Path | None) -> dict[str, Any]:
+def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
     """Judge every choice of a Parquet file; returns figures, and with `out` writes one JSON line a choice.
 
     A refused choice is a line with `reward` and `margin` null and the reason under `refused`. In a folder the held-out

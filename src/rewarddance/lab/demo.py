@@ -20,7 +20,7 @@ from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.align import align_generator
 from rewarddance.jobs.data.build import build_data
 from rewarddance.jobs.evaluate import evaluate_alignment
-from rewarddance.jobs.load import find, load_generator, load_judge
+from rewarddance.jobs.load import find, load_generator, load_single_judge
 from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.saved import read_spec
@@ -53,10 +53,10 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     data = build_data(preferences, 8 * scale, "tiny", out / "preferences", 4 if fast else 10)
     say("2/4 judge: the shipped judge, a small VLM, is trained further on these preferences")
     train_from_data(_judge_config(data, fast, seed), out / "judge")
-    judge = load_judge(out / "judge", image_cache=96)
+    judge = load_single_judge(out / "judge", image_cache=96)
     held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
     accuracy = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
-    before = measure_judge(load_judge("tiny"), held_out)
+    before = measure_judge(load_single_judge("tiny"), held_out)
     say("3/4 alignment: reward feedback through the judge against best-of-N references")
     align_generator(_align_config(out / "judge", fast, seed), load_generator("tiny"), judge, out / "align")
     say("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")

@@ -20,7 +20,7 @@ from rewarddance.core.statistics import students_interval
 from rewarddance.data.parquet import RecordTable
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.data.rationales import OracleTeacher, add_rationales
-from rewarddance.jobs.load import load_judge, load_to_train
+from rewarddance.jobs.load import load_single_judge, load_to_train
 from rewarddance.jobs.train import load_sets, measured_once, seen_by_backbone, train_once, warn_of_labels
 from rewarddance.lab.study_differences import RightByPrompt, differences
 from rewarddance.lab.study_tables import as_markdown, judge_tables
@@ -123,7 +123,7 @@ def measured_judge(config: RewardConfig, folder: Path, title: str) -> dict[str, 
     trained = folder / "trained.json"
 
     def measure() -> dict[str, Any]:
-        judge = load_judge(folder)
+        judge = load_single_judge(folder)
         counted = {n: RightByPrompt() for n in held_out}
         return {
             **{n: measure_judge(judge, r, each=counted[n], shared=True) for n, r in held_out.items()},

@@ -30,7 +30,7 @@ from rewarddance.evaluate.generator import Samples, diversity
 from rewarddance.jobs.evaluate import task_features
 from rewarddance.jobs.load import find, load_generator, load_judge, weights_id
 from rewarddance.lab.study_tables import as_markdown, search_tables
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.composite import AnyJudge
 from rewarddance.search.anchors import verifier_of
 from rewarddance.search.config import (
     BestOfNConfig,
@@ -153,7 +153,7 @@ def _name(verifier: str, search: str, nfe: int, seed: int) -> str:
     return f"{verifier}-{search.replace(' ', '_')}-{nfe}-{seed}"
 
 
-def _verifiers(config: SearchStudyConfig, judge: Judge) -> tuple[Asked, ...]:
+def _verifiers(config: SearchStudyConfig, judge: AnyJudge) -> tuple[Asked, ...]:
     alone = answers_alone(judge)
     if "pointwise" in config.verifiers and not alone:
         raise ConfigError(f"study search: {config.judge} does not answer the pointwise question")
@@ -161,7 +161,7 @@ def _verifiers(config: SearchStudyConfig, judge: Judge) -> tuple[Asked, ...]:
 
 
 def _fill(
-    folder: Path, cell: Cell, config: SearchStudyConfig, prompts: list[Prompt], judge: Judge, generator: Tunable
+    folder: Path, cell: Cell, config: SearchStudyConfig, prompts: list[Prompt], judge: AnyJudge, generator: Tunable
 ) -> None:
     """Write what is missing of a cell: figures and pictures of every part of the prompts."""
     asked, name, nfe, seed = cell
@@ -184,7 +184,7 @@ def _fill(
         write_json(target, _figures(results) | {"seconds": round(time.monotonic() - began, 1)})
 
 
-def _verifier(asked: str, judge: Judge, generator: Tunable, part: list[str], num_steps: int, seed: int) -> Verifier:
+def _verifier(asked: str, judge: AnyJudge, generator: Tunable, part: list[str], num_steps: int, seed: int) -> Verifier:
     if asked == "oracle":
         return ByGold(TASK.gold)
     how = VerifierConfig.model_validate({"ask": asked})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from rewarddance.core.streams import stream
 from rewarddance.core.task import Prompt
 from rewarddance.world.batches import captioned_batch
 from rewarddance.world.benchmark import benchmark_prompts
-from rewarddance.world.grammar import random_phrase
+from rewarddance.world.grammar import parse, random_phrase
 from rewarddance.world.oracle import fidelity
-from rewarddance.world.sampling import sample_pair
+from rewarddance.world.render import render
+from rewarddance.world.sampling import place, sample_pair
 from rewarddance.world.scene import CANVAS
 from rewarddance.world.splits import meaning
 
@@ -25,6 +27,11 @@ from rewarddance.world.splits import meaning
 def oracle_fidelity(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
     """Oracle fidelity of every picture, in [0, 1]."""
     return [fidelity(m.to_numpy(), p) for p, m in zip(prompts, media, strict=True)]
+
+
+def _pixels(images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) as (N, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 class EmbeddedTask:
@@ -49,7 +56,12 @@ class EmbeddedTask:
 
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
         prompts, images = captioned_batch(seed, name, index, size)
-        return prompts, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        return prompts, _pixels(images)
+
+    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
+        """Scenes of the prompts, placed at random."""
+        rng = stream(seed, "reference-pictures")
+        return _pixels(np.stack([render(place(parse(prompt), rng)) for prompt in prompts for _ in range(num)]))
 
     def check(self, side: int) -> None:
         if side != CANVAS:

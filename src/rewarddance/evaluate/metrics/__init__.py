@@ -1,0 +1,31 @@
+"""Metrics of pictures and of judges as pure functions of features, scores and samples. Nothing here loads a model."""
+
+from rewarddance.evaluate.metrics.agreement import kendall_tau_b, pairwise_accuracy, pairwise_labels, spearman_rho
+from rewarddance.evaluate.metrics.distances import among_samples, before_and_after, layer_distance
+from rewarddance.evaluate.metrics.distributions import (
+    Moments,
+    cmmd,
+    frechet_distance,
+    frechet_inception_distance,
+    kernel_inception_distance,
+)
+from rewarddance.evaluate.metrics.manifolds import precision_and_recall, vendi_score
+from rewarddance.evaluate.metrics.text import clip_score
+
+__all__ = [
+    "Moments",
+    "among_samples",
+    "before_and_after",
+    "clip_score",
+    "cmmd",
+    "frechet_distance",
+    "frechet_inception_distance",
+    "kendall_tau_b",
+    "kernel_inception_distance",
+    "layer_distance",
+    "pairwise_accuracy",
+    "pairwise_labels",
+    "precision_and_recall",
+    "spearman_rho",
+    "vendi_score",
+]

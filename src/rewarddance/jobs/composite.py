@@ -1,0 +1,210 @@
+"""Composites from their YAML files, and the fit of what they measure by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.config import Precision
+from rewarddance.core.device import resolve_device
+from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.media import Media
+from rewarddance.core.preferences import PreferenceRecord
+from rewarddance.core.progress import say, tracked
+from rewarddance.core.types import Comparison
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.load import SIZES, find, load_internvl, load_single_judge
+from rewarddance.reward.composite import Composite, Standard, fit_standard, load_standards, save_standards
+from rewarddance.reward.composite_config import (
+    ClipPartConfig,
+    CompositeConfig,
+    CompositionPartConfig,
+    HarmonyPartConfig,
+    JudgePartConfig,
+    NoveltyPartConfig,
+    fitted_folder,
+    is_composite,
+    load_composite_config,
+    normalised_weights,
+)
+from rewarddance.reward.composition import composition
+from rewarddance.reward.harmony import colour_harmony
+from rewarddance.reward.novelty import NoveltyIndex
+from rewarddance.reward.parts import JudgePart, Measure, MeasurePart, Part
+from rewarddance.vlm.embedders import ClipEmbedder, holds_clip
+
+PictureFeatures = Callable[[Sequence[Media]], Tensor]
+BATCH = 64
+
+
+def load_composite(file: Path, **settings: Any) -> Composite:
+    """A fitted composite. Parts of its preset that are missing are named.
+
+    Args:
+        settings: of its judges, as `load_judge` takes them.
+
+    Raises:
+        ConfigError: a wrong file, a part that cannot be loaded, or one that was fitted otherwise or not at all.
+    """
+    config, folder = load_composite_config(file), fitted_folder(file)
+    if not (folder / "standards.json").is_file():
+        raise ConfigError(f"{file}: not fitted yet; run `rewarddance composite {file} --data FOLDER`")
+    fitted, standards = load_standards(folder / "standards.json")
+    now = {name: part.model_dump(mode="json") for name, part in config.parts.items()}
+    if changed := [name for name, part in now.items() if fitted.get(name) != part or name not in standards]:
+        raise ConfigError(f"{file}: {', '.join(changed)} changed since the fit; run `rewarddance composite` again")
+    indices = {n: NoveltyIndex.load(folder / f"{n}.safetensors") for n in _novelty(config)}
+    return _composite(config, build_parts(config, indices, **settings), standards, str(file))
+
+
+def _composite(
+    config: CompositeConfig, parts: dict[str, Part], standards: dict[str, Standard], source: str
+) -> Composite:
+    weights, missing = normalised_weights(config)
+    if missing:
+        say(f"{source}: no part {', '.join(missing)}; the other weights are renormalised")
+    return Composite(parts, standards, weights, missing, config.optional, config.bound)
+
+
+def _novelty(config: CompositeConfig) -> dict[str, NoveltyPartConfig]:
+    return {n: p for n, p in config.parts.items() if isinstance(p, NoveltyPartConfig)}
+
+
+def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precision | None = None) -> dict[str, Any]:
+    """Measure how every part spreads on the pictures of a data folder, and fit novelty's index to them.
+
+    Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes every other record, and
+    deviations are measured on the records between, so that no picture is compared with itself.
+
+    Args:
+        most: records at most.
+
+    Returns:
+        What was written to `standards.json`: mean and deviation by part, numbers of pictures, weights, missing parts.
+
+    Raises:
+        ConfigError: a wrong file, or a part that cannot be loaded.
+        InputError: too few records, or a part that gives one value for all pictures.
+    """
+    config, folder = load_composite_config(file), fitted_folder(file)
+    table = RecordTable.open(data if data.is_file() else data / "train.parquet")
+    records = [table[i] for i in range(0, len(table), max(1, -(-len(table) // most)))]
+    if len(records) < 4:
+        raise InputError(f"{data}: {len(records)} records are too few to fit a composite; 4 are the least")
+    own, other = records[::2], records[1::2]
+    pictures = [m for r in own for m in r.media]
+    indices = {
+        name: NoveltyIndex.fit(_batched(picture_features(part.features), pictures), part.method, part.neighbours)
+        for name, part in _novelty(config).items()
+    }
+    parts = build_parts(config, indices, precision=precision)
+    standards = {name: _standard(name, part, other) for name, part in parts.items()}
+    weights, missing = normalised_weights(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, index in indices.items():
+        index.save(folder / f"{name}.safetensors")
+    facts = {
+        "num_pictures": sum(len(r.media) for r in other),
+        "num_index_pictures": len(pictures) if indices else 0,
+        "config": {name: part.model_dump(mode="json") for name, part in config.parts.items()},
+    }
+    save_standards(folder / "standards.json", standards, facts)
+    return {
+        "written": str(folder),
+        "num_pictures": facts["num_pictures"],
+        "weights": weights,
+        "missing": list(missing),
+        "standards": {name: vars(s) for name, s in standards.items()},
+    }
+
+
+@torch.no_grad()
+def _standard(name: str, part: Part, records: Sequence[PreferenceRecord]) -> Standard:
+    """Of pictures alone, and of neighbouring pictures of one record."""
+    alone = [Comparison(r.prompt, m) for r in records for m in r.media]
+    pairs = [Comparison(r.prompt, a, b) for r in records for a, b in zip(r.media[1:], r.media[:-1], strict=True)]
+    values = []
+    for asked in (alone, pairs):
+        starts = tracked(range(0, len(asked), BATCH), f"part {name}")
+        batches = [part.values(asked[i : i + BATCH]).values.float().cpu() for i in starts]
+        values.append(torch.cat(batches) if batches else torch.zeros(0))
+    return fit_standard(name, values[0], values[1])
+
+
+def build_parts(config: CompositeConfig, indices: dict[str, NoveltyIndex], **settings: Any) -> dict[str, Part]:
+    """The parts of a configuration, ready to measure.
+
+    Raises:
+        ConfigError: a part that cannot be loaded.
+    """
+    out: dict[str, Part] = {}
+    for name, part in config.parts.items():
+        if isinstance(part, JudgePartConfig):
+            if is_composite(part.judge):
+                raise ConfigError(f"part {name}: a composite cannot be a part of another one")
+            out[name] = JudgePart(load_single_judge(part.judge, **settings), part.criterion)
+        elif isinstance(part, ClipPartConfig):
+            out[name] = MeasurePart(_clip_measure(name, part))
+        elif isinstance(part, CompositionPartConfig):
+            out[name] = MeasurePart(_composition_measure(part))
+        elif isinstance(part, HarmonyPartConfig):
+            out[name] = MeasurePart(lambda prompts, media: colour_harmony(media))
+        else:
+            out[name] = MeasurePart(_novelty_measure(picture_features(part.features), indices[name]))
+    return out
+
+
+def _composition_measure(part: CompositionPartConfig) -> Measure:
+    weights = part.model_dump(exclude={"kind"})
+    if not any(weights.values()):
+        raise ConfigError("composition: the weights of all rules are 0")
+    return lambda prompts, media: composition(media, weights)
+
+
+def _novelty_measure(features: PictureFeatures, index: NoveltyIndex) -> Measure:
+    return lambda prompts, media: index.distance(features(media))
+
+
+def _clip_measure(name: str, part: ClipPartConfig) -> Measure:
+    """Cosine of pictures to their prompts, to one text, or (mean) to the pictures of a gallery."""
+    if part.text is not None and part.gallery is not None:
+        raise ConfigError(f"part {name}: give a text or a gallery, not both")
+    clip = ClipEmbedder.load(part.model)
+    if part.gallery is None:
+        return lambda prompts, media: (
+            clip(media) * clip.texts([part.text] * len(media) if part.text is not None else prompts)
+        ).sum(1)
+    files = sorted(p for p in Path(part.gallery).glob("*") if p.is_file())
+    if not files:
+        raise ConfigError(f"part {name}: no pictures in {part.gallery}")
+    centre = _batched(clip, [Media.open(f) for f in files]).mean(0)
+    return lambda prompts, media: clip(media) @ centre
+
+
+@torch.no_grad()
+def _batched(features: PictureFeatures, media: Sequence[Media]) -> Tensor:
+    return torch.cat([features(media[i : i + BATCH]) for i in range(0, len(media), BATCH)])
+
+
+def picture_features(name: str) -> PictureFeatures:
+    """Differentiable features of pictures, (N, D): CLIP's where the folder holds a CLIP model, else the mean states of
+    an InternVL's vision tower.
+
+    Raises:
+        ConfigError: neither can be loaded.
+    """
+    if name not in SIZES and holds_clip(name):
+        return ClipEmbedder.load(name)
+    backbone = load_internvl(find(name, "vlm"))
+    backbone.module.requires_grad_(False).to(resolve_device("auto"))
+
+    def features(media: Sequence[Media]) -> Tensor:
+        pixels = backbone.prepare(list(media)).to(backbone.device)
+        out: Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
+        return out
+
+    return features

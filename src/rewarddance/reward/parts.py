@@ -1,0 +1,81 @@
+"""Parts of a composite reward. Each answers comparisons with raw values of its own scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media, check_size
+from rewarddance.core.types import Comparison
+from rewarddance.reward.judge import Judge
+
+Measure = Callable[[Sequence[str], Sequence[Media]], Tensor]
+"""N prompts and N pictures to N values, (N,)."""
+
+
+@dataclass(frozen=True)
+class PartValues:
+    """Raw values (N,), NaN where the part refused, and the reasons by index."""
+
+    values: Tensor
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    def values(self, comparisons: Sequence[Comparison]) -> PartValues:
+        """The picture's value where there is no reference, else how much better the candidate is; differentiable."""
+        ...
+
+
+@dataclass
+class JudgePart:
+    """A judge's margin by one criterion."""
+
+    judge: Judge
+    criterion: str | None = None
+
+    def values(self, comparisons: Sequence[Comparison]) -> PartValues:
+        verdict = self.judge.judge([replace(c, criterion=self.criterion) for c in comparisons])
+        return PartValues(verdict.margin, verdict.refused)
+
+
+@dataclass
+class MeasurePart:
+    """A measure of single pictures; with a reference, the difference of two values."""
+
+    measure: Measure
+
+    def values(self, comparisons: Sequence[Comparison]) -> PartValues:
+        refused = {i: why for i, c in enumerate(comparisons) if (why := unusable(c)) is not None}
+        rows = [i for i in range(len(comparisons)) if i not in refused]
+        out = torch.full((len(comparisons),), torch.nan)
+        if not rows:
+            return PartValues(out, refused)
+        asked = [comparisons[i] for i in rows]
+        compared = [k for k, c in enumerate(asked) if c.reference is not None]
+        pictures = [c.candidate for c in asked] + [r for c in asked if (r := c.reference) is not None]
+        both = self.measure([c.prompt for c in asked] + [asked[k].prompt for k in compared], pictures).float()
+        at = torch.tensor(compared, dtype=torch.long, device=both.device)
+        values = both[: len(asked)].index_add(0, at, both[len(asked) :], alpha=-1)
+        out = out.to(values.device).index_copy(0, torch.tensor(rows, device=values.device), values)
+        broken = {rows[k]: "its value is not a number" for k in (~values.isfinite()).nonzero().flatten().tolist()}
+        return PartValues(out.masked_fill(~out.isfinite(), torch.nan), refused | broken)
+
+
+def unusable(comparison: Comparison) -> str | None:
+    """Why the pictures of a comparison cannot be measured; None where they can."""
+    for media in (comparison.candidate, comparison.reference):
+        if media is None:
+            continue
+        try:
+            check_size(*media.size, media.origin)
+        except InputError as error:
+            return str(error)
+        if not bool(torch.isfinite(media.frames.detach()).all()):
+            return f"{media.origin or 'picture'}: some pixels are not numbers"
+    return None

@@ -1,0 +1,283 @@
+"""Composite rewards: weights, standards, refusals, rules of composition, harmony, novelty, and what must never win."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from rewarddance.apps.cli import main
+from rewarddance.core.errors import ConfigError, InputError, JudgementError
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.data.parquet import RecordTable
+from rewarddance.jobs.composite import fit_composite, load_composite
+from rewarddance.jobs.load import load_judge, load_single_judge, load_task
+from rewarddance.reward.composite import Composite, Standard, fit_standard
+from rewarddance.reward.composite_config import CompositeConfig, load_composite_config, normalised_weights
+from rewarddance.reward.composition import clearness, composition, rules, subject
+from rewarddance.reward.harmony import BINS, colour_harmony, template_distances
+from rewarddance.reward.novelty import NoveltyIndex
+from rewarddance.reward.parts import MeasurePart, PartValues
+
+YAML = """
+parts:
+  fidelity: {kind: judge, judge: tiny}
+  composition: {kind: composition}
+  colour_harmony: {kind: colour_harmony}
+  novelty: {kind: novelty}
+weights: {colour_harmony: 0.1}
+"""
+
+
+def grey(value=0.5, side=48):
+    return Media(torch.full((1, 3, side, side), value))
+
+
+def brightness(prompts, media):
+    return torch.stack([m.frames.mean() for m in media])
+
+
+def blueness(prompts, media):
+    return torch.stack([m.frames[:, 2].mean() for m in media])
+
+
+UNIT = Standard(0.0, 1.0, 1.0)
+
+
+def test_weights_are_those_of_the_parts_that_are_there():
+    part = {"kind": "colour_harmony"}
+    full = CompositeConfig(parts=dict.fromkeys(("fidelity", "style", "composition", "novelty"), part))
+    assert normalised_weights(full) == (
+        pytest.approx({"fidelity": 0.4, "style": 0.25, "composition": 0.25, "novelty": 0.1}),
+        (),
+    )
+    some = CompositeConfig(parts={"fidelity": part, "novelty": part})
+    assert normalised_weights(some) == (pytest.approx({"fidelity": 0.8, "novelty": 0.2}), ("style", "composition"))
+    colour = CompositeConfig(preset="colour", parts={"colour_harmony": part, "composition": part})
+    assert normalised_weights(colour)[0] == pytest.approx({"colour_harmony": 0.25 / 0.35, "composition": 0.1 / 0.35})
+    own = CompositeConfig(parts={"fidelity": part, "mood": part}, weights={"mood": 1.2})
+    assert normalised_weights(own)[0] == pytest.approx({"fidelity": 0.25, "mood": 0.75})
+
+
+def test_a_wrong_file_is_one_line(tmp_path):
+    for text, message in (
+        ("parts: {fidelity: {kind: judge}, mood: {kind: judge}}", "parts mood: have no weight"),
+        ("parts: {fidelity: {kind: judges}}", "fidelity"),
+        ("parts: {fidelity: {kind: judge}}\noptional: [style]", "there is no part style"),
+        ("parts: {fidelity: {kind: judge}}\nweights: {fidelity: -1}", "must be 0 or more"),
+        ("parts: {fidelity: {kind: judge}}\nweights: {fidelity: 0}", "are 0"),
+        ("part: {}", "did you mean 'parts'"),
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_composite_config(tmp_path / "c.yaml")
+
+
+def test_the_sum_is_that_of_bounded_standardised_parts():
+    standards = {"a": Standard(0.2, 0.1, 0.5), "b": Standard(0.0, 2.0, 1.0)}
+    judge = Composite({"a": MeasurePart(brightness), "b": MeasurePart(blueness)}, standards, {"a": 0.75, "b": 0.25})
+    assert isinstance(judge, RewardModel)
+    bright, dark = grey(0.6), grey(0.1)
+    verdict = judge.judge([Comparison("p", bright), Comparison("p", bright, dark), Comparison("p", dark, bright)])
+
+    def bounded(z):
+        return 3 * math.tanh(z / 3)
+
+    expected = [(bounded(4.0), bounded(0.3)), (bounded(1.0), bounded(0.5)), (bounded(-1.0), bounded(-0.5))]
+    assert verdict.parts["a"].tolist() == pytest.approx([a for a, _ in expected], abs=1e-5)
+    assert verdict.margin.tolist() == pytest.approx([0.75 * a + 0.25 * b for a, b in expected], abs=1e-5)
+    row = judge.explain([Comparison("p", bright)])[0]
+    assert row["R"] == pytest.approx(sum(part["contribution"] for part in row["parts"].values()), abs=1e-6)
+    assert row["parts"]["a"]["raw"] == pytest.approx(0.6)
+
+
+def test_gradients_reach_the_pixels_of_the_answered_items_only():
+    pixels = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+    judge = Composite({"a": MeasurePart(brightness)}, {"a": UNIT}, {"a": 1.0})
+    verdict = judge.judge([Comparison("p", Media(pixels)), Comparison("p", Media(torch.rand(1, 3, 1, 300)))])
+    assert list(verdict.refused) == [1]
+    verdict.margin[0].backward()
+    slope = 1 - math.tanh(0.5 / 3) ** 2
+    assert pixels.grad.sum().item() == pytest.approx(slope, rel=1e-4)
+
+
+@dataclass
+class Picky:
+    """Refuses dark pictures."""
+
+    def values(self, comparisons):
+        values = torch.stack([c.candidate.frames.mean() for c in comparisons])
+        refused = {i: "too dark" for i, v in enumerate(values.tolist()) if v < 0.3}
+        return PartValues(values.masked_fill(values < 0.3, torch.nan), refused)
+
+
+def test_an_item_is_refused_where_a_required_part_refuses_it():
+    parts = {"a": MeasurePart(brightness), "b": Picky()}
+    weights, standards = {"a": 0.6, "b": 0.4}, {"a": UNIT, "b": UNIT}
+    asked = [Comparison("p", grey(0.2)), Comparison("p", grey(0.8))]
+    strict = Composite(parts, standards, weights).judge(asked)
+    assert strict.refused == {0: "b: too dark"}
+    assert strict.margin.isnan().tolist() == [True, False]
+    with pytest.raises(JudgementError, match="b: too dark"):
+        Composite(parts, standards, weights).judge(asked, on_refused="raise")
+    lenient = Composite(parts, standards, weights, optional=("b",))
+    verdict = lenient.judge(asked)
+    assert not verdict.refused
+    assert verdict.margin[0].item() == pytest.approx(3 * math.tanh(0.2 / 3), abs=1e-6)  # the weight of a alone
+    assert verdict.parts["b"].isnan().tolist() == [True, False]
+    row = lenient.explain(asked)[0]["parts"]
+    assert (row["b"]["refused"], row["a"]["weight"]) == ("too dark", 1.0)
+    alone = Composite({"b": Picky()}, {"b": UNIT}, {"b": 1.0}, optional=("b",)).judge(asked)
+    assert alone.refused == {0: "b: too dark"}
+
+
+def test_standards_are_those_of_the_values():
+    alone, pairs = torch.arange(10.0), torch.tensor([3.0, -4.0] * 5)
+    found = fit_standard("a", torch.cat([alone, torch.tensor([torch.nan])]), pairs)
+    assert (found.mean, found.std) == (4.5, pytest.approx(alone.std().item()))
+    assert found.paired_std == pytest.approx(math.sqrt(12.5))
+    only_pairs = fit_standard("a", torch.full((9,), torch.nan), pairs)
+    assert only_pairs.mean is None
+    judge = Composite({"a": MeasurePart(brightness)}, {"a": only_pairs}, {"a": 1.0})
+    pixels = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+    verdict = judge.judge([Comparison("p", Media(pixels)), Comparison("p", Media(pixels), grey(0.1))])
+    assert "pictures alone or pairs" in verdict.refused[0]
+    verdict.margin[1].backward()  # the refused item leaves no NaN behind
+    z = 0.4 / found.paired_std
+    assert pixels.grad.sum().item() == pytest.approx((1 - math.tanh(z / 3) ** 2) / found.paired_std, rel=1e-3)
+    with pytest.raises(InputError, match="one value for all"):
+        fit_standard("a", torch.ones(9), pairs)
+    with pytest.raises(InputError, match="answered 2 pictures"):
+        fit_standard("a", torch.ones(2), pairs[:3])
+
+
+def square(x, y, size=12, side=48):
+    """A dark square on white, by its centre in pixels."""
+    pixels = torch.ones(1, 3, side, side)
+    pixels[:, :, y - size // 2 : y + size // 2, x - size // 2 : x + size // 2] = 0.1
+    return Media(pixels)
+
+
+def test_rules_of_composition_have_known_values():
+    def of(*media):
+        return {k: v.tolist() for k, v in rules(subject(torch.cat([m.frames for m in media]))).items()}
+
+    found = of(square(16, 16), square(24, 24), square(6, 24), square(24, 12))
+    assert found["thirds"][0] == pytest.approx(1, abs=1e-3)
+    assert found["thirds"][1] == pytest.approx(0.5, abs=1e-3)  # the centre lies sqrt(2)/6 from a crossing
+    assert found["balance"][1] == pytest.approx(1, abs=1e-3)
+    assert found["balance"][3] == pytest.approx(0.5, abs=1e-3)  # a quarter of the side above the centre
+    assert found["symmetry"] == pytest.approx([0, 1, 0, 1], abs=1e-3)
+    rim = 1 - (42 / 48) ** 2
+    assert found["margins"][:2] == pytest.approx([1, 1], abs=1e-3)
+    assert found["margins"][2] == pytest.approx(max(0, 1 - 0.25 / rim), abs=1e-3)  # a quarter of it in the border
+    noise = Media(torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)))
+    values = composition([square(16, 16), noise, grey()], {"thirds": 1, "balance": 1, "margins": 1, "symmetry": 1})
+    assert values[0] > 2 * values[1] > values[2] == 0
+    assert clearness(subject(grey().frames)).item() == 0
+
+
+def test_harmony_is_one_inside_a_template_and_none_for_an_even_wheel():
+    def picture(*colours):
+        pixels = torch.tensor(colours).T.reshape(1, 3, 1, -1).repeat(1, 1, len(colours), 1)
+        return Media(pixels.repeat_interleave(8, 2).repeat_interleave(8, 3))
+
+    red, cyan, green = (1.0, 0, 0), (0, 1.0, 1.0), (0, 1.0, 0)
+    blue, magenta, yellow = (0, 0, 1.0), (1.0, 0, 1.0), (1.0, 1.0, 0)
+    found = colour_harmony([picture(red), picture(red, cyan), picture(red, yellow, green, cyan, blue, magenta), grey()])
+    assert found[:2].tolist() == pytest.approx([0.97] * 2, abs=0.03)
+    assert found[2] < 0.3
+    assert found[3].item() == pytest.approx(0.5, abs=1e-3)
+    table = template_distances()
+    assert table.shape[0] == BINS
+    assert table.mean(0).amin().item() == pytest.approx(21.6 * 172.8 / 360, abs=0.1)  # the gaps of template X
+    pixels = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    colour_harmony([Media(pixels)]).sum().backward()
+    assert pixels.grad.isfinite().all()
+    assert pixels.grad.abs().sum() > 0
+
+
+def test_novelty_is_a_distance_to_the_reference_set(tmp_path):
+    rng = np.random.default_rng(0)
+    reference, asked = (torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32) for n in (200, 5))
+    knn = NoveltyIndex.fit(reference, "knn", 4)
+    loop = [sorted((q - r).norm().item() for r in reference)[:4] for q in asked]
+    assert knn.distance(asked).tolist() == pytest.approx([np.mean(d) for d in loop], rel=1e-4)
+    mahalanobis = NoveltyIndex.fit(reference * torch.tensor([1.0, 5, 0.2]), "mahalanobis")
+    x = (reference * torch.tensor([1.0, 5, 0.2])).double()
+    covariance = torch.cov(x.T) + 0.05 * torch.cov(x.T).diagonal().mean() * torch.eye(3, dtype=torch.double)
+    gap = asked.double() - x.mean(0)
+    exact = ((gap @ torch.linalg.inv(covariance) * gap).sum(1) / 3).sqrt()
+    assert mahalanobis.distance(asked).tolist() == pytest.approx(exact.tolist(), rel=1e-4)
+    for index in (knn, mahalanobis):
+        index.save(tmp_path / "index.safetensors")
+        assert torch.equal(NoveltyIndex.load(tmp_path / "index.safetensors").distance(asked), index.distance(asked))
+    with pytest.raises(ConfigError, match="fitted on 3 features, but got 2"):
+        knn.distance(asked[:, :2])
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, data_folder):
+    file = tmp_path_factory.mktemp("composite") / "composite.yaml"
+    file.write_text(YAML)
+    return file, fit_composite(file, data_folder)
+
+
+def test_noise_blanks_and_copies_never_win_against_good_pictures(fitted, data_folder):
+    judge, task = load_judge(fitted[0]), load_task("embedded")
+    assert isinstance(judge, Composite)
+    prompts = [p.text for p in task.benchmark()[::12]]
+    pictures = [Media(x[None]) for x in task.reference_pictures(prompts, 1, 0)]
+    copies = [r.media[0] for r in list(RecordTable.open(data_folder / "train.parquet"))[: len(prompts)]]
+    rng = torch.Generator().manual_seed(0)
+    bad = {
+        "noise": [Media(torch.rand(1, 3, 48, 48, generator=rng)) for _ in prompts],
+        "blank": [grey(v) for v in (0.08, 0.55, 0.96)],
+        "copy": copies,
+    }
+    good = judge.judge([Comparison(p, x) for p, x in zip(prompts, pictures, strict=True)]).margin
+    for name, others in bad.items():
+        rivals = [others[i % len(others)] for i in range(len(prompts))]
+        alone = judge.judge([Comparison(p, x) for p, x in zip(prompts, rivals, strict=True)]).margin
+        paired = judge.judge([Comparison(p, x, y) for p, x, y in zip(prompts, pictures, rivals, strict=True)]).margin
+        assert (good > alone).all(), (name, (good - alone).min())
+        assert (paired > 0).all(), (name, paired.min())
+
+
+def test_the_fit_is_written_and_must_be_of_the_same_parts(fitted, data_folder, tmp_path):
+    file, facts = fitted
+    folder = file.with_name("composite.fitted")
+    assert sorted(p.name for p in folder.iterdir()) == ["novelty.safetensors", "standards.json"]
+    assert facts["missing"] == ["style"]
+    assert sum(facts["weights"].values()) == pytest.approx(1)
+    judge = load_judge(file)
+    records = list(RecordTable.open(data_folder / "train.parquet"))[1::2]
+    asked = [Comparison(r.prompt, m) for r in records for m in r.media]
+    margins = load_single_judge("tiny").judge(asked).margin.detach()
+    assert facts["standards"]["fidelity"]["mean"] == pytest.approx(margins.mean().item(), abs=1e-3)
+    assert facts["standards"]["fidelity"]["std"] == pytest.approx(margins.std().item(), rel=1e-3)
+    z = judge.judge(asked).parts["composition"]
+    assert abs(z.mean().item()) < 0.3  # of standardised values, after the bound
+    (tmp_path / "c.yaml").write_text(YAML)
+    with pytest.raises(ConfigError, match="not fitted yet"):
+        load_composite(tmp_path / "c.yaml")
+    file.write_text(YAML.replace("kind: novelty", "kind: novelty, neighbours: 3"))
+    with pytest.raises(ConfigError, match="novelty changed since the fit"):
+        load_judge(file)
+    file.write_text(YAML)
+    with pytest.raises(ConfigError, match="a composite; this takes the judges"):
+        load_single_judge(file)
+
+
+def test_score_explains_the_parts(fitted, tmp_path, capsys):
+    square(16, 16).to_pil().save(tmp_path / "a.png")
+    arguments = ["--judge", str(fitted[0]), "--candidate", str(tmp_path / "a.png")]
+    prompt = "flat drawing of a red square on white"
+    assert main(["score", *arguments, "--prompt", prompt, "--explain"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parts"].keys() == {"fidelity", "composition", "colour_harmony", "novelty"}
+    assert found["margin"] == pytest.approx(sum(p["contribution"] for p in found["parts"].values()), abs=1e-5)
+    assert found["missing"] == ["style"]
