@@ -140,6 +140,7 @@ def test_every_recipe_loads(path):
     if path.stem == "search":
         for name, values in recipe.items():
             parse_search(values, name)
+        return
     if "parts" in recipe:
         load_composite_config(path)
         return
