@@ -94,7 +94,7 @@ def test_every_acknowledged_judgement_is_there_exactly_once(url, tmp_path):
     with database.read() as session:
         stored = list(session.execute(select(Judgement.key, Assignment.token, Assignment.item_id).join(Assignment)))
     database.close()
-    assert Counter(row.key for row in stored) == Counter(acknowledged)
+    assert Counter(row.key for row in stored) == Counter(acknowledged.keys())
     assert all(acknowledged[row.key] == row.token for row in stored)
     assert set(Counter(row.item_id for row in stored).values()) == {4}
 

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Select, select
+from sqlalchemy import select
 
 from rewarddance.apps.annotate import auth, judging
 from rewarddance.apps.annotate.answers import Answer
@@ -222,10 +222,6 @@ def media(token: str, who: SignedIn, desk: Desk) -> Response:
         if row is None:
             raise HTTPException(404, "no such picture")
         number = row.id
-        png = desk.pictures.get(row.sha256, lambda: session.scalars(_content(number)).one())
+        png = desk.pictures.get(row.sha256, lambda: session.get_one(Picture, number).content)
     headers = {"Cache-Control": "private, max-age=3600, immutable"}
     return Response(png, media_type="image/png", headers=headers)
-
-
-def _content(picture: int) -> Select[bytes]:
-    return select(Picture.content).where(Picture.id == picture)

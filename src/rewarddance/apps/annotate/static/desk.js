@@ -122,7 +122,9 @@ function question(name, index) {
     box.append(options(index, "rating", [1, 2, 3, 4, 5].map((n) => [n, { 1: "1 poor", 5: "5 excellent" }[n] || `${n}`, ""])));
     return box;
   }
-  box.append(options(index, "choice", PICKS));
+  const picks = options(index, "choice", PICKS);
+  picks.classList.add("choice");
+  box.append(picks);
   const strength = options(index, "strength", STRENGTHS);
   strength.classList.add("strength");
   strength.setAttribute("role", "group");
