@@ -104,8 +104,7 @@ def _distributions(name: str, before: Array, after: Array, reference: Array) -> 
     """From features (prompts, noises, D) and those of the reference set (M, D)."""
 
     def unit(x: Array) -> Array:
-        scaled: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
-        return scaled
+        return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
     def whole_kid(x: Array, y: Array) -> float:
         return kernel_inception_distance(x, y, num_subsets=1, subset_size=max(len(x), len(y)))[0]
