@@ -169,8 +169,6 @@ def test_every_command_of_the_guide_runs(tmp_path, monkeypatch, simulated_people
             "4",
             "--num-prompts",
             "4",
-            "--num-steps",
-            "2",
             "--optim.lr",
             "0.01",
         ],

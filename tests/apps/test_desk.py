@@ -281,6 +281,7 @@ def test_admin_invites_and_ends_links(new_desk):
     assert "Grace &lt;b&gt;" in page
     link = re.search(r'value="http://desk.test(/join/[^"]+)"', page)[1]
     assert link not in admin.http.get("/admin").text  # it is shown once
+    assert admin.form("/admin/invite", name=" Grace <b>").status_code == 409  # a form that is sent again
     grace = desk.http()
     assert grace.post(link).status_code == 200
     assert grace.get("/").status_code == 200

@@ -97,7 +97,7 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
         page.keyboard.press("Enter")
         wait_for_count(page, "20 done, 4 left")
         check_zoom(page)
-        admin.reload()
+        admin.goto(links["admin"].split("/join/")[0] + "/admin")
         shoot(admin, "admin")
         row = admin.inner_text("table.people tbody tr")
         assert re.search(r"Grace person-2\s+20", row)
@@ -166,7 +166,7 @@ def test_a_phone(new_page, tmp_path):
             fieldset = page.query_selector_all("fieldset")[label == "Tie"]
             fieldset.query_selector(f"label:has-text('{label}')").click()
         shoot(page, "phone")
-        small = [b.bounding_box()["height"] for b in page.query_selector_all(".options label")]
+        small = [b.bounding_box()["height"] for b in page.query_selector_all(".options label") if b.is_visible()]
         assert min(small) >= 44  # large enough for a thumb
         page.tap("#submit")
         wait_for_count(page, "1 done")

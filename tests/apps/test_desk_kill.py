@@ -88,6 +88,8 @@ def test_every_acknowledged_judgement_is_there_exactly_once(url, tmp_path):
             kills += 1
     assert kills == 2
     assert not any(t.is_alive() for t in threads)
+    for person in people:
+        person.http.close()
     acknowledged = {key: a for person in people for key, a in person.acknowledged.items()}
     assert len(acknowledged) == 120
     database = open_database(url)

@@ -197,6 +197,7 @@ def postgres_server(folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if run:
+        folder.parent.chmod(0o755)  # the other user must reach it
         shutil.chown(folder, user)
     port = free_port()
     data = folder / "data"

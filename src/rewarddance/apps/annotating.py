@@ -63,7 +63,7 @@ class Annotate(Flags):
     whole_items_first: bool = False
     """Finish an item before the next one begins. Desks of `ab create` always do."""
     invite: tuple[str, ...] = ()
-    """Names of people to invite; a link for each is printed."""
+    """Names of people to invite; a link for each is printed, a further one where somebody was invited before."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all. Put a proxy with TLS before a public one."""
     port: Count = 8000
@@ -119,7 +119,8 @@ class Annotate(Flags):
         now = time.time()
         with database.write() as session:
             people = {"admin": auth.admin_of(session, now)}
-            people |= {name: auth.new_person(session, name, auth.ANNOTATOR, now) for name in self.invite}
+            for name in self.invite:
+                people[name] = auth.named(session, name) or auth.new_person(session, name, auth.ANNOTATOR, now)
             return {name: f"{base}/join/{auth.invite(session, p, server, now)}" for name, p in people.items()}
 
 

@@ -105,6 +105,8 @@ def invite(
         raise HTTPException(422, "a name needs printable letters")
     now = desk.clock()
     with desk.database.write() as session:
+        if auth.named(session, name.strip()) is not None:  # also where a browser sends the form again
+            raise HTTPException(409, f"{name.strip()} is invited already; make a new link in the table of people")
         person = auth.new_person(session, name.strip(), auth.ANNOTATOR, now)
         token = auth.invite(session, person, desk.server, now)
     return _page(request, desk, who, _link(request, desk, token), name.strip())

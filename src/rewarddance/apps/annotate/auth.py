@@ -52,6 +52,11 @@ def admin_of(session: Session, now: float) -> Person:
     return found or new_person(session, "admin", ADMIN, now)
 
 
+def named(session: Session, name: str) -> Person | None:
+    """The annotator of this name."""
+    return session.scalar(select(Person).where(Person.role == ANNOTATOR, Person.name == name).limit(1))
+
+
 def invite(session: Session, person: Person, config: ServerConfig, now: float) -> str:
     """A new token for a link. Earlier links of the person stay valid until they expire."""
     token = secrets.token_urlsafe(32)

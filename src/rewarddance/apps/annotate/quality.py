@@ -86,7 +86,7 @@ def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, An
     units = _units(judgements, config)[config.asked[0]]
     number = {1.0: 0, 0.0: 1, 0.5: 2}
     items = [{who: number[v] for who, v in votes.items()} for votes in units.values()]
-    if not items:
+    if not any(len(votes) > 1 for votes in items):
         return {"reliability": {}, "pairs": 0, "differ": []}
     model = dawid_skene(items, len(CLASSES))
     differ = []
