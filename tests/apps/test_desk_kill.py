@@ -15,6 +15,7 @@ from sqlalchemy import select
 from rewarddance.apps.annotate.database import open_database
 from rewarddance.apps.annotate.models import Assignment, Judgement
 
+pytestmark = pytest.mark.slow
 PEOPLE = ("ada", "ben", "cyd", "dan")
 
 

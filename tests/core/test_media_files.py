@@ -18,7 +18,7 @@ EXTENSIONS = {
 }
 LOSSY = {"JPEG": 6, "WEBP": 6, "AVIF": 6}
 """Largest difference in levels of 0..255 for a flat picture."""
-ANIMATIONS = ("gif", "webp", "png", "avif")
+ANIMATIONS = ("webp", "png", "avif")  # an animated GIF is a clip
 
 
 def flat(level=60):
@@ -72,7 +72,7 @@ def test_a_file_that_was_cut_off_is_one_clear_line(extension, share, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     message = refusal(path)
-    assert "truncated picture" in message or message.startswith("not a picture")
+    assert "truncated" in message or message.startswith("not a picture")
 
 
 @pytest.mark.parametrize("extension", ANIMATIONS)

@@ -40,7 +40,7 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     assert 0 <= found["win_rate"]["ci_low"] <= found["win_rate"]["mean"] <= found["win_rate"]["ci_high"] <= 1
     assert found["diversity"]["after"]["feature"] > 0
     page = write_report(run).read_text()
-    assert "cannot tell whether it is being hacked" in page
+    assert "so it cannot show reward hacking" in page
     assert "50% of these prompts were trained on" in page
     model = tmp_path / "judge" / "model"
     assert evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(model), num_noises=2)["same_judge"]

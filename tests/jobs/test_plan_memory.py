@@ -54,7 +54,7 @@ def measured(setting, tokenizer, records, folder):
     with live:
         for i in range(2):
             step(records, i)
-            loop._update()
+            loop.update()
             loop.ema.update(loop.parameters, i + 1)
     return live.peak, judge.engine.work.tokens
 

@@ -237,7 +237,11 @@ def test_gradients_of_several_passes_are_those_of_one(pipeline_folder, tmp_path,
         weights = sum(p.sum() for n, p in generator.transformer.named_parameters() if p.requires_grad)
         mean = sum(map(len, prompts)) / len(prompts)
         metrics = {k: torch.tensor(mean) for k in ("reward", "reward_std", "kl", "margin", "time")}
-        return metrics | {"loss": mean * weights, "num_answered": torch.tensor(len(prompts))}
+        return metrics | {
+            "loss": mean * weights,
+            "num_answered": torch.tensor(len(prompts)),
+            "num_judged": torch.tensor(len(prompts)),
+        }
 
     monkeypatch.setattr("rewarddance.align.refl_run.refl_step", known_gradient)
     found = []

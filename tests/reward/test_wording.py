@@ -153,19 +153,41 @@ def test_words_of_your_own_that_cannot_be_asked_name_the_slot(change, message, t
         load_wording(str(own))
 
 
+FORMAT_0 = {
+    "paradigm": "generative_pairwise",
+    "context": {
+        "instruction": True,
+        "instructions": {},
+        "yes": "yes",
+        "no": "no",
+        "layout": "strict",
+        "names": "numbers",
+        "reference": "random",
+        "cot": "none",
+        "samples": 4,
+        "max_reason_tokens": 64,
+        "permutations": 2,
+        "max_pictures": 8,
+    },
+    "precision": "bf16",
+    "temperature": 1.0,
+    "tiles": 1,
+    "criteria": ["fidelity", "overall"],
+    "trained": True,
+}
+"""`judge.json` of the judge that was shipped before judges kept their words."""
+
+
 def old_format(vlm_folder, folder, **changes):
     """A folder as it was written before `judge.json` had a format and a wording."""
     shutil.copytree(vlm_folder, folder)
-    content = json.loads((ASSETS / "judge-tiny" / "judge.json").read_text())
-    assert "format" not in content
-    assert "wording" not in content["context"]
+    content = FORMAT_0
     context = content["context"] | changes.pop("context", {})
     (folder / "judge.json").write_text(json.dumps(content | {"context": context} | changes))
     return folder
 
 
 def test_the_shipped_judge_is_asked_in_the_words_it_was_trained_in(pictures):
-    """It was saved without its words."""
     spec = read_spec(ASSETS / "judge-tiny")
     dialog = spec.context.render(Comparison("a red circle", pictures[1], pictures[0], "fidelity"))
     opening = (
@@ -176,7 +198,7 @@ def test_the_shipped_judge_is_asked_in_the_words_it_was_trained_in(pictures):
     assert (spec.context.words.yes, spec.context.words.no) == (("yes",), ("no",))
     assert spec.criteria == ("fidelity", "overall")
     assert (spec.format, spec.trained, spec.columns) == (1, True, ())
-    assert spec.calibration.temperature == 1
+    assert spec.pointwise
 
 
 def test_format_0_judges_keep_their_names_words_and_sentences(vlm_folder, pictures, tmp_path):

@@ -193,7 +193,7 @@ class RecordTable(Sequence[PreferenceRecord]):
 
     def take(self, rows: Sequence[int]) -> RecordTable:
         """A table of some rows."""
-        return RecordTable(self.light.take(list(rows)), [self.rows[i] for i in rows], self.pictures)
+        return RecordTable(self.light.take(pa.array(rows, pa.int64())), [self.rows[i] for i in rows], self.pictures)
 
     def __iter__(self) -> Iterator[PreferenceRecord]:
         return (self[i] for i in range(len(self)))

@@ -14,6 +14,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.statistics import fit_temperature
 from rewarddance.core.streams import stream
+from rewarddance.core.types import RewardModel
 from rewarddance.evaluate.judge import Refused, measure_judge
 from rewarddance.reward.config import Calibration
 from rewarddance.reward.judge import Judge
@@ -151,7 +152,7 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
     )
 
 
-def measured_and_calibrated(judge: Judge, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
+def measured_and_calibrated(judge: RewardModel, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
     """`measure_judge` with `calibration` beside it; every pair is asked once.
 
     Where calibration cannot be measured it is None, and `no_calibration` gives the reason. `pointwise` holds the
@@ -159,7 +160,7 @@ def measured_and_calibrated(judge: Judge, records: Sequence[PreferenceRecord]) -
     """
     choices = Choices()
     figures = measure_judge(judge, records, each=choices.note)
-    if judge.spec.pointwise:
+    if isinstance(judge, Judge) and judge.spec.pointwise:
         figures["pointwise"] = measure_judge(PointwiseDifference(judge), records)
     try:
         return figures | {"calibration": calibration(choices)}

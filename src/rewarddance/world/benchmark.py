@@ -14,12 +14,15 @@ PER_CATEGORY = 48
 
 
 @cache
-def benchmark_specs(split: Split = "held_out") -> tuple[Spec, ...]:
-    """Specifications with different meanings, `PER_CATEGORY` of each category, grouped by category."""
+def benchmark_specs(split: Split = "held_out", seed: int = 240) -> tuple[Spec, ...]:
+    """Specifications with different meanings, `PER_CATEGORY` of each category, grouped by category.
+
+    The benchmark has the seed 240; another one gives prompts of the same kind for development.
+    """
     specs: list[Spec] = []
     seen: set[str] = set()
     for category in CATEGORIES:
-        rng = stream(240, "benchmark", split, category)
+        rng = stream(seed, "benchmark", split, category)
         while sum(s.category == category for s in specs) < PER_CATEGORY:
             spec = sample_spec(rng, category, split)
             if spec.category == category and meaning(spec) not in seen:
