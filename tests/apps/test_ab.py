@@ -13,6 +13,7 @@ from desks import Client, brightness
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from rewarddance.apps.annotate.auth import RateLimiter
 from rewarddance.apps.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ def simulated_people(monkeypatch):
                     Client(http, link).work(chooser)
 
         monkeypatch.setattr("uvicorn.run", serve)
+        monkeypatch.setattr("rewarddance.apps.annotate.app.RateLimiter", lambda per_minute: RateLimiter(100_000))
 
         def annotate(*args):
             printed["out"] = io.StringIO()

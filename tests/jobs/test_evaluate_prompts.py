@@ -50,7 +50,7 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     assert other["training_judge"]["mean"] == pytest.approx(other["win_rate"]["mean"], abs=1e-4)  # the same weights
     assert other["hacking"] in ("none", "suspected")
     page = write_report(run).read_text()
-    assert "it sees more wins by" in page
+    assert "higher by" in page
     assert 'class="px"' in page
 
 
