@@ -186,7 +186,7 @@ def check_access(page):
     )
     assert unnamed == []
     assert page.evaluate("[...document.images].every(i => i.alt)")
-    assert page.evaluate("[...document.querySelectorAll('button')].every(b => b.innerText.trim() || b.ariaLabel)")
+    assert page.evaluate("[...document.querySelectorAll('button')].every(b => b.textContent.trim() || b.ariaLabel)")
 
 
 def luminance(colour):
