@@ -59,7 +59,7 @@ def simulated_people(monkeypatch):
         def annotate(*args):
             printed["out"] = io.StringIO()
             with contextlib.redirect_stdout(printed["out"]):
-                assert main(["annotate", *map(str, args)]) == 0
+                assert main(["annotate", *map(str, args), "--requests-per-minute", "100000"]) == 0
 
         return annotate
 
