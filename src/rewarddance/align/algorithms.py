@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rewarddance.align import distill, dpo, nft, policy_gradient
 from rewarddance.align.baselines import Baselines, adapted_weight
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.forward import Noised, noised, stratified_times
+from rewarddance.align.guidance import without_guidance
 from rewarddance.align.rollout_config import PolicyGradientConfig, PpoConfig
 from rewarddance.align.rollouts import Rollouts, noise_of, roll_out, streams_of
 from rewarddance.align.scoring import group_advantages
@@ -69,7 +71,18 @@ class Algorithm(ABC):
 
 
 class ForwardProcess(Algorithm):
-    """An algorithm that noises finished pictures again. Groups that do not count are left out of a pass."""
+    """An algorithm that noises finished pictures again and regresses on velocities, always without guidance.
+
+    Groups that do not count are left out of a pass.
+    """
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        with without_guidance(self.generator):
+            return self.regress(rollouts, advantages, index, update)
+
+    @abstractmethod
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        """`loss`, with a guidance scale of 1."""
 
     def noised(self, rollouts: Rollouts, chosen: Tensor, draws: int, index: int, update: int, tied: int = 1) -> Noised:
         """`draws` noised copies of some pictures of every group, copies one after the other.
@@ -104,7 +117,7 @@ class Nft(ForwardProcess):
         with torch.no_grad(), self.generator.policy("old"):
             return super().draw(prompts, places, index)
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         config, (groups, size) = self.config.nft, advantages.shape
         everything = torch.arange(size).expand(groups, size)
         batch = self.noised(rollouts, everything, config.draws, index, update)
@@ -126,31 +139,34 @@ class Nft(ForwardProcess):
         self.generator.load_old_state(old)
 
 
-class Distill(ForwardProcess):
+class BestOfGroup(ForwardProcess):
+    """An algorithm that looks at the best or the worst picture of a group only."""
+
+    def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Without clipping, which could make the second-best picture look like the best."""
+        return group_advantages(scores, self.config.rollout.spread, math.inf)
+
+
+class Distill(BestOfGroup):
     """Best-of-N distillation."""
 
     metrics = distill.METRICS
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         best = advantages.argmax(1, keepdim=True)
         batch = self.noised(rollouts, best, self.config.distill.draws, index, update)
         return distill.distill_step(self.generator, batch, self.config.distill)
 
 
-class Dpo(ForwardProcess):
+class Dpo(BestOfGroup):
     """Diffusion-DPO on the best and the worst picture of every group."""
 
     metrics = dpo.METRICS
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         pairs = torch.stack([advantages.argmax(1), advantages.argmin(1)], 1)
         batch = self.noised(rollouts, pairs, self.config.dpo.draws, index, update, tied=2)
-        return dpo.dpo_step(self.generator, batch.rows(_winners_first(len(batch.z))), self.config.dpo)
-
-
-def _winners_first(num: int) -> Tensor:
-    """Order that puts the even rows before the odd ones."""
-    return torch.cat([torch.arange(0, num, 2), torch.arange(1, num, 2)])
+        return dpo.dpo_step(self.generator, batch, self.config.dpo)
 
 
 @dataclass
@@ -214,6 +230,9 @@ class Ppo(Grpo):
                 self.kl_weight, metrics["kl"], self.settings.kl_target, scores.numel(), self.settings.kl_horizon
             )
         return used
+
+    def went_back(self) -> None:
+        self.kl_weight = self.settings.kl_weight
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"ppo_kl_weight": self.kl_weight}, {"baselines": self.baselines.table}

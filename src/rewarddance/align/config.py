@@ -120,7 +120,8 @@ class AlignConfig(Rolling):
     """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: say it and
     log it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""
     max_kl: float = Field(0.0, ge=0)
-    """Stop when the running mean of the KL is above this; 0 never stops."""
+    """Stop when the running mean of the steps' KL or the KL of a probe is above this; 0 never stops. `nft`, `distill`
+    and `dpo` have no KL of steps, so the probes decide."""
     compile: bool = True
     """Compile the layers of judges with more than 100M parameters on a GPU. Costs half a minute at the start."""
     probe_prompts: int = Field(40, ge=1)
@@ -171,9 +172,23 @@ class AlignConfig(Rolling):
         low, high = settings.window
         if not 0 <= low <= high <= 1:
             raise ValueError(f"{name}.window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
-        if settings.noisy_steps >= self.rollout.num_steps:
+        steps = self.rollout.num_steps
+        room = min(round(high * steps), steps - 1) - round(low * steps)  # the last step of a roll-out has no noise
+        if settings.noisy_steps > room:
             raise ValueError(
-                f"{name}.noisy_steps {settings.noisy_steps}: at most {self.rollout.num_steps - 1}, since the last step "
-                "of a roll-out has no noise"
+                f"{name}.noisy_steps {settings.noisy_steps}: the window has room for {room} of the {steps} steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ppo_can_work(self) -> Self:
+        if self.algorithm != "ppo":
+            return self
+        if self.rollout.relative:
+            raise ValueError(
+                f"rollout.score {self.rollout.score}: compares the pictures of one group, so that ppo's baselines mean "
+                "nothing; use pointwise or references"
+            )
+        if self.ppo.kl_target and (self.ppo.kl_weight == 0 or self.ppo.kl_horizon < self.batch_size):
+            raise ValueError("ppo.kl_target: needs kl_weight above 0 and a kl_horizon of batch_size or more")
         return self

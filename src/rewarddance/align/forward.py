@@ -30,10 +30,6 @@ class Noised:
     t: Tensor
     condition: Any
 
-    def rows(self, order: Tensor) -> Noised:
-        """The rows in another order. The prompts of the rows that change places must be the same."""
-        return Noised(self.x0[order], self.noise[order], self.z[order], self.t[order], self.condition)
-
     @property
     def target(self) -> Tensor:
         """The velocity of the straight path, noise - x0."""

@@ -37,19 +37,12 @@ class Decision:
     mean: Tensor
     log_prob: Tensor
 
-    def rows(self, part: slice) -> Decision:
-        """Some of the roll-outs."""
-        return Decision(
-            self.z[part], self.next[part], self.now, self.after, self.noise, self.mean[part], self.log_prob[part]
-        )
-
 
 def window_start(num_steps: int, config: PolicyGradientConfig, rng: torch.Generator) -> int:
     """The first noisy step, uniform over the window. The last step of a roll-out never has noise."""
     low, high = (round(share * num_steps) for share in config.window)
-    last = num_steps - 1 - config.noisy_steps
-    low, high = min(low, last), min(max(low, high - config.noisy_steps), last)
-    return int(torch.randint(low, high + 1, (), generator=rng))
+    last = min(high, num_steps - 1) - config.noisy_steps
+    return int(torch.randint(low, last + 1, (), generator=rng))
 
 
 def noise_levels(num_steps: int, start: int, config: PolicyGradientConfig) -> list[float]:

@@ -35,12 +35,8 @@ class ReflRun(WatchedRun):
         supervised = self._supervise(index) if self.config.refl.supervised_weight else {}
         all_reduce_gradients(self.loop.parameters.values())
         metrics: Metrics = dict(means.all_reduce(METRICS))
-        if metrics["reward"] is not None:
-            self.bank.note(metrics["reward"])
         self.note_kl(metrics["kl"])
-        metrics |= {"win_rate": self.bank.win_rate, "references_from": self.bank.drawn_at}
-        if self.bank.num_unranked:
-            metrics["references_unranked"] = self.bank.num_unranked
+        metrics |= self.note_win_rate(metrics["reward"])
         return metrics | supervised | self._count_refused(index, refused)
 
     def _supervise(self, index: int) -> Metrics:

@@ -24,9 +24,15 @@ class RolloutConfig(Config):
     minibatches: int = Field(1, ge=1)
     """Parts of whole groups that the pictures of a step are split into, with an optimizer update for each part."""
     spread: float = Field(1e-3, ge=0)
-    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted."""
+    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted. `ppo` compares
+    scores with running baselines and drops no group."""
     clip_advantage: float = Field(5.0, gt=0)
     """Advantages are clipped to plus and minus this."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether scores compare the pictures of one group, so that their mean says nothing."""
+        return self.score in ("round_robin", "win_rate")
 
 
 class NftConfig(Config):
@@ -67,7 +73,8 @@ class PolicyGradientConfig(Config):
 
 
 class PpoConfig(PolicyGradientConfig):
-    """PPO (arXiv 1707.06347) with per-prompt baselines and a KL target."""
+    """PPO (arXiv 1707.06347) with per-prompt baselines and a KL target. Needs scores that mean the same in every step:
+    `rollout.score` pointwise or references."""
 
     noisy_steps: int = Field(4, ge=1)
     kl_target: float = Field(0.0, ge=0)
@@ -75,7 +82,7 @@ class PpoConfig(PolicyGradientConfig):
     kl_horizon: int = Field(1000, ge=1)
     """Pictures over which the weight adapts."""
     baseline_decay: float = Field(0.8, ge=0, lt=1)
-    """Decay of the running mean and deviation of every prompt's scores, a visit."""
+    """Decay of the running mean of every prompt's scores, a visit."""
 
 
 class DistillConfig(Config):

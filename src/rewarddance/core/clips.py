@@ -31,6 +31,8 @@ SUFFIXES = (".mp4", ".webm", ".gif")
 """What clips are saved as."""
 MAX_GIF_FPS = 50.0
 """Players show faster GIFs at ten frames a second."""
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""Kinds of the MP4 container that hold pictures."""
 _UNEVEN = 0.1
 """Share of a frame's duration by which time stamps may be off, beside their own resolution."""
 
@@ -41,6 +43,8 @@ def is_container(head: bytes) -> bool:
 
 
 def _demuxer(head: bytes) -> str | None:
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        return None
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "mov"
     return "matroska" if head[:4] == b"\x1a\x45\xdf\xa3" else None

@@ -72,6 +72,10 @@ class HackingMonitor:
         probes = self._comparable() if self.probes else []
         return alarm(probes) if probes and probes[-1].gold.size > 1 else None
 
+    def measured_at(self, step: int) -> bool:
+        """Whether the last probe is of this step. A probe whose prompts were all refused is not recorded."""
+        return bool(self.probes) and self.probes[-1].step == step
+
     def forget_after(self, step: int) -> None:
         """Forget the probes after a step that the run went back to."""
         self.probes = [p for p in self.probes if p.step <= step]

@@ -34,6 +34,11 @@ class Generator(Protocol):
         """The device of the weights."""
         ...
 
+    @property
+    def passes(self) -> int:
+        """Forward passes for one velocity: two where guidance needs a pass of its own."""
+        ...
+
     def condition(self, prompts: Sequence[str]) -> Any:
         """The embedded prompts, one entry a prompt."""
         ...

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -146,6 +146,11 @@ class PipelineGenerator(ABC):
             always computes in fp32, because reward feedback sends its gradient through the decoder.
     """
 
+    kind: ClassVar[Any]
+    """The pipeline's class."""
+    guidance_is_embedded: ClassVar[bool] = False
+    """Whether the model is told the guidance scale and needs no second pass for it."""
+
     def __init__(
         self, pipeline: Any, guidance: float, side: int, autoencoder: type[Autoencoder], lora_targets: Sequence[str]
     ) -> None:
@@ -156,15 +161,29 @@ class PipelineGenerator(ABC):
         self.autoencoder: Any = autoencoder(self.vae)  # type: ignore[call-arg]
         self.lora = Lora(self.transformer, lora_targets, type(pipeline).save_lora_weights)
 
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        guidance: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        resolution: int | None = None,
+        max_sequence_length: int = 256,
+    ) -> Self:
+        """Load a local folder in diffusers layout; see `load_pipeline` for errors."""
+        pipeline = load_pipeline(cls.kind, Path(folder), dtype)
+        return cls(pipeline, guidance, max_sequence_length, resolution)  # type: ignore[call-arg, arg-type]
+
     @abstractmethod
     def num_cut(self, prompts: Sequence[str]) -> int: ...
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Any: ...
 
+    @property
     @abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
 
     @abstractmethod
     def times(self, num_steps: int) -> Tensor: ...
@@ -180,8 +199,18 @@ class PipelineGenerator(ABC):
         """Parameters of all parts."""
         return num_parameters(*_modules(self.pipeline))
 
+    @property
+    def passes(self) -> int:
+        return 1 if self.guidance == 1.0 or self.guidance_is_embedded else 2
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of the latents."""
+        return self.side // int(self.pipeline.vae_scale_factor)
+
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
+        shape = (n, self.latent_channels, self.latent_side, self.latent_side)
+        return torch.randn(shape, generator=rng, device=rng.device).to(self.device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""

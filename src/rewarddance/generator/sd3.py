@@ -62,6 +62,8 @@ class Sd3Generator(PipelineGenerator):
         ConfigError: the resolution is no whole number of patches, or more than the transformer has positions for.
     """
 
+    kind = StableDiffusion3Pipeline
+
     def __init__(
         self,
         pipeline: StableDiffusion3Pipeline,
@@ -117,9 +119,9 @@ class Sd3Generator(PipelineGenerator):
                 self._empty = self._embed([""])
         return Sd3Condition(embeds, pooled, *self._empty)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.side // int(self.pipeline.vae_scale_factor)
-        return self.transformer.config.in_channels, side, side
+    @property
+    def latent_channels(self) -> int:
+        return int(self.transformer.config.in_channels)
 
     def times(self, num_steps: int) -> Tensor:
         """Evenly spaced from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).

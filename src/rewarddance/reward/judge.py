@@ -67,6 +67,9 @@ class Judge:
         compares_only = spec.paradigm == "generative_pairwise" and spec.trained and not spec.pointwise
         if compares_only and comparison.reference is None:
             return ALONE
+        media = [m for m in (comparison.candidate, comparison.reference) if m is not None]
+        if spec.trained and (frames := max(m.num_frames for m in media)) > 1:
+            return f"a clip of {frames} frames; this judge was trained on pictures"
         learnt = spec.criteria if spec.paradigm == "regression" else ()
         if learnt and comparison.criterion not in learnt:
             return f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(learnt)}"

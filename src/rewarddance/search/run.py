@@ -14,7 +14,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
 from rewarddance.generator.trace import Step, trace
-from rewarddance.search.counted import Counted, passes_of
+from rewarddance.search.counted import Counted
 from rewarddance.search.verifier import Verifier
 
 
@@ -130,7 +130,7 @@ class SearchRun:
         self.generator, self.verifier, self.prompts = Counted(generator, batch), verifier, list(prompts)
         self.rngs, self.nfe = rngs_of(seed, "search", prompts), nfe
         self.times = generator.times(num_steps)
-        self.budget = (nfe - verifier.nfe) // passes_of(generator)
+        self.budget = (nfe - verifier.nfe) // generator.passes
         self.num_samples = self.budget // num_steps
         self._asked, self._refused = verifier.num_asked, torch.zeros(len(prompts), dtype=torch.long)
         self._conditions: dict[int, list[object]] = {}
@@ -143,7 +143,7 @@ class SearchRun:
             BudgetError: names the smallest budget that does.
         """
         if self.budget < velocities:
-            least = velocities * passes_of(self.generator) + self.verifier.nfe
+            least = velocities * self.generator.passes + self.verifier.nfe
             raise BudgetError(f"search: {self.nfe} NFE are too few; these settings need {least} for each prompt")
 
     def noise(self, num: int) -> Tensor:
