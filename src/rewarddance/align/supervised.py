@@ -60,7 +60,7 @@ def supervised_loss(generator: Tunable, task: Task, seed: int, place: int, size:
 
 @contextmanager
 def _without_guidance(generator: Tunable) -> Iterator[None]:
-    """The data's velocity is noise - x; a guided velocity is a combination of two and must not be regressed on it."""
+    """Turn guidance off: a guided velocity combines two velocities, so it must not be regressed on the data."""
     scale, generator.guidance = generator.guidance, 1.0
     try:
         yield

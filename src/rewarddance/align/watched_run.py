@@ -21,7 +21,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.types import RewardModel
 
 RATE_FACTOR = 0.5
-"""The learning rate is multiplied by this when a run goes back; with the same rate the same would happen again."""
+"""The learning rate is multiplied by this when a run goes back. With the old rate the run would fail again."""
 
 
 @dataclass

@@ -88,7 +88,7 @@ class RunFolder:
         """Create the folder and write `run.json`.
 
         Args:
-            facts: further entries of `run.json`: what the configuration came to on this machine.
+            facts: further entries of `run.json`, such as the precision that was chosen on this machine.
 
         Raises:
             RunError: the folder holds a run already and `resume` is False, or that run was made with another

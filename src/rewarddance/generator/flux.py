@@ -93,7 +93,7 @@ class FluxGenerator(PipelineGenerator):
         return self.transformer.config.in_channels // 4, side, side
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted by the number of tokens ([dev]) or not at all ([schnell])."""
+        """The pipeline's own times: evenly spaced, then shifted by the number of tokens ([dev]) or not ([schnell])."""
         _, height, width = self.latent_shape()
         return times_for_tokens(self.pipeline.scheduler, num_steps, height * width // 4)
 

@@ -107,7 +107,7 @@ class ZImageGenerator(PipelineGenerator):
         return self.transformer.config.in_channels, side, side
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted as the scheduler says."""
+        """The pipeline's own times: evenly spaced, then shifted as the scheduler says."""
         _, height, width = self.latent_shape()
         return times_for_tokens(self.pipeline.scheduler, num_steps, height * width // 4)
 

@@ -1,4 +1,4 @@
-"""What makes a judge beside its weights; saved as `judge.json`. No torch here, so that `--help` stays fast."""
+"""The settings of a judge; saved as `judge.json`. No torch here, so that `--help` stays fast."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def search_over_paths(
     `down`, score the pictures that the last steps predict, and keep the best N. After the last round, which ends at
     level 0, the best of the survivors is the result.
 
-    The levels lie between the generator's own times; a stretch of the way takes the times within it.
+    From one level to another, the steps use the two levels and the generator's own times between them.
 
     Raises:
         BudgetError: the budget does not allow two branches a path (or as many as the settings say).

@@ -1,4 +1,4 @@
-"""What every search is made of: P prompts with K candidates each, in one batch, and the count of what it costs."""
+"""The base of every search: P prompts with K candidates each, in one batch, and the count of the cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewarddance.search.verifier import Verifier
 
 
 class BudgetError(ConfigError):
-    """The budget does not allow what the settings ask for."""
+    """The budget is too small for the settings."""
 
 
 @dataclass(frozen=True)

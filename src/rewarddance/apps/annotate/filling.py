@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rewarddance.data.votes import VotedRecord
 
 CHECKS_AT_LEAST = 10
-"""Checks that are made where there are checks and as many records, since nobody sees a check twice."""
+"""Number of checks that are made (if there are so many records), because nobody sees a check twice."""
 
 
 @dataclass
