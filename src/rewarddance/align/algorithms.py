@@ -61,7 +61,7 @@ class Algorithm(ABC):
         """Called after the trained weights went back to an earlier state."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint must hold beside the trained weights: JSON-ready values, and tensors."""
+        """The state for a checkpoint, besides the trained weights: JSON-ready values, and tensors."""
         return {}, {}
 
     def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:  # noqa: B027

@@ -47,7 +47,7 @@ class NftConfig(Config):
 
 
 class PolicyGradientConfig(Config):
-    """What GRPO and PPO share: an SDE rollout and a clipped ratio."""
+    """The settings that GRPO and PPO share: an SDE rollout and a clipped ratio."""
 
     noise: float = Field(0.7, gt=0)
     """Level of the SDE (Flow-GRPO's a)."""

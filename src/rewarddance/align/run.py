@@ -1,4 +1,4 @@
-"""What an algorithm does in an alignment run, as the job calls it (`jobs/align.py`)."""
+"""The methods of an algorithm that the alignment job calls (`jobs/align.py`)."""
 
 from __future__ import annotations
 

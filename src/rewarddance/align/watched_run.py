@@ -1,4 +1,4 @@
-"""What every run that learns from a judge shares: the reference bank, the probes, and their state in checkpoints."""
+"""The shared part of runs that learn from a judge: the reference bank, the probes, and their state in checkpoints."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.core.statistics import Interval, paired_bootstrap
 
 FILES = ("evaluation.json", "evaluation_prompts.json", "evaluation_metrics.json")
-"""What `rewarddance evaluate` writes into a run."""
+"""The files that `rewarddance evaluate` writes into a run."""
 SETTINGS = ("prompts", "noises", "num_steps", "guidance", "seed", "reference", "judge")
 """Keys on which the figures of an evaluation depend."""
 INTERVAL = {"mean", "ci_low", "ci_high"}

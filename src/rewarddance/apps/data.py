@@ -102,7 +102,7 @@ class DataSplit(Flags):
     out: Path
     """Folder to write; with --folds it holds a folder for each fold."""
     by: SplitBy = "prompt"
-    """What stays together."""
+    """The key that records of one side share."""
     share: float = 0.1
     """Share of the records to hold out."""
     hold_out: tuple[str, ...] = ()

@@ -232,7 +232,7 @@ class Media:
 
     @classmethod
     def from_bytes(cls, frames: Tensor, *, origin: str | None = None) -> Media:
-        """What `to_bytes` gave: uint8 (F, 3, H, W)."""
+        """The inverse of `to_bytes`, from uint8 (F, 3, H, W)."""
         return cls(frames.float() / 255, origin=origin)
 
     def to_numpy(self) -> NDArray[np.uint8]:

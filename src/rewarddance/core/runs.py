@@ -22,7 +22,8 @@ PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy"
 
 
 def environment() -> dict[str, Any]:
-    """What figures depend on besides the configuration: versions, git revision, hardware, number of processes."""
+    """Facts besides the configuration on which figures depend: versions, git revision, hardware, number of
+    processes."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def gold_name(self) -> str:
-        """What `gold` measures, for axes and tables."""
+        """The name of `gold` for axes and tables."""
         ...
 
     @property

@@ -98,7 +98,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """What differs between a folder's files and its manifest; empty if all hashes agree.
+    """The differences between a folder's files and its manifest; empty if all hashes agree.
 
     Raises:
         InputError: the folder has no manifest.

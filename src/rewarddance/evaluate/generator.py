@@ -1,5 +1,4 @@
-"""Measures a generator on fixed prompts and noises: gold standard, paired intervals, diversity, a judge's win rate.
-"""
+"""Measures a generator on fixed prompts and noises: gold standard, paired intervals, diversity, a judge's win rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the adapters of all families share. A family is one file with a final class."""
+"""The shared part of the adapters of all families. A family is one file with a final class."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class PipelineGenerator(ABC):
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt; equal seeds and prompts give equal pictures, whatever the batch."""
+        """One picture for each prompt; equal seeds and prompts give equal pictures with any batch."""
         noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
         return list(draw(self, prompts, noise, num_steps, batch=batch))
 

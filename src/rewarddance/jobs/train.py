@@ -319,7 +319,7 @@ def split_table(
     order = (distinct[int(i)] for i in stream(seed, "split").permutation(len(distinct)))
     held = set(islice((p for p in order if fingerprint(p) not in seen), num))
     if not held:
-        raise InputError(f"{table.name}: the judge that training goes on from knows every prompt of it; add others")
+        raise InputError(f"{table.name}: the judge that training continues from knows all its prompts; add others")
     rows = [i for i, p in enumerate(prompts) if p in held]
     return table.take([i for i, p in enumerate(prompts) if p not in held]), table.take(rows)
 

@@ -85,7 +85,7 @@ class SearchStudyConfig(Config):
 
 
 def development_prompts() -> tuple[Prompt, ...]:
-    """100 held-out prompts, 20 of each category, none of which means the same as one of the benchmark."""
+    """100 held-out prompts, 20 of each category. None has the meaning of a benchmark prompt."""
     taken = {meaning(spec) for spec in benchmark_specs()}
     specs = [s for s in benchmark_specs("held_out", 241) if meaning(s) not in taken]
     by_category: dict[str, list[Prompt]] = {}

@@ -180,7 +180,7 @@ class Context(Config):
         return text.format(yes=words.yes[0].strip(), no=words.no[0].strip())
 
     def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
-        """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it.
+        """A whole answer with its reason: the text before the verdict, the verdict, and the text after it.
 
         Args:
             rationale: calls the pictures candidate and reference; the answer calls them as the question did.

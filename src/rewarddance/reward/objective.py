@@ -1,4 +1,4 @@
-"""One step of preference learning: a pure function of a judge and what it is asked."""
+"""One step of preference learning: a pure function of a judge and its questions."""
 
 from __future__ import annotations
 

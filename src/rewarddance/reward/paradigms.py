@@ -40,12 +40,12 @@ class Question:
 def questions(
     record: PreferenceRecord, paradigm: Paradigm, reference: Reference = "random", pointwise_weight: float = 0.0
 ) -> list[Question]:
-    """What a paradigm asks about one record.
+    """The questions of a paradigm about one record.
 
     Args:
         reference: `best_of_n` keeps only the choices that the record's best picture takes part in.
         pointwise_weight: above 0, `generative_pairwise` also asks about every picture alone. The target is the share of
-            its choices that the picture wins; the weight stands beside 1 for a comparison.
+            its choices that the picture wins; a comparison has the weight 1.
 
     Raises:
         InputError: `regression` on a record without ratings.

@@ -1,4 +1,4 @@
-"""What the training of a judge does in a step and at a validation, and when it stops early."""
+"""The training of a judge: its steps, its validations, and early stopping."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class JudgeTraining:
         config, single = self.config, self.judge.single
         if not isinstance(single, GenerativeJudge):
             return
-        # a run that was saved before there were temperatures goes on with 1
+        # a run that was saved before temperatures existed continues with 1
         begun = {"temperature": 1.0} if self.loop.step else {"temperature": config.temperature}
         chosen = (begun | self.loop.extra)["temperature"]
         if chosen == "fit":

@@ -54,6 +54,7 @@ def search_over_paths(
 
 
 def stretch(times: Tensor, top: float, bottom: float) -> Tensor:
-    """The times from `top` down to `bottom`: both, and those of `times` between them. (S + 1,) for S steps."""
+    """The times from `top` down to `bottom`: both ends, and the entries of `times` between them. (S + 1,) for S
+    steps."""
     between = times[(times < top - 1e-4) & (times > bottom + 1e-4)]
     return torch.cat([times.new_tensor([top]), between, times.new_tensor([bottom])])

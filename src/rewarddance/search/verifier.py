@@ -22,7 +22,7 @@ class Verifier(Protocol):
     """Scores pictures. Higher is better.
 
     Attributes:
-        absolute: whether scores of different calls can be compared. False: only those of one prompt in one call.
+        absolute: whether scores of different calls can be compared. False: only scores of one prompt in one call can.
         nfe, decodes: the cost of drawing its references, for each prompt.
         num_asked: comparisons asked so far, all prompts together.
     """

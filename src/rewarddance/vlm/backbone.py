@@ -80,7 +80,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def positions(self, encoded: Encoded) -> Ints:
-        """Rotary positions of a dialog's tokens, (axes, S). A position depends only on what stands before it."""
+        """Rotary positions of a dialog's tokens, (axes, S). A position depends only on the tokens before it."""
 
     @abstractmethod
     def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:

@@ -74,7 +74,7 @@ class Work:
     images: int = 0
     tokens: int = 0
     scores: int = 0
-    """Pairs of tokens of which one attends to the other (a layer and head)."""
+    """Pairs of tokens in which one attends to the other (for each layer and head)."""
     forwards: int = 0
 
 

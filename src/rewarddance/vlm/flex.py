@@ -60,7 +60,7 @@ def _compiled() -> Any:
 
 
 class _Keeps(torch.autograd.Function):
-    """Shapes of the kernel, and what it keeps for its backward pass: inputs, output and a sum for every row."""
+    """Shapes of the kernel, and the tensors for its backward pass: inputs, output and a sum for every row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ CHECKS_AT_LEAST = 10
 
 @dataclass
 class Filled:
-    """What `fill` did: new records and items, and records that had nothing to judge."""
+    """The result of `fill`: new records and items, and records that had nothing to judge."""
 
     records: int = 0
     items: int = 0
