@@ -1,4 +1,4 @@
-"""Losses of the algorithms on roll-outs, against closed forms in float64 and finite differences."""
+"""Losses of the algorithms on rollouts, against closed forms in float64 and finite differences."""
 
 import math
 

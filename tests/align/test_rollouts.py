@@ -1,4 +1,4 @@
-"""Roll-outs and their scores: the same in every batch, and a judge's refusals are never numbers."""
+"""Rollouts and their scores: the same in every batch, and a judge's refusals are never numbers."""
 
 import math
 

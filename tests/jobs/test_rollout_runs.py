@@ -1,4 +1,4 @@
-"""Runs on roll-outs: a killed run that is resumed repeats the unbroken one; too many refusals end a run."""
+"""Runs on rollouts: a killed run that is resumed repeats the unbroken one; too many refusals end a run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The algorithms that learn from roll-outs: how each draws, what it makes of scores, and its loss of a pass."""
+"""The algorithms that learn from rollouts: how each draws pictures, turns scores into advantages, and its loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Algorithm(ABC):
     metrics: ClassVar[tuple[str, ...]]
 
     def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
-        """Roll-outs of one pass of step `index`: without noise, by the trained policy."""
+        """Rollouts of one pass of step `index`: without noise, by the trained policy."""
         config = self.config.rollout
         rngs = streams_of(self.config.seed, "rollout", index, places)
         return roll_out(self.generator, prompts, places, config.group_size, config.num_steps, rngs)
@@ -56,18 +56,18 @@ class Algorithm(ABC):
         """Loss and metrics of the P' groups of one pass, means over them; advantages are (P', K)."""
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
-        """After the updates of a step, with the prompts and scores of all processes; returns further metrics."""
+        """Called after the updates of a step with the prompts and scores of all processes; returns further metrics."""
         return {}
 
     def went_back(self) -> None:  # noqa: B027
-        """After the trained weights went back to an earlier state."""
+        """Called after the trained weights went back to an earlier state."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint must hold beside the trained weights: JSON-ready values, and tensors."""
+        """The state for a checkpoint, besides the trained weights: JSON-ready values, and tensors."""
         return {}, {}
 
     def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:  # noqa: B027
-        """Take that back."""
+        """Restore what `state` returned."""
 
 
 class ForwardProcess(Algorithm):
@@ -242,4 +242,4 @@ class Ppo(Grpo):
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {"nft": Nft, "grpo": Grpo, "ppo": Ppo, "distill": Distill, "dpo": Dpo}
-"""By the configuration's `algorithm`."""
+"""The algorithms by their name in the configuration (`algorithm`)."""

@@ -18,7 +18,7 @@ STATISTICS = ("brightness", "contrast", "colourfulness", "sharpness")
 
 
 def saturation(rewards: Array) -> float:
-    """Share of P(yes) above `SURE` or below 1 - `SURE`: there a judge's answer no longer moves."""
+    """Share of P(yes) above `SURE` or below 1 - `SURE`: there a judge's answer hardly changes."""
     known = rewards[~np.isnan(rewards)]
     return float(np.mean((known > SURE) | (known < 1 - SURE))) if known.size else float("nan")
 
@@ -67,7 +67,7 @@ def drift(now: Tensor, start: Tensor) -> dict[str, float]:
 def surface_sensitivity(judge: RewardModel, comparisons: Sequence[Comparison], step: float = 0.01) -> float | None:
     """Mean of m(x) - m(x - step g / |g|): how much the margin falls by a small step against its gradient g.
 
-    It falls when a judge is exploited, since the pictures then stand on tops of its surface.
+    It falls when a judge is exploited, because the pictures are then near maxima of the margin.
 
     Args:
         step: length of the step in pixel values over the whole picture (Euclidean).

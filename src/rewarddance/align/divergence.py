@@ -38,12 +38,12 @@ class State:
 class KlProbe:
     """KL(policy, frozen policy) of one SDE step, averaged over states that the frozen policy visits.
 
-    The states are those of its deterministic roll-outs from fixed noises, at `NUM_TIMES` steps spread over the
-    roll-out. They are a function of the frozen weights and the seed, so a resumed run makes them again.
+    The states are those of its deterministic rollouts from fixed noises, at `NUM_TIMES` steps spread over the
+    rollout. They are a function of the frozen weights and the seed, so a resumed run makes them again.
 
     Args:
         prompts: the first `NUM_PROMPTS` are used.
-        num_steps: steps of the roll-out.
+        num_steps: steps of the rollout.
         batch: prompts in one pass.
     """
 
@@ -70,7 +70,7 @@ class KlProbe:
         prompts = list(self.prompts[:NUM_PROMPTS])
         rng = torch.Generator().manual_seed(seed_of(self.seed, "kl-probe"))
         noise, times = self.generator.noise(len(prompts), rng), self.generator.times(self.num_steps)
-        # the last step of a roll-out has no noise, so it has no KL
+        # the last step of a rollout has no noise, so it has no KL
         chosen = set(torch.linspace(0, max(0, self.num_steps - 2), NUM_TIMES).round().int().tolist())
         with self.generator.reference():
             for start in range(0, len(prompts), self.batch):

@@ -1,4 +1,4 @@
-"""What the forward-process algorithms share: finished pictures are noised again, and velocities compared there."""
+"""The shared part of the forward-process algorithms: noise finished pictures again and compare velocities there."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ FEW = 8
 
 
 def judge_gold(judge: RewardModel, criterion: str) -> Gold:
-    """A second judge's P(better than the start's picture), NaN where it refuses: gold where there is no exact measure.
+    """P(better than the start's picture) of a second judge, NaN where it refuses. Gold where no exact measure exists.
 
-    It should differ from the judge that trains (other data, another size or family); what fools one need not fool the
-    other then (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
+    It should differ from the training judge (other data, another size or family). A picture that fools one may then not
+    fool the other (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
     """
 
     def measure(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
@@ -56,7 +56,7 @@ def _of_table(table: np.ndarray) -> Metrics:
 
 @dataclass
 class Prober:
-    """Proxy reward against the pictures of the start, and the gold standard, of fixed prompts and noises.
+    """Measures the proxy reward against the pictures of the start, and the gold standard, on fixed prompts and noises.
 
     Each data-parallel process draws a share of the prompts; all processes get all values.
     """

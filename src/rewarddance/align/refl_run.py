@@ -1,4 +1,4 @@
-"""ReFL as a run: batches, the reference bank, and what to do about refused judgements."""
+"""The run of ReFL: batches, the reference bank, and refused judgements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.task import Task
 
 MOST_REFUSED = 0.05
-"""Share of judged pictures that may be refused; a run with more of them ends."""
+"""A run ends if the judge refuses more than this share of the pictures."""
 FREE_STEPS = 3
 """Steps at the start in which any number may be refused."""
 

@@ -1,4 +1,4 @@
-"""Roll-outs as a run: collect groups, score them, make updates; watched by probes like reward feedback."""
+"""The run of rollout algorithms: collect groups, score them, update the weights. Probes watch it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rewarddance.core.streams import stream
 Lesson = tuple[Rollouts, Tensor, Tensor]
 """A pass of P' groups, their advantages (P', K), and which groups count (P',)."""
 MOST_REFUSED = 0.05
-"""Share of the questions of a step that the judge may refuse; a run with more of them ends."""
+"""A run ends if the judge refuses more than this share of the questions of a step."""
 
 
 @dataclass
@@ -126,15 +126,16 @@ def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Te
 
 
 def _score_metrics(scores: Tensor, counts: Tensor, relative: bool) -> Metrics:
-    """What the scores (P, K) of a step look like.
+    """Statistics of the scores (P, K) of a step.
 
     Args:
         counts: which groups taught something.
         relative: scores compare the pictures of one group, so their mean says nothing.
 
     Returns:
-        within_std: mean standard deviation within a group; zero_variance: share of the groups that taught nothing; and
-        for scores that are not relative reward: their mean, and across_std: the deviation of the groups' means.
+        within_std: mean standard deviation within a group; zero_variance: share of the groups that taught nothing.
+        Scores that are not relative also have reward: their mean, and across_std: the standard deviation of the
+        groups' means.
     """
     means = scores.nanmean(1)
     within = (scores - means[:, None]).square().nanmean(1).sqrt()

@@ -20,7 +20,7 @@ Way = Literal["round_robin", "win_rate", "pointwise", "references"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge says of P groups of K pictures.
+    """A judge's scores of P groups of K pictures.
 
     Attributes:
         values: (P, K) fp32 on the CPU, NaN where the judge refused every question about a picture.

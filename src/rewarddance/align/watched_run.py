@@ -1,4 +1,4 @@
-"""What every run that learns from a judge shares: the reference bank, the probes, and their state in checkpoints."""
+"""The shared part of runs that learn from a judge: the reference bank, the probes, and their state in checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.types import RewardModel
 
 RATE_FACTOR = 0.5
-"""The learning rate is multiplied by this when a run goes back; with the same rate the same would happen again."""
+"""The learning rate is multiplied by this when a run goes back. With the old rate the run would fail again."""
 
 
 @dataclass

@@ -17,10 +17,10 @@ LIKERT = ("fidelity", "style", "composition", "novelty")
 
 @dataclass(frozen=True)
 class Preference:
-    """What the votes of one criterion come to.
+    """The result of the votes of one criterion.
 
     Attributes:
-        choices: one a pair that was judged. Its label is the weighted share of judgements for its first candidate.
+        choices: one for each judged pair. Its label is the weighted share of judgements for its first candidate.
         ratings: mean rating of every candidate from 1 to 5; None if a candidate has no rating.
     """
 
@@ -30,7 +30,7 @@ class Preference:
 
 
 def preferences(record: VotedRecord) -> tuple[Preference, ...]:
-    """One `Preference` a criterion, in the order in which the criteria are first voted on.
+    """One `Preference` for each criterion, in the order in which the criteria first occur in the votes.
 
     Choices and rankings count before ratings: a rating decides pairs only where its criterion has no other vote.
     """
@@ -60,7 +60,7 @@ class _Pair:
         self.won += vote.weight * label
         if vote.strength is not None:
             self.strengths.append(vote.strength)
-        if vote.reason and not swapped:  # a reason names the roles of its own order
+        if vote.reason and not swapped:  # a reason uses the roles of its own order
             self.reasons.append((label, vote.reason))
 
     def choice(self) -> Choice:
@@ -71,7 +71,7 @@ class _Pair:
 
 
 def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
-    """The choices that votes of one criterion come to, one a pair, in the order of the first vote on it."""
+    """The choices that follow from votes of one criterion, one for each pair, in the order of the first votes."""
     direct = [v for v in votes if v.kind != "rating"]
     pairs: dict[tuple[int, int], _Pair] = {}
     for vote in direct or _by_annotator(votes):
@@ -82,7 +82,7 @@ def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
 
 
 def pairwise(vote: Vote) -> list[Vote]:
-    """A vote as choices between two. A ranking or rating of K candidates gives K (K - 1) / 2, equal values are ties."""
+    """A vote as choices between two candidates. A ranking or rating of K gives K (K - 1) / 2; equal values are ties."""
     if vote.kind == "choice":
         return [vote]
     sign = 1 if vote.kind == "ranking" else -1
@@ -94,7 +94,7 @@ def pairwise(vote: Vote) -> list[Vote]:
 
 
 def _by_annotator(votes: Sequence[Vote]) -> list[Vote]:
-    """Ratings of each annotator as one vote, since a file may give one rating a candidate."""
+    """Each annotator's ratings as one vote, because a file may have a row for the rating of each candidate."""
     merged: dict[str | None, dict[int, list[float]]] = {}
     for vote in votes:
         if vote.kind == "rating":

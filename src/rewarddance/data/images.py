@@ -56,7 +56,7 @@ def imagerewarddb(row: Mapping[str, Any], place: int) -> Draft:
 def prompt_groups(path: Path) -> Rows:
     """Rows of ImageRewardDB, joined while `prompt_id` stays the same: {"prompt_id", "rows"}, numbered by the first.
 
-    A `prompt_id` that comes back later is an error row, since its pictures were ranked together.
+    A `prompt_id` that comes back later is an error row, because its pictures were ranked together.
     """
     finished: set[str] = set()
     start = 0
@@ -83,7 +83,7 @@ def hpdv2(row: Mapping[str, Any], place: int) -> Draft:
     """HPDv2: train rows `prompt, file_path[2], human_preference[2]` (1 is preferred), test rows `prompt, image_path[],
     rank[], raw_annotations[{rank, user_hash}]` (a lower rank is better).
 
-    A test row's `rank` is made from its annotations, so it counts only where there are none.
+    A test row's `rank` is computed from its annotations, so it counts only if there are none.
     """
     name, prompt = str(row.get("id") or f"row-{place}"), text(row, "prompt")
     if "human_preference" in row:

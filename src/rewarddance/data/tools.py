@@ -33,7 +33,7 @@ SIDES = (
 )
 """Names that tasks commonly give to the two sides."""
 _GENERAL = {"pw", "pairwise", "pair", "preference", "choice", "label", "better", "comparison", "ranking", "overall"}
-"""Names of questions that say nothing about a criterion, so that it is `overall`."""
+"""Names of questions that name no criterion; the criterion is then `overall`."""
 _TIES = {"tie": False, "same": False, "equal": False, "bothgood": False, "bothbad": True, "neither": True}
 """Words for a tie, and whether both are bad."""
 
@@ -167,7 +167,7 @@ def _tie(word: Any) -> list[bool]:
 
 
 def _index(name: Any, names: Sequence[str]) -> int:
-    """Which of the two candidates a control points at, by its field's name or that name's last part."""
+    """The candidate that a control names, by its field's name or the last part of that name."""
     word = str(name)
     for index, field in enumerate(names):
         if word in (field, field.split("_")[-1], field.split("_")[0], "ab"[index], ("left", "right")[index]):
@@ -179,8 +179,8 @@ def argilla(row: Mapping[str, Any], place: int) -> Draft:
     """Argilla's records: `fields`, and `responses` by question, nested or with flat keys (`question.responses`).
 
     A label question names a field (or a, b, left, right, tie, both_bad); a ranking question ranks the fields; a rating
-    question whose name ends with a side (`quality_a`) rates it from 1 to 5. Suggestions are of models, and left out;
-    so are drafts and discarded responses.
+    question whose name ends with a side (`quality_a`) rates it from 1 to 5. Suggestions (of models), drafts and
+    discarded responses are left out.
     """
     fields = row.get("fields") if isinstance(row.get("fields"), dict) else row
     assert isinstance(fields, Mapping)

@@ -1,4 +1,4 @@
-"""What the adapters of all families share. A family is one file with a final class."""
+"""The shared part of the adapters of all families. A family is one file with a final class."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """No progress bar for local folders that load in a second, no warning a call about prompts that are cut."""
+    """Hide diffusers' progress bar for local folders, and its warning at every call about prompts that are cut."""
     bar, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
@@ -66,7 +66,7 @@ def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: None) ->
     for part in _modules(pipeline):
         part.eval().requires_grad_(False)
     for part in pipeline.components.values():
-        if isinstance(part, PreTrainedTokenizerBase):  # the pipeline itself cuts what is too long; `num_cut` counts it
+        if isinstance(part, PreTrainedTokenizerBase):  # the pipeline cuts long prompts; `num_cut` counts them
             part.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return pipeline
 
@@ -98,7 +98,7 @@ def num_longer(tokenizer: Any, texts: Sequence[str], most: int) -> int:
 
 
 def times_for_tokens(scheduler: Any, num_steps: int, num_tokens: int) -> Tensor:
-    """The times that the pipelines of FLUX.1, Qwen-Image and Z-Image sample a picture of so many tokens at.
+    """The times at which the pipelines of FLUX.1, Qwen-Image and Z-Image sample a picture of `num_tokens` tokens.
 
     Evenly spaced, then shifted by the scheduler. With dynamic shifting the shift is exp(mu), and mu is linear in the
     number of tokens.
@@ -225,7 +225,7 @@ class PipelineGenerator(ABC):
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt; equal seeds and prompts give equal pictures, whatever the batch."""
+        """One picture for each prompt; equal seeds and prompts give equal pictures with any batch."""
         noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
         return list(draw(self, prompts, noise, num_steps, batch=batch))
 

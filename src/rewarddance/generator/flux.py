@@ -82,7 +82,7 @@ class FluxGenerator(PipelineGenerator):
         return int(self.transformer.config.in_channels) // 4
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted by the number of tokens ([dev]) or not at all ([schnell])."""
+        """The pipeline's own times: evenly spaced, then shifted by the number of tokens ([dev]) or not ([schnell])."""
         return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: FluxCondition) -> Tensor:

@@ -26,12 +26,12 @@ from rewarddance.generator.base import (
 )
 
 EMPTY = " "
-"""The prompt without content that Qwen-Image's own examples guide away from."""
+"""The negative prompt of Qwen-Image's own examples; it has no content."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Embeddings (B, S, D), and which of them are no padding, (B, S); None where none is."""
+    """Embeddings (B, S, D), and a mask (B, S) of those that are not padding; None where nothing is padding."""
 
     embeds: Tensor
     mask: Tensor | None
@@ -51,7 +51,7 @@ class QwenImageCondition:
 
 @final
 class QwenImageGenerator(PipelineGenerator):
-    """Qwen-Image. A guided velocity costs a second forward pass; each token's is scaled to the unguided one's length.
+    """Qwen-Image. A guided velocity costs a second forward pass; each token's velocity gets the unguided one's length.
 
     Args:
         guidance: classifier-free guidance scale (`true_cfg_scale` of the pipeline, 4 in its own examples); 1 is off.
@@ -105,7 +105,8 @@ class QwenImageGenerator(PipelineGenerator):
         return int(self.transformer.config.in_channels) // 4
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted by the number of tokens and stretched to end at `shift_terminal`."""
+        """The pipeline's own times: evenly spaced, shifted by the number of tokens, stretched to end at
+        `shift_terminal`."""
         return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: QwenImageCondition) -> Tensor:

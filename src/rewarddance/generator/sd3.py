@@ -126,8 +126,8 @@ class Sd3Generator(PipelineGenerator):
     def times(self, num_steps: int) -> Tensor:
         """Evenly spaced from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
 
-        The pipeline's own default spends its last step near 1/1000. It draws as here when it gets the even times,
-        which its scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
+        By default the pipeline spends its last step near 1/1000. To draw as here, give it the even times, which its
+        scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
         """
         return flow.times(num_steps, float(self.pipeline.scheduler.config.shift))
 

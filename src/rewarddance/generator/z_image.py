@@ -95,7 +95,7 @@ class ZImageGenerator(PipelineGenerator):
         return int(self.transformer.config.in_channels)
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted as the scheduler says."""
+        """The pipeline's own times: evenly spaced, then shifted as the scheduler says."""
         return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: ZImageCondition) -> Tensor:

@@ -1,4 +1,4 @@
-"""`rewarddance align`: names in the configuration to models and a task, then the training of an adapter."""
+"""`rewarddance align`: loads the models and the task that the configuration names, then trains an adapter."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     Raises:
         InputError: a file of prompts is missing, empty, or not the one that the configuration was made with.
     """
-    config, task = _task(config)  # before models are loaded, so that a wrong name is said at once
+    config, task = _task(config)  # before models are loaded, so that a wrong name is reported at once
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
         judge = load_judge(

@@ -46,7 +46,7 @@ class Judge:
 
     @property
     def precision(self) -> Computed:
-        """What passes compute in."""
+        """Precision of passes."""
         stored = self.engine.backbone.module.parameters()
         half = self.engine.autocast == torch.bfloat16 or next(stored).dtype == torch.bfloat16
         return "bf16" if half else "fp32"

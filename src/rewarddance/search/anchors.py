@@ -1,4 +1,4 @@
-"""A verifier for any judge; pictures that a pairwise judge compares with are drawn here."""
+"""Makes a verifier from any judge, and draws the anchors that a pairwise judge compares with."""
 
 from __future__ import annotations
 
