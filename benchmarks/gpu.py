@@ -1,6 +1,6 @@
 """All benchmarks on a GPU, as one table with bars. Weights are random, shapes are those of public checkpoints.
 
-Usage: python benchmarks/gpu.py [--only PART ...] [--minutes 6] [--out docs/results/gpu.md]
+Usage: python benchmarks/gpu.py [--only PART ...] [--tasks T1 T2 T3] [--minutes 6] [--out docs/results/gpu.md]
 
 Parts: engine-1b, engine-8b, lora-8b, refl. A part that does not fit into the minutes is skipped, and the table says so.
 The exit status is 1 where a bar is missed.
@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -69,7 +69,7 @@ FLOORS = {"engine-1b": {"T1": 0.35, "T2": 0.35, "T3": 0.35}, "engine-8b": {"T1":
 LAYOUTS = ("strict", "two_questions", "listwise")
 
 
-def engine(part: str) -> Iterator[Line]:
+def engine(part: str, wanted: Sequence[str]) -> Iterator[Line]:
     """T1 (rank 16 candidates), T2 (round robin of 8) and T3 (a training step), compiled, against compiled baselines."""
     shape, prompts = ("internvl3-1b", 4) if part == "engine-1b" else ("internvl3-8b", 1)
     backbone = build(shape, CUDA)
@@ -80,12 +80,16 @@ def engine(part: str) -> Iterator[Line]:
         ("T3", step_of(prompts, SIDE), LAYOUTS, True),
     )
     for task, comparisons, layouts, train in tasks:
+        if task not in wanted:
+            continue
         if train:
             backbone.module.train()
             if part == "engine-8b":
                 checkpoint_gradients(backbone)
         began = time.perf_counter()
-        rows = compare(task, backbone, comparisons, layouts, batches=(16, 32), rounds=3, train=train, singles=False)
+        rows = compare(
+            task, backbone, comparisons, layouts, batches=(16, 32), rounds=2 if train else 3, train=train, singles=False
+        )
         print(f"{part} {task}: {time.perf_counter() - began:.0f} s", flush=True)
         for row in rows:
             what = f"{row.task} {row.layout}"
@@ -99,7 +103,7 @@ def engine(part: str) -> Iterator[Line]:
             )
 
 
-def lora_8b(part: str) -> Iterator[Line]:
+def lora_8b(part: str, _: Sequence[str]) -> Iterator[Line]:
     """A training step of an 8B judge with adapters: pairs a second, and peak memory against that of `plan`."""
     name, num_records, num_pictures = "internvl3.5-8b", 4, 4
     setting = Setting(trained="adapters", weights="bf16", checkpointing=True, records=num_records)
@@ -138,7 +142,7 @@ def lora_8b(part: str) -> Iterator[Line]:
     yield Line(part, "peak memory", shown, "within 10%", abs(off) <= 0.1)
 
 
-def refl(part: str) -> Iterator[Line]:
+def refl(part: str, _: Sequence[str]) -> Iterator[Line]:
     """A ReFL step of SD3.5-medium at 512 pixels with an InternVL3-1B judge, with ours and ImageReward's settings."""
     batch, resolution = 4, 512
     backbone = build("internvl3-1b", CUDA)
@@ -168,7 +172,7 @@ def refl(part: str) -> Iterator[Line]:
         yield Line(part, f"ReFL step of {batch} pictures, {what}", shown)
 
 
-PARTS: dict[str, tuple[Callable[[str], Iterator[Line]], float]] = {
+PARTS: dict[str, tuple[Callable[[str, Sequence[str]], Iterator[Line]], float]] = {
     "engine-1b": (engine, 2.5),
     "engine-8b": (engine, 2.5),
     "lora-8b": (lora_8b, 0.7),
@@ -180,6 +184,7 @@ PARTS: dict[str, tuple[Callable[[str], Iterator[Line]], float]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
+    parser.add_argument("--tasks", nargs="+", choices=("T1", "T2", "T3"), default=("T1", "T2", "T3"))
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -195,7 +200,7 @@ def main() -> int:
             lines.append(Line(part, "skipped: no time left", ""))
             continue
         try:
-            for line in run(part):
+            for line in run(part, args.tasks):
                 lines.append(line)
                 print(line.markdown(), flush=True)
         except Exception as error:  # a failed part must not stop the others

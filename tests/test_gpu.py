@@ -14,7 +14,12 @@ from rewarddance.apps.cli import main
 from rewarddance.core.runs import RunFolder
 from rewarddance.vlm.engine import Engine
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    # torch.compile itself reads .grad of tensors that are no leaves, and warns of it
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 PROMPT = "flat drawing of a red circle on white"
 KINDS = ["internvl", "qwen2_5_vl", "qwen3_vl"]
 

@@ -106,8 +106,11 @@ def interleaved(
             began = time.perf_counter()
             results[name] = way()
             wait(device)
+            taken = time.perf_counter() - began
             if i > 0:  # the first round warms up
-                seconds[name].append((time.perf_counter() - began) * way.scale)
+                seconds[name].append(taken * way.scale)
+            elif taken > 5:
+                print(f"{name}: warmed up in {taken:.0f} s", flush=True)
     return seconds, results
 
 

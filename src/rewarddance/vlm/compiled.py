@@ -7,14 +7,9 @@ without gradients), each once.
 
 from __future__ import annotations
 
-import torch
-
 from rewarddance.core.device import SMALL_MODEL, num_parameters
 from rewarddance.vlm.backbone import Backbone
-
-RECOMPILE_LIMIT = 64
-"""Variants of one function that torch keeps. All transformers layers share one entry function, so two models already
-reach torch's default of 8."""
+from rewarddance.vlm.flex import raise_recompile_limit
 
 
 def compile_layers(backbone: Backbone, wanted: bool = True) -> bool:
@@ -25,7 +20,7 @@ def compile_layers(backbone: Backbone, wanted: bool = True) -> bool:
     """
     if not wanted or backbone.device.type != "cuda" or num_parameters(backbone.module) <= SMALL_MODEL:
         return False
-    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    raise_recompile_limit()
     for layer in backbone.blocks:
         layer.compile(dynamic=True)
     return True

@@ -19,6 +19,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
 """Tokens in a block of the mask."""
+RECOMPILE_LIMIT = 64
+"""Variants of one compiled function that torch keeps: one for each width, type, and gradient mode. All transformers
+layers share one entry function. Beyond the limit torch runs flex attention with a whole matrix of scores; its default
+of 8 is reached by two models."""
 
 
 def block_mask(leave: NDArray[np.int64], device: torch.device) -> BlockMask:
@@ -54,8 +58,14 @@ def _listed(blocks: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Te
     return torch.from_numpy(num).to(device)[None, None], torch.from_numpy(columns).to(device)[None, None]
 
 
+def raise_recompile_limit() -> None:
+    """Let torch keep at least `RECOMPILE_LIMIT` variants of a compiled function."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+
+
 @cache
 def _compiled() -> Any:
+    raise_recompile_limit()
     return torch.compile(flex_attention, dynamic=True)
 
 
