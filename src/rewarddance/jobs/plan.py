@@ -112,7 +112,8 @@ def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0)
     AdamW keeps two values a trained parameter, in the parameter's type. Averaged weights and adapters are fp32. FSDP
     gathers the root and two layers at a time, with their gradients. Without sharding, autocast keeps a copy of every
     matrix for the backward pass. Checkpointing keeps the layers' inputs and the activations of one layer at a time,
-    with its gradients where it is trained.
+    with its gradients where it is trained. Adapters keep the inputs of their matrices once more, because autocast
+    copies them.
     """
     stored, computed = WIDTH[setting.weights], WIDTH[setting.compute]
     trained = trained_parameters(setting, parts, num_adapters)
@@ -128,6 +129,8 @@ def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0)
     activations: float = sum(t.total for t in towers)
     if setting.checkpointing:
         layer = max(t.total / t.layers for t in towers)
+        if setting.trained == "adapters":
+            layer = kept.language.recomputed + (kept.adapted * computed if computed < 4 else 0)
         activations = sum(t.inputs for t in towers) + layer * (1 if setting.trained == "adapters" else 2)
     elif setting.shard == 1 and stored != computed:
         gathered = parts.matrices * computed

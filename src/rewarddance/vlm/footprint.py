@@ -15,6 +15,7 @@ from rewarddance.vlm.attention import attach
 from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
 from rewarddance.vlm.layout import lay_out
+from rewarddance.vlm.memory import LiveBytes
 from rewarddance.vlm.plan import Key, build_tree
 
 
@@ -111,11 +112,14 @@ class Activations:
         total: of all layers.
         inputs: of the layers' inputs alone, which gradient checkpointing keeps.
         layers: number of layers.
+        recomputed: at the worst moment of one layer's recomputation and backward pass, without gradients of weights;
+            0 where it is not known.
     """
 
     total: int
     inputs: int
     layers: int
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,15 @@ class Kept:
     Attributes:
         logits: bytes at the answer positions.
         tokens: number of tokens in the packed pass.
+        adapted: values that the matrices of one decoder layer read. Adapters in fp32 keep them once more, in the type
+            of the pass.
     """
 
     language: Activations
     vision: Activations
     logits: int
     tokens: int
+    adapted: int = 0
 
 
 def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) -> Kept:
@@ -148,7 +155,7 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     attach(model.model.language_model)
     model.to(dtype)
     tree = build_tree(work.keys(image_tokens))
-    packed = lay_out(tree, torch.device("cpu"), in_order=cuda)
+    packed = lay_out(tree, torch.device("cpu" if cuda else "meta"), in_order=cuda)
     num, width = tree.num_tokens, config.text_config.hidden_size
     places = torch.arange(num, device="meta")[None]
     axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)
@@ -169,9 +176,28 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     )
     num_layers = config.text_config.num_hidden_layers
     units = num_layers * num * width
+    layer = model.model.language_model.layers[0]
+    recomputed = _peak_of_layer(model, layer, x.detach(), axes, packed.visible)
+    adapted = num * sum(m.in_features for m in layer.modules() if isinstance(m, nn.Linear))
     logits = min(HEAD_ROWS, work.questions) * config.text_config.vocab_size * (dtype.itemsize + 4 + 4)
     vision = _vision(model, work, dtype, total / units)
-    return Kept(Activations(total, units * dtype.itemsize, num_layers), vision, logits, num)
+    language = Activations(total, units * dtype.itemsize, num_layers, recomputed)
+    return Kept(language, vision, logits, num, adapted)
+
+
+def _peak_of_layer(model: Any, layer: nn.Module, x: Tensor, axes: Tensor, visible: Any) -> int:
+    """Bytes at the worst moment of a decoder layer's forward and backward pass, without gradients of its weights."""
+    wanted = [p.requires_grad for p in layer.parameters()]
+    layer.requires_grad_(False)
+    rotary = model.model.language_model.rotary_emb(x, axes)
+    x.requires_grad_()
+    live = LiveBytes()
+    with live:
+        out = layer(x, attention_mask=None, position_embeddings=rotary, tree=visible)
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
+    for p, w in zip(layer.parameters(), wanted, strict=True):
+        p.requires_grad_(w)
+    return live.peak
 
 
 def _vision(model: Any, work: Pass, dtype: torch.dtype, bytes_a_unit: float) -> Activations:
