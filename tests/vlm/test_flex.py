@@ -1,4 +1,4 @@
-"""The row with a block mask that CUDA takes, on the CPU: the same visibility, answers and gradients."""
+"""The rows that CUDA takes, on the CPU: the same visibility, answers and gradients as with buckets."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.layout import lay_out
 from rewarddance.vlm.plan import build_tree
+from rewarddance.vlm.varlen import segments
 
 CPU = torch.device("cpu")
 KEYS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=12, unique=True)
@@ -40,7 +41,7 @@ def test_blocks_and_rule_say_what_the_tree_says(keys, block):
     size = flex.BLOCK
     flex.BLOCK = block
     try:
-        mask = lay_out(tree, CPU, in_order=True).visible
+        mask = lay_out(tree, CPU, "flex").visible
     finally:
         flex.BLOCK = size
     wanted = ancestors(tree)
@@ -67,14 +68,37 @@ def gradients(backbone, dialogs, media, **limits):
     return logits.detach(), grads
 
 
+@given(KEYS)
+def test_segments_say_what_the_tree_says(keys):
+    tree = build_tree(sorted(keys))
+    nodes = segments(*_parts(tree), CPU)
+    seen = np.zeros((tree.num_tokens, tree.num_tokens), bool)
+    bounds = zip(
+        nodes.queries_upto.tolist(), nodes.queries_upto[1:].tolist(), nodes.keys_upto[1:].tolist(), strict=False
+    )
+    for start, stop, end in bounds:
+        for row in range(start, stop):  # the mask is aligned to the last key
+            first = int(nodes.keys_upto[np.searchsorted(nodes.keys_upto.numpy(), end) - 1])
+            seen[row, nodes.keys[first : end - (stop - 1 - row)]] = True
+    assert np.array_equal(seen, ancestors(tree))
+
+
+def _parts(tree):
+    lengths = np.array([n.length for n in tree.nodes])
+    return np.cumsum(lengths) - lengths, lengths, [n.parent for n in tree.nodes]
+
+
+@pytest.mark.parametrize("kernel", ["flex", "varlen"])
 @pytest.mark.parametrize("budget", [0, 300])
 @pytest.mark.parametrize("kind", ["internvl", "qwen2_5_vl", "qwen3_vl"])
-def test_answers_and_gradients_are_those_of_the_buckets(kind, budget, backbone, new_qwen, pictures, monkeypatch):
+def test_answers_and_gradients_are_those_of_the_buckets(
+    kind, budget, kernel, backbone, new_qwen, pictures, monkeypatch
+):
     model = backbone if kind == "internvl" else new_qwen(kind)
     media = [Media(m.frames.clone().requires_grad_()) for m in pictures[:5]]
     dialogs = mixed_dialogs(media)
     wanted, wanted_grads = gradients(model, dialogs, media)
-    monkeypatch.setattr(Backbone, "takes_block_masks", True)
+    monkeypatch.setattr(Backbone, "attention_kernel", lambda self, dtype: kernel)
     monkeypatch.setattr(flex, "BLOCK", 32)
     found, found_grads = gradients(model, dialogs, media, budget=budget)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

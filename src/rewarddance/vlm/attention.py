@@ -1,9 +1,10 @@
 """Attention over a packed tree: every node attends to its ancestors and to itself. No mask over all tokens is built.
 
 The function is registered with transformers as an attention implementation, so it works with every decoder that has
-standard attention. A row with a block mask goes to `flex.py`. A row of buckets (`layout.py`) is computed here, one
-bucket after the other. If the nodes of a bucket differ in length, attention pads them; other layers do not. Siblings
-share one copy of their ancestors' keys, so a prefix costs its own tokens once, however many sequences branch from it.
+standard attention. A row with segments goes to `varlen.py`, one with a block mask to `flex.py`. A row of buckets
+(`layout.py`) is computed here, one bucket after the other. If the nodes of a bucket differ in length, attention pads
+them; other layers do not. Siblings share one copy of their ancestors' keys, so a prefix costs its own tokens once,
+however many sequences branch from it.
 
 Shapes: T packed tokens, G families of m siblings, L tokens a node, P tokens of ancestors, H key-value heads, R query
 heads for each of them, d width of a head.
@@ -25,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rewarddance.vlm.flex import flex_tree_attention
 from rewarddance.vlm.layout import Block, Visible
+from rewarddance.vlm.varlen import varlen_tree_attention
 
 NAME = "rewarddance_tree"
 """Name of this attention in transformers' registry."""
@@ -62,8 +64,12 @@ def tree_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out
-    if isinstance(tree, BlockMask):
-        return flex_tree_attention(query, key, value, tree, scaling), None
+    if not isinstance(tree, tuple):
+        # under autocast rotary embeddings in fp32 leave queries and keys in fp32
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if isinstance(tree, BlockMask):
+            return flex_tree_attention(query, key, value, tree, scaling), None
+        return varlen_tree_attention(query, key, value, tree, scaling), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
     parts = [_block(q, k, v, part, scale, dropout) for block in tree for part in _cut(block, q.shape[0])]

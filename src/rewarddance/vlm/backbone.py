@@ -17,7 +17,8 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
 from rewarddance.vlm.attention import attach
 from rewarddance.vlm.encoding import ChatEncoder, Encoded, Frame, messages_of
-from rewarddance.vlm.layout import Ints, Visible
+from rewarddance.vlm.layout import Ints, Kernel, Visible
+from rewarddance.vlm.varlen import is_available
 
 PROJECTORS = ("merger", "deepstack_merger_list")
 """Parts of Qwen's vision towers that project into the language model; InternVL's projector is outside the tower."""
@@ -146,13 +147,14 @@ class Backbone(ABC):
         """Layers of both towers; sharding gathers them one at a time."""
         return [*self.vision_blocks, *self.model.model.language_model.layers]
 
-    @property
-    def takes_block_masks(self) -> bool:
-        """Whether attention is one flex kernel over the whole row. It has no dropout, and no gradients on a CPU."""
-        if self.device.type != "cuda" or not self.module.training:
-            return self.device.type == "cuda"
+    def attention_kernel(self, dtype: torch.dtype) -> Kernel:
+        """The attention for passes that compute in this type. The kernels of CUDA have no dropout."""
+        if self.device.type != "cuda":
+            return "buckets"
         layers = self.model.model.language_model.layers
-        return not any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in layers)
+        if self.module.training and any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in layers):
+            return "buckets"
+        return "varlen" if is_available(dtype, int(layers[0].self_attn.head_dim)) else "flex"
 
     def freeze_vision(self) -> None:
         """Freeze the vision tower. The projector into the language model stays as it is, trained or not."""

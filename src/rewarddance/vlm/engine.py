@@ -344,7 +344,7 @@ class Engine:
     def _packed_pass(self, todo: Sequence[Sequenced], image_tokens: Tensor | None, first_row: Ints) -> list[Tensor]:
         """Hidden states of sorted sequences, each from its start on, from one packed pass."""
         device, tree = self.backbone.device, self._tree(todo)
-        packed = lay_out(tree, device, in_order=self.backbone.takes_block_masks)
+        packed = lay_out(tree, device, self.backbone.attention_kernel(self.autocast or self.backbone.model.dtype))
         members = {n.member for n in tree.nodes}
         empty = np.zeros(0, np.int64)
         tokens = packed.gather([s.tokens(first_row) if i in members else empty for i, s in enumerate(todo)])

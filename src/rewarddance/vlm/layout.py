@@ -1,7 +1,8 @@
 """Lays a tree of sequences into one row of tokens, and makes the masks that the attention kernels take.
 
 On a CPU the nodes lie bucket by bucket (`plan.bucketed`), and attention takes one bucket after the other. On CUDA they
-lie in depth-first order, and one kernel takes the whole row with a block mask (`flex.py`). `lay_out` makes either.
+lie in depth-first order, and one kernel takes the whole row: flash attention with a segment for each node
+(`varlen.py`), or flex attention with a block mask (`flex.py`). `lay_out` makes any of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from rewarddance.vlm.flex import block_mask
 from rewarddance.vlm.plan import Bucket, Tree, bucketed
+from rewarddance.vlm.varlen import COPIES, Segments, segments
 
 Ints = NDArray[np.int64]
 
@@ -68,7 +71,7 @@ class Block:
         )
 
 
-Visible = tuple[Block, ...] | BlockMask
+Visible = tuple[Block, ...] | BlockMask | Segments
 """The tokens that every token may attend to."""
 
 
@@ -113,17 +116,24 @@ def on_device(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
     return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
-def lay_out(tree: Tree, device: torch.device, *, in_order: bool = False) -> PackedTree:
+Kernel = Literal["buckets", "flex", "varlen"]
+"""Which attention takes the row."""
+
+
+def lay_out(tree: Tree, device: torch.device, kernel: Kernel = "buckets") -> PackedTree:
     """Pack a tree.
 
     Args:
-        in_order: nodes in depth-first order with a block mask, for `flex.py`; otherwise by buckets.
+        kernel: `varlen` becomes `flex` where the nodes have more than `COPIES` times as many keys as tokens.
     """
-    if in_order:
+    if kernel != "buckets":
         lengths = np.array([n.length for n in tree.nodes])
         ends = np.cumsum(lengths)
         first = tuple(int(i) for i in ends - lengths)
-        return PackedTree(tree, tuple(range(len(tree.nodes))), first, block_mask(_leave(tree, ends, lengths), device))
+        order = tuple(range(len(tree.nodes)))
+        if kernel == "varlen" and sum(n.stop for n in tree.nodes) <= COPIES * tree.num_tokens:
+            return PackedTree(tree, order, first, segments(first, lengths, [n.parent for n in tree.nodes], device))
+        return PackedTree(tree, order, first, block_mask(_leave(tree, ends, lengths), device))
     buckets = bucketed(tree)
     order = tuple(itertools.chain.from_iterable(b.nodes for b in buckets))
     starts = list(itertools.accumulate((tree.nodes[i].length for i in order), initial=0))
