@@ -31,7 +31,7 @@ def test_no_prompt_that_was_seen_is_for_validation(data_folder):
     train, held = split_table(table, 0.5, 0, seen_of(known))
     assert not set(held.prompts) & set(known)
     assert set(held.prompts) | set(train.prompts) == set(distinct)
-    with pytest.raises(InputError, match="knows every prompt of it"):
+    with pytest.raises(InputError, match="knows all its prompts"):
         split_table(table, 0.1, 0, seen_of(distinct))
     held_out = RecordTable.open(data_folder / "id.parquet")
     told = held_out.prompts[0]
