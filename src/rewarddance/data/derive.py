@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 from rewarddance.core.preferences import Choice
 from rewarddance.data.votes import Vote, VotedRecord
@@ -74,7 +75,7 @@ def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
     """The choices that votes of one criterion come to, one a pair, in the order of the first vote on it."""
     direct = [v for v in votes if v.kind != "rating"]
     pairs: dict[tuple[int, int], _Pair] = {}
-    for vote in direct or _by_annotator(votes):
+    for vote in direct or merged_ratings(votes):
         for single in pairwise(vote):
             a, b = single.media
             pairs.setdefault((min(a, b), max(a, b)), _Pair(a, b)).add(single)
@@ -93,18 +94,28 @@ def pairwise(vote: Vote) -> list[Vote]:
     return made
 
 
-def _by_annotator(votes: Sequence[Vote]) -> list[Vote]:
-    """Ratings of each annotator as one vote, since a file may give one rating a candidate."""
-    merged: dict[str | None, dict[int, list[float]]] = {}
+def merged_ratings(votes: Sequence[Vote]) -> list[Vote]:
+    """The ratings of each annotator and criterion as one vote from 1 to 5, since a file may give one rating a candidate.
+
+    Several ratings of one candidate become their mean. When, how long and in which order stay where they agree.
+    """
+    grouped: dict[tuple[str | None, str], list[Vote]] = {}
     for vote in votes:
         if vote.kind == "rating":
-            own = merged.setdefault(vote.annotator, {})
-            for index, value in zip(vote.media, scaled(vote), strict=True):
-                own.setdefault(index, []).append(value)
-    return [
-        Vote("rating", tuple(sorted(own)), tuple(sum(own[i]) / len(own[i]) for i in sorted(own)), annotator=name)
-        for name, own in merged.items()
-    ]
+            grouped.setdefault((vote.annotator, vote.criterion), []).append(vote)
+    return [_merged(own) for own in grouped.values()]
+
+
+def _merged(votes: Sequence[Vote]) -> Vote:
+    given: dict[int, list[float]] = {}
+    for vote in votes:
+        for index, value in zip(vote.media, scaled(vote), strict=True):
+            given.setdefault(index, []).append(value)
+    media = tuple(sorted(given))
+    values = tuple(sum(given[i]) / len(given[i]) for i in media)
+    facts = {name: {getattr(v, name) for v in votes} for name in ("created", "seconds", "shown", "strength")}
+    agreed: dict[str, Any] = {name: next(iter(own)) for name, own in facts.items() if len(own) == 1}
+    return Vote("rating", media, values, votes[0].criterion, votes[0].annotator, scale=(LOWEST, HIGHEST), **agreed)
 
 
 def scaled(vote: Vote) -> tuple[float, ...]:

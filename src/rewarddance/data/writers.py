@@ -14,7 +14,7 @@ from typing import Any
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import Choice
 from rewarddance.data.clips import VIDEOFEEDBACK, VIDEOGEN
-from rewarddance.data.derive import choices, likert, mean_ranks, pairwise, scaled
+from rewarddance.data.derive import choices, likert, mean_ranks, merged_ratings, pairwise, scaled
 from rewarddance.data.images import DB_RATINGS, RICHHF
 from rewarddance.data.rows import GROUPS, HIGHEST, LOWEST
 from rewarddance.data.schema import media_row, stored_name, vote_row
@@ -78,10 +78,13 @@ CSV_COLUMNS = (
 
 
 def csv(record: VotedRecord, put: Put) -> Rows:
-    """One row a pair and vote. Rankings become pairs, so a record with several votes becomes several records."""
+    """One row a pair and vote. Rankings become pairs, so a record with several votes becomes several records.
+
+    Where ratings are given one candidate at a time, those of one annotator and criterion become pairs.
+    """
     rows = []
     candidates = record.candidates
-    for vote in record.votes:
+    for vote in _whole_ratings(record.votes):
         whole = vote.kind == "rating" and vote.media == (0, 1) and len(candidates) == 2
         for single in [vote] if whole else pairwise(vote):
             a, b = (candidates[i] for i in single.media)
@@ -95,6 +98,14 @@ def csv(record: VotedRecord, put: Put) -> Rows:
     if not rows:
         raise Unfit("no votes between candidates")
     return [{k: "" if v is None else v for k, v in row.items()} for row in rows]
+
+
+def _whole_ratings(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes with ratings of single candidates merged by annotator and criterion, after all others."""
+    single = [v for v in votes if v.kind == "rating" and len(v.media) == 1]
+    owners = {(v.annotator, v.criterion) for v in single}
+    parts = [v for v in votes if v.kind == "rating" and (v.annotator, v.criterion) in owners]
+    return [v for v in votes if v not in parts] + merged_ratings(parts)
 
 
 def _ratings(vote: Vote) -> dict[str, Any]:
