@@ -44,7 +44,7 @@ SIDE = 448
 
 @dataclass(frozen=True)
 class Line:
-    """One figure. `bar` is what it must reach, "" for figures without a bar; `reached` is then None."""
+    """One figure. `bar` is the goal, "" for figures without one; `reached` is then None."""
 
     part: str
     what: str
@@ -100,7 +100,7 @@ def engine(part: str) -> Iterator[Line]:
 
 
 def lora_8b(part: str) -> Iterator[Line]:
-    """A training step of an 8B judge with adapters: pairs a second, and peak memory beside that of `plan`."""
+    """A training step of an 8B judge with adapters: pairs a second, and peak memory against that of `plan`."""
     name, num_records, num_pictures = "internvl3.5-8b", 4, 4
     setting = Setting(trained="adapters", weights="bf16", checkpointing=True, records=num_records)
     backbone = preset(name)

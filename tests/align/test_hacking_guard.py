@@ -15,6 +15,7 @@ from rewarddance.align.diagnostics import (
     surface_sensitivity,
 )
 from rewarddance.align.rollout_config import RolloutConfig
+from rewarddance.core.checkpoint import load_checkpoint
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import ProbeResult, alarm
@@ -77,7 +78,7 @@ def test_surface_sensitivity_of_a_linear_judge_is_the_step_times_its_slope():
 class Redness:
     def judge(self, comparisons):
         def red(media):
-            return 0.0 if media is None else float(media.frames[:, 0].mean() - media.frames[:, 1:].mean())
+            return 0.0 if media is None else float((media.frames[:, 0].mean() - media.frames[:, 1:].mean()).detach())
 
         return Verdict.from_margin(torch.tensor([8 * (red(c.candidate) - red(c.reference)) for c in comparisons]))
 
@@ -99,7 +100,11 @@ class Blue:
         return getattr(self.embedded, name)
 
 
-def aligned(pipeline_folder, out, on_hacking, num_steps=12):
+class KilledError(Exception):
+    pass
+
+
+def aligned(pipeline_folder, out, on_hacking, num_steps=12, judge=None, kill_at=None, resume=False, **changes):
     config = AlignConfig(
         algorithm="nft",
         precision="fp32",
@@ -109,20 +114,58 @@ def aligned(pipeline_folder, out, on_hacking, num_steps=12):
         probe_prompts=4,
         rollout=RolloutConfig(num_steps=4, group_size=4),
         optim=OptimConfig(lr=1e-2, warmup_steps=1, ema_decay=0.0),
-        loop=LoopConfig(num_steps=num_steps, validate_every=3, save_every=3),
+        loop=LoopConfig(num_steps=num_steps, validate_every=3, save_every=1),
         on_hacking=on_hacking,
+        **changes,
     )
-    align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), out, task=Blue())
-    return trajectory(out, "step", "alarm", "probe/gold", "probe/kl", "stopped")
+
+    def kill(step, total, metrics):
+        if step == kill_at:
+            raise KilledError
+
+    generator = Sd3Generator.load(pipeline_folder)
+    align_generator(config, generator, judge or Redness(), out, task=Blue(), resume=resume, on_step=kill)
+    keys = ("step", "alarm", "probe/gold", "probe/kl", "stopped", "loss", "grad_norm")
+    return trajectory(out, *keys)
 
 
 def test_a_hacked_run_stops_or_goes_back(pipeline_folder, tmp_path):
     warned = aligned(pipeline_folder, tmp_path / "warn", "warn")
     assert len(warned["probe/gold"]) == 5
-    assert warned["alarm"]
     assert "hacking: since step 0" in warned["alarm"][0]
     stopped = aligned(pipeline_folder, tmp_path / "stop", "stop")
     assert stopped["stopped"] == stopped["alarm"] == warned["alarm"][:1]
-    back = aligned(pipeline_folder, tmp_path / "back", "rollback")
-    assert back["alarm"][0].endswith("went back to step 0")
-    assert back["probe/kl"][-1] < warned["probe/kl"][-1]
+
+
+def test_a_run_that_went_back_has_the_good_weights_and_half_the_rate(pipeline_folder, tmp_path):
+    whole = aligned(pipeline_folder, tmp_path / "whole", "rollback", max_kl=1e9)
+    assert whole["alarm"][0].endswith("went back to step 0")
+    warned = aligned(pipeline_folder, tmp_path / "warn", "warn")
+    assert whole["probe/kl"][-1] < warned["probe/kl"][-1]
+    saved = load_checkpoint(tmp_path / "whole" / "checkpoints")
+    assert saved.state["extra"]["rate_factor"] == 0.5 ** len(whole["alarm"])
+    with pytest.raises(KilledError):  # after the first alarm, between two probes
+        aligned(pipeline_folder, tmp_path / "killed", "rollback", max_kl=1e9, kill_at=8)
+    resumed = aligned(pipeline_folder, tmp_path / "killed", "rollback", max_kl=1e9, resume=True)
+    for key in ("loss", "grad_norm", "probe/kl", "probe/gold"):
+        assert resumed[key] == pytest.approx(whole[key], rel=1e-6, abs=1e-9), key
+    assert resumed["alarm"] == whole["alarm"]
+
+
+def test_a_probe_that_was_refused_is_neither_good_nor_an_alarm(pipeline_folder, tmp_path):
+    class Silent(Redness):
+        """Answers the questions of training and of the first probe (8 pictures against others), no later probe."""
+
+        probes = 0
+
+        def judge(self, comparisons):
+            verdict = super().judge(comparisons)
+            if len(comparisons) != 8 or comparisons[0].reference is None:
+                return verdict
+            self.probes += 1
+            return verdict if self.probes == 1 else verdict.refuse(dict.fromkeys(range(8), "no answer"))
+
+    found = aligned(pipeline_folder, tmp_path, "rollback", num_steps=6, judge=Silent())
+    assert not found["alarm"]
+    saved = load_checkpoint(tmp_path / "checkpoints")
+    assert saved.state["extra"]["good_step"] == 0

@@ -1,4 +1,4 @@
-"""Losses of the algorithms on roll-outs, against closed forms in float64 and finite differences."""
+"""Losses of the algorithms on rollouts, against closed forms in float64 and finite differences."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_nft_pulls_towards_good_pictures_and_away_from_bad_ones(batch):
 def test_dpo_loss_in_closed_form():
     v, frozen, target = rand(4, 5, seed=1), rand(4, 5, seed=2), rand(4, 5, seed=3)
     error = ((v - target) ** 2).mean(1) - ((frozen - target) ** 2).mean(1)
-    expected = -np.log(expit(-0.5 * 3.0 * (error[:2] - error[2:]).numpy()))
+    expected = -np.log(expit(-0.5 * 3.0 * (error[0::2] - error[1::2]).numpy()))
     assert dpo_loss(v, frozen, target, 3.0).numpy() == pytest.approx(expected)
     assert dpo_loss(frozen, frozen, target, 3.0).numpy() == pytest.approx(math.log(2))
 
@@ -127,6 +127,8 @@ def test_noisy_steps_lie_in_the_window_and_never_in_the_last_step():
     starts = {window_start(10, config, rng) for _ in range(200)}
     assert starts == {2, 3, 4, 5}
     assert noise_levels(10, 3, config) == [0, 0, 0, 0.7, 0.7, 0, 0, 0, 0, 0]
+    exact = PolicyGradientConfig(window=(0.4, 0.6), noisy_steps=2)
+    assert {window_start(10, exact, rng) for _ in range(20)} == {4}
     everywhere = PolicyGradientConfig(window=(0.0, 1.0), noisy_steps=1)
     assert {window_start(4, everywhere, rng) for _ in range(200)} == {0, 1, 2}
 

@@ -65,7 +65,7 @@ def test_gradient_falls_in_the_window():
     assert gradient_index(ReflConfig(num_steps=1), rng) == 0
     assert gradient_index(ReflConfig(num_steps=10, window=(1.0, 1.0)), rng) == 9
     for wrong in ((0.8, 0.3), (-0.1, 0.5), (0.5, 1.2)):
-        with pytest.raises(ValueError, match="shares of the roll-out"):
+        with pytest.raises(ValueError, match="shares of the rollout"):
             ReflConfig(window=wrong)
 
 

@@ -1,11 +1,11 @@
-"""Roll-outs and their scores: the same in every batch, and a judge's refusals are never numbers."""
+"""Rollouts and their scores: the same in every batch, and a judge's refusals are never numbers."""
 
 import math
 
 import pytest
 import torch
 
-from rewarddance.align.algorithms import Dpo, Grpo
+from rewarddance.align.algorithms import Distill, Dpo, Grpo, Nft
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.policy_gradient import policy_step
 from rewarddance.align.rollout_config import PolicyGradientConfig, RolloutConfig
@@ -55,7 +55,7 @@ def test_scores_of_a_group_by_every_way():
 def test_a_refused_picture_has_no_score_and_no_advantage():
     scores = score_groups(Brightness(0.2), PROMPTS[:1], [flat(0.1, 0.5, 0.9)], "pointwise", "overall")
     assert math.isnan(scores.values[0, 0])
-    assert scores.num_refused == 1
+    assert scores.refused == ("dark",)
     advantages, kept = group_advantages(scores.values, 1e-3, 5.0)
     assert advantages[0].tolist() == pytest.approx([0, -1, 1], rel=1e-2)
     assert kept.tolist() == [True]
@@ -105,32 +105,85 @@ def test_a_shared_start_gives_a_group_one_noise_and_other_endings(generator):
 
 
 def config_of(algorithm, **changes):
-    return AlignConfig(algorithm=algorithm, batch_size=6, rollout=RolloutConfig(group_size=3, num_steps=4), **changes)
+    return AlignConfig(
+        algorithm=algorithm,
+        batch_size=6,
+        rollout=RolloutConfig(group_size=3, num_steps=4),
+        grpo={"window": (0.0, 0.75)},
+        **changes,
+    )
 
 
-def test_dpo_pairs_share_noise_and_time_and_winners_come_first(generator):
+def test_dpo_pairs_share_noise_and_time_and_keep_their_own_prompts(generator, monkeypatch):
     generator.add_lora(2, 4.0)
     algorithm = Dpo(config_of("dpo"), generator, 4)
     rollouts = algorithm.draw(PROMPTS, [0, 1], 0)
-    seen = {}
+    seen = []
+    monkeypatch.setattr("rewarddance.align.dpo.dpo_step", lambda generator, batch, config: seen.append(batch) or {})
+    algorithm.loss(rollouts, torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 0.0]]), 0, 0)
+    (batch,), draws = seen, algorithm.config.dpo.draws
+    assert torch.equal(batch.t[0::2], batch.t[1::2])
+    assert torch.equal(batch.noise[0::2], batch.noise[1::2])
+    assert torch.equal(batch.x0, rollouts.latents[[1, 2, 3, 4] * draws])  # winner, loser of each group
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]] * draws
+    assert torch.equal(batch.condition.embeds, generator.condition(prompts).embeds)
 
-    def dpo_step(generator, batch, config):
-        seen["batch"] = batch
-        return {"loss": torch.zeros(())}
 
-    import rewarddance.align.dpo as module
+def test_every_copy_of_every_picture_keeps_its_own_prompt(generator, monkeypatch):
+    generator.add_lora(2, 4.0)
+    algorithm = Nft(config_of("nft", nft={"draws": 2}), generator, 4)
+    rollouts = algorithm.draw(PROMPTS, [0, 1], 0)
+    seen = []
+    monkeypatch.setattr("rewarddance.align.nft.nft_step", lambda generator, batch, *rest: seen.append(batch) or {})
+    algorithm.loss(rollouts, torch.ones(2, 3), 0, 0)
+    (batch,) = seen
+    assert torch.equal(batch.x0, rollouts.latents.repeat(2, 1, 1, 1))
+    prompts = [p for p in PROMPTS for _ in range(3)] * 2
+    assert torch.equal(batch.condition.embeds, generator.condition(prompts).embeds)
+    for k in range(2):  # a group's times lie one in each equal part
+        own = batch.t.view(2, 2, 3)[:, k].flatten().sort().values
+        assert ((own - 0.02) / 0.96 * 6).floor().tolist() == [0, 1, 2, 3, 4, 5]
 
-    original, module.dpo_step = module.dpo_step, dpo_step
-    try:
-        algorithm.loss(rollouts, torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 0.0]]), 0, 0)
-    finally:
-        module.dpo_step = original
-    batch, half = seen["batch"], len(seen["batch"].z) // 2
-    assert torch.equal(batch.t[:half], batch.t[half:])
-    assert torch.equal(batch.noise[:half], batch.noise[half:])
-    draws = algorithm.config.dpo.draws
-    assert torch.equal(batch.x0[:half], rollouts.latents[[1, 3] * draws])
-    assert torch.equal(batch.x0[half:], rollouts.latents[[2, 4] * draws])
+
+@pytest.mark.parametrize("algorithm", [Nft, Distill, Dpo])
+def test_regression_on_velocities_runs_without_guidance(generator, algorithm):
+    generator.add_lora(2, 4.0)
+    made, losses = algorithm(config_of(algorithm.__name__.lower()), generator, 4), []
+    for guidance in (1.0, 4.5):
+        generator.guidance = 1.0
+        rollouts = made.draw(PROMPTS, [0, 1], 0)  # the same pictures
+        generator.guidance = guidance
+        out = made.loss(rollouts, torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 0.0]]), 0, 0)
+        losses.append(float(out["loss"].detach()))
+        assert generator.guidance == guidance
+    assert losses[0] == losses[1]
+
+
+def test_the_best_picture_is_chosen_before_clipping(generator):
+    generator.add_lora(2, 4.0)
+    algorithm = Distill(config_of("distill"), generator, 4)
+    algorithm.config = algorithm.config.model_copy(
+        update={"rollout": algorithm.config.rollout.model_copy(update={"clip_advantage": 0.1})}
+    )
+    advantages, _ = algorithm.advantages([0], torch.tensor([[1.0, 2.0, 3.0]]))
+    assert advantages.argmax(1).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "ppo"}, "rollout.score round_robin: compares the pictures of one group"),
+        ({"algorithm": "grpo", "grpo": {"window": (0.0, 0.25)}}, "grpo.noisy_steps 2: the window has room for 1"),
+        ({"algorithm": "ppo", "ppo": {"kl_target": 0.1, "kl_horizon": 3}}, "kl_horizon of batch_size or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    score = "pointwise" if "ppo" in changes else "round_robin"  # the case without `ppo` is about the score
+    ppo = {"noisy_steps": 2, "window": (0.0, 1.0)} | changes.get("ppo", {})
+    rollout = RolloutConfig(group_size=3, num_steps=4, score=score)
+    settings = {"batch_size": 6, "rollout": rollout} | changes | {"ppo": ppo}
+    with pytest.raises(ValueError, match=message):
+        AlignConfig(**settings)
 
 
 def test_grpo_uses_one_window_in_every_process(generator):

@@ -5,7 +5,8 @@ import torch
 
 from rewarddance.align import supervised
 from rewarddance.align.config import AlignConfig
-from rewarddance.align.supervised import SupervisedRun, _without_guidance
+from rewarddance.align.guidance import without_guidance
+from rewarddance.align.supervised import SupervisedRun
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig
 from rewarddance.core.runs import RunFolder
@@ -78,7 +79,7 @@ def test_the_guidance_comes_back_after_an_error(student):
     student.guidance = 4.5
 
     def broken():
-        with _without_guidance(student):
+        with without_guidance(student):
             assert student.guidance == 1.0
             raise KeyError("lost")
 
@@ -86,7 +87,7 @@ def test_the_guidance_comes_back_after_an_error(student):
         broken()
     assert student.guidance == 4.5
     assert student.condition(["a red circle"]).empty_embeds is not None
-    with _without_guidance(student):
+    with without_guidance(student):
         assert student.condition(["a red circle"]).empty_embeds is None
 
 

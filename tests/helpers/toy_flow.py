@@ -22,6 +22,10 @@ class Toy:
     def __init__(self, guidance=1.0):
         self.guidance, self.rows = guidance, []
 
+    @property
+    def passes(self):
+        return 1 if self.guidance == 1 else 2
+
     def condition(self, prompts):
         return torch.tensor([0.01 * len(p) for p in prompts]).view(-1, 1, 1, 1)
 

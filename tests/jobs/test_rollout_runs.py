@@ -1,4 +1,4 @@
-"""Runs on roll-outs: a killed run that is resumed repeats the unbroken one; too many refusals end a run."""
+"""Runs on rollouts: a killed run that is resumed repeats the unbroken one; too many refusals end a run."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from rewarddance.align.rollout_config import RolloutConfig
 from rewarddance.core.errors import ConfigError, JudgementError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
+from rewarddance.core.task import Prompt
 from rewarddance.core.types import Verdict
+from rewarddance.data.prompt_task import PromptTask
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
 
@@ -17,16 +19,23 @@ KEYS = ("loss", "grad_norm", "within_std", "probe/proxy", "probe/kl")
 
 
 class Redness:
-    """Redder is better, with or without a reference. Refuses everything after `calls` calls."""
+    """Redder is better for prompts of an odd number of letters, bluer for the others; with or without a reference.
+
+    Refuses everything after `calls` calls.
+    """
 
     def __init__(self, calls=10**9):
         self.left = calls
 
     def judge(self, comparisons):
-        def red(media):
-            return torch.zeros(()) if media is None else media.frames[:, 0].mean() - media.frames[:, 1:].mean()
+        def right(media, prompt):
+            if media is None:
+                return torch.zeros(())
+            red, green, blue = media.frames.mean((0, 2, 3))
+            return red - green if len(prompt) % 2 else blue - green
 
-        verdict = Verdict.from_margin(torch.stack([8 * (red(c.candidate) - red(c.reference)) for c in comparisons]))
+        gaps = [right(c.candidate, c.prompt) - right(c.reference, c.prompt) for c in comparisons]
+        verdict = Verdict.from_margin(8 * torch.stack(gaps))
         self.left -= 1
         return verdict if self.left >= 0 else verdict.refuse(dict.fromkeys(range(len(verdict)), "no answer"))
 
@@ -40,6 +49,8 @@ def configured(algorithm, score="round_robin", num_steps=6, **changes):
         lora_rank=2,
         probe_prompts=3,
         rollout=RolloutConfig(num_steps=4, group_size=4, updates=2, score=score),
+        grpo={"window": (0.0, 0.75)} | changes.pop("grpo", {}),
+        ppo={"noisy_steps": 2, "window": (0.0, 0.75)} | changes.pop("ppo", {}),
         optim=OptimConfig(lr=2e-3, warmup_steps=1, ema_decay=0.5),
         loop=LoopConfig(num_steps=num_steps, validate_every=3, save_every=2),
         **changes,
@@ -54,9 +65,7 @@ class KilledError(Exception):
     ("algorithm", "score"), [("nft", "round_robin"), ("ppo", "references"), ("grpo", "pointwise"), ("dpo", "win_rate")]
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(algorithm, score, pipeline_folder, tmp_path):
-    config = configured(
-        algorithm, score, ppo={"kl_target": 1e-4, "noisy_steps": 2}, references={"num_candidates": 2, "every": 3}
-    )
+    config = configured(algorithm, score, ppo={"kl_target": 1e-4}, references={"num_candidates": 2, "every": 3})
     align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path / "whole")
 
     def kill(step, total, metrics):
@@ -75,18 +84,27 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(algorithm, score, pipeline_f
 
 @pytest.mark.parametrize("algorithm", ["nft", "grpo", "ppo", "distill", "dpo"])
 def test_every_algorithm_raises_what_the_judge_likes(algorithm, pipeline_folder, tmp_path):
-    config = configured(
-        algorithm, num_steps=12, grpo={"kl_weight": 0.0}, distill={"frozen_weight": 0.1}, ppo={"noisy_steps": 2}
-    )
+    score = "pointwise" if algorithm == "ppo" else "round_robin"
+    config = configured(algorithm, score, num_steps=16, grpo={"kl_weight": 0.0}, distill={"frozen_weight": 0.1})
     align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path)
     probes = trajectory(tmp_path, "probe/proxy", "probe/kl")
-    assert probes["probe/proxy"][-1] > probes["probe/proxy"][0]
+    assert probes["probe/proxy"][-1] > probes["probe/proxy"][0] + 0.003
     assert probes["probe/kl"][0] == 0
     assert probes["probe/kl"][-1] > 0
 
 
+def test_references_of_groups_move_when_the_policy_beats_them(pipeline_folder, tmp_path):
+    """The win rate begins at one half, and a step above it makes the references due."""
+    references = {"num_candidates": 1, "kind": "random", "refresh": "win_rate", "above": 0.001}
+    config = configured("nft", "references", num_steps=3, references=references)
+    align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path)
+    rows = RunFolder(tmp_path).metrics()[1:]
+    assert [m["references_from"] for m in rows] == [0, 1, 2]
+    assert all(0 < m["win_rate"] < 1 for m in rows)
+
+
 def test_a_step_whose_questions_are_refused_ends_the_run(pipeline_folder, tmp_path):
-    with pytest.raises(JudgementError, match="step 1: the judge refused 12 of 12 questions"):
+    with pytest.raises(JudgementError, match="step 1: the judge refused 12 of 12 questions; no answer"):
         align_generator(configured("nft"), Sd3Generator.load(pipeline_folder), Redness(calls=2), tmp_path)
     assert [m["step"] for m in RunFolder(tmp_path).metrics()] == [0, 1]
 
@@ -98,15 +116,40 @@ def test_more_groups_than_prompts_is_said_before_anything_is_drawn(pipeline_fold
 
 
 def test_the_supervised_regulariser_adds_its_gradient(pipeline_folder, tmp_path):
-    """One step with weights 0, 1 and 3: the logged loss is the same, and the update moves with the weight."""
+    """One step with weights 0, 1 and 3: the losses are the same, and the gradient grows with the weight."""
     from rewarddance.align.config import ReflConfig
 
-    norms = []
+    norms, losses = [], []
     for weight in (0.0, 1.0, 3.0):
         config = configured("refl", num_steps=1, refl=ReflConfig(num_steps=4, supervised_weight=weight))
         align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path / str(weight))
         rows = RunFolder(tmp_path / str(weight)).metrics()
         assert ("supervised_loss" in rows[1]) == (weight > 0)
         norms.append(rows[1]["grad_norm"])
+        losses.append(rows[1]["loss"])
     assert norms[0] < norms[1] < norms[2]
+    assert losses[0] == losses[1] == losses[2]
     assert norms[2] == pytest.approx(3 * norms[1], rel=0.25)  # the reward's gradient is small beside it
+
+
+def test_an_algorithm_without_a_kl_of_steps_stops_by_the_kl_of_the_probes(pipeline_folder, tmp_path):
+    config = configured("nft", num_steps=12, max_kl=1e-9)
+    align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path)
+    last = RunFolder(tmp_path).metrics()[-1]
+    assert (last["step"], last["stopped"]) == (3, "KL of the probes passed 1e-09")
+
+
+def test_going_back_needs_a_gold_standard(pipeline_folder, tmp_path):
+    task = PromptTask((Prompt("a red circle"), Prompt("a blue square")), (), None)
+    config = configured("nft", on_hacking="rollback").model_copy(update={"num_prompts": 2})
+    with pytest.raises(ConfigError, match="on_hacking rollback: needs a gold standard"):
+        align_generator(config, Sd3Generator.load(pipeline_folder), Redness(), tmp_path, task=task)
+
+
+def test_a_judge_that_only_compares_is_refused_before_anything_is_drawn(pipeline_folder, tmp_path):
+    class Comparing(Redness):
+        def problem(self, comparison):
+            return "cannot judge a picture alone" if comparison.reference is None else None
+
+    with pytest.raises(ConfigError, match=r"rollout\.score: pointwise: cannot judge a picture alone"):
+        align_generator(configured("nft", "pointwise"), Sd3Generator.load(pipeline_folder), Comparing(), tmp_path)

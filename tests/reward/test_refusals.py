@@ -9,6 +9,7 @@ import torch
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
+from rewarddance.jobs.load import load_judge
 from rewarddance.reward import generative
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.judge import new_judge
@@ -165,3 +166,10 @@ def test_verdicts_are_spread_over_a_longer_list():
     assert whole.disagreement.tolist() == pytest.approx([nan, 0.1, nan, nan], nan_ok=True)
     assert whole.parts["style"].tolist() == pytest.approx([nan, 3.0, nan, nan], nan_ok=True)
     assert whole.refused == {0: "empty", 2: "long", 3: "unclear"}
+
+
+def test_a_clip_is_refused_by_a_judge_of_pictures(pictures):
+    clip = Media(torch.cat([pictures[0].frames, pictures[1].frames]), fps=8.0)
+    verdict = load_judge("tiny").judge([Comparison("a red circle", clip), Comparison("a red circle", pictures[0])])
+    assert verdict.refused == {0: "a clip of 2 frames; this judge was trained on pictures"}
+    assert verdict.answered.tolist() == [False, True]

@@ -1,7 +1,8 @@
-"""The algorithms that learn from roll-outs: how each draws, what it makes of scores, and its loss of a pass."""
+"""The algorithms that learn from rollouts: how each draws pictures, turns scores into advantages, and its loss."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rewarddance.align import distill, dpo, nft, policy_gradient
 from rewarddance.align.baselines import Baselines, adapted_weight
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.forward import Noised, noised, stratified_times
+from rewarddance.align.guidance import without_guidance
 from rewarddance.align.rollout_config import PolicyGradientConfig, PpoConfig
 from rewarddance.align.rollouts import Rollouts, noise_of, roll_out, streams_of
 from rewarddance.align.scoring import group_advantages
@@ -36,7 +38,7 @@ class Algorithm(ABC):
     metrics: ClassVar[tuple[str, ...]]
 
     def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
-        """Roll-outs of one pass of step `index`: without noise, by the trained policy."""
+        """Rollouts of one pass of step `index`: without noise, by the trained policy."""
         config = self.config.rollout
         rngs = streams_of(self.config.seed, "rollout", index, places)
         return roll_out(self.generator, prompts, places, config.group_size, config.num_steps, rngs)
@@ -54,22 +56,33 @@ class Algorithm(ABC):
         """Loss and metrics of the P' groups of one pass, means over them; advantages are (P', K)."""
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
-        """After the updates of a step, with the prompts and scores of all processes; returns further metrics."""
+        """Called after the updates of a step with the prompts and scores of all processes; returns further metrics."""
         return {}
 
     def went_back(self) -> None:  # noqa: B027
-        """After the trained weights went back to an earlier state."""
+        """Called after the trained weights went back to an earlier state."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a checkpoint must hold beside the trained weights: JSON-ready values, and tensors."""
+        """The state for a checkpoint, besides the trained weights: JSON-ready values, and tensors."""
         return {}, {}
 
     def load_state(self, extra: dict[str, Any], tensors: dict[str, Tensor]) -> None:  # noqa: B027
-        """Take that back."""
+        """Restore what `state` returned."""
 
 
 class ForwardProcess(Algorithm):
-    """An algorithm that noises finished pictures again. Groups that do not count are left out of a pass."""
+    """An algorithm that noises finished pictures again and regresses on velocities, always without guidance.
+
+    Groups that do not count are left out of a pass.
+    """
+
+    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        with without_guidance(self.generator):
+            return self.regress(rollouts, advantages, index, update)
+
+    @abstractmethod
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+        """`loss`, with a guidance scale of 1."""
 
     def noised(self, rollouts: Rollouts, chosen: Tensor, draws: int, index: int, update: int, tied: int = 1) -> Noised:
         """`draws` noised copies of some pictures of every group, copies one after the other.
@@ -104,7 +117,7 @@ class Nft(ForwardProcess):
         with torch.no_grad(), self.generator.policy("old"):
             return super().draw(prompts, places, index)
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         config, (groups, size) = self.config.nft, advantages.shape
         everything = torch.arange(size).expand(groups, size)
         batch = self.noised(rollouts, everything, config.draws, index, update)
@@ -126,31 +139,34 @@ class Nft(ForwardProcess):
         self.generator.load_old_state(old)
 
 
-class Distill(ForwardProcess):
+class BestOfGroup(ForwardProcess):
+    """An algorithm that looks at the best or the worst picture of a group only."""
+
+    def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Without clipping, which could make the second-best picture look like the best."""
+        return group_advantages(scores, self.config.rollout.spread, math.inf)
+
+
+class Distill(BestOfGroup):
     """Best-of-N distillation."""
 
     metrics = distill.METRICS
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         best = advantages.argmax(1, keepdim=True)
         batch = self.noised(rollouts, best, self.config.distill.draws, index, update)
         return distill.distill_step(self.generator, batch, self.config.distill)
 
 
-class Dpo(ForwardProcess):
+class Dpo(BestOfGroup):
     """Diffusion-DPO on the best and the worst picture of every group."""
 
     metrics = dpo.METRICS
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         pairs = torch.stack([advantages.argmax(1), advantages.argmin(1)], 1)
         batch = self.noised(rollouts, pairs, self.config.dpo.draws, index, update, tied=2)
-        return dpo.dpo_step(self.generator, batch.rows(_winners_first(len(batch.z))), self.config.dpo)
-
-
-def _winners_first(num: int) -> Tensor:
-    """Order that puts the even rows before the odd ones."""
-    return torch.cat([torch.arange(0, num, 2), torch.arange(1, num, 2)])
+        return dpo.dpo_step(self.generator, batch, self.config.dpo)
 
 
 @dataclass
@@ -215,6 +231,9 @@ class Ppo(Grpo):
             )
         return used
 
+    def went_back(self) -> None:
+        self.kl_weight = self.settings.kl_weight
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"ppo_kl_weight": self.kl_weight}, {"baselines": self.baselines.table}
 
@@ -223,4 +242,4 @@ class Ppo(Grpo):
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {"nft": Nft, "grpo": Grpo, "ppo": Ppo, "distill": Distill, "dpo": Dpo}
-"""By the configuration's `algorithm`."""
+"""The algorithms by their name in the configuration (`algorithm`)."""

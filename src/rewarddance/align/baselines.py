@@ -25,9 +25,11 @@ class Baselines:
         return cls(torch.zeros(num_prompts, 2, dtype=torch.float64), decay)
 
     def advantages(self, rows: Sequence[int], scores: Tensor, clip: float) -> Tensor:
-        """(score - mean) / deviation of each prompt before this visit; a first visit uses the group's own mean.
+        """(score - mean) / deviation, with each prompt's mean before this visit; a first visit uses the group's own
+        mean.
 
-        The deviation is that of all prompts together, so that a prompt whose scores hardly differ is not blown up.
+        The deviation is that of all prompts together. Divided by its own small deviation, a prompt whose scores hardly
+        differ would get huge advantages.
 
         Args:
             rows: prompts (P',); scores: (P', K), NaN where there is none.

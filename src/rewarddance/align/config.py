@@ -31,18 +31,18 @@ class ReflConfig(Config):
 
     num_steps: int = Field(10, ge=1)
     window: tuple[float, float] = (0.3, 0.9)
-    """Where the gradient step may lie, as shares of the roll-out; (0.3, 1.0) is any of the last 70 per cent. The last
+    """Where the gradient step may lie, as shares of the rollout; (0.3, 1.0) is any of the last 70 per cent. The last
     of ten steps is left out: there the embedded judge's gradient raised the judge's margin and lowered the oracle's
     value (docs/log.md)."""
     gradient_steps: int = Field(1, ge=1)
-    """Steps with gradient from there on (cut at the end of the roll-out). 1 is ReFL. More is DRaFT-K from a random
-    start: the judge sees pictures nearer to finished ones, and memory grows."""
+    """Number of steps with gradient, one after the other (fewer at the end of the rollout). 1 is ReFL. More is DRaFT-K
+    from a random start: the judge sees pictures that are nearer to finished ones, and memory grows."""
     copies: int = Field(0, ge=0)
     """DRaFT-LV (arXiv 2309.17400): after the gradient step, the clean picture is noised this many times to the same
     time, and each copy takes a gradient step too. Gradients are averaged, which lowers their variance."""
     supervised_weight: float = Field(0.0, ge=0)
-    """Weight of a flow-matching loss on the task's captioned pictures, as many as are judged, beside the reward
-    (ImageReward's regulariser). Needs a task that has pictures."""
+    """Weight of a flow-matching loss beside the reward (ImageReward's regulariser). The loss uses as many of the task's
+    captioned pictures as are judged. Needs a task that has pictures."""
     loss: Literal["log_sigmoid", "margin", "reward"] = "log_sigmoid"
     """-log P(yes), -log-odds, or -P(yes)."""
     views: int = Field(1, ge=1)
@@ -58,7 +58,7 @@ class ReflConfig(Config):
     def _window_lies_in_the_rollout(self) -> Self:
         low, high = self.window
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
+            raise ValueError(f"window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the rollout")
         return self
 
 
@@ -77,7 +77,7 @@ class AlignConfig(Rolling):
     `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised
     flow matching for the same number of steps, without a judge and guidance."""
     criterion: str | None = None
-    """The judge's criterion; the one it was trained on most when not given."""
+    """The judge's criterion. If it is not given, the one of most of the judge's training records."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
     resolution: int | None = Field(None, ge=1)
@@ -94,7 +94,7 @@ class AlignConfig(Rolling):
     num_prompts: int = Field(256, ge=1)
     """Prompts to train on: the first ones of a file. Each gets a reference before the first step."""
     probe_file: str | None = None
-    """A file of prompts for the probes. They are held out if it shares none with `prompts`."""
+    """A file of prompts for the probes. They are held out if the file shares no prompt with `prompts`."""
     gold_judge: str | None = None
     """A second judge (run folder or checkpoint) that training does not use. Its P(better than the start) is the gold
     standard of the probes, so that hacking can be noticed without an oracle."""
@@ -108,8 +108,8 @@ class AlignConfig(Rolling):
     references: ReferenceConfig = ReferenceConfig()
     refl: ReflConfig = ReflConfig()
     precision: Precision = "auto"
-    """What judge and generator compute in; their weights keep their types. `auto` is bf16 where the hardware has it,
-    and fp32 for models of at most 100M parameters on a CPU. `run.json` says what it came to."""
+    """Precision in which judge and generator compute; their weights keep their types. `auto` is bf16 where the hardware
+    has it, and fp32 for models of at most 100M parameters on a CPU. `run.json` says which precision was used."""
     sample_batch: int = Field(128, ge=1)
     """Pictures that are sampled and decoded at once outside gradient steps (references, probes)."""
     generator_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -117,17 +117,18 @@ class AlignConfig(Rolling):
     gradient_checkpointing: bool = False
     """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
     on_hacking: Literal["warn", "stop", "rollback"] = "warn"
-    """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: say it and
-    log it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""
+    """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: print and log
+    it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""
     max_kl: float = Field(0.0, ge=0)
-    """Stop when the running mean of the KL is above this; 0 never stops."""
+    """Stop when the running mean of the steps' KL or the KL of a probe is above this; 0 never stops. `nft`, `distill`
+    and `dpo` have no KL of steps, so the probes decide."""
     compile: bool = True
     """Compile the layers of judges with more than 100M parameters on a GPU. Costs half a minute at the start."""
     probe_prompts: int = Field(40, ge=1)
     probe_steps: int = Field(0, ge=0)
-    """Steps of a roll-out in probes, and later in `sample` and `evaluate`; 0 takes as many as training."""
+    """Steps of a rollout in probes, and later in `sample` and `evaluate`; 0 takes as many as training."""
     probe_noises: int = Field(2, ge=2)
-    """Pictures of each probe prompt. Two at least, since the start's pictures are compared with one another."""
+    """Pictures of each probe prompt. At least two, because the start's pictures are compared with one another."""
     seed: int = Field(0, ge=0)
     optim: OptimConfig = OptimConfig(lr=5e-4, warmup_steps=10, ema_decay=0.95)
     loop: LoopConfig = LoopConfig(num_steps=200, save_every=100)
@@ -139,7 +140,7 @@ class AlignConfig(Rolling):
 
     @property
     def num_steps(self) -> int:
-        """Steps of a roll-out outside training: probes, references, samples, evaluations."""
+        """Steps of a rollout outside training: probes, references, samples, evaluations."""
         return self.probe_steps or (self.rollout.num_steps if self.has_groups else self.refl.num_steps)
 
     @property
@@ -170,10 +171,24 @@ class AlignConfig(Rolling):
         name, settings = self.algorithm, self.grpo if self.algorithm == "grpo" else self.ppo
         low, high = settings.window
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"{name}.window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the roll-out")
-        if settings.noisy_steps >= self.rollout.num_steps:
+            raise ValueError(f"{name}.window ({low}, {high}): needs 0 <= start <= end <= 1, shares of the rollout")
+        steps = self.rollout.num_steps
+        room = min(round(high * steps), steps - 1) - round(low * steps)  # the last step of a rollout has no noise
+        if settings.noisy_steps > room:
             raise ValueError(
-                f"{name}.noisy_steps {settings.noisy_steps}: at most {self.rollout.num_steps - 1}, since the last step "
-                "of a roll-out has no noise"
+                f"{name}.noisy_steps {settings.noisy_steps}: the window has room for {room} of the {steps} steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ppo_can_work(self) -> Self:
+        if self.algorithm != "ppo":
+            return self
+        if self.rollout.relative:
+            raise ValueError(
+                f"rollout.score {self.rollout.score}: compares the pictures of one group, so that ppo's baselines mean "
+                "nothing; use pointwise or references"
+            )
+        if self.ppo.kl_target and (self.ppo.kl_weight == 0 or self.ppo.kl_horizon < self.batch_size):
+            raise ValueError("ppo.kl_target: needs kl_weight above 0 and a kl_horizon of batch_size or more")
         return self

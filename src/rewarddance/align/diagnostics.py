@@ -18,7 +18,7 @@ STATISTICS = ("brightness", "contrast", "colourfulness", "sharpness")
 
 
 def saturation(rewards: Array) -> float:
-    """Share of P(yes) above `SURE` or below 1 - `SURE`: there a judge's answer no longer moves."""
+    """Share of P(yes) above `SURE` or below 1 - `SURE`: there a judge's answer hardly changes."""
     known = rewards[~np.isnan(rewards)]
     return float(np.mean((known > SURE) | (known < 1 - SURE))) if known.size else float("nan")
 
@@ -64,22 +64,24 @@ def drift(now: Tensor, start: Tensor) -> dict[str, float]:
     return dict(zip(STATISTICS, change.tolist(), strict=True))
 
 
-def surface_sensitivity(judge: RewardModel, comparisons: Sequence[Comparison], step: float = 0.01) -> float:
+def surface_sensitivity(judge: RewardModel, comparisons: Sequence[Comparison], step: float = 0.01) -> float | None:
     """Mean of m(x) - m(x - step g / |g|): how much the margin falls by a small step against its gradient g.
 
-    It falls when a judge is exploited, since the pictures then stand on tops of its surface.
+    It falls when a judge is exploited, because the pictures are then near maxima of the margin.
 
     Args:
         step: length of the step in pixel values over the whole picture (Euclidean).
 
     Returns:
-        The mean over the comparisons that were answered; NaN where none was.
+        The mean over the comparisons that were answered, NaN where none was; None for a judge without gradients.
     """
     leaves = [c.candidate.frames.detach().clone().requires_grad_() for c in comparisons]
     asked = [_with(c, x) for c, x in zip(comparisons, leaves, strict=True)]
     with torch.enable_grad():
         verdict = judge.judge(asked)
         answered = verdict.answered
+        if not verdict.margin.requires_grad:
+            return None
         gradients = torch.autograd.grad(verdict.margin[answered].sum(), leaves, allow_unused=True)
     moved = []
     for c, x, g in zip(comparisons, leaves, gradients, strict=True):

@@ -18,14 +18,14 @@ def dpo_loss(v: Tensor, v_frozen: Tensor, target: Tensor, beta: float) -> Tensor
     e is the mean squared error of a velocity against noise - x0.
 
     Args:
-        v, v_frozen, target: (2N, ...); the N winners first, then their losers.
+        v, v_frozen, target: (2N, ...), every winner followed by its loser.
     """
-    winner, loser = (mean_square(v - target) - mean_square(v_frozen - target)).chunk(2)
-    return -F.logsigmoid(-0.5 * beta * (winner - loser))
+    excess = mean_square(v - target) - mean_square(v_frozen - target)
+    return -F.logsigmoid(-0.5 * beta * (excess[0::2] - excess[1::2]))
 
 
 def dpo_step(generator: Tunable, batch: Noised, config: DpoConfig) -> dict[str, Tensor]:
-    """Loss and metrics of 2N noised pictures: N winners, then their losers, with the same noises and times.
+    """Loss and metrics of 2N noised pictures: every winner is followed by its loser, with the same noise and time.
 
     Returns:
         loss: mean of `dpo_loss`; implicit_accuracy: share of pairs in which the trained policy, compared with the

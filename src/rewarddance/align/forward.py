@@ -1,4 +1,4 @@
-"""What the forward-process algorithms share: finished pictures are noised again, and velocities compared there."""
+"""The shared part of the forward-process algorithms: noise finished pictures again and compare velocities there."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ class Noised:
     z: Tensor
     t: Tensor
     condition: Any
-
-    def rows(self, order: Tensor) -> Noised:
-        """The rows in another order. The prompts of the rows that change places must be the same."""
-        return Noised(self.x0[order], self.noise[order], self.z[order], self.t[order], self.condition)
 
     @property
     def target(self) -> Tensor:

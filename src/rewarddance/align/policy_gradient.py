@@ -1,4 +1,4 @@
-"""Policy gradients on the Gaussian steps of an SDE roll-out: the clipped ratio of PPO, used by PPO and GRPO.
+"""Policy gradients on the Gaussian steps of an SDE rollout: the clipped ratio of PPO, used by PPO and GRPO.
 
 Latents, log-probabilities and ratios are fp32 or wider.
 """
@@ -22,7 +22,7 @@ METRICS = ("loss", "kl", "clipped", "ratio_deviation")
 
 @dataclass(frozen=True)
 class Decision:
-    """One noisy step of N roll-outs, as it was drawn.
+    """One noisy step of N rollouts, as it was drawn.
 
     Attributes:
         z, next: states before and after, (N, ...); now, after: times; noise: level of the SDE.
@@ -37,19 +37,12 @@ class Decision:
     mean: Tensor
     log_prob: Tensor
 
-    def rows(self, part: slice) -> Decision:
-        """Some of the roll-outs."""
-        return Decision(
-            self.z[part], self.next[part], self.now, self.after, self.noise, self.mean[part], self.log_prob[part]
-        )
-
 
 def window_start(num_steps: int, config: PolicyGradientConfig, rng: torch.Generator) -> int:
-    """The first noisy step, uniform over the window. The last step of a roll-out never has noise."""
+    """The first noisy step, uniform over the window. The last step of a rollout never has noise."""
     low, high = (round(share * num_steps) for share in config.window)
-    last = num_steps - 1 - config.noisy_steps
-    low, high = min(low, last), min(max(low, high - config.noisy_steps), last)
-    return int(torch.randint(low, high + 1, (), generator=rng))
+    last = min(high, num_steps - 1) - config.noisy_steps
+    return int(torch.randint(low, last + 1, (), generator=rng))
 
 
 def noise_levels(num_steps: int, start: int, config: PolicyGradientConfig) -> list[float]:
@@ -72,7 +65,7 @@ def log_ratio(policy: Gaussian, decision: Decision, guard: bool) -> Tensor:
 
 
 def clipped_loss(log_ratios: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """PPO's loss of every roll-out, (N,), and whether its gradient was clipped away, (N,).
+    """PPO's loss of every rollout, (N,), and whether its gradient was clipped away, (N,).
 
     -min(rho A, clip(rho, 1 - c, 1 + c) A), with ratios rho (Schulman et al., arXiv 1707.06347).
     """
@@ -91,11 +84,11 @@ def policy_step(
     config: PolicyGradientConfig,
     kl_weight: float,
 ) -> dict[str, Tensor]:
-    """Loss and metrics of N roll-outs with advantages (N,), a mean over their noisy steps.
+    """Loss and metrics of N rollouts with advantages (N,), a mean over their noisy steps.
 
     Returns:
         loss: clipped loss + kl_weight * kl; kl: mean KL(policy, frozen policy) a dimension; clipped: share of
-        roll-outs and steps without a gradient; ratio_deviation: mean |ratio - 1|.
+        rollouts and steps without a gradient; ratio_deviation: mean |ratio - 1|.
     """
     parts: list[Tensor] = []
     for d in decisions:

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewarddance.align.diagnostics import drift, pixel_diversity, rank_disagreement, saturation, statistics
+from rewarddance.align.diagnostics import (
+    drift,
+    pixel_diversity,
+    rank_disagreement,
+    saturation,
+    statistics,
+    surface_sensitivity,
+)
 from rewarddance.align.divergence import KlProbe
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
@@ -21,12 +28,15 @@ from rewarddance.core.task import Gold
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.trace import draw
 
+FEW = 8
+"""Comparisons that the judge's surface sensitivity is measured on."""
+
 
 def judge_gold(judge: RewardModel, criterion: str) -> Gold:
-    """A second judge's P(better than the start's picture), NaN where it refuses: gold where there is no exact measure.
+    """P(better than the start's picture) of a second judge, NaN where it refuses. Gold where no exact measure exists.
 
-    It should differ from the judge that trains (other data, another size or family); what fools one need not fool the
-    other then (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
+    It should differ from the training judge (other data, another size or family). A picture that fools one may then not
+    fool the other (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
     """
 
     def measure(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
@@ -46,7 +56,7 @@ def _of_table(table: np.ndarray) -> Metrics:
 
 @dataclass
 class Prober:
-    """Proxy reward against the pictures of the start, and the gold standard, of fixed prompts and noises.
+    """Measures the proxy reward against the pictures of the start, and the gold standard, on fixed prompts and noises.
 
     Each data-parallel process draws a share of the prompts; all processes get all values.
     """
@@ -63,7 +73,7 @@ class Prober:
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
-        self.divergence = KlProbe(self.generator, self.prompts, self.num_steps, self.seed)
+        self.divergence = KlProbe(self.generator, self.prompts, self.num_steps, self.seed, self.batch)
         self.references: Tensor | None = None
         """Pictures of the first probe, uint8 (prompts * noises, 3, H, W), those of one prompt together."""
 
@@ -86,7 +96,15 @@ class Prober:
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
         table = table.reshape(len(self.prompts), self.num_noises, len(columns))
         looks = self._looks(pictures, own)
-        return {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table) | looks
+        sensitivity = self._sensitivity(comparisons)
+        figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table)
+        return figures | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
+
+    def _sensitivity(self, comparisons: Sequence[Comparison]) -> float | None:
+        """`surface_sensitivity` of a few comparisons; None for a judge without gradients."""
+        value = surface_sensitivity(self.judge, comparisons[:FEW]) if comparisons else None
+        values = [v for v in all_gather_dicts({rank(): value}).values() if v is not None and not np.isnan(v)]
+        return float(np.mean(values)) if values else None
 
     def _looks(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
         """Diversity of the pictures, and how far their statistics are from the start's."""

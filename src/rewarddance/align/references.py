@@ -44,7 +44,8 @@ class ReferenceBank:
         self._rows = {p: i for i, p in enumerate(self.prompts)}
 
     def draw(self, generator: Generator, judge: RewardModel, step: int) -> None:
-        """Draw all references again with the generator as it is: a function of seed, step and weights alone.
+        """Draw all references again with the generator as it is: a function of seed, step, weights and of how many
+        processes share the prompts.
 
         A collective: each process draws a share of the prompts, and all processes get all pictures.
         """

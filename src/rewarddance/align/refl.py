@@ -101,13 +101,13 @@ def refl_step(
 ) -> dict[str, Tensor]:
     """Loss and metrics of one step; the caller calls `backward` on `loss`.
 
-    Pictures that the judge refuses have no reward and no gradient of it.
+    Pictures that the judge refuses have no reward and no reward gradient.
 
     Returns:
         loss = mean reward loss + kl_weight * kl; reward: mean P(yes); reward_std: its standard deviation over the
         batch; margin: mean log-odds; kl: mean KL of the gradient steps to the frozen policy, a dimension; time: where
-        the gradient begins; num_judged: pictures with their copies (`copies`); num_answered: those of them that reward,
-        reward_std and margin are means of (NaN of none).
+        the gradient begins; num_judged: pictures with their copies (`copies`); num_answered: how many of them the judge
+        answered; reward, reward_std and margin are means over these (NaN without any).
     """
     condition = generator.condition(prompts)
     index = gradient_index(config, rng)

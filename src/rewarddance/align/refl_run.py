@@ -1,4 +1,4 @@
-"""ReFL as a run: batches, the reference bank, and what to do about refused judgements."""
+"""The run of ReFL: batches, the reference bank, and refused judgements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.task import Task
 
 MOST_REFUSED = 0.05
-"""Share of judged pictures that may be refused; a run with more of them ends."""
+"""A run ends if the judge refuses more than this share of the pictures."""
 FREE_STEPS = 3
 """Steps at the start in which any number may be refused."""
 
@@ -35,12 +35,8 @@ class ReflRun(WatchedRun):
         supervised = self._supervise(index) if self.config.refl.supervised_weight else {}
         all_reduce_gradients(self.loop.parameters.values())
         metrics: Metrics = dict(means.all_reduce(METRICS))
-        if metrics["reward"] is not None:
-            self.bank.note(metrics["reward"])
         self.note_kl(metrics["kl"])
-        metrics |= {"win_rate": self.bank.win_rate, "references_from": self.bank.drawn_at}
-        if self.bank.num_unranked:
-            metrics["references_unranked"] = self.bank.num_unranked
+        metrics |= self.note_win_rate(metrics["reward"])
         return metrics | supervised | self._count_refused(index, refused)
 
     def _supervise(self, index: int) -> Metrics:

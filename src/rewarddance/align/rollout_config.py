@@ -22,11 +22,17 @@ class RolloutConfig(Config):
     updates: int = Field(1, ge=1)
     """How often a step goes through its pictures."""
     minibatches: int = Field(1, ge=1)
-    """Parts of whole groups that the pictures of a step are split into, with an optimizer update for each part."""
+    """The pictures of a step are split into so many parts of whole groups. Each part gets an optimizer update."""
     spread: float = Field(1e-3, ge=0)
-    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted."""
+    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted. `ppo` compares
+    scores with running baselines and drops no group."""
     clip_advantage: float = Field(5.0, gt=0)
     """Advantages are clipped to plus and minus this."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether scores compare the pictures of one group, so that their mean says nothing."""
+        return self.score in ("round_robin", "win_rate")
 
 
 class NftConfig(Config):
@@ -40,19 +46,19 @@ class NftConfig(Config):
     frozen_weight: float = Field(1e-4, ge=0)
     """Weight of |v - v_frozen|^2, the pull to the frozen policy."""
     draws: int = Field(2, ge=1)
-    """Noised copies of every picture in an update, at times of their own."""
+    """Noised copies of every picture in an update, each at its own time."""
     old_rate: float = Field(0.001, ge=0)
     old_most: float = Field(0.5, ge=0, lt=1)
     """The old policy, which draws the pictures, keeps min(old_rate * step, old_most) of itself at every step."""
 
 
 class PolicyGradientConfig(Config):
-    """What GRPO and PPO share: an SDE roll-out and a clipped ratio."""
+    """The settings that GRPO and PPO share: an SDE rollout and a clipped ratio."""
 
     noise: float = Field(0.7, gt=0)
     """Level of the SDE (Flow-GRPO's a)."""
     window: tuple[float, float] = (0.0, 0.5)
-    """Where steps with noise may lie, as shares of the roll-out."""
+    """Where steps with noise may lie, as shares of the rollout."""
     noisy_steps: int = Field(2, ge=1)
     """Steps with noise, one after the other from a random place in the window; the others follow the ODE
     (Flow-GRPO-Fast, MixGRPO)."""
@@ -61,21 +67,23 @@ class PolicyGradientConfig(Config):
     clip: float = Field(1e-4, gt=0)
     """Clip of the ratio to 1 +- clip. Log-probabilities are means over dimensions, so ratios are near 1."""
     guard: bool = False
-    """GRPO-Guard's ratio (arXiv 2510.22319), which means the same at every step; use a `clip` near 2e-6."""
+    """GRPO-Guard's ratio (arXiv 2510.22319), which has the same scale at every step; use a `clip` near 2e-6."""
     kl_weight: float = Field(0.01, ge=0)
     """Weight of KL(policy, frozen policy) of the noisy steps, in nats a dimension (`refl.kl_weight` has the unit)."""
 
 
 class PpoConfig(PolicyGradientConfig):
-    """PPO (arXiv 1707.06347) with per-prompt baselines and a KL target."""
+    """PPO (arXiv 1707.06347) with per-prompt baselines and a KL target. Needs scores that mean the same in every step:
+    `rollout.score` pointwise or references."""
 
     noisy_steps: int = Field(4, ge=1)
     kl_target: float = Field(0.0, ge=0)
-    """Above 0 the weight of the KL is adapted, so that the KL comes to this value (Ziegler et al., 2019)."""
+    """Target of the KL. Above 0 the weight of the KL is adapted until the KL is near this value (Ziegler et al.,
+    2019)."""
     kl_horizon: int = Field(1000, ge=1)
     """Pictures over which the weight adapts."""
     baseline_decay: float = Field(0.8, ge=0, lt=1)
-    """Decay of the running mean and deviation of every prompt's scores, a visit."""
+    """Decay of the running mean of every prompt's scores at each visit."""
 
 
 class DistillConfig(Config):
@@ -97,7 +105,7 @@ class DpoConfig(Config):
 
 
 class Rolling(Config):
-    """The settings of all these algorithms."""
+    """The settings of all algorithms that learn from groups."""
 
     rollout: RolloutConfig = RolloutConfig()
     nft: NftConfig = NftConfig()

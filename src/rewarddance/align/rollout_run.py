@@ -1,4 +1,4 @@
-"""Roll-outs as a run: collect groups, score them, make updates; watched by probes like reward feedback."""
+"""The run of rollout algorithms: collect groups, score them, update the weights. Probes watch it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rewarddance.core.streams import stream
 Lesson = tuple[Rollouts, Tensor, Tensor]
 """A pass of P' groups, their advantages (P', K), and which groups count (P',)."""
 MOST_REFUSED = 0.05
-"""Share of the questions of a step that the judge may refuse; a run with more of them ends."""
+"""A run ends if the judge refuses more than this share of the questions of a step."""
 
 
 @dataclass
@@ -43,23 +43,22 @@ class RolloutRun(WatchedRun):
         drawn = [self._draw(index, rows, places) for places in own]
         scores = self._score([rollouts for passes in drawn for rollouts in passes])
         places = [p for part in own for p in part]
-        advantages, counts = self.algorithm.advantages([rows[p] for p in places], scores.values)
-        lessons = _lessons(drawn, advantages, counts)
+        gathered = all_gather_dicts(dict(zip(places, scores.values, strict=True)))
+        everything = torch.stack([gathered[p] for p in range(num)])
+        metrics = self._count_refused(index, all_gather_dicts({rank(): (scores.refused, scores.num_asked)}))
+        advantages, counts = self.algorithm.advantages(rows, everything)
+        lessons = _lessons(drawn, advantages[places], counts[places])
         means = WeightedMeans()
         for number in range(config.updates * config.minibatches):
             if number:
                 self.loop.update()
             update, part = divmod(number, config.minibatches)
             self._gradients(lessons[part], len(parts[part]), index, update, means)
-        metrics: Metrics = dict(means.all_reduce(self.algorithm.metrics))
-        gathered = all_gather_dicts(
-            {p: (s, bool(c)) for p, s, c in zip(places, scores.values, counts.tolist(), strict=True)}
-        )
-        refused = all_gather_dicts({rank(): (scores.num_refused, scores.num_asked)})
-        everything = torch.stack([gathered[p][0] for p in range(num)])
-        relative = config.score in ("round_robin", "win_rate")
-        metrics |= _score_metrics(everything, [gathered[p][1] for p in range(num)], relative)
-        metrics |= self._count_refused(index, refused)
+        metrics |= means.all_reduce(self.algorithm.metrics)
+        self.note_kl(metrics.get("kl"))
+        metrics |= _score_metrics(everything, counts, config.relative)
+        if config.score == "references":
+            metrics |= self.note_win_rate(float(torch.sigmoid(everything).nanmean()))
         return metrics | self.algorithm.end_step(index, rows, everything, metrics)
 
     def _draw(self, index: int, rows: Sequence[int], places: Sequence[int]) -> list[Rollouts]:
@@ -97,12 +96,13 @@ class RolloutRun(WatchedRun):
             means.add({k: float(v.detach()) for k, v in out.items()}, len(advantages))
         all_reduce_gradients(self.loop.parameters.values())
 
-    def _count_refused(self, index: int, by_rank: dict[int, tuple[int, int]]) -> Metrics:
+    def _count_refused(self, index: int, by_rank: dict[int, tuple[tuple[str, ...], int]]) -> Metrics:
         """Raises `JudgementError` where the judge refused too many questions of this step."""
-        refused, asked = (sum(pair[k] for pair in by_rank.values()) for k in (0, 1))
-        if refused > MOST_REFUSED * asked:
-            raise JudgementError(f"step {index}: the judge refused {refused} of {asked} questions")
-        return {"refused": refused} if refused else {}
+        reasons = [why for refused, _ in by_rank.values() for why in refused]
+        asked = sum(num for _, num in by_rank.values())
+        if len(reasons) > MOST_REFUSED * asked:
+            raise JudgementError(f"step {index}: the judge refused {len(reasons)} of {asked} questions; {reasons[0]}")
+        return {"refused": len(reasons)} if reasons else {}
 
     def went_back(self) -> None:
         self.algorithm.went_back()
@@ -125,20 +125,21 @@ def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Te
     return [[(rollouts, *next(rows)) for rollouts in passes] for passes in drawn]
 
 
-def _score_metrics(scores: Tensor, counts: Sequence[bool], relative: bool) -> Metrics:
-    """What the scores (P, K) of a step look like.
+def _score_metrics(scores: Tensor, counts: Tensor, relative: bool) -> Metrics:
+    """Statistics of the scores (P, K) of a step.
 
     Args:
         counts: which groups taught something.
         relative: scores compare the pictures of one group, so their mean says nothing.
 
     Returns:
-        within_std: mean standard deviation within a group; zero_variance: share of the groups that taught nothing; and
-        for scores that are not relative reward: their mean, and across_std: the deviation of the groups' means.
+        within_std: mean standard deviation within a group; zero_variance: share of the groups that taught nothing.
+        Scores that are not relative also have reward: their mean, and across_std: the standard deviation of the
+        groups' means.
     """
     means = scores.nanmean(1)
     within = (scores - means[:, None]).square().nanmean(1).sqrt()
-    metrics: Metrics = {"within_std": float(within.nanmean()), "zero_variance": 1 - sum(counts) / len(counts)}
+    metrics: Metrics = {"within_std": float(within.nanmean()), "zero_variance": 1 - float(counts.float().mean())}
     if not relative:
         means = means[~means.isnan()]
         metrics |= {"reward": float(scores.nanmean()), "across_std": float(means.std(correction=0))}

@@ -1,7 +1,7 @@
-"""Roll-outs of a step: groups of pictures, drawn by a policy and scored by a judge.
+"""Rollouts of a step: groups of pictures, drawn by a policy and scored by a judge.
 
-Everything that is random about a prompt comes from its own streams. So a group is the same in whatever batch and in
-whatever process it is drawn.
+Everything that is random about a prompt comes from its own streams. So a group does not depend on the batch and the
+process in which it is drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rollouts:
         places: places of the groups in the step's batch; prompts: P' of them.
         condition: the embedded prompts of the P' K rows.
         latents: clean latents (P' K, ...), groups one after the other; pictures: decoded, P' lists of K.
-        decisions: the noisy steps; empty for a deterministic roll-out.
+        decisions: the noisy steps; empty for a deterministic rollout.
     """
 
     places: tuple[int, ...]
@@ -77,7 +77,8 @@ def roll_out(
     Args:
         rngs: a random stream for each prompt.
         levels: noise of every step; None for the ODE.
-        shared_start: one noise a group, and the steps before the first noisy one computed once for the group.
+        shared_start: the pictures of a group share one noise, and the steps before the first noisy one are computed
+            once.
     """
     times = generator.times(num_steps)
     levels = [0.0] * num_steps if levels is None else list(levels)

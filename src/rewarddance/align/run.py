@@ -1,4 +1,4 @@
-"""What an algorithm does in an alignment run, as the job calls it (`jobs/align.py`)."""
+"""The methods of an algorithm that the alignment job calls (`jobs/align.py`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class AlignRun(ABC):
     """Base of algorithms. A method that an algorithm does not need does nothing."""
 
     def begin(self) -> None:  # noqa: B027
-        """Before the first step of a run that is not resumed."""
+        """Called before the first step of a run that is not resumed."""
 
     @abstractmethod
     def step(self, index: int) -> Metrics:
@@ -22,11 +22,11 @@ class AlignRun(ABC):
         return {}
 
     def stop(self, metrics: Metrics) -> str | None:
-        """The reason to end the run after this step; None goes on."""
+        """The reason to end the run after this step; None to continue."""
         return None
 
     def went_back(self) -> None:  # noqa: B027
-        """After the trained weights went back to an earlier state (`on_hacking: rollback`)."""
+        """Called after the trained weights went back to an earlier state (`on_hacking: rollback`)."""
 
     def save_state(self) -> None:  # noqa: B027
         """Put the state that is not weights into the loop, before it writes a checkpoint."""

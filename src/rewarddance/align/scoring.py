@@ -20,15 +20,15 @@ Way = Literal["round_robin", "win_rate", "pointwise", "references"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge says of P groups of K pictures.
+    """A judge's scores of P groups of K pictures.
 
     Attributes:
         values: (P, K) fp32 on the CPU, NaN where the judge refused every question about a picture.
-        num_refused: questions that it refused; num_asked: all of them.
+        refused: reasons of the questions that it refused; num_asked: all questions.
     """
 
     values: Tensor
-    num_refused: int
+    refused: tuple[str, ...]
     num_asked: int
 
 
@@ -50,7 +50,7 @@ def score_groups(
     size = len(groups[0])
     if way in ("round_robin", "win_rate"):
         rankings = rank_all(judge, prompts, groups, criterion)
-        refused = sum(len(r.refused) for r in rankings)
+        refused = tuple(why for r in rankings for why in r.refused.values())
         asked = len(groups) * size * (size - 1) // 2
         rows = [r.margin if way == "round_robin" else _win_rates(r.wins) for r in rankings]
         return Scores(torch.stack(rows), refused, asked)
@@ -61,7 +61,7 @@ def score_groups(
         for picture in group
     ]
     verdict = judge.judge(comparisons)
-    return Scores(verdict.margin.float().cpu().view(-1, size), len(verdict.refused), len(comparisons))
+    return Scores(verdict.margin.float().cpu().view(-1, size), tuple(verdict.refused.values()), len(comparisons))
 
 
 def _win_rates(wins: Tensor) -> Tensor:

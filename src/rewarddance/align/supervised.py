@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.align.guidance import without_guidance
 from rewarddance.align.run import AlignRun
 from rewarddance.core.averages import WeightedMeans
 from rewarddance.core.loop import Loop, Metrics
@@ -53,16 +52,6 @@ def supervised_loss(generator: Tunable, task: Task, seed: int, place: int, size:
         x = generator.encode(pixels.to(generator.device))
     t = torch.sigmoid(torch.randn(len(x), generator=rng)).to(x.device)
     noise = torch.randn(x.shape, generator=rng).to(x.device)
-    with _without_guidance(generator):
+    with without_guidance(generator):
         v = generator.velocity(flow.add_noise(x, noise, t), t, generator.condition(prompts))
     return F.mse_loss(v, noise - x)
-
-
-@contextmanager
-def _without_guidance(generator: Tunable) -> Iterator[None]:
-    """The data's velocity is noise - x; a guided velocity is a combination of two and must not be regressed on it."""
-    scale, generator.guidance = generator.guidance, 1.0
-    try:
-        yield
-    finally:
-        generator.guidance = scale

@@ -1,4 +1,4 @@
-"""What every run that learns from a judge shares: the reference bank, the probes, and their state in checkpoints."""
+"""The shared part of runs that learn from a judge: the reference bank, the probes, and their state in checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.types import RewardModel
 
 RATE_FACTOR = 0.5
-"""The learning rate is multiplied by this when a run goes back; with the same rate the same would happen again."""
+"""The learning rate is multiplied by this when a run goes back. With the old rate the run would fail again."""
 
 
 @dataclass
@@ -56,14 +56,15 @@ class WatchedRun(AlignRun, ABC):
         """Probe the averaged weights, and keep them where they are the best so far."""
         with self.loop.averaged():
             metrics = self.prober.probe(index)
-            if self.config.on_hacking == "rollback" and self.prober.monitor.is_best:
+            monitor = self.prober.monitor
+            if self.config.on_hacking == "rollback" and monitor.measured_at(index) and monitor.is_best:
                 self.good, self.good_step = self.loop.snapshot(), index
         return metrics
 
     def _guard(self, index: int) -> Metrics:
         """Act on an alarm."""
         monitor, acts = self.prober.monitor, self.config.on_hacking
-        if (alarm := monitor.alarm()) is None:
+        if not monitor.measured_at(index) or (alarm := monitor.alarm()) is None:
             return {}
         text = {"warn": alarm, "stop": alarm, "rollback": f"{alarm}; went back to step {self.good_step}"}[acts]
         if is_leader():
@@ -71,20 +72,33 @@ class WatchedRun(AlignRun, ABC):
         if acts == "rollback" and self.good:
             self.loop.go_back(self.good, RATE_FACTOR)
             monitor.forget_after(self.good_step)
+            self.bank.drawn_at = -1  # the references are those of the policy that is given up
+            self.loop.extra |= {"kl": 0.0, "kl_weight": 0.0}
             self.went_back()
         return {"alarm": text}
 
     def note_kl(self, kl: float | None) -> None:
-        """Take a step's KL into the running mean that `stop` compares with `max_kl`."""
-        for name, value in (("kl", kl or 0.0), ("kl_weight", 1.0)):
+        """Take a step's KL into the running mean that `stop` compares with `max_kl`; None for a step without one."""
+        if kl is None:
+            return
+        for name, value in (("kl", kl), ("kl_weight", 1.0)):
             self.loop.extra[name] = 0.95 * self.loop.extra.get(name, 0.0) + 0.05 * value
+
+    def note_win_rate(self, rate: float | None) -> Metrics:
+        """Take a step's mean P(better than the reference) into the bank; returns what the log says of the bank."""
+        if rate is not None:
+            self.bank.note(rate)
+        metrics: Metrics = {"win_rate": self.bank.win_rate, "references_from": self.bank.drawn_at}
+        return metrics | ({"references_unranked": self.bank.num_unranked} if self.bank.num_unranked else {})
 
     def stop(self, metrics: Metrics) -> str | None:
         kl, weight = (self.loop.extra.get(name, 0.0) for name in ("kl", "kl_weight"))
-        if "alarm" in metrics and self.config.on_hacking == "stop":
-            return str(metrics["alarm"])
-        over = self.config.max_kl > 0 and kl > self.config.max_kl * weight
-        return f"mean KL passed {self.config.max_kl}" if over else None
+        if "alarm" in metrics and self.config.on_hacking != "warn":
+            return str(metrics["alarm"]) if self.config.on_hacking == "stop" else None
+        most = self.config.max_kl
+        if most and kl > most * weight:
+            return f"mean KL passed {most}"
+        return f"KL of the probes passed {most}" if most and metrics.get("probe/kl", 0.0) > most else None
 
     def save_state(self) -> None:
         loop, probes = self.loop, self.prober.monitor.probes

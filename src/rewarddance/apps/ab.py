@@ -22,7 +22,7 @@ class AbCreate(Flags):
     """Draw pictures of the same prompts, from the same noises, with two or more systems, for people to compare blind.
 
     A system is a run of `align`, a generator, or a folder of `sample` (its first picture of each prompt). The result
-    says how many votes are needed to see a win rate of 55%, and what win rate this study can see.
+    says how many votes are needed to detect a win rate of 55%, and which win rate this study can detect.
 
     Example: rewarddance ab create --a runs/refl --b runs/nft --prompts 200 --out studies/refl-nft
 
@@ -42,9 +42,9 @@ class AbCreate(Flags):
     task: str = "embedded"
     """The task whose benchmark gives a number of prompts."""
     judgements: Count = 1
-    """People who judge each prompt and pair. More prompts tell more than more votes a prompt."""
+    """People who judge each prompt and pair. More prompts help more than more votes on each prompt."""
     criteria: tuple[str, ...] = ("overall",)
-    """What is asked; the report is about one of them."""
+    """The criteria that people are asked about; a report is about one of them."""
     seed: int = 0
 
     def run(self) -> None:
@@ -60,10 +60,10 @@ class AbCreate(Flags):
 
 @dataclass(frozen=True)
 class AbStatus(Flags):
-    """How far a study is, and whether it is decided. Look as often as you like: the intervals allow for it.
+    """The progress of a study, and whether it is decided. You may look as often as you like.
 
-    The bounds are a confidence sequence. If the systems are level, the chance that it ever says otherwise is at most
-    5 per cent, over all looks together.
+    The bounds are a confidence sequence. If the systems are equally good, the chance that it ever calls one better is
+    at most 5 per cent, over all looks.
 
     Example: rewarddance ab status studies/refl-nft
     """
@@ -91,7 +91,7 @@ class AbStatus(Flags):
 
 @dataclass(frozen=True)
 class AbReport(Flags):
-    """Good, same, bad; GSB and win rate with intervals; sign test; ratings; by category. Writes report.html and .json.
+    """Counts of good, same and bad; GSB and win rate with intervals; sign test; ratings. Writes report.html and .json.
 
     Example: rewarddance ab report studies/refl-nft
     """
@@ -103,7 +103,7 @@ class AbReport(Flags):
     criterion: str | None = None
     """The first one of the study when not given."""
     target: Annotated[float, Least(0.5)] = 0.55
-    """The win rate for which the page says how many votes show it."""
+    """The page says how many votes are needed to detect this win rate."""
 
     def run(self) -> None:
         from rewarddance.core.runs import write_json
@@ -144,7 +144,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 def read_ballots(
     folder: Path, study: dict[str, Any], database: str | None, criterion: str | None
 ) -> tuple[list[Any], int]:
-    """The votes of a study's desk by one criterion, and how many each prompt and pair needs.
+    """The votes of a study's desk by one criterion, and how many votes each prompt and pair needs.
 
     Raises:
         RunError: nobody has served the study yet, or the criterion is not asked.
@@ -194,7 +194,7 @@ def _sentence(pair: dict[str, Any]) -> str:
 
 
 def render(result: dict[str, Any], title: str) -> str:
-    """The HTML page of a report: one file that loads nothing."""
+    """The HTML page of a report: one file that loads no other."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("rewarddance.apps"), autoescape=select_autoescape())

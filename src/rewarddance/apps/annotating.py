@@ -1,4 +1,4 @@
-"""`rewarddance annotate`: pages on which people judge pictures, and the export of what they said."""
+"""`rewarddance annotate`: pages on which people judge pictures, and the export of their judgements."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def database_of(data: Path, given: str | None) -> str:
 
 @dataclass(frozen=True)
 class Annotate(Flags):
-    """Serve pages on which people judge pictures. A database keeps the judgements, and nothing that was saved is lost.
+    """Serve pages on which people judge pictures. A database keeps every judgement that was saved.
 
     People log in by personal links. They see pictures without names of systems or files, on sides that the server
-    draws. Links for --invite are printed when the server starts, and so is one for the admin page: progress, agreement,
-    people, further links, exports. Several servers may share one database. Ctrl-C stops the server.
+    draws. When the server starts, it prints links for --invite and one for the admin page, which shows progress,
+    agreement, people, further links and exports. Several servers may share one database. Ctrl-C stops the server.
 
     Example: rewarddance annotate data/pool --invite ada ben --judgements 2
 
@@ -49,9 +49,9 @@ class Annotate(Flags):
     task: Task = "pairwise"
     """Compare two pictures, rate each from 1 to 5, or rank all pictures of a prompt."""
     criteria: tuple[str, ...] = ()
-    """What is asked of every item; `overall`, or the four criteria of the ratings."""
+    """Criteria that people are asked about; `overall` by default, or four criteria for ratings."""
     judgements: SomeCount = None
-    """People who judge each item; 3, or as `ab create` was told."""
+    """People who judge each item; 3 by default, or as given to `ab create`."""
     checks: float = 0.05
     """Share of attention checks: one of the pictures is noise."""
     repeats: float = 0.05
@@ -63,12 +63,12 @@ class Annotate(Flags):
     whole_items_first: bool = False
     """Finish an item before the next one begins. Desks of `ab create` always do."""
     invite: tuple[str, ...] = ()
-    """Names of people to invite; a link for each is printed, a further one where somebody was invited before."""
+    """Names of people to invite; a link is printed for each, also for people who were invited before."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all. Put a proxy with TLS before a public one."""
     port: Count = 8000
     url: str | None = None
-    """What links begin with, where people reach the server by another address."""
+    """The beginning of links, if people reach the server by another address."""
     session_hours: float = 12.0
     """A session ends after this time without a request."""
     requests_per_minute: Count = 240
@@ -126,9 +126,9 @@ class Annotate(Flags):
 
 @dataclass(frozen=True)
 class AnnotateExport(Flags):
-    """Write what people said so far, while the server runs or later. `train --data OUT` takes `records`.
+    """Write the judgements so far, while the server runs or later. `train --data OUT` takes `records`.
 
-    Attention checks, repeats, judgements that were taken back and those of excluded people are left out.
+    It leaves out attention checks, repeats, withdrawn judgements, and judgements of excluded people.
 
     Example: rewarddance annotate export --database sqlite:///data/pool/desk.db --out data/judged
     """

@@ -58,8 +58,8 @@ class DataBuild(Flags):
     """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
 
     The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. A pool has pictures of every prompt,
-    seed and setting, for `data select` and annotation tools; a stopped build goes on, and several processes started on
-    one folder share the work.
+    seed and setting, for `data select` and annotation tools; a stopped build continues, and several processes on one
+    folder share the work.
 
     Example: rewarddance data build --out data/embedded --num-prompts 3000
 
@@ -88,10 +88,11 @@ class DataBuild(Flags):
     pictures: Annotated[int, Least(2)] = 4
     """Pictures of each prompt of the embedded world."""
     generator: str = "tiny"
-    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts the only one."""
+    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts it draws all
+    pictures."""
     generator_share: float = 0.7
     criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
-    """What the raters judge by."""
+    """The criterion of the raters."""
     votes: Count = 5
     """Simulated raters who judge each pair; its label is their mean choice."""
     shuffle_labels: bool = False
@@ -144,7 +145,7 @@ class DataRationales(Flags):
     """Ask a teacher for reasons and keep those whose verdict agrees with the label; for chain-of-thought judges.
 
     Answers are saved at once, so a stopped run continues where it was. `rationales.json` counts the answers that were
-    kept, that disagreed, that were refused or unreadable, and their cost.
+    kept, that disagreed, and that were refused or unreadable. It also has their cost.
 
     Example: rewarddance data rationales data/embedded --out data/reasons
 
@@ -279,7 +280,7 @@ class Rank(JudgeFlags):
 @dataclass(frozen=True)
 class Sample(Flags):
     """Draw pictures of prompts. With --best-of N the judge keeps the best of N candidates; with --search the judge is
-    the verifier of a search. Writes samples.json too, with what a search cost.
+    the verifier of a search. Also writes samples.json, with the cost of a search.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
 
@@ -296,7 +297,7 @@ class Sample(Flags):
     """Pictures of each prompt."""
     adapter: Path | None = None
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
-    precision are that run's, where they are not given."""
+    precision are those of that run, unless you give them."""
     generator: str | None = None
     """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image or Z-Image pipeline."""
     num_steps: SomeCount = None
@@ -319,8 +320,9 @@ class Sample(Flags):
     nfe: SomeCount = None
     """Forward passes of the generator that the search may spend on each picture."""
     ask: Ask = "auto"
-    """How the search asks the judge. `pointwise`: about every picture alone. `anchor`: against a picture that is drawn
-    first. `round_robin`: every two candidates. `auto`: `pointwise` where the judge answers that, otherwise `anchor`."""
+    """How the search asks the judge. `pointwise`: about every picture alone. `anchor`: it compares with a picture that
+    is drawn first. `round_robin`: it compares every two candidates. `auto`: `pointwise` if the judge answers that
+    question, otherwise `anchor`."""
     judge: str = "tiny"
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""

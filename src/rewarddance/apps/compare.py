@@ -14,14 +14,14 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.core.statistics import Interval, paired_bootstrap
 
 FILES = ("evaluation.json", "evaluation_prompts.json", "evaluation_metrics.json")
-"""What `rewarddance evaluate` writes into a run."""
+"""The files that `rewarddance evaluate` writes into a run."""
 SETTINGS = ("prompts", "noises", "num_steps", "guidance", "seed", "reference", "judge")
 """Keys on which the figures of an evaluation depend."""
 INTERVAL = {"mean", "ci_low", "ci_high"}
 
 
 def compare_runs(first: Path, second: Path) -> str:
-    """A table of the figures that both runs have, and paired differences where values of single prompts are there.
+    """A table of the figures that both runs have, and paired differences if both hold values of single prompts.
 
     Raises:
         RunError: not a run folder, or no evaluation that both runs have.
@@ -61,12 +61,12 @@ def _section(name: str, a: Mapping[str, Any], b: Mapping[str, Any], runs: tuple[
 
 
 def _sign(difference: Interval) -> str:
-    """What can be said of the sign; whether more is better depends on the figure."""
+    """Whether the sign is certain; whether more is better depends on the figure."""
     return {"better": "more", "worse": "less"}.get(difference.verdict, difference.verdict)
 
 
 def paired_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Interval]:
-    """Mean of b less a over the prompts for which both have a value, by name; empty where the prompts differ."""
+    """Mean of b minus a over the prompts for which both have a value, by name; empty if the prompts differ."""
     first, second = a.get("per_prompt", {}), b.get("per_prompt", {})
     if not first or first.get("prompts") != second.get("prompts"):
         return {}

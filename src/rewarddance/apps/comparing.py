@@ -14,7 +14,7 @@ from rewarddance.apps.flags import Flags
 class Compare(Flags):
     """Two runs' evaluations side by side, from the JSON files that `evaluate` wrote into the run folders.
 
-    Where both hold values of the same prompts, differences (second run less first) have paired 95% intervals.
+    If both hold values of the same prompts, differences (second run minus first) have paired 95% intervals.
 
     Example: rewarddance compare runs/refl runs/nft
     """

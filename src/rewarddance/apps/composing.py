@@ -27,9 +27,9 @@ class FitComposite(Flags):
     data: Path
     """A folder of `data build` or `data import`, or a Parquet file of it: the reference set."""
     most: Annotated[int, Least(4)] = 400
-    """Records that are used at most, evenly spread."""
+    """Number of records to use at most, evenly spread."""
     precision: Precision | None = None
-    """What its judges compute in, as for `score`."""
+    """Precision of its judges, as for `score`."""
 
     def run(self) -> None:
         from rewarddance.jobs.composite import fit_composite

@@ -19,7 +19,7 @@ class DataImport(Flags):
     """Preferences to Parquet that `datasets.load_dataset` reads, with every vote, a manifest and a data card.
 
     Reads the files of ImageReward, ImageRewardDB, HPDv2, HPDv3, Pick-a-Pic, RichHF-18K, VideoFeedback,
-    VideoGen-RewardBench, GenAI-Bench, MJ-Bench, MMRB2, TRL, Label Studio, Argilla and FastChat as they are, and your
+    VideoGen-RewardBench, GenAI-Bench, MJ-Bench, MMRB2, TRL, Label Studio, Argilla and FastChat as published, and your
     own rows.
 
     Own rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b, tie or both_bad), probability (of
@@ -38,14 +38,15 @@ class DataImport(Flags):
     out: Path
     """Folder to write."""
     format: Literal["auto"] | Format = "auto"
-    """`auto` goes by the keys of the first rows, and says what it took the file for."""
+    """`auto` recognises the format by the keys of the first rows, and prints it."""
     media_root: Path | None = None
     """Folder that paths of pictures and clips are relative to; nothing outside it is read. The file's own folder when
     not given."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with broken rows: list them and stop, or leave them out."""
     criteria: tuple[str, ...] = ()
-    """Criteria of your own that a column `criterion` may name; `train --context.instructions` words them."""
+    """Criteria of your own that a column `criterion` may name; give each a sentence with `train
+    --context.instructions`."""
     shard_mib: Count = 512
     """MiB of pictures at which a new Parquet file begins."""
 
@@ -65,10 +66,10 @@ class DataImport(Flags):
 
 @dataclass(frozen=True)
 class DataStats(Flags):
-    """What a data folder holds: labels, ties, agreement between annotators, side bias, duplicates, contradictions.
+    """Statistics of a data folder: labels, ties, agreement between annotators, side bias, duplicates, contradictions.
 
     Agreement is Krippendorff's alpha of choices (nominal) and of ratings (interval), with bootstrap intervals. Leakage
-    counts prompts (apart from case and punctuation) and pictures that two splits share.
+    counts the prompts (without regard to case and punctuation) and pictures that two splits share.
 
     Example: rewarddance data stats data/mine
     """
@@ -76,7 +77,7 @@ class DataStats(Flags):
     data: tyro.conf.Positional[Path]
     """A folder of `data import`, `data build` or `data split`, or one Parquet file."""
     pixels: bool = True
-    """Open every picture, and so also find equal pictures in different files."""
+    """Open every picture, to find equal pictures in different files too."""
 
     def run(self) -> None:
         from rewarddance.data.stats import data_stats
@@ -88,8 +89,8 @@ class DataStats(Flags):
 class DataSplit(Flags):
     """Hold records out: train.parquet, and id.parquet (other prompts) or ood.parquet (other models, styles, people).
 
-    By annotator the votes are divided, so that a judge can be measured against people it never learned from. By model
-    every record with a picture of a held-out model is held out.
+    A split by annotator divides the votes, so that a judge can be measured against people it never learned from. A
+    split by model holds out every record with a picture of a held-out model.
 
     Example: rewarddance data split data/mine --out data/split --share 0.1
 
@@ -99,9 +100,9 @@ class DataSplit(Flags):
     data: tyro.conf.Positional[Path]
     """A data folder, whose training records are divided, or one Parquet file."""
     out: Path
-    """Folder to write; with --folds one folder a fold in it."""
+    """Folder to write; with --folds it holds a folder for each fold."""
     by: SplitBy = "prompt"
-    """What stays together."""
+    """The key that records of one side share."""
     share: float = 0.1
     """Share of the records to hold out."""
     hold_out: tuple[str, ...] = ()
@@ -122,7 +123,7 @@ class DataSplit(Flags):
 class DataExport(Flags):
     """Records as a file of another format, with their pictures beside it. `jsonl` keeps everything.
 
-    The result says how many records the format could not hold and why, and what it has no place for.
+    The result says how many records the format could not hold, why, and which fields it has no place for.
 
     Example: rewarddance data export data/mine --format trl --out export
     """
@@ -133,7 +134,7 @@ class DataExport(Flags):
     out: Path
     """Folder to write."""
     criterion: str | None = None
-    """What is exported to a format that knows no criteria; `overall` where there is one."""
+    """The criterion to export to a format that knows no criteria; `overall` if the data have it."""
 
     def run(self) -> None:
         from rewarddance.data.export import export
@@ -144,10 +145,10 @@ class DataExport(Flags):
 
 @dataclass(frozen=True)
 class DataSelect(Flags):
-    """Which pairs to label next, out of those without votes: pairs.jsonl with an empty `label`, and the pictures.
+    """Choose which pairs without votes to label next. Writes pairs.jsonl with an empty `label`, and the pictures.
 
-    Strategies: `disagreement` (several judges, each sure, not of one mind), `uncertainty` (P(yes) near one half),
-    `coverage` (pairs unlike each other), `mixed` (the last over the best of the others), `random` (the control).
+    Strategies: `disagreement` (each judge is sure, but the judges disagree), `uncertainty` (P(yes) near one half),
+    `coverage` (pairs unlike each other), `mixed` (coverage among the best pairs of the others), `random` (the control).
 
     Example: rewarddance data select data/pool --judges runs/a runs/b --budget 200 --out data/next
     """
@@ -162,7 +163,7 @@ class DataSelect(Flags):
     """Judges that are asked, each as `score --judge` takes it."""
     strategy: Strategy = "mixed"
     criterion: str = "overall"
-    """What the labels will be about."""
+    """The criterion of the labels."""
     most_per_prompt: SomeCount = 4
     """Pairs of one prompt at most, while other prompts are left."""
     seed: int = 0

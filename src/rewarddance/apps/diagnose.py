@@ -1,4 +1,4 @@
-"""`rewarddance diagnose`: alignment runs side by side, sign of hacking by sign. Reads run folders only."""
+"""`rewarddance diagnose`: signs of reward hacking in alignment runs, side by side. Reads run folders only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from rewarddance.core.runs import RunFolder
 SIGNS: dict[str, tuple[str, str]] = {
     "probe/gold": ("Gold standard", "The measure that training does not see. It must not fall."),
     "probe/proxy": ("Judge's P(better than the start)", "Rises in every run that works; alone it says nothing."),
-    "probe/gap": ("Gap", "Rise of the proxy less rise of the gold standard, in standard deviations of the start."),
+    "probe/gap": ("Gap", "Rise of the proxy minus rise of the gold standard, in standard deviations of the start."),
     "probe/kl": ("KL to the frozen policy", "One step of the SDE at fixed states, nats a dimension."),
     "probe/proxy_std": ("Spread of the proxy", "Falls to 0 when all pictures please the judge alike."),
-    "probe/saturation": ("Saturation", "Share of P(yes) above 0.95 or below 0.05: there the judge no longer answers."),
+    "probe/saturation": ("Saturation", "Share of P(yes) above 0.95 or below 0.05: there the answer hardly changes."),
     "probe/disagreement": ("Disagreement of ranks", "Share of pairs that judge and gold standard order differently."),
+    "probe/sensitivity": ("Surface sensitivity", "Fall of the margin by a small step against its gradient."),
     "probe/diversity": ("Diversity", "Distance between two samples of one prompt, root mean square of pixels."),
     "probe/drift_sharpness": ("Drift of sharpness", "In standard deviations of the start. Fine texture fools judges."),
     "probe/drift_colourfulness": ("Drift of colourfulness", "In standard deviations of the start."),
-    "within_std": ("Spread of scores in a group", "What algorithms with groups learn from."),
+    "within_std": ("Spread of scores in a group", "Algorithms with groups learn from this spread."),
     "zero_variance": ("Groups that taught nothing", "Share of the step's groups."),
     "clipped": ("Clipped ratios", "Share of policy-gradient terms without a gradient."),
 }
@@ -80,7 +81,7 @@ def _log(run: tuple[str, Path]) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """First, best and last gold value, with the steps, and what ended the run."""
+    """First, best and last gold value with their steps, and the reason why the run ended."""
     gold = [(row["step"], row["probe/gold"]) for row in rows if row.get("probe/gold") is not None]
     ends: dict[str, Any] = {"stopped": next((row["stopped"] for row in rows if "stopped" in row), None)}
     if gold:
@@ -89,7 +90,7 @@ def _ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str) -> str | None:
-    """One line a run with marks at its alarms, or None where no run logged the metric."""
+    """One line for each run with marks at its alarms, or None if no run logged the metric."""
     figure = go.Figure()
     for i, (name, rows) in enumerate(logs.items()):
         points = [(row["step"], row[key], "alarm" in row) for row in rows if isinstance(row.get(key), int | float)]

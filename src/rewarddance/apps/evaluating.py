@@ -68,7 +68,7 @@ class Evaluate(Flags):
     data: Path | None = None
     """With --judge: a data folder whose held-out prompts replace the embedded world's."""
     vlm: str | None = None
-    """Measure what a VLM knows of the embedded world: exact answers by kind of question."""
+    """Measure the exact answers of a VLM about the embedded world, by kind of question."""
     num_steps: SomeCount = None
     """Sampling steps; a run's own, or 10 for --generator, when not given."""
     guidance: float | None = None
@@ -79,7 +79,7 @@ class Evaluate(Flags):
     """Take every n-th benchmark prompt."""
     seed: int = 0
     precision: Precision | None = None
-    """What models compute in. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
+    """Precision of the models. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
     100M parameters on a CPU. The result names the precision."""
 
     def run(self) -> None:

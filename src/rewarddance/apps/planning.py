@@ -97,7 +97,8 @@ def _table(result: Any) -> Table:
 
 
 def _worth_showing(tried: Any) -> list[Any]:
-    """The last of the settings that differ only in the size of a pass or in sharding. It takes the least memory."""
+    """The last of the settings that differ only in the size of a pass or in sharding. This one needs the least
+    memory."""
     last: dict[Any, Any] = {}
     for setting, memory in tried:
         last[setting.trained, setting.weights, setting.average, setting.checkpointing] = setting, memory

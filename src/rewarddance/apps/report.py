@@ -48,7 +48,7 @@ def _read(path: Path) -> Any:
 
 
 SMALL, LARGE = 128, 512
-"""Sides in pixels: up to `SMALL` a picture is shown as it is and magnified, others as JPEG of at most `LARGE`."""
+"""Sides in pixels: a picture of at most `SMALL` is magnified, a larger one becomes a JPEG of at most `LARGE`."""
 
 
 def _image(path: Path) -> str:
@@ -88,7 +88,7 @@ def _figure_list(figures: list[tuple[str, str | None]]) -> list[dict[str, str]]:
 
 
 def _gold_name(config: dict[str, Any]) -> str | None:
-    """What the gold standard of an alignment run measures; None for prompts without a second judge."""
+    """The name of an alignment run's gold standard; None for prompts without a second judge."""
     if config.get("gold_judge"):
         from rewarddance.data.prompt_task import PromptTask
 
@@ -110,7 +110,7 @@ def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
             (title, curves(metrics, probe, "mean")),
             ("Reward during training", curves(metrics, reward, "P(yes)")),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
-            ("Gap: rise of the judge's reward less rise of the gold standard", curves(metrics, gap, "gap")),
+            ("Gap: rise of the judge's reward minus rise of the gold standard", curves(metrics, gap, "gap")),
         ]
     )
 
@@ -127,7 +127,7 @@ def _judge_figures(run: Path) -> list[dict[str, str]]:
 
 
 def _alignment(folder: Path) -> dict[str, Any]:
-    """What a page shows of an alignment run."""
+    """The figures of an alignment run on the page."""
     run, evaluation = RunFolder(folder).read(), _read(folder / "evaluation.json")
     gold_name = _gold_name(run["config"])
     content: dict[str, Any] = {"run": run, "evaluation": evaluation, "gold_name": gold_name}

@@ -1,4 +1,4 @@
-"""Commands that make pages of what runs have logged."""
+"""Commands that make pages from the logs of runs."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rewarddance.reward.train_config import RewardConfig
 class StudyAlignment(Flags):
     """Reward feedback against two controls (supervised continuation; a judge trained on shuffled labels).
 
-    Finished arms under --out are kept, stopped ones resumed; several processes may share the folder.
+    Finished arms under --out are kept, and stopped arms are resumed. Several processes may share the folder.
 
     Example: rewarddance study alignment recipes/tiny/refl.yaml --shuffled-judge runs/shuffled --out runs/study
     """
@@ -176,12 +176,12 @@ class StudySearch(Flags):
     only: tuple[str, ...] = ()
     """Names of settings; all if none is given."""
     verifiers: tuple[Literal["pointwise", "anchor", "round_robin", "oracle"], ...] = ()
-    """Ways to ask the judge, and `oracle` for the upper bound. `anchor` and `oracle` when not given, and `pointwise`
-    where the judge answers that question."""
+    """Ways to ask the judge, and `oracle` for the upper bound. When not given: `anchor` and `oracle`, and `pointwise`
+    if the judge answers that question."""
     nfe: tuple[int, ...] = (50, 100, 200, 400, 800)
     """Budgets: forward passes of the generator for each prompt."""
     seeds: tuple[int, ...] = (0, 1)
-    """Two or more give the diversity of the winners across seeds."""
+    """With two or more, the study measures the diversity of the winners across seeds."""
     num_steps: Count = 10
     """Steps of a whole sample."""
     split: Literal["benchmark", "development"] = "benchmark"

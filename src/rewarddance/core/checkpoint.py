@@ -120,7 +120,7 @@ def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: 
 
 
 def _read_shards(folder: Path, like: Like) -> dict[str, Tensor]:
-    """Each process reads its own part, whatever the number of processes that wrote."""
+    """Each process reads its own part; any number of processes may have written."""
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors: dict[str, Tensor] = {}
     for name, entry in metadata.items():

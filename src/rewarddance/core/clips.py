@@ -28,15 +28,15 @@ MAX_FRAMES = 1024
 MAX_CLIP_PIXELS = 128_000_000
 """Pixels of all frames together; 121 frames of 1280x720 have 112 million. As float they take 12 bytes each."""
 SUFFIXES = (".mp4", ".webm", ".gif")
-"""What clips are saved as."""
+"""Endings of the files that clips are saved to."""
 MAX_GIF_FPS = 50.0
 """Players show faster GIFs at ten frames a second."""
 SLOW_GIF_SECONDS = 0.1
-"""How long players show a frame that names no duration, or one under 1 / `MAX_GIF_FPS`."""
+"""How long players show a frame that has no duration, or one under 1 / `MAX_GIF_FPS`."""
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 """Kinds of the MP4 container that hold pictures."""
 _UNEVEN = 0.1
-"""Share of a frame's duration by which time stamps may be off, beside their own resolution."""
+"""Share of a frame's duration by which time stamps may be wrong, in addition to their own resolution."""
 
 
 def is_container(head: bytes) -> bool:
@@ -128,7 +128,7 @@ def _decode(container: Any, origin: str) -> tuple[NDArray[np.uint8], float]:
     return np.stack(frames), fps
 
 
-_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a picture on the sleeve of a sound file
+_COVER = 0x400  # AV_DISPOSITION_ATTACHED_PIC: the cover picture of a sound file
 
 
 def even_rate(times: Sequence[float], resolution: float, origin: str, expected: float | None = None) -> float:
@@ -273,7 +273,7 @@ def _paletted(av: ModuleType, frames: Iterator[Any], stream: Any) -> Iterator[An
 
 
 def contact_sheet(pixels: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> PilImage:
-    """All frames in one picture, in reading order on a white ground.
+    """All frames in one picture, in reading order on a white background.
 
     Args:
         pixels: uint8 (F, H, W, 3).

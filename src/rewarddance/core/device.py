@@ -66,7 +66,7 @@ def num_parameters(*modules: nn.Module | None) -> int:
 
 
 def autocast(device: torch.device | str, computed: Computed) -> torch.autocast:
-    """A context that computes in bf16 (autocast) or in fp32, whatever context surrounds it."""
+    """A context that computes in bf16 (autocast) or in fp32, inside any other context."""
     # No weight cache: older torch reuses casts that were made under no_grad in the gradient step, which then has no
     # graph.
     kind = torch.device(device).type

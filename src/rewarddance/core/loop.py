@@ -1,7 +1,7 @@
 """The training loop of judges and generators: optimizer, weight average, logging, checkpoints, resume, stopping.
 
 An algorithm is a function `step(index) -> metrics` that computes its loss and calls `backward` itself. It may collect
-roll-outs first and make several updates (`Loop.update`). Everything in a step is a pure function of the seed, the step
+rollouts first and make several updates (`Loop.update`). Everything in a step is a pure function of the seed, the step
 index and the weights, so a run that is killed inside a step repeats that step when it is resumed.
 """
 

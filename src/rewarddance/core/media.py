@@ -171,7 +171,8 @@ class Media:
 
         Raises:
             InputError: missing, a folder, truncated, neither a picture nor a clip, an animation of another format, over
-                `MAX_PIXELS`, or a clip that `core.clips` cannot read (its extra `video` is missing, say).
+                `MAX_PIXELS`, or a clip that `core.clips` cannot read (for example, because the extra `video` is
+                missing).
         """
         return cls._open(source, origin or str(source), clips=True)
 
@@ -257,7 +258,7 @@ class Media:
 
     @classmethod
     def from_bytes(cls, frames: Tensor, *, origin: str | None = None) -> Media:
-        """What `to_bytes` gave: uint8 (F, 3, H, W)."""
+        """The inverse of `to_bytes`, from uint8 (F, 3, H, W)."""
         return cls(frames.float() / 255, origin=origin)
 
     def to_numpy(self) -> NDArray[np.uint8]:
@@ -274,7 +275,7 @@ class Media:
 
 
 class StoredMedia(Sequence[Media]):
-    """Pictures of one size kept as bytes, uint8 (N, 3, H, W): a quarter of the memory of a list of `Media`."""
+    """Pictures of one size, stored as bytes, uint8 (N, 3, H, W): a quarter of the memory of a list of `Media`."""
 
     def __init__(self, frames: Tensor) -> None:
         self.frames = frames
@@ -294,11 +295,11 @@ class StoredMedia(Sequence[Media]):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the assistant answered at this place of a dialog: the end of an example in context."""
+    """The assistant's answer at this place of a dialog; it ends an example in context."""
 
     text: str
 
 
 Part = str | Media | Reply
 Dialog = tuple[Part, ...]
-"""What a VLM is asked: texts, media and replies in order."""
+"""The input of a VLM: texts, media and replies in order."""

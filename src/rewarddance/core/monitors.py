@@ -72,8 +72,12 @@ class HackingMonitor:
         probes = self._comparable() if self.probes else []
         return alarm(probes) if probes and probes[-1].gold.size > 1 else None
 
+    def measured_at(self, step: int) -> bool:
+        """Whether the last probe is of this step. A probe whose prompts were all refused is not recorded."""
+        return bool(self.probes) and self.probes[-1].step == step
+
     def forget_after(self, step: int) -> None:
-        """Forget the probes after a step that the run went back to."""
+        """Forget the probes after the step to which the run went back."""
         self.probes = [p for p in self.probes if p.step <= step]
 
     @property
@@ -102,11 +106,11 @@ FALL = 0.06
 
 
 def alarm(probes: Sequence[ProbeResult], fall: float = FALL) -> str | None:
-    """The written rule for stopping or going back, decided after every probe; None where all is well.
+    """The rule of the alarm, checked after every probe; None without an alarm.
 
-    It fires where the mean of the gold standard has fallen by `fall` standard deviations from its best probe, and the
-    fall is more than one standard error of the paired differences. It says `hacking` where the proxy stayed or rose
-    since, and `collapse` where the proxy fell too.
+    It goes off if the mean of the gold standard has fallen by `fall` standard deviations since its best probe, and the
+    fall is more than one standard error of the paired differences. It says `hacking` if the proxy has stayed or risen
+    since then, and `collapse` if the proxy has fallen too.
     """
     if len(probes) < 2:
         return None
@@ -125,7 +129,7 @@ def alarm(probes: Sequence[ProbeResult], fall: float = FALL) -> str | None:
 
 @dataclass
 class StuckLoss:
-    """Notices a loss that stays where margins of 0 would put it (for cross-entropy ln 2 = 0.693): a coin's loss.
+    """Notices a loss that stays at the loss of margins of 0, a coin's loss (ln 2 = 0.693 for cross-entropy).
 
     Attributes:
         after: step at which to decide; window: losses that are averaged; tolerance: distance from the coin's loss up

@@ -1,4 +1,4 @@
-"""Preferences as training sees them: K pictures of one prompt, and which of them people prefer."""
+"""Preferences for training: K pictures of one prompt, and the choices between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PreferenceRecord:
         truth: the exact value of every picture, where it is known (the embedded world); never trained on.
         ratings: mean rating of every picture under the criterion, 1 to 5, where people gave ratings.
         source: where the pictures came from, for example "rendered" or "generator".
-        groups: what the record belongs to, for example {"style": "flat", "annotator": "7"}; folds are made of these.
+        groups: the groups of the record, for example {"style": "flat", "annotator": "7"}; folds are made of these.
         condition: the picture that all were generated from (image-to-video), None without one.
     """
 
@@ -48,7 +48,8 @@ class PreferenceRecord:
     condition: Media | None = None
 
     def comparisons(self, both_orders: bool = False) -> list[Comparison]:
-        """One comparison a choice, with the first picture as candidate; with `both_orders` also the swapped ones."""
+        """One comparison for each choice, with the first picture as candidate; with `both_orders` also the swapped
+        ones."""
         forward = [
             Comparison(
                 self.prompt,

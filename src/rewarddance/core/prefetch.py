@@ -1,40 +1,59 @@
-"""Prepare the data of the next step on a thread while this step computes."""
+"""Batches that worker processes make ahead of the training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-T = TypeVar("T")
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Batch = TypeVar("Batch")
 
 
-class Prefetch(Generic[T]):
-    """Calling it with an index returns `make(index)` and starts `make(index + 1)` on another thread.
+@dataclass(frozen=True)
+class _Steps(Dataset[Batch], Generic[Batch]):
+    """Item i is the batch of step `first + i`."""
 
-    Decoding pictures releases Python's global lock, so it takes no time from a step that lasts longer. An error in
-    `make` is raised by the call that asks for its index.
+    make: Callable[[int], Batch]
+    first: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.make(self.first + index)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def prefetched(make: Callable[[int], Batch], first: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Yield `make(first)`, ..., `make(stop - 1)` in this order, whatever the number of workers.
 
     Args:
-        make: a pure function of the index.
-        end: indices from here on are never prepared.
+        make: the batch of a step, a pure function of the step. With workers it must be picklable (a function of a
+            module, or a `functools.partial` of one). Tensors travel in shared memory.
+        workers: processes that make batches, four batches ahead each. 0 makes each batch in this process when it is
+            asked for.
     """
-
-    def __init__(self, make: Callable[[int], T], end: int) -> None:
-        self.make, self.end = make, end
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next: tuple[int, Future[T]] | None = None
-
-    def __call__(self, index: int) -> T:
-        prepared, self._next = self._next, None
-        result = prepared[1].result() if prepared and prepared[0] == index else self.make(index)
-        if index + 1 < self.end:
-            self._next = index + 1, self._thread.submit(self.make, index + 1)
-        return result
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    if workers == 0:
+        yield from map(make, range(first, stop))
+        return
+    loader = DataLoader(
+        _Steps(make, first, stop - first),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4,
+        collate_fn=_same,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="forkserver",
+    )
+    yield from loader

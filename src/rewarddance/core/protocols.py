@@ -1,4 +1,4 @@
-"""What generators promise. Algorithms, searches and evaluations use only this. (For judges: `types.RewardModel`.)"""
+"""The interface of generators: all that algorithms, searches and evaluations use. Judges: `types.RewardModel`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
 
 Policy = Literal["trained", "reference", "old"]
-"""Whose weights a generator computes with: those in training, the frozen start, or a slow copy of the former."""
+"""The weights that a generator computes with: the trained ones, the frozen start, or a slow copy of the trained
+ones."""
 
 
 @runtime_checkable
@@ -23,7 +24,7 @@ class Generator(Protocol):
 
     Attributes:
         guidance: classifier-free guidance scale; 1 is off.
-        precision: what `condition` and `velocity` compute in. Latents are fp32, and `decode` computes in fp32.
+        precision: of `condition` and `velocity`. Latents are fp32, and `decode` computes in fp32.
     """
 
     guidance: float
@@ -32,6 +33,11 @@ class Generator(Protocol):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Forward passes for one velocity: two where guidance needs a pass of its own."""
         ...
 
     def condition(self, prompts: Sequence[str]) -> Any:
@@ -43,7 +49,7 @@ class Generator(Protocol):
         ...
 
     def times(self, num_steps: int) -> Tensor:
-        """The (num_steps + 1) times from 1 to 0 that the model is sampled at (`flow.times` with its shift)."""
+        """The (num_steps + 1) times from 1 to 0 at which the model is sampled (`flow.times` with its shift)."""
         ...
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: Any) -> Tensor:
@@ -85,7 +91,7 @@ class Tunable(Generator, Protocol):
         ...
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt."""
+        """One picture for each prompt."""
         ...
 
     def add_lora(self, rank: int, alpha: float) -> None:
@@ -125,7 +131,7 @@ class Tunable(Generator, Protocol):
         ...
 
     def load_old_state(self, state: dict[str, Tensor]) -> None:
-        """Put an `old_state` back.
+        """Load what `old_state` returned.
 
         Raises:
             ConfigError: there is no old policy, or the state was made for another one.

@@ -22,7 +22,8 @@ PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy"
 
 
 def environment() -> dict[str, Any]:
-    """What figures depend on besides the configuration: versions, git revision, hardware, number of processes."""
+    """Facts besides the configuration on which figures depend: versions, git revision, hardware, number of
+    processes."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -88,7 +89,7 @@ class RunFolder:
         """Create the folder and write `run.json`.
 
         Args:
-            facts: further entries of `run.json`: what the configuration came to on this machine.
+            facts: further entries of `run.json`, such as the precision that was chosen on this machine.
 
         Raises:
             RunError: the folder holds a run already and `resume` is False, or that run was made with another

@@ -80,11 +80,11 @@ def bootstrap_statistic(
 def half_sample_interval(
     statistic: Callable[[NDArray[np.int64]], float], num_units: int, *, num: int = 100, seed: int = 0
 ) -> Interval:
-    """A statistic that units drawn twice would change, such as one of nearest neighbours or a distance of covariances.
+    """For a statistic that repeated units would change, such as one of nearest neighbours or a distance of covariances.
 
     Halves of the units are drawn without replacement. The deviation of the statistic over the halves is its standard
     error on all units (delete-half jackknife; Shao and Wu 1989, exact for means), and the interval is the value plus
-    and minus 1.96 standard errors. A bias that depends on the number of units does not move it.
+    and minus 1.96 standard errors. A bias that depends on the number of units does not move the interval.
 
     Args:
         statistic: takes indices of units, none of them twice.
@@ -133,8 +133,8 @@ def students_interval(values: Sequence[float]) -> dict[str, float | None]:
 def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
     """Mean of `values` (units, repeats, ...); units are resampled, and so are repeats, independently.
 
-    For a study of several training seeds: how far other prompts *and* other seeds would move the mean. It is wider
-    than `bootstrap`, and rough for few seeds.
+    For a study of several training seeds. It shows how far other prompts *and* other seeds would move the mean. It is
+    wider than `bootstrap`, and rough for few seeds.
 
     Raises:
         ValueError: no values, or NaN among them.

@@ -1,4 +1,4 @@
-"""The task port: where prompts, held-out prompts, the gold standard and supervised batches come from.
+"""The task port: the source of prompts, held-out prompts, the gold standard and supervised batches.
 
 The embedded world is one task (`world/task.py`), a user's file of prompts is another (`data/prompt_task.py`). Jobs find
 a task by its name and know nothing else of it.
@@ -22,7 +22,7 @@ drew before training (from another noise of the same prompt in probes, from the 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a generator is asked for.
+    """A request to a generator.
 
     Attributes:
         category: group for reports, "" without one.
@@ -39,17 +39,17 @@ class Prompt:
 class Task(Protocol):
     @property
     def name(self) -> str:
-        """What configurations and run folders call it."""
+        """The name of the task in configurations and run folders."""
         ...
 
     @property
     def gold(self) -> Gold | None:
-        """The measure of probes and evaluations; without one (None) hacking cannot be noticed."""
+        """The measure of probes and evaluations. Without one (None) nothing can notice hacking."""
         ...
 
     @property
     def gold_name(self) -> str:
-        """What `gold` measures, for axes and tables."""
+        """The name of `gold` for axes and tables."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Task(Protocol):
         ...
 
     def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
-        """`num` right pictures of every prompt, (P num, 3, H, W) in [0, 1]: what a perfect generator draws.
+        """`num` right pictures of every prompt, (P num, 3, H, W) in [0, 1], as a perfect generator would draw them.
 
         Raises:
             ConfigError: the task cannot draw pictures.

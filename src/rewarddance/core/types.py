@@ -152,7 +152,7 @@ class Verdict:
 
     @classmethod
     def all_refused(cls, reasons: Mapping[int, str]) -> Verdict:
-        """The verdict on N items of which none could be asked; `reasons` has N entries."""
+        """The verdict on N items that could not be asked; `reasons` has N entries."""
         nothing = torch.full((len(reasons),), torch.nan)
         return cls(nothing, nothing, nothing, None, dict(reasons))
 

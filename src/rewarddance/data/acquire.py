@@ -1,6 +1,6 @@
-"""Which pairs to label next. Pure functions of what judges think: P(first is better), shape (J judges, N pairs).
+"""Which pairs to label next. Pure functions of the judges' P(first is better), shape (J judges, N pairs).
 
-`disagreement` asks for pairs about which judges are each sure and not of one mind (BALD, Houlsby et al., arXiv
+`disagreement` asks for pairs about which each judge is sure, but the judges disagree (BALD, Houlsby et al., arXiv
 1112.5745). `uncertainty` asks for pairs near one half, which includes pairs that are ties for everybody. `coverage`
 asks for pairs that are unlike each other (k-centre greedy, Sener and Savarese, arXiv 1708.00489).
 """
@@ -18,7 +18,7 @@ from rewarddance.data.names import Strategy
 
 Array = NDArray[np.float64]
 CANDIDATES = 4
-"""`mixed` covers the space with pairs out of this many times the budget, those with the highest scores."""
+"""`mixed` takes this many times the budget of pairs with the highest scores, and chooses by coverage among them."""
 
 
 def entropy(p: Array) -> Array:
@@ -33,7 +33,7 @@ def uncertainty(p: Array) -> Array:
 
 
 def disagreement(p: Array) -> Array:
-    """(N,) entropy of the mean less the mean entropy, 0 to 1: what one more label is expected to say about the judges.
+    """(N,) entropy of the mean minus the mean entropy, 0 to 1: the expected information of a label about the judges.
 
     Raises:
         InputError: fewer than two judges.

@@ -54,7 +54,7 @@ _SIDES = {"a": 1.0, "b": 0.0, "same": 0.5}
 def videogen(row: Mapping[str, Any], place: int) -> Draft:
     """VideoGen-RewardBench CSV: `path_A, path_B, A_model, B_model, prompt` and VQ, MQ, TA, Overall, each A, B or same.
 
-    Cells of `fps_A`, `num_frames_A` and so on are kept where they are filled.
+    Filled cells of `fps_A`, `num_frames_A` and so on are kept.
     """
     media = []
     for side in ("A", "B"):

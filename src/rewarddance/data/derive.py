@@ -18,10 +18,10 @@ LIKERT = ("fidelity", "style", "composition", "novelty")
 
 @dataclass(frozen=True)
 class Preference:
-    """What the votes of one criterion come to.
+    """The result of the votes of one criterion.
 
     Attributes:
-        choices: one a pair that was judged. Its label is the weighted share of judgements for its first candidate.
+        choices: one for each judged pair. Its label is the weighted share of judgements for its first candidate.
         ratings: mean rating of every candidate from 1 to 5; None if a candidate has no rating.
     """
 
@@ -31,7 +31,7 @@ class Preference:
 
 
 def preferences(record: VotedRecord) -> tuple[Preference, ...]:
-    """One `Preference` a criterion, in the order in which the criteria are first voted on.
+    """One `Preference` for each criterion, in the order in which the criteria first occur in the votes.
 
     Choices and rankings count before ratings: a rating decides pairs only where its criterion has no other vote.
     """
@@ -61,7 +61,7 @@ class _Pair:
         self.won += vote.weight * label
         if vote.strength is not None:
             self.strengths.append(vote.strength)
-        if vote.reason and not swapped:  # a reason names the roles of its own order
+        if vote.reason and not swapped:  # a reason uses the roles of its own order
             self.reasons.append((label, vote.reason))
 
     def choice(self) -> Choice:
@@ -72,7 +72,7 @@ class _Pair:
 
 
 def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
-    """The choices that votes of one criterion come to, one a pair, in the order of the first vote on it."""
+    """The choices that follow from votes of one criterion, one for each pair, in the order of the first votes."""
     direct = [v for v in votes if v.kind != "rating"]
     pairs: dict[tuple[int, int], _Pair] = {}
     for vote in direct or merged_ratings(votes):
@@ -83,7 +83,7 @@ def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
 
 
 def pairwise(vote: Vote) -> list[Vote]:
-    """A vote as choices between two. A ranking or rating of K candidates gives K (K - 1) / 2, equal values are ties."""
+    """A vote as choices between two candidates. A ranking or rating of K gives K (K - 1) / 2; equal values are ties."""
     if vote.kind == "choice":
         return [vote]
     sign = 1 if vote.kind == "ranking" else -1
@@ -95,9 +95,10 @@ def pairwise(vote: Vote) -> list[Vote]:
 
 
 def merged_ratings(votes: Sequence[Vote]) -> list[Vote]:
-    """The ratings of each annotator and criterion as one vote from 1 to 5, since a file may give one rating a candidate.
+    """One vote from 1 to 5 for each annotator and criterion, because a file may have a row for each candidate's rating.
 
-    Several ratings of one candidate become their mean. When, how long and in which order stay where they agree.
+    Several ratings of one candidate become their mean. The other facts (time, duration, order, strength) are kept where
+    all merged votes agree on them.
     """
     grouped: dict[tuple[str | None, str], list[Vote]] = {}
     for vote in votes:

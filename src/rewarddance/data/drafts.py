@@ -1,4 +1,4 @@
-"""What a reader makes of a row, and the small functions that all readers share. No torch here."""
+"""The result of reading a row, and the small functions that all readers share. No torch here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Draft:
 
     Attributes:
         winner_first: the file's order of the two candidates gives the label away. The importer then orders them by
-            content, so that nothing that looks at positions can learn the label.
+            content, so that the position does not tell the label.
         own_criteria: the criteria are the user's own words and must be known to the importer.
     """
 
@@ -29,7 +29,7 @@ class Draft:
 
 
 class Skipped(InputError):
-    """A row that the format itself says is no judgement. It is counted, and is no fault of the file."""
+    """A row that the format itself marks as not a judgement. It is counted, and is not an error."""
 
 
 class Ambiguous(InputError):
@@ -84,7 +84,7 @@ def medium(value: Any, name: str, kind: MediaKind | None = None, **facts: Any) -
     """A picture or clip from a path, the bytes of a file, or the struct of both that `datasets` writes.
 
     Args:
-        kind: what it is; by the ending of its path where not given.
+        kind: picture or clip; the ending of the path tells it where it is not given.
 
     Raises:
         InputError: none of these.

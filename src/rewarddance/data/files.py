@@ -1,4 +1,4 @@
-"""Rows of files as they come: JSON lines, JSON arrays, CSV, Parquet, TFRecord. One row at a time, whatever the size.
+"""Rows of files: JSON lines, JSON arrays, CSV, Parquet, TFRecord. Files of any size are read row by row.
 
 All yield (row number from 1, row or error text); a bad row does not end the file.
 """
@@ -183,7 +183,7 @@ def _folder_rows(folder: Path) -> Rows:
 
 
 def estimated_rows(path: Path) -> int:
-    """About how many rows a file has, for a progress bar; 0 if that cannot be said quickly."""
+    """About how many rows a file has, for a progress bar; 0 if that takes long to find out."""
     if path.is_dir():
         return sum(estimated_rows(p) for p in path.glob("*.parquet"))
     try:

@@ -1,4 +1,4 @@
-"""What lies in a data folder: `manifest.json` with counts and hashes, and `README.md`, a data card for `datasets`."""
+"""The description of a data folder: `manifest.json` (counts, hashes) and `README.md` (a data card for `datasets`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
-    """The splits that a data folder holds, by name, or the one split that a file is.
+    """The splits of a data folder by name; a single file is one split.
 
     Raises:
         InputError: there is none.
@@ -73,7 +73,7 @@ def describe_folder(folder: Path, facts: Mapping[str, Any] | None = None) -> dic
     A README.md that a person wrote is left as it is.
 
     Args:
-        facts: further entries of the manifest: where the data came from.
+        facts: further entries of the manifest, such as the origin of the data.
     """
     manifest: dict[str, Any] = {
         "version": VERSION,
@@ -98,7 +98,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """What differs between a folder's files and its manifest; empty if all hashes agree.
+    """The differences between a folder's files and its manifest; empty if all hashes agree.
 
     Raises:
         InputError: the folder has no manifest.

@@ -58,7 +58,7 @@ def imagerewarddb(row: Mapping[str, Any], place: int) -> Draft:
 def prompt_groups(path: Path) -> Rows:
     """Rows of ImageRewardDB, joined while `prompt_id` stays the same: {"prompt_id", "rows"}, numbered by the first.
 
-    A `prompt_id` that comes back later is an error row, since its pictures were ranked together.
+    A `prompt_id` that comes back later is an error row, because its pictures were ranked together.
     """
     finished: set[str] = set()
     start = 0
@@ -85,7 +85,7 @@ def hpdv2(row: Mapping[str, Any], place: int) -> Draft:
     """HPDv2: train rows `prompt, file_path[2], human_preference[2]` (1 is preferred), test rows `prompt, image_path[],
     rank[], raw_annotations[{rank, user_hash}]` (a lower rank is better).
 
-    A test row's `rank` is made from its annotations, so it counts only where there are none.
+    A test row's `rank` is computed from its annotations, so it counts only if there are none.
     """
     name, prompt = str(row.get("id") or f"row-{place}"), text(row, "prompt")
     if "human_preference" in row:
@@ -166,7 +166,8 @@ RICHHF = {
     "plausibility": "artifact_score",
     "fidelity": "misalignment_score",
 }
-"""Criteria of RichHF-18K by column; `fidelity` is faithfulness to the prompt. All scores are 0 to 1 and higher is better: a high artifact score has few of them.
+"""Criteria of RichHF-18K by column; `fidelity` is faithfulness to the prompt. All scores are from 0 to 1, and higher is
+better: a picture with few artifacts has a high `artifact_score`.
 """
 
 

@@ -26,14 +26,14 @@ from rewarddance.data.votes import VotedRecord
 
 @dataclass
 class ImportReport:
-    """What became of the rows.
+    """The result of an import.
 
     Attributes:
         rejected: row number (from 1) and reason.
-        skipped: rows that the format itself says are no judgements, by reason.
+        skipped: rows that the format itself marks as not judgements, by reason.
         repeated: choices that an earlier row already made: same prompt, criterion, pictures and preferred picture.
         contradicting: choices that prefer the other picture than an earlier row did. Both are kept: people disagree.
-        detected: why the file was taken for `format`, where that was not given.
+        detected: why `format` was chosen, where it was not given.
         written: False if only `import.json` was written. A `train.parquet` beside it is then from an earlier import.
     """
 
@@ -142,7 +142,7 @@ def import_preferences(
     """Read `source` and write `out/train.parquet` (or its shards), `manifest.json`, `README.md` and `import.json`.
 
     With `on_error="stop"` (the default) all broken rows are found and listed, and only the list is written. Rows are
-    read one at a time. A picture that several rows show is stored once a row.
+    read one at a time. A picture that several rows show is stored in each of these rows.
 
     Args:
         format: a name of `READERS`, or `auto` to tell it by the first rows.
@@ -199,7 +199,7 @@ def _accepted(
     criteria: Collection[str],
     source: Path,
 ) -> VotedRecord | None:
-    """The record of a row; None where it is broken or no judgement, which the report then says."""
+    """The record of a row; None where the row is broken or not a judgement, which the report then counts."""
     try:
         if isinstance(draft, InputError):
             raise draft

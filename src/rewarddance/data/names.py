@@ -31,4 +31,4 @@ Strategy = Literal["disagreement", "uncertainty", "coverage", "mixed", "random"]
 """How `data select` orders pairs; see `data.acquire`."""
 
 SplitBy = Literal["prompt", "model", "annotator", "category", "style", "generator", "source"]
-"""What `data split` keeps together; see `data.splits`."""
+"""The keys by which `data split` keeps records together; see `data.splits`."""

@@ -1,8 +1,8 @@
 """Parquet files of records: written group by group, and read back as lazy sequences.
 
 A split is one file, `train.parquet`, or shards beside each other, `train-00000-of-00003.parquet` and so on. Readers
-take the path of the one file for both. `RecordTable` gives `PreferenceRecord`s, one a row and criterion, as training
-wants them; `voted_records` gives rows with their votes. The columns are those of `data.schema`.
+take the path of the one file for both. `RecordTable` gives `PreferenceRecord`s for training, one for each row and
+criterion; `voted_records` gives rows with their votes. The columns are those of `data.schema`.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ def _open(path: Path) -> list[pq.ParquetFile]:
 
 
 def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
-    """All columns that training needs except the pictures, one row a record and criterion, with its `row` in the split.
+    """All columns that training needs except the pictures: a row for each record and criterion, with its `row` in the
+    split.
 
     Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
     """
@@ -285,7 +286,7 @@ def _is_old(names: Sequence[str], path: Path) -> bool:
     """Whether these are the columns of version 1.
 
     Raises:
-        InputError: they are of no version.
+        InputError: they are the columns of no version.
     """
     old = "preferences" not in names
     missing = [n for n in ("id", "prompt", "images", "choices" if old else "media") if n not in names]

@@ -19,7 +19,7 @@ from rewarddance.core.task import Prompt
 def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
     """Distinct prompts of a file, and the file's SHA-256. Blank lines are skipped.
 
-    A `.jsonl` file has one object a line: `prompt`, and where wanted `category` and `condition` (a picture file,
+    A `.jsonl` file has one object a line: `prompt`, and optionally `category` and `condition` (a picture file,
     relative to the file of prompts). Other fields are kept in `Prompt.fields`. A `.json` file is a list of such
     objects, VBench's list (`prompt_en`, its first dimension is the category), or COCO's `annotations[].caption`.
 

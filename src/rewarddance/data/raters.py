@@ -19,7 +19,7 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
         first, second: the labels of the same items in the same order.
 
     Returns:
-        None without items, or where both always give one and the same label.
+        None without items, or if both raters always give the same single label.
     """
     if not first:
         return None
@@ -30,7 +30,7 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
 
 
 def majority(labels: Mapping[str, int], num_classes: int) -> int | None:
-    """The label that most raters give an item; None where two lead."""
+    """The label that most raters give an item; None if two labels lead."""
     counts = np.bincount(list(labels.values()), minlength=num_classes)
     best = np.flatnonzero(counts == counts.max())
     return int(best[0]) if len(best) == 1 else None
@@ -38,7 +38,7 @@ def majority(labels: Mapping[str, int], num_classes: int) -> int | None:
 
 @dataclass(frozen=True)
 class RaterModel:
-    """What Dawid and Skene's model says.
+    """The result of Dawid and Skene's model.
 
     Attributes:
         posterior: (items, classes) probability of each item's true class, in the order of the items.
@@ -51,8 +51,8 @@ class RaterModel:
     prior: Array
 
     def reliability(self, rater: str) -> float:
-        """How much more often a rater's label is right than a blind one's: 1 for perfect, 0 for labels that do not
-        depend on the truth (Youden's index, averaged over pairs of classes that occur).
+        """How much better a rater is than a blind one: 1 for perfect labels, 0 for labels that do not depend on the
+        truth (Youden's index, averaged over pairs of classes that occur).
         """
         matrix, used = self.confusion[rater], np.flatnonzero(self.prior > 1e-3)
         gaps = [0.5 * np.abs(matrix[a] - matrix[b]).sum() for i, a in enumerate(used) for b in used[i + 1 :]]
@@ -65,7 +65,7 @@ def dawid_skene(
     """True classes of items and the error rates of raters, by EM (Dawid and Skene, Applied Statistics 28, 1979).
 
     It starts from the shares of votes. Each row of a confusion matrix is smoothed towards the confusion of all raters
-    together by `smoothing` pseudo-votes, so that people with few votes are not believed to be perfect.
+    together by `smoothing` pseudo-votes, so that people with few votes do not count as perfect.
 
     Args:
         items: for every item the label of each rater, 0 <= label < num_classes.

@@ -1,4 +1,4 @@
-"""The table of readers by name, and what a file of unknown format is taken for."""
+"""The table of readers by name, and the detection of a file's format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Reader:
 
     Attributes:
         parse: one row and its number -> `Draft`; raises `InputError` with what is wrong with it.
-        needs: keys that a row of this format has; an inner tuple lists keys of which one is there.
+        needs: keys that a row of this format has; an inner tuple lists alternatives, one of which is there.
         rows: how the file is cut into rows.
         check: a further condition on a row that has all keys.
     """
@@ -89,7 +89,7 @@ def _all_text(row: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Detected:
-    """What a file was taken for, and why."""
+    """The detected format of a file, and the reason."""
 
     format: Format
     reason: str

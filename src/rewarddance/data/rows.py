@@ -45,7 +45,7 @@ def parse_row(row: Mapping[str, Any], place: int) -> Draft:
 
 
 def _whole(row: Mapping[str, Any], place: int) -> Draft:
-    """What `data export --format jsonl` writes: a whole record, with `media` and `votes` as they are stored."""
+    """A row of `data export --format jsonl`: a whole record, with `media` and `votes` as they are stored."""
     media, votes, truth = row.get("media"), row.get("votes") or [], row.get("truth")
     if not isinstance(media, list) or not all(isinstance(x, dict) for x in (*media, *votes)):
         raise InputError("media and votes must be lists of objects")

@@ -2,8 +2,8 @@
 
 Columns of version 2: version, id, prompt, source, images (encoded pictures, candidates before conditions), media (what
 each candidate and condition is), votes, preferences (derived: criterion, choices, ratings), truth, groups. A row holds
-all votes and criteria of its candidates, so pictures are stored once a row. Rows that were made without votes (the
-embedded world, whose labels are means) have preferences alone.
+all votes and criteria of its candidates, so each row stores its pictures once. Rows that were made without votes (the
+embedded world, whose labels are means) have only preferences.
 
 Version 1 had one criterion a row, with `criterion`, `choices` and `ratings` as columns. `migrate` reads it.
 """
@@ -141,7 +141,7 @@ def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> 
 
 
 def row_of_votes(record: VotedRecord) -> dict[str, Any]:
-    """A Parquet row of a record with its votes and the preferences that they come to."""
+    """A Parquet row of a record with its votes and the preferences derived from them."""
     return _row(
         record.record_id,
         record.prompt,
@@ -215,7 +215,7 @@ def vote_row(vote: Vote) -> dict[str, Any]:
 
 
 def media_row(ref: MediaRef) -> dict[str, Any]:
-    """What a candidate or condition is, as plain values without its file."""
+    """A candidate or condition as plain values, without its file."""
     return {
         "kind": ref.kind,
         "path": ref.path,
@@ -257,7 +257,7 @@ def media_of(row: Mapping[str, Any], data: bytes | None = None) -> MediaRef:
 
 
 def migrate(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of any version as one of today's.
+    """A row of any version as a row of the current version.
 
     Raises:
         InputError: a row of a newer version.
@@ -305,7 +305,7 @@ def voted(row: dict[str, Any]) -> VotedRecord:
 
 
 def votes_of(preference: Preference) -> list[Vote]:
-    """A preference whose votes were not kept, as votes of nobody."""
+    """Votes of nobody that stand for a preference whose votes were not kept."""
     made = [
         Vote("choice", (c.first, c.second), (c.label,), preference.criterion, strength=c.strength, reason=c.rationale)
         for c in preference.choices

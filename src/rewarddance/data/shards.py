@@ -52,8 +52,8 @@ def _picture_bytes(row: dict[str, Any]) -> int:
 def write_shards(rows: Iterable[dict[str, Any]], path: Path, shard_bytes: int | None = None) -> list[Path]:
     """Write a split as one file at `path`, or as shards beside it where its pictures exceed `shard_bytes`.
 
-    The files appear when all are written, and replace every earlier file of the split. If `rows` raises, nothing
-    changes.
+    The files appear only when all of them are written, and they replace every earlier file of the split. If `rows`
+    raises, nothing changes.
     """
     limit = SHARD_BYTES if shard_bytes is None else shard_bytes
     written: list[Path] = []
@@ -100,7 +100,7 @@ def split_files(path: Path) -> list[Path]:
     """The files of a split: `path` itself, or its shards in order; empty if there are none.
 
     Raises:
-        InputError: some of its shards are missing, or shards of several writings lie there.
+        InputError: some of its shards are missing, or there are shards of several writes.
     """
     if path.is_file():
         return [path]

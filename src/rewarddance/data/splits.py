@@ -20,7 +20,7 @@ from rewarddance.data.votes import VotedRecord
 
 
 def keys_of(record: VotedRecord, by: SplitBy) -> tuple[str, ...]:
-    """What a record belongs to: one prompt (normalised) or group, its models, or its annotators. () if nothing."""
+    """The keys of a record: its prompt (normalised), its group, its models, or its annotators. () if it has none."""
     if by == "prompt":
         return (normalised(record.prompt),)
     if by == "model":
@@ -34,7 +34,7 @@ def keys_of(record: VotedRecord, by: SplitBy) -> tuple[str, ...]:
 def hold_out(keys: Sequence[Collection[str]], share: float, seed: int, by: str = "") -> frozenset[str]:
     """Keys to hold out, so that about `share` of the records have one of them. Never none, and never all.
 
-    Keys are tried in random order; one that would go far beyond the share is passed over while smaller ones are left.
+    Keys are tried in random order; a key that would go far beyond the share is skipped while smaller ones are left.
 
     Args:
         keys: the keys of every record.
@@ -79,7 +79,7 @@ def fold_of(sizes: Mapping[str, int], num: int, seed: int, by: str = "") -> dict
 
 
 def part_of(record: VotedRecord, by: SplitBy, held: Collection[str], inside: bool) -> VotedRecord | None:
-    """What is left of a record in the held-out part (`inside`) or in training; None if nothing is.
+    """The rest of a record in the held-out part (`inside`) or in training; None if nothing is left.
 
     By annotator the votes are divided: a record can be in both parts, with different votes. By model a record is held
     out if any of its candidates is of a held-out model. Records without a key are for training.
@@ -113,7 +113,8 @@ def split_data(
 ) -> dict[str, Any]:
     """Divide the training records of `data` into `out/train.parquet` and `out/id.parquet` (prompts) or `ood.parquet`.
 
-    With `folds`, `out/fold-1` and so on are data folders, each with another part held out; every one holds all records.
+    With `folds`, `out/fold-1` and so on are data folders, each with another part held out. Each folder holds all
+    records.
 
     Args:
         share: of the records, to hold out.

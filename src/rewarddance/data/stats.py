@@ -21,14 +21,14 @@ from rewarddance.data.text import normalised
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord
 
 Unit = tuple[str, str, str, str]
-"""Prompt, criterion and the two media of a judged pair, whatever record or row it came from."""
+"""Prompt, criterion and the two media of a judged pair. It does not depend on the record or row."""
 MOST_ANNOTATORS = 20
 """Annotators that are listed, those with most votes first."""
 
 
 @dataclass
 class Judged:
-    """Everything that `stats` keeps of the votes of a split."""
+    """The counts that `stats` collects from the votes of a split."""
 
     pairs: dict[Unit, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     ratings: dict[str, dict[tuple[str, str], dict[str, float]]] = field(
@@ -57,7 +57,7 @@ class Judged:
                 self._count(vote)
 
     def _who(self, vote: Vote) -> str:
-        """The annotator, or a name of its own for each vote of nobody."""
+        """The annotator; each vote of nobody gets a name of its own."""
         self._anonymous += vote.annotator is None
         return vote.annotator or f"\x00{self._anonymous}"
 
@@ -88,7 +88,7 @@ class Judged:
 
 
 def _name(ref: MediaRef, record: VotedRecord) -> str:
-    """What tells media apart: the content, the path of a clip, the system in this record."""
+    """The name of a medium: its content, the path of a clip, or the system in this record."""
     return ref.sha256 or ref.path or f"{record.record_id}/{ref.model}"
 
 
@@ -149,7 +149,7 @@ def _people(judged: Judged, units: list[dict[str, float]]) -> dict[str, Any]:
 
 @dataclass
 class Looked:
-    """Which pictures and prompts a split shows, by record."""
+    """The pictures and prompts of a split, by record."""
 
     prompts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     exact: set[str] = field(default_factory=set)
@@ -193,7 +193,7 @@ def _pixels(ref: MediaRef) -> str:
 
 
 def leakage(kept: Looked, held_out: Looked) -> dict[str, Any]:
-    """What two splits share, and how many records of the second it concerns."""
+    """The prompts and pictures that two splits share, and how many records of the second split have them."""
     prompts = kept.prompts.keys() & held_out.prompts.keys()
     pixels = kept.pixels.keys() & held_out.pixels.keys()
     rows = {i for p in prompts for i in held_out.prompts[p]} | {i for k in pixels for i in held_out.pixels[k]}

@@ -1,4 +1,4 @@
-"""Texts as they are compared: prompts that differ in case, spaces or punctuation alone are one prompt."""
+"""Normalised texts for comparing: prompts that differ only in case, spaces or punctuation are one prompt."""
 
 from __future__ import annotations
 

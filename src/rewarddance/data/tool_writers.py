@@ -11,7 +11,7 @@ from rewarddance.data.writers import Put, Rows, Unfit, pair_of, pair_votes, side
 
 
 def label_studio(record: VotedRecord, put: Put) -> Rows:
-    """A task with one annotation a vote. Its control is named after the criterion."""
+    """A task with one annotation for each vote. Its control is named after the criterion."""
     a, b = pair_of(record)
     data: dict[str, Any] = {"id": record.record_id, "prompt": record.prompt, "image_a": put(a), "image_b": put(b)}
     data |= {f"model_{s}": m.model for s, m in (("a", a), ("b", b)) if m.model}
@@ -45,7 +45,7 @@ def _results(vote: Vote) -> Rows:
 
 
 def argilla(record: VotedRecord, put: Put) -> Rows:
-    """A record with one response a vote, under a question named after the criterion."""
+    """A record with one response for each vote, under a question named after the criterion."""
     a, b = pair_of(record)
     responses: dict[str, Rows] = {}
     for vote in record.votes:
@@ -70,7 +70,7 @@ def argilla(record: VotedRecord, put: Put) -> Rows:
 
 
 def fastchat(record: VotedRecord, put: Put) -> Rows:
-    """One line a vote between the models that made the candidates. Pictures and addresses are not written."""
+    """One line for each vote between the models that made the candidates. Pictures and addresses are not written."""
     a, b = pair_of(record)
     if not a.model or not b.model:
         raise Unfit("no names of the models")

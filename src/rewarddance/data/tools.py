@@ -36,7 +36,7 @@ _GENERAL = {
     *("pw", "pairwise", "pair", "preference", "choice", "label", "better", "comparison", "ranking", "overall"),
     *("tie", "ties", "same", "equal", "draw"),
 }
-"""Names of questions that say nothing about a criterion, so that it is `overall`."""
+"""Names of questions that name no criterion; the criterion is then `overall`."""
 _TIES = {"tie": False, "same": False, "equal": False, "bothgood": False, "bothbad": True, "neither": True}
 """Words for a tie, and whether both are bad."""
 
@@ -127,7 +127,7 @@ def label_studio(row: Mapping[str, Any], place: int) -> Draft:
 
 
 def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote]:
-    """Votes of one annotation: one a criterion, and one for every rated candidate.
+    """Votes of one annotation: one for each criterion, and one for each rated candidate.
 
     Raises:
         InputError: a side and a tie are selected for one criterion, or what is selected is unknown.
@@ -150,7 +150,9 @@ def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote
             sides[_criterion(result.get("from_name"))] = float(value["selected"] == "left")
         elif kind == "choices":
             name = _criterion(str(result.get("from_name") or "").removesuffix("_tie"))
-            ties |= {name: bad for word in value.get("choices", ()) for bad in _tie(word)}
+            for bad in map(_tie, value.get("choices", ())):
+                if bad is not None:
+                    ties.setdefault(name, bad)
         elif kind == "rating":
             index = _index(result.get("to_name"), names)
             given = number(value.get("rating"), "rating")
@@ -168,14 +170,13 @@ def _criterion(name: Any) -> str:
     return "overall" if word.lower() in _GENERAL else word
 
 
-def _tie(word: Any) -> list[bool]:
-    """[whether both are bad] if the word means a tie, [] otherwise."""
-    key = str(word).lower().replace("_", "").replace(" ", "").replace("-", "")
-    return [_TIES[key]] if key in _TIES else []
+def _tie(word: Any) -> bool | None:
+    """Whether both are bad, if the word means a tie; None otherwise."""
+    return _TIES.get(str(word).lower().replace("_", "").replace(" ", "").replace("-", ""))
 
 
 def _index(name: Any, names: Sequence[str]) -> int:
-    """Which of the two candidates a control points at, by its field's name or that name's last part."""
+    """The candidate that a control names, by its field's name or the last part of that name."""
     word = str(name)
     for index, field in enumerate(names):
         if word in (field, field.split("_")[-1], field.split("_")[0], "ab"[index], ("left", "right")[index]):
@@ -187,8 +188,8 @@ def argilla(row: Mapping[str, Any], place: int) -> Draft:
     """Argilla's records: `fields`, and `responses` by question, nested or with flat keys (`question.responses`).
 
     A label question names a field (or a, b, left, right, tie, both_bad); a ranking question ranks the fields; a rating
-    question whose name ends with a side (`quality_a`) rates it from 1 to 5. Suggestions are of models, and left out;
-    so are drafts and discarded responses.
+    question whose name ends with a side (`quality_a`) rates it from 1 to 5. Suggestions (of models), drafts and
+    discarded responses are left out.
     """
     fields = row.get("fields") if isinstance(row.get("fields"), dict) else row
     assert isinstance(fields, Mapping)
@@ -241,9 +242,9 @@ def _answered(question: str, response: Mapping[str, Any], names: Sequence[str]) 
             raise InputError(f"question {question!r} rates, but does not end with _a or _b")
         index = _index(side, names)
         return Vote("rating", (index,), (float(value),), _criterion(stem), scale=(1, 5), **facts)
-    tie = _tie(value)
-    if tie:
-        return choice(0.5, criterion=_criterion(question), both_bad=tie[0], **facts)
+    both_bad = _tie(value)
+    if both_bad is not None:
+        return choice(0.5, criterion=_criterion(question), both_bad=both_bad, **facts)
     return choice(float(_index(value, names) == 0), criterion=_criterion(question), **facts)
 
 

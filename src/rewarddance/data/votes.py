@@ -1,4 +1,4 @@
-"""The record schema, votes first: who judged what, when, in which order, and how long it took. No torch here.
+"""The record schema. Votes come first: who judged what, when, in which order, and how long it took. No torch here.
 
 Preferences (choices, rankings, ratings) are derived from votes by `data.derive`. Agreement between annotators and
 models of raters start from the votes themselves.
@@ -68,7 +68,7 @@ class MediaRef:
         model: the generator that made it.
         role: a `candidate` is judged; a `condition` is part of the request, such as the picture that is to be edited.
         frames: paths of frames, where the source gives a clip as pictures.
-        settings: JSON of what it was made with (seed, steps, guidance and so on), where that is known.
+        settings: JSON of the generator's settings (seed, steps, guidance and so on), where they are known.
         data: the encoded file, where it is a picture.
     """
 
@@ -91,7 +91,7 @@ class VotedRecord:
     Attributes:
         media: the candidates, then the conditions.
         truth: the exact value of every candidate, where it is known (the embedded world); never trained on.
-        groups: what the record belongs to, for example {"style": "flat"}; folds and splits are made of these.
+        groups: the groups of the record, for example {"style": "flat"}; folds and splits are made of these.
     """
 
     record_id: str

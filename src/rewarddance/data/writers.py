@@ -7,7 +7,7 @@ medium and returns its path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -78,9 +78,9 @@ CSV_COLUMNS = (
 
 
 def csv(record: VotedRecord, put: Put) -> Rows:
-    """One row a pair and vote. Rankings become pairs, so a record with several votes becomes several records.
+    """One row for each pair and vote. Rankings become pairs, so a record with several votes becomes several records.
 
-    Where ratings are given one candidate at a time, those of one annotator and criterion become pairs.
+    Ratings of single candidates become pairs too: those of one annotator and criterion are compared.
     """
     rows = []
     candidates = record.candidates
@@ -133,7 +133,7 @@ def imagereward(record: VotedRecord, put: Put) -> Rows:
 
 
 def _ranking(record: VotedRecord) -> tuple[float, ...]:
-    """One ranking that stands for all votes: the only one, the mean of several, or that of a pair or of ratings."""
+    """One ranking for all votes: the only ranking, the mean of several, or the one that a pair or ratings give."""
     num = len(record.candidates)
     full = [v for v in record.votes if v.kind == "ranking" and len(v.media) == num]
     if len(full) == 1:
@@ -277,10 +277,10 @@ def videogen(record: VotedRecord, put: Put) -> Rows:
 
 
 def side_word(vote: Vote) -> str:
-    """FastChat's and GenAI-Bench's word for a choice, its first candidate being left.
+    """FastChat's and GenAI-Bench's word for a choice; its first candidate is left.
 
     Raises:
-        Unfit: the vote is between preferring one and a tie.
+        Unfit: the vote is neither a clear preference nor a tie.
     """
     if vote.values[0] not in (0, 0.5, 1):
         raise Unfit("a label between a preference and a tie")
@@ -331,7 +331,7 @@ def mmrb2(record: VotedRecord, put: Put) -> Rows:
 
 
 def trl(record: VotedRecord, put: Put) -> Rows:
-    """One row a pair that is no tie: `prompt`, `chosen`, `rejected` and their pictures."""
+    """One row for each pair that is not a tie: `prompt`, `chosen`, `rejected` and their pictures."""
     rows = []
     for c in _choices(record):
         if c.label == 0.5:

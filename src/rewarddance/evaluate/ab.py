@@ -33,7 +33,7 @@ class Ballot:
 
     Attributes:
         value: 1 where `first` is better, 0 where `second` is, 0.5 for a tie.
-        order: when it came; any number that grows.
+        order: the order of the votes in time; any growing number.
     """
 
     prompt: str
@@ -45,7 +45,7 @@ class Ballot:
     order: float = 0.0
 
     def seen_from(self, system: str) -> float:
-        """The value as seen from one of the two systems."""
+        """The value from the side of one of the two systems."""
         return self.value if system == self.first else 1 - self.value
 
 
@@ -93,8 +93,8 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
     Returns:
         good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
         prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`). win_rate: ties count half;
-        with Wilson's interval, which takes votes as independent, and the same two intervals. sign_test: of prompts
-        whose votes lean to `a` or to `b` (two-sided binomial p). prompts, annotators: how many.
+        with Wilson's interval, which takes votes as independent, and the same two intervals. sign_test: counts of
+        prompts whose votes lean to `a` or to `b`, and the two-sided binomial p. prompts, annotators: how many.
 
     Raises:
         InputError: no votes between them.
@@ -191,7 +191,7 @@ def fit_bradley_terry(wins: Array, steps: int = 50) -> Array:
 def needed(
     win_rate: float, power: float = 0.8, alpha: float = 0.05, ties: float = 0.0, per_prompt: int = 1, icc: float = 0.2
 ) -> int:
-    """How many votes show a win rate with the given power, by a two-sided test at `alpha`.
+    """How many votes detect a win rate with the given power, by a two-sided test at `alpha`.
 
     Args:
         win_rate: among decided votes, not 0.5.
@@ -223,7 +223,7 @@ def _power(num: int, win_rate: float, alpha: float) -> float:
 
 
 def visible(num: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest win rate above one half that `num` independent, decided votes show with the given power."""
+    """The smallest win rate above one half that `num` independent, decided votes detect with the given power."""
     low, high = 0.5, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -232,7 +232,7 @@ def visible(num: int, power: float = 0.8, alpha: float = 0.05) -> float:
 
 
 def report(ballots: Sequence[Ballot], systems: Sequence[str]) -> dict[str, Any]:
-    """All figures of a study: every pair of systems, by category too, and ratings where there are more than two."""
+    """All figures of a study: every pair of systems, each category, and ratings if there are more than two systems."""
     pairs = []
     for a, b in combinations(systems, 2):
         if between(ballots, a, b):

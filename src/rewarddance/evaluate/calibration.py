@@ -1,4 +1,4 @@
-"""Does P(yes) mean what it says? Calibration error, its noise floor, a temperature and a tie threshold."""
+"""Calibration of P(yes): calibration error, its noise floor, a temperature and a tie threshold."""
 
 from __future__ import annotations
 

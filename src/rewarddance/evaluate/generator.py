@@ -1,6 +1,4 @@
-"""How good a generator is: fixed prompts, fixed noises, a gold standard, paired intervals, diversity, a judge's
-view.
-"""
+"""Measures a generator on fixed prompts and noises: gold standard, paired intervals, diversity, a judge's win rate."""
 
 from __future__ import annotations
 

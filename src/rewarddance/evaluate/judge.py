@@ -1,4 +1,4 @@
-"""How good a judge is on records: accuracy, rank correlation, swap disagreement, answer mass."""
+"""Measures a judge on records: accuracy, rank correlation, swap disagreement, answer mass."""
 
 from __future__ import annotations
 

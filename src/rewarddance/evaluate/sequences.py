@@ -1,4 +1,4 @@
-"""Confidence sequences: intervals that hold at all times at once, so that looking early and often does no harm."""
+"""Confidence sequences: intervals that hold at all times together, so one may look early and often."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 GRID = 201
 """Means that are tried, evenly over [0, 1]."""
 BOUND = 0.5
-"""Share of the capital that a bet may lose at most."""
+"""Largest share of the capital that a bet may lose."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sequence95:
 def confidence_sequence(values: ArrayLike, alpha: float = 0.05) -> Sequence95:
     """Hedged-capital confidence sequence of a mean (Waudby-Smith and Ramdas, JRSS B 2024, section 4.4).
 
-    For each mean m, somebody bets against it on both sides, with stakes that depend on earlier values only. If m is
+    For each mean m, a gambler bets against it on both sides, with stakes that depend only on earlier values. If m is
     true the capital is a nonnegative martingale, which reaches 1 / alpha with probability at most alpha (Ville). The
     interval at time t holds the means whose capital has never reached 1 / alpha. No assumption is made about the
     values' distribution.
@@ -47,8 +47,8 @@ def confidence_sequence(values: ArrayLike, alpha: float = 0.05) -> Sequence95:
     means = np.linspace(0, 1, GRID)
     log_capital = _log_capital(x, means, alpha)
     alive = np.maximum.accumulate(log_capital, 0) < np.log(1 / alpha)
-    alive |= ~alive.any(1, keepdims=True)  # where no mean is left, which chance allows, nothing is known
-    step = 1 / (GRID - 1)  # a bound lies between the last mean that is kept and the next one: take the wide side
+    alive |= ~alive.any(1, keepdims=True)  # if no mean is left, which may happen by chance, nothing is known
+    step = 1 / (GRID - 1)  # a bound lies between the last kept mean and the next one: take the wide side
     low = np.maximum(0, means[alive.argmax(1)] - step)
     high = np.minimum(1, means[GRID - 1 - alive[:, ::-1].argmax(1)] + step)
     return Sequence95(low, high, np.exp(np.minimum(log_capital[:, GRID // 2], 700)))
@@ -65,7 +65,7 @@ def _log_capital(x: Array, means: Array, alpha: float) -> Array:
 
 
 def _stakes(x: Array, alpha: float) -> Array:
-    """(T,) predictable plug-in stakes: each is made from the values before it."""
+    """(T,) predictable plug-in stakes: each is computed from the values before it."""
     t = np.arange(1, len(x) + 1)
     means = (0.5 + np.cumsum(x)) / (t + 1)
     variances = (0.25 + np.cumsum((x - means) ** 2)) / (t + 1)
@@ -82,8 +82,8 @@ def refuted(values: ArrayLike, alpha: float = 0.05) -> NDArray[np.bool_]:
 def units(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int) -> list[float]:
     """Means of the prompts that have all their votes, in the order in which they were completed.
 
-    A prompt counts as a whole because its votes are not independent of each other. When it is complete does not depend
-    on what was voted.
+    A prompt counts as a whole because its votes are not independent of each other. The time when it is complete does
+    not depend on the votes.
 
     Args:
         per_prompt: votes that a prompt needs; further ones do not count.
@@ -99,7 +99,7 @@ def units(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int) -> list[fl
 
 
 def look(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int, alpha: float = 0.05) -> dict[str, Any]:
-    """What can be said of `a` against `b` now, at any time and as often as one likes.
+    """The state of `a` against `b`. One may look at any time and as often as one likes.
 
     Returns:
         complete: prompts with all votes. low, high: bounds of the win rate that hold at all looks together. verdict:

@@ -1,4 +1,4 @@
-"""Pictures to the latents that a transformer draws, and back. They compute in the autoencoder's own type, fp32."""
+"""From pictures to the latents that a transformer draws, and back. They compute in the autoencoder's type, fp32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the adapters of all families share. A family is one file with a final class."""
+"""The shared part of the adapters of all families. A family is one file with a final class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -32,7 +32,7 @@ JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """No progress bar for local folders that load in a second, no warning a call about prompts that are cut."""
+    """Hide diffusers' progress bar for local folders, and its warning at every call about prompts that are cut."""
     bar, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
@@ -66,7 +66,7 @@ def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: None) ->
     for part in _modules(pipeline):
         part.eval().requires_grad_(False)
     for part in pipeline.components.values():
-        if isinstance(part, PreTrainedTokenizerBase):  # the pipeline itself cuts what is too long; `num_cut` counts it
+        if isinstance(part, PreTrainedTokenizerBase):  # the pipeline cuts long prompts; `num_cut` counts them
             part.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return pipeline
 
@@ -98,7 +98,7 @@ def num_longer(tokenizer: Any, texts: Sequence[str], most: int) -> int:
 
 
 def times_for_tokens(scheduler: Any, num_steps: int, num_tokens: int) -> Tensor:
-    """The times that the pipelines of FLUX.1, Qwen-Image and Z-Image sample a picture of so many tokens at.
+    """The times at which the pipelines of FLUX.1, Qwen-Image and Z-Image sample a picture of `num_tokens` tokens.
 
     Evenly spaced, then shifted by the scheduler. With dynamic shifting the shift is exp(mu), and mu is linear in the
     number of tokens.
@@ -146,6 +146,11 @@ class PipelineGenerator(ABC):
             always computes in fp32, because reward feedback sends its gradient through the decoder.
     """
 
+    kind: ClassVar[Any]
+    """The pipeline's class."""
+    guidance_is_embedded: ClassVar[bool] = False
+    """Whether the model is told the guidance scale and needs no second pass for it."""
+
     def __init__(
         self, pipeline: Any, guidance: float, side: int, autoencoder: type[Autoencoder], lora_targets: Sequence[str]
     ) -> None:
@@ -156,15 +161,29 @@ class PipelineGenerator(ABC):
         self.autoencoder: Any = autoencoder(self.vae)  # type: ignore[call-arg]
         self.lora = Lora(self.transformer, lora_targets, type(pipeline).save_lora_weights)
 
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        guidance: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        resolution: int | None = None,
+        max_sequence_length: int = 256,
+    ) -> Self:
+        """Load a local folder in diffusers layout; see `load_pipeline` for errors."""
+        pipeline = load_pipeline(cls.kind, Path(folder), dtype)
+        return cls(pipeline, guidance, max_sequence_length, resolution)  # type: ignore[call-arg, arg-type]
+
     @abstractmethod
     def num_cut(self, prompts: Sequence[str]) -> int: ...
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Any: ...
 
+    @property
     @abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
 
     @abstractmethod
     def times(self, num_steps: int) -> Tensor: ...
@@ -180,8 +199,18 @@ class PipelineGenerator(ABC):
         """Parameters of all parts."""
         return num_parameters(*_modules(self.pipeline))
 
+    @property
+    def passes(self) -> int:
+        return 1 if self.guidance == 1.0 or self.guidance_is_embedded else 2
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of the latents."""
+        return self.side // int(self.pipeline.vae_scale_factor)
+
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, *self.latent_shape(), generator=rng, device=rng.device).to(self.device)
+        shape = (n, self.latent_channels, self.latent_side, self.latent_side)
+        return torch.randn(shape, generator=rng, device=rng.device).to(self.device)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] to normalised latents."""
@@ -196,7 +225,7 @@ class PipelineGenerator(ABC):
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
 
     def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
-        """One picture a prompt; equal seeds and prompts give equal pictures, whatever the batch."""
+        """One picture for each prompt; equal seeds and prompts give equal pictures with any batch."""
         noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
         return list(draw(self, prompts, noise, num_steps, batch=batch))
 

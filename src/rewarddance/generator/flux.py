@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import torch
@@ -19,7 +18,6 @@ from rewarddance.generator.base import (
     JOINT_ATTENTION,
     PipelineGenerator,
     checked_side,
-    load_pipeline,
     num_longer,
     pack,
     quiet_diffusers,
@@ -50,6 +48,9 @@ class FluxGenerator(PipelineGenerator):
         ConfigError: the resolution is no whole number of patches, or guidance for a model without it.
     """
 
+    kind = FluxPipeline
+    guidance_is_embedded = True
+
     def __init__(
         self,
         pipeline: FluxPipeline,
@@ -64,18 +65,6 @@ class FluxGenerator(PipelineGenerator):
         if guidance != 1.0 and not self.transformer.config.guidance_embeds:
             raise ConfigError(f"guidance {guidance}: this FLUX.1 has no guidance embedding (as [schnell]); use 1")
 
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        guidance: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        resolution: int | None = None,
-        max_sequence_length: int = 256,
-    ) -> FluxGenerator:
-        """Load a local folder, see `load_pipeline`."""
-        return cls(load_pipeline(FluxPipeline, Path(folder), dtype), guidance, max_sequence_length, resolution)
-
     def num_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than T5 reads."""
         return num_longer(self.pipeline.tokenizer_2, prompts, self.max_sequence_length)
@@ -88,14 +77,13 @@ class FluxGenerator(PipelineGenerator):
             )
         return FluxCondition(embeds, pooled)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.side // int(self.pipeline.vae_scale_factor)
-        return self.transformer.config.in_channels // 4, side, side
+    @property
+    def latent_channels(self) -> int:
+        return int(self.transformer.config.in_channels) // 4
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted by the number of tokens ([dev]) or not at all ([schnell])."""
-        _, height, width = self.latent_shape()
-        return times_for_tokens(self.pipeline.scheduler, num_steps, height * width // 4)
+        """The pipeline's own times: evenly spaced, then shifted by the number of tokens ([dev]) or not ([schnell])."""
+        return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: FluxCondition) -> Tensor:
         n, _, height, width = z.shape

@@ -56,7 +56,7 @@ class Lora:
         return old
 
     def _activate(self, policy: Policy) -> None:
-        """Compute as this policy does. Leaves every `requires_grad` as it is, which the methods of peft do not."""
+        """Compute as this policy does. Unlike the methods of peft, this leaves every `requires_grad` as it is."""
         flags = [(p, p.requires_grad) for p in self.transformer.parameters()]
         if policy == "reference":
             self.transformer.disable_adapters()
@@ -166,7 +166,7 @@ class Lora:
         settings = json.loads((folder / "adapter.json").read_text())
         self.add(settings["rank"], settings["alpha"])
         result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
-        lacking = [k for k in result.missing_keys if "lora_" in k]  # the adapter of a model with fewer layers, say
+        lacking = [k for k in result.missing_keys if "lora_" in k]  # for example, the adapter of a smaller model
         if result.unexpected_keys or lacking:
             raise ConfigError(f"{folder}: the adapter was made for another generator")
         if not trainable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import torch
@@ -19,7 +18,6 @@ from rewarddance.generator.base import (
     JOINT_ATTENTION,
     PipelineGenerator,
     checked_side,
-    load_pipeline,
     num_longer,
     pack,
     quiet_diffusers,
@@ -28,12 +26,12 @@ from rewarddance.generator.base import (
 )
 
 EMPTY = " "
-"""The prompt without content that Qwen-Image's own examples guide away from."""
+"""The negative prompt of Qwen-Image's own examples; it has no content."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Embeddings (B, S, D), and which of them are no padding, (B, S); None where none is."""
+    """Embeddings (B, S, D), and a mask (B, S) of those that are not padding; None where nothing is padding."""
 
     embeds: Tensor
     mask: Tensor | None
@@ -53,7 +51,7 @@ class QwenImageCondition:
 
 @final
 class QwenImageGenerator(PipelineGenerator):
-    """Qwen-Image. A guided velocity costs a second forward pass; each token's is scaled to the unguided one's length.
+    """Qwen-Image. A guided velocity costs a second forward pass; each token's velocity gets the unguided one's length.
 
     Args:
         guidance: classifier-free guidance scale (`true_cfg_scale` of the pipeline, 4 in its own examples); 1 is off.
@@ -63,6 +61,8 @@ class QwenImageGenerator(PipelineGenerator):
     Raises:
         ConfigError: the resolution is no whole number of patches, or the checkpoint is distilled for guidance.
     """
+
+    kind = QwenImagePipeline
 
     def __init__(
         self,
@@ -78,18 +78,6 @@ class QwenImageGenerator(PipelineGenerator):
         self._empty: Text | None = None
         if self.transformer.config.guidance_embeds:
             raise ConfigError("this Qwen-Image has guidance_embeds, which its transformer class does not compute")
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        guidance: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        resolution: int | None = None,
-        max_sequence_length: int = 256,
-    ) -> QwenImageGenerator:
-        """Load a local folder, see `load_pipeline`."""
-        return cls(load_pipeline(QwenImagePipeline, Path(folder), dtype), guidance, max_sequence_length, resolution)
 
     def num_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
@@ -112,14 +100,14 @@ class QwenImageGenerator(PipelineGenerator):
                 self._empty = self._embed([EMPTY])
         return QwenImageCondition(text, self._empty)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.side // int(self.pipeline.vae_scale_factor)
-        return self.transformer.config.in_channels // 4, side, side
+    @property
+    def latent_channels(self) -> int:
+        return int(self.transformer.config.in_channels) // 4
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted by the number of tokens and stretched to end at `shift_terminal`."""
-        _, height, width = self.latent_shape()
-        return times_for_tokens(self.pipeline.scheduler, num_steps, height * width // 4)
+        """The pipeline's own times: evenly spaced, shifted by the number of tokens, stretched to end at
+        `shift_terminal`."""
+        return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: QwenImageCondition) -> Tensor:
         full = self._forward(z, t, condition.text)

@@ -62,6 +62,8 @@ class Sd3Generator(PipelineGenerator):
         ConfigError: the resolution is no whole number of patches, or more than the transformer has positions for.
     """
 
+    kind = StableDiffusion3Pipeline
+
     def __init__(
         self,
         pipeline: StableDiffusion3Pipeline,
@@ -117,15 +119,15 @@ class Sd3Generator(PipelineGenerator):
                 self._empty = self._embed([""])
         return Sd3Condition(embeds, pooled, *self._empty)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.side // int(self.pipeline.vae_scale_factor)
-        return self.transformer.config.in_channels, side, side
+    @property
+    def latent_channels(self) -> int:
+        return int(self.transformer.config.in_channels)
 
     def times(self, num_steps: int) -> Tensor:
         """Evenly spaced from 1 to 0, then shifted as the pipeline's scheduler says (3.0 in the public models).
 
-        The pipeline's own default spends its last step near 1/1000. It draws as here when it gets the even times,
-        which its scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
+        By default the pipeline spends its last step near 1/1000. To draw as here, give it the even times, which its
+        scheduler shifts: `pipeline(..., sigmas=flow.times(num_steps)[:-1].tolist())`.
         """
         return flow.times(num_steps, float(self.pipeline.scheduler.config.shift))
 

@@ -1,4 +1,4 @@
-"""The trace port: a roll-out as an iterator over its steps. Sampling, previews, training and searches consume it."""
+"""The trace port: a rollout as an iterator over its steps. Sampling, previews, training and searches consume it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Step:
     """One step of B samples.
 
     Attributes:
-        index: place in the roll-out, 0 is the first step.
+        index: place in the rollout, 0 is the first step.
         z: state before the step, (B, ...); v: the model's velocity there; now, after: times before and after the step.
         policy: distribution of the next state.
-        next: the next state, drawn from `policy`. The consumer may replace it; the roll-out goes on from there.
+        next: the next state, drawn from `policy`. The consumer may replace it; the rollout goes on from there.
     """
 
     index: int
@@ -134,12 +134,12 @@ def draw(
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A recorded roll-out of B samples over S steps.
+    """A recorded rollout of B samples over S steps.
 
     Attributes:
         states: (S + 1, B, ...); states[0] is noise and states[-1] the clean latent.
         times: (S + 1,), from 1 to 0.
-        log_probs: (steps with noise, B); None for a deterministic roll-out.
+        log_probs: (steps with noise, B); None for a deterministic rollout.
     """
 
     states: Tensor

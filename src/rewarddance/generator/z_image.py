@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import torch
@@ -17,7 +16,6 @@ from rewarddance.generator.autoencoders import KlAutoencoder
 from rewarddance.generator.base import (
     PipelineGenerator,
     checked_side,
-    load_pipeline,
     num_longer,
     quiet_diffusers,
     times_for_tokens,
@@ -49,6 +47,8 @@ class ZImageGenerator(PipelineGenerator):
         ConfigError: the resolution is no whole number of patches, or more than the transformer has positions for.
     """
 
+    kind = ZImagePipeline
+
     def __init__(
         self,
         pipeline: ZImagePipeline,
@@ -61,18 +61,6 @@ class ZImageGenerator(PipelineGenerator):
         super().__init__(pipeline, guidance, side, KlAutoencoder, ATTENTION)
         self.max_sequence_length = max_sequence_length
         self._empty: Tensor | None = None
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        guidance: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        resolution: int | None = None,
-        max_sequence_length: int = 256,
-    ) -> ZImageGenerator:
-        """Load a local folder, see `load_pipeline`."""
-        return cls(load_pipeline(ZImagePipeline, Path(folder), dtype), guidance, max_sequence_length, resolution)
 
     def num_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
@@ -102,14 +90,13 @@ class ZImageGenerator(PipelineGenerator):
                 (self._empty,) = self._embed([""])
         return ZImageCondition(embeds, self._empty)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.side // int(self.pipeline.vae_scale_factor)
-        return self.transformer.config.in_channels, side, side
+    @property
+    def latent_channels(self) -> int:
+        return int(self.transformer.config.in_channels)
 
     def times(self, num_steps: int) -> Tensor:
-        """The pipeline's own: even ones, shifted as the scheduler says."""
-        _, height, width = self.latent_shape()
-        return times_for_tokens(self.pipeline.scheduler, num_steps, height * width // 4)
+        """The pipeline's own times: evenly spaced, then shifted as the scheduler says."""
+        return times_for_tokens(self.pipeline.scheduler, num_steps, self.latent_side**2 // 4)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: ZImageCondition) -> Tensor:
         n = len(z)

@@ -22,7 +22,8 @@ from rewarddance.jobs.sample import Sampling, sample_to_folder
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared. `systems`: letter -> run, generator, or folder of samples. `prompts`: a number, or a file."""
+    """The setting of a study. `systems`: letter -> run, generator, or folder of samples. `prompts`: a number, or a
+    file."""
 
     systems: Mapping[str, str]
     prompts: str
@@ -33,12 +34,12 @@ class Study:
 
 
 def create(study: Study, out: Path) -> dict[str, Any]:
-    """Write `train.parquet`, `study.json` and `pictures/`. A call that was stopped goes on with the next system.
+    """Write `train.parquet`, `study.json` and `pictures/`. A call after a stop continues with the next system.
 
     Returns:
-        What `study.json` holds, with `identical`: prompts on which two systems drew the same picture, which people
-        cannot compare; `visible`: the smallest win rate that all votes of a pair show with a power of 0.8; and
-        `needed_for_55`: votes that show a win rate of 55 per cent.
+        The content of `study.json`, with `identical`: prompts on which two systems drew the same picture, which people
+        cannot compare; `visible`: the smallest win rate that all votes of a pair detect with a power of 0.8; and
+        `needed_for_55`: votes that are needed to detect a win rate of 55 per cent.
 
     Raises:
         InputError: too few prompts, or a folder of samples without one of them.

@@ -1,4 +1,4 @@
-"""`rewarddance align`: names in the configuration to models and a task, then the training of an adapter."""
+"""`rewarddance align`: loads the models and the task that the configuration names, then trains an adapter."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from rewarddance.align.run import AlignRun
 from rewarddance.align.supervised import SupervisedRun
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.loop import Loop, OnStep
+from rewarddance.core.media import Media
 from rewarddance.core.parallel import barrier, is_leader, world_size
 from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.seen import fingerprint, write_seen
 from rewarddance.core.task import Gold, Prompt, Task
-from rewarddance.core.types import RewardModel
+from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.prompt_task import PromptTask
 from rewarddance.data.prompts import read_prompts
 from rewarddance.jobs.load import adapter_folder, load_generator_of, load_judge, load_task, warn_of_cut_prompts
+from rewarddance.reward.objective import HasProblems
 
 
 def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
@@ -40,7 +42,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     Raises:
         InputError: a file of prompts is missing, empty, or not the one that the configuration was made with.
     """
-    config, task = _task(config)  # before models are loaded, so that a wrong name is said at once
+    config, task = _task(config)  # before models are loaded, so that a wrong name is reported at once
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
         judge = load_judge(
@@ -120,6 +122,9 @@ def align_generator(
     task = task or load_task(config.task)
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
+    if config.on_hacking != "warn" and task.gold is None and config.algorithm != "sft":
+        raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
+    _check_question(config, judge, generator.side)
     task.check(generator.side)
     if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
         task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
@@ -156,6 +161,17 @@ def align_generator(
             write_seen(out / "adapter", [p.text for p in training])
     barrier()
     return out / "adapter"
+
+
+def _check_question(config: AlignConfig, judge: RewardModel | None, side: int) -> None:
+    """Raises `ConfigError` where the algorithm asks about single pictures and the judge can only compare."""
+    alone = config.rollout.score == "pointwise" if config.has_groups else config.references.kind == "none"
+    if config.algorithm == "sft" or not alone or not isinstance(judge, HasProblems):
+        return
+    picture = Media(torch.full((1, 3, side, side), 0.5))
+    if problem := judge.problem(Comparison("a picture", picture, None, config.criterion)):
+        key = "rollout.score: pointwise" if config.has_groups else "references.kind: none"
+        raise ConfigError(f"{key}: {problem}")
 
 
 def _make_trainable(generator: Tunable, config: AlignConfig) -> None:

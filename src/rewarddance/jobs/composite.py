@@ -1,4 +1,4 @@
-"""Composites from their YAML files, and the fit of what they measure by."""
+"""Loads composites from their YAML files, and fits their means, deviations and index."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ BATCH = 64
 
 
 def load_composite(file: Path, **settings: Any) -> Composite:
-    """A fitted composite. Parts of its preset that are missing are named.
+    """A fitted composite. A message names the parts of its preset that are missing.
 
     Args:
         settings: of its judges, as `load_judge` takes them.
 
     Raises:
-        ConfigError: a wrong file, a part that cannot be loaded, or one that was fitted otherwise or not at all.
+        ConfigError: a wrong file, a part that cannot be loaded, or one that changed after the fit or was not fitted.
     """
     config, folder = load_composite_config(file), fitted_folder(file)
     if not (folder / "standards.json").is_file():
@@ -77,8 +77,8 @@ def _novelty(config: CompositeConfig) -> dict[str, NoveltyPartConfig]:
 def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precision | None = None) -> dict[str, Any]:
     """Measure how every part spreads on the pictures of a data folder, and fit novelty's index to them.
 
-    Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes every other record, and
-    deviations are measured on the records between, so that no picture is compared with itself.
+    Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes every second record. Means
+    and deviations are measured on the other records, so that no picture is compared with itself.
 
     Args:
         most: records at most.
@@ -124,7 +124,7 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
 
 @torch.no_grad()
 def _standard(name: str, part: Part, records: Sequence[PreferenceRecord]) -> Standard:
-    """Of pictures alone, and of neighbouring pictures of one record."""
+    """Comparisons of single pictures, and of neighbouring pictures of one record."""
     alone = [Comparison(r.prompt, m) for r in records for m in r.media]
     pairs = [Comparison(r.prompt, a, b) for r in records for a, b in zip(r.media[1:], r.media[:-1], strict=True)]
     values = []

@@ -150,7 +150,7 @@ def evaluate_alignment(
 
 
 def _setting(aligned: Aligned, judge: AnyJudge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
-    """What figures of a before and after depend on."""
+    """The settings on which the figures before and after depend."""
     return {
         "prompts": num_prompts,
         "noises": num_noises,
@@ -174,7 +174,8 @@ def evaluate_on_prompts(
 ) -> dict[str, Any]:
     """Before and after on a file of prompts, by a judge; writes `evaluation_prompts.json` and samples into the run.
 
-    The judge that trained a generator cannot tell whether it is being hacked: name another one, look at the pictures.
+    The judge that trained a generator cannot tell whether it is being hacked: name another one, and look at the
+    pictures.
 
     Args:
         judge: whose verdict counts; the run's own when None.
@@ -249,7 +250,7 @@ def evaluate_judge_on_data(
     """A judge on prompts of a data folder that it was not trained on, with calibration (`held_out_sets`).
 
     Args:
-        name: what `load_judge` takes.
+        name: a judge, as `load_judge` takes it.
         seed: of the split, for a judge whose folder does not say what it was trained on.
         most: records of each file at most, evenly spread.
 

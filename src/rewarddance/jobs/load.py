@@ -1,4 +1,4 @@
-"""Names and folders to ready models and tasks."""
+"""Loads models and tasks from names and folders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 
 
 def weights_id(folder: Path) -> str:
-    """SHA-256 over a model's weights, since a name like `tiny` may mean other weights tomorrow."""
+    """SHA-256 over a model's weights, because a name like `tiny` may later mean other weights."""
     digest = hashlib.sha256()
     if is_composite(folder) and folder.is_file():  # its own words and fit; not the weights of its judges
         digest.update(folder.read_bytes())
@@ -144,7 +144,8 @@ def load_judge(
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
-            When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says what it came to.
+            When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says which one was
+            used.
         image_cache: pictures whose tokens are kept from one call to the next, for references that come again.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12). 1 uses the small view alone. As in training when None.
@@ -173,7 +174,7 @@ def load_judge(
 
 
 def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
-    """`load_judge` for what only a judge of one model can do.
+    """`load_judge` for callers that need the model of one judge.
 
     Raises:
         ConfigError: a composite.

@@ -30,7 +30,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train: what a user can choose to save memory.
+    """One way to train: the settings that a user can choose to save memory.
 
     Attributes:
         shard: processes that share one copy of the weights.

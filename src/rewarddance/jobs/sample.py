@@ -34,7 +34,7 @@ class Sampling:
     Attributes:
         guidance: classifier-free guidance scale; 1 is off.
         sample_batch: pictures sampled and decoded at once.
-        dtype: type of the generator's weights; precision: what its passes compute in.
+        dtype: type of the generator's weights; precision: of its passes.
         resolution: side of the pictures in pixels; the checkpoint's own when None.
         max_sequence_length: tokens of a prompt that T5, or a language model in its place, reads.
     """
@@ -50,7 +50,7 @@ class Sampling:
 
     @classmethod
     def of_run(cls, adapter: Path | None) -> Sampling:
-        """As in the alignment run that `adapter` is the folder of (or lies in); the defaults for other folders."""
+        """The settings of the alignment run whose folder (or adapter) `adapter` is; the defaults for other folders."""
         for folder in () if adapter is None else (adapter, adapter.parent):
             if (folder / "run.json").is_file() and (run := RunFolder(folder).read())["kind"] == "align":
                 own = AlignConfig.model_validate(run["config"])
@@ -98,7 +98,7 @@ def sample_to_folder(
     criterion: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `num` PNG files a prompt, each the judge's best of `best_of` samples or what `searching` ended with, and
+    """Write `num` PNG files a prompt, each the judge's best of `best_of` samples or the result of `searching`, and
     `samples.json`.
 
     Returns:

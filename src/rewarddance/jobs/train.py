@@ -1,4 +1,4 @@
-"""`rewarddance train`: names in the configuration to data and models, then the training of a judge."""
+"""`rewarddance train`: loads the data and models that the configuration names, then trains a judge."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _calibrate(run: JudgeTraining, records: Sequence[PreferenceRecord]) -> None:
 
 
 def seen_by_backbone(config: RewardConfig) -> frozenset[str] | None:
-    """Fingerprints of the prompts that the backbone was trained on as a judge; none for a VLM that never judged.
+    """Fingerprints of the prompts that the backbone was trained on as a judge; none for a VLM that is not a judge.
 
     None, after a warning, for a judge whose folder does not say.
     """
@@ -178,7 +178,7 @@ def seen_by_backbone(config: RewardConfig) -> frozenset[str] | None:
 
 
 def changed_question(config: RewardConfig) -> str | None:
-    """A warning where training goes on from a judge that was asked another question than the one asked now."""
+    """A warning if training continues from a judge that was asked another question than the one asked now."""
     folder = find(config.backbone, "vlm")
     if not (folder / "judge.json").is_file():
         return None
@@ -319,7 +319,7 @@ def split_table(
     order = (distinct[int(i)] for i in stream(seed, "split").permutation(len(distinct)))
     held = set(islice((p for p in order if fingerprint(p) not in seen), num))
     if not held:
-        raise InputError(f"{table.name}: the judge that training goes on from knows every prompt of it; add others")
+        raise InputError(f"{table.name}: the judge that training continues from knows all its prompts; add others")
     rows = [i for i, p in enumerate(prompts) if p in held]
     return table.take([i for i, p in enumerate(prompts) if p not in held]), table.take(rows)
 
@@ -344,7 +344,7 @@ def train_once(
         ConfigError: `patience`, which would choose weights by the figures that are reported.
     """
     if config.patience:
-        raise ConfigError("patience: folds and studies keep nothing apart to stop early by; leave it 0")
+        raise ConfigError("patience: folds and studies have no set for early stopping; leave it 0")
     if (out / "model" / "judge.json").is_file():
         RunFolder(out).must_be("judge", config)
         return

@@ -58,6 +58,8 @@ def study_alignment(
         raise ConfigError("study alignment: the oracle measures it on the embedded world's prompts; give no --prompts")
     if shuffled_judge is None and "shuffled" in arms:
         raise ConfigError("study alignment: the arm `shuffled` needs --shuffled-judge; --arms refl sft leaves it out")
+    if config.algorithm != "refl":
+        raise ConfigError(f"study alignment: compares reward feedback with its controls, not {config.algorithm}")
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"shuffled_judge": shuffled_judge, "num_noises": num_noises, "every": every}
     settings["judge_sha256"] = weights_id(find(config.judge, "judge"))

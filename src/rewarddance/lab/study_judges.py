@@ -108,7 +108,7 @@ def write_study(figures: Mapping[str, Any], config: Config, out: Path) -> dict[s
 
 
 def _lacking(config: RewardConfig, train: RecordTable) -> str | None:
-    """What the data lacks for a variant; None if nothing."""
+    """The part of the data that a variant needs and does not find; None if nothing is missing."""
     if config.paradigm == "regression" and not train.has_ratings:
         return "the records have no ratings"
     if config.context.cot != "none" and not (train.has_rationales or train.has_truth):

@@ -57,7 +57,7 @@ BASELINE = "best_of_n"
 
 
 class SearchStudyConfig(Config):
-    """What is compared."""
+    """The searches, verifiers and budgets that are compared."""
 
     judge: str = "tiny"
     generator: str = "tiny"
@@ -74,7 +74,7 @@ class SearchStudyConfig(Config):
     that question."""
     nfe: tuple[int, ...] = (50, 100, 200, 400, 800)
     seeds: tuple[int, ...] = (0, 1)
-    """Two or more give the diversity of the winners across seeds."""
+    """With two or more, the study measures the diversity of the winners across seeds."""
     num_steps: int = Field(10, ge=1)
     split: Literal["benchmark", "development"] = "benchmark"
     """`development` has other held-out prompts, for choosing settings."""
@@ -85,7 +85,7 @@ class SearchStudyConfig(Config):
 
 
 def development_prompts() -> tuple[Prompt, ...]:
-    """100 held-out prompts, 20 of each category, none of which means the same as one of the benchmark."""
+    """100 held-out prompts, 20 of each category. None has the meaning of a benchmark prompt."""
     taken = {meaning(spec) for spec in benchmark_specs()}
     specs = [s for s in benchmark_specs("held_out", 241) if meaning(s) not in taken]
     by_category: dict[str, list[Prompt]] = {}
@@ -107,7 +107,7 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
     Several processes may work in one folder; each takes cells that no other process works on.
 
     Raises:
-        ConfigError: a verifier that the judge cannot be.
+        ConfigError: the judge cannot answer the question of a verifier.
         RunError: the folder was made with other settings.
     """
     judge, generator = load_judge(config.judge), load_generator(config.generator)
@@ -134,11 +134,11 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
 
 
 Cell = tuple[str, str, int, int]
-"""Verifier, search, NFE, seed."""
+"""A cell: verifier, search, NFE, seed."""
 
 
 def _cells(config: SearchStudyConfig) -> list[Cell]:
-    """Small budgets first, so that a study that is stopped has whole rows."""
+    """Small budgets come first, so that a stopped study has whole rows."""
     first: list[Cell] = [("oracle", ONE, config.num_steps, seed) for seed in config.seeds]
     return first + [
         (verifier, name, nfe, seed)
@@ -209,7 +209,7 @@ def summarise(out: Path, config: SearchStudyConfig) -> dict[str, Any]:
     Returns:
         one_sample: oracle fidelity of a single sample. rows: for every verifier, search and budget the oracle's value
         with its interval over prompts, the difference to best-of-N with the same verifier and budget, the verifier's
-        score, and means of what a prompt cost. left_out: why a search has no figure.
+        score, and the mean costs of a prompt. left_out: why a search has no figure.
     """
     one = _read(out, config, "oracle", ONE, config.num_steps)
     rows: list[dict[str, Any]] = []

@@ -57,7 +57,7 @@ def study_sizes(config: SizesConfig, data: Path, out: Path, budget: float) -> di
         Figures by size; for unfinished sizes, where the budget ended. Also in `out/study.json` and `out/table.md`.
     """
     if config.judge.patience:
-        raise ConfigError("patience: a study has no set to stop early by; leave it 0")
+        raise ConfigError("patience: a study has no set for early stopping; leave it 0")
     if config.grow_from is None and not config.vlm_steps:
         raise ConfigError("vlm_steps 0: a VLM without lessons needs another one to start from (grow_from)")
     deadline = time.monotonic() + budget

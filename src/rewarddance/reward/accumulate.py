@@ -111,7 +111,7 @@ class Accumulator:
         surplus = 0
         if self._sharded:
             if any_process(not starts):
-                raise RunError("a process has no question in this step; set prompts_per_step to the processes or more")
+                raise RunError("a process has no question; prompts_per_step must be at least the number of processes")
             surplus = all_reduce_max(len(starts)) - len(starts)
         # Sharded weights need the same number of passes in every process: surplus passes repeat the first one with
         # weight 0.

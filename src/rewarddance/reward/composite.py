@@ -22,7 +22,7 @@ from rewarddance.reward.rank import Ranking, rank
 CRITERION = "overall"
 UNMEASURED = "has no deviation for this kind of question, pictures alone or pairs; fit the composite again"
 LEAST_VALUES = 8
-"""Values of a part that its mean and deviation need."""
+"""So many values of a part are needed for its mean and deviation."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Composite:
     def judge(self, comparisons: Sequence[Comparison], *, on_refused: Literal["mark", "raise"] = "mark") -> Verdict:
         """Verdicts (N,) whose margin is R, differentiable to pixels; `parts` holds z by name, after the bound.
 
-        A part z has deviation 1 on the reference set, so no scale drowns another, and bound * tanh(z / bound) keeps
-        outliers from doing so.
+        Every z has deviation 1 on the reference set, so no part outweighs the others by its scale. `bound *
+        tanh(z / bound)` does the same for outliers.
 
         Raises:
             JudgementError: with `on_refused="raise"`, where an item is refused.
@@ -192,16 +192,16 @@ class Composite:
 
     @property
     def criterion(self) -> str:
-        """The name of what it judges by; each part has its own criterion."""
+        """The name of its criterion; each part has its own."""
         return CRITERION
 
     def own_or(self, criterion: str) -> str:
-        """`criterion`: a composite judges by all its parts, whatever it is asked."""
+        """`criterion` itself: a composite judges by all its parts, whatever criterion is asked for."""
         return criterion
 
     @property
     def precision(self) -> Computed:
-        """bf16 if a judge among the parts computes in it, else fp32."""
+        """bf16 if a judge among the parts computes in bf16, else fp32."""
         return "bf16" if any(judge.precision == "bf16" for judge in self.judges()) else "fp32"
 
     def judges(self) -> list[Judge]:

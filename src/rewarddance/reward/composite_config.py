@@ -23,8 +23,8 @@ class JudgePartConfig(Config):
     """A judge's margin.
 
     Attributes:
-        judge: what `load_judge` takes, but no composite.
-        criterion: what it is asked by; the judge's own when None.
+        judge: a name or folder that `load_judge` takes; not a composite.
+        criterion: the criterion of its questions; the judge's own when None.
     """
 
     kind: Literal["judge"]

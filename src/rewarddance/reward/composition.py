@@ -1,7 +1,7 @@
 """Rules of composition, differentiable: thirds, balance, margins, symmetry.
 
-They suit pictures with a subject on a plainer ground. A pixel belongs to the subject as far as its colour differs from
-the ground, which is the median colour of the border. All values are in [0, 1].
+They suit pictures with a subject on a plain background. The background is the median colour of the border. The more a
+pixel's colour differs from it, the more the pixel belongs to the subject. All values are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rewarddance.core.media import Media
 
 SIDE = 48
-"""Pictures are averaged down to this side first, so that fine texture is no subject."""
+"""Pictures are averaged down to this side first, so that fine texture does not count as subject."""
 BAND = 3
 """Width of the border in these pixels."""
 EDGE = 0.15
@@ -50,7 +50,7 @@ def rules(mask: Tensor) -> dict[str, Tensor]:
     - thirds: 1 where the subject's centre of mass lies on one of the four crossings of thirds, falling linearly to 0
       at a distance of sqrt(2)/3 (a corner of the picture).
     - balance: 1 where the centre of mass is the picture's centre, 0 at half a side from it or more.
-    - margins: 1 where none of the subject lies in the border, 0 where as much lies there as everywhere.
+    - margins: 1 where none of the subject lies in the border, 0 where as much of it lies there as elsewhere.
     - symmetry: 1 where the left half mirrors the right, 0 where they share nothing.
     """
     side = mask.shape[-1]
@@ -76,7 +76,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def clearness(mask: Tensor) -> Tensor:
-    """How clearly there is a subject on a ground, (N,): 0 for a blank picture, near 0 where all is subject."""
+    """How clear the subject is, (N,): 0 for a blank picture, near 0 where almost every pixel is subject."""
     share = mask.mean((1, 2))
     return share / (share + LEAST) * (1 - mask[:, _border(mask.shape[-1], mask.device)].mean(1))
 

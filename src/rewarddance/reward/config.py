@@ -1,4 +1,4 @@
-"""What makes a judge beside its weights; saved as `judge.json`. No torch here, so that `--help` stays fast."""
+"""The settings of a judge; saved as `judge.json`. No torch here, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class JudgeSpec(Config):
     paradigm: Paradigm = "generative_pairwise"
     context: Context = Context()
     precision: Precision = "auto"
-    """What it was trained to compute in; `fp32` is kept at inference."""
+    """Precision of its training; `fp32` is kept at inference."""
     temperature: float = Field(1.0, gt=0)
     """The log-odds of a generative judge's answers are divided by it, in training too."""
     calibration: Calibration = Calibration()

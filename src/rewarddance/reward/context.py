@@ -1,6 +1,6 @@
-"""How a question is put: comparison in, dialog out.
+"""How a question is asked: a comparison becomes a dialog.
 
-The order of a dialog's parts puts first what comparisons share: instruction, prompt, reference, candidate, question.
+The parts that comparisons share come first in a dialog: instruction, prompt, reference, candidate, question.
 """
 
 from __future__ import annotations
@@ -51,17 +51,18 @@ class Context(Config):
     no: str | None = None
     """Answer words in place of the template's. Each needs a spelling that is one token of the backbone."""
     examples: int = Field(0, ge=0)
-    """Labelled comparisons that are shown before the question, for public VLMs. Training takes them from its data (not
-    from what it learns), and keeps them with the judge. All questions share them, so they cost their tokens once."""
+    """Number of labelled comparisons that are shown before the question, for public VLMs. Training sets some prompts of
+    its data aside for them and saves them with the judge. All questions share them, so a pass computes their tokens
+    once."""
     layout: Layout = "strict"
     """`strict` swaps the pictures for the other order. `two_questions` leaves them in place and asks the question both
     ways, so that everything before the question is shared (a bias to "yes" cancels, a bias to a position does not;
     training shuffles positions). `listwise` shows all pictures of a prompt once and asks about pairs of them. Judges of
     different layouts are not comparable."""
     reference: Reference = "random"
-    """What training compares pictures with. `random`: whatever the record compares them with. `best_of_n`: the record's
-    best picture by its choices alone, as alignment with best-of-N references asks. `none`: nothing; the generative
-    judge is then asked about single pictures (paradigm generative_pointwise)."""
+    """The pictures that training compares with. `random`: all that the record compares. `best_of_n`: only the picture
+    with the largest share of wins in the record, as in alignment with best-of-N references. `none`: none; the
+    generative judge is then asked about single pictures (paradigm generative_pointwise)."""
     cot: Cot = "none"
     """Chain of thought, with layout `strict`. `answer_first`: the verdict, then the reason, which costs nothing at
     inference. `reason_first`: the reason is written first, and the verdict depends on it."""
@@ -179,7 +180,7 @@ class Context(Config):
         return text.format(yes=words.yes[0].strip(), no=words.no[0].strip())
 
     def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
-        """A whole answer with its reason: what stands before the verdict, the verdict, and what follows it.
+        """A whole answer with its reason: the text before the verdict, the verdict, and the text after it.
 
         Args:
             rationale: calls the pictures candidate and reference; the answer calls them as the question did.

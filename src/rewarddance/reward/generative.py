@@ -80,7 +80,8 @@ class GenerativeJudge:
         return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(-1, k).mean(1))
 
     def _write(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
-        """What the model writes after each dialog; as many at once as the engine takes tokens in a pass."""
+        """The model's texts after each dialog. As many dialogs run at once as fit into the engine's tokens of a
+        pass."""
         most = self.context.max_reason_tokens
         longest = most + max(self.engine.num_tokens(d) for d in dialogs)
         chunk = max(1, min(chunk, self.engine.budget // longest))

@@ -46,7 +46,7 @@ class Judge:
 
     @property
     def precision(self) -> Computed:
-        """What passes compute in."""
+        """Precision of passes."""
         stored = self.engine.backbone.module.parameters()
         half = self.engine.autocast == torch.bfloat16 or next(stored).dtype == torch.bfloat16
         return "bf16" if half else "fp32"
@@ -67,6 +67,9 @@ class Judge:
         compares_only = spec.paradigm == "generative_pairwise" and spec.trained and not spec.pointwise
         if compares_only and comparison.reference is None:
             return ALONE
+        media = [m for m in (comparison.candidate, comparison.reference) if m is not None]
+        if spec.trained and (frames := max(m.num_frames for m in media)) > 1:
+            return f"a clip of {frames} frames; this judge was trained on pictures"
         learnt = spec.criteria if spec.paradigm == "regression" else ()
         if learnt and comparison.criterion not in learnt:
             return f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(learnt)}"

@@ -75,7 +75,7 @@ class NoveltyIndex:
 
     @classmethod
     def load(cls, path: Path) -> NoveltyIndex:
-        """What `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
             ConfigError: no such file, or another content.

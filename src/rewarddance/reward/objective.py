@@ -1,4 +1,4 @@
-"""One step of preference learning: a pure function of a judge and what it is asked."""
+"""One step of preference learning: a pure function of a judge and its questions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reward_step(
         margins of 0; accuracy: share of targets other than ties whose order the margin has right (`regression`: share
         of scores within half a point); answer_mass: mean probability of the answer words; margin, margin_std: mean and
         standard deviation of the margins; reason_logp: mean log-probability of a rationale's tokens; num_decided,
-        num_reasons: questions that accuracy and reason_logp are means of (NaN of none).
+        num_reasons: number of questions in the means accuracy and reason_logp (NaN without any).
     """
     verdict, reason_logp = verdicts(judge, [q.comparison for q in batch])
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(batch))

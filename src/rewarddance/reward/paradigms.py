@@ -1,4 +1,4 @@
-"""The ways of learning a reward, one key each: what is asked about a record, and the loss of the answers.
+"""The ways of learning a reward, one key each: the questions about a record, and the loss of the answers.
 
 All losses are functions of verdicts, so a paradigm is a few lines here and, if it is scalar, a head in `scalar.py`.
 """
@@ -40,12 +40,12 @@ class Question:
 def questions(
     record: PreferenceRecord, paradigm: Paradigm, reference: Reference = "random", pointwise_weight: float = 0.0
 ) -> list[Question]:
-    """What a paradigm asks about one record.
+    """The questions of a paradigm about one record.
 
     Args:
         reference: `best_of_n` keeps only the choices that the record's best picture takes part in.
         pointwise_weight: above 0, `generative_pairwise` also asks about every picture alone. The target is the share of
-            its choices that the picture wins; the weight stands beside 1 for a comparison.
+            its choices that the picture wins; a comparison has the weight 1.
 
     Raises:
         InputError: `regression` on a record without ratings.
@@ -73,7 +73,7 @@ def questions(
 def _each_alone(record: PreferenceRecord, weight: float) -> list[Question]:
     """One pointwise question for every picture that takes part in a choice.
 
-    Cross-entropy is linear in its target. So the share of wins gives the same gradient as one question a choice.
+    Cross-entropy is linear in its target. So the share of wins gives the same gradient as one question for each choice.
     """
     share = _share_of_wins(record)
     chosen = sorted({i for c in record.choices for i in (c.first, c.second)})

@@ -13,7 +13,7 @@ def problem_of(comparison: Comparison, context: Context, engine: Engine, example
     """The reason to refuse a comparison; None where it can be asked.
 
     Args:
-        examples: what stands before every question; it counts towards the number of tokens.
+        examples: the examples before every question; they count towards the number of tokens.
     """
     if problem := context.problem(comparison):
         return problem

@@ -19,7 +19,7 @@ class Ranking:
     """The result of a round robin over K pictures.
 
     Attributes:
-        order: indices of the pictures, best first; pictures of which every comparison was refused are left out.
+        order: indices of the pictures, best first; pictures without any answered comparison are left out.
         wins: (K, K) fp32 in the order of the input: P(yes, row is better than column). The diagonal is 0.5, refused
             pairs are NaN.
         margin: (K,) mean log-odds against the others, in the order of the input; `order` is sorted by it.
@@ -49,9 +49,7 @@ def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: st
 def rank_all(
     judge: RewardModel, prompts: Sequence[str], images: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Ranking]:
-    """`rank` for many prompts, in one call to the judge. A prompt of which every pair was refused has an empty
-    order.
-    """
+    """`rank` for many prompts, in one call to the judge. A prompt without any answered pair has an empty order."""
     if not all(images):
         raise InputError("nothing to rank: no pictures given")
     comparisons = [

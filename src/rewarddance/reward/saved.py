@@ -1,7 +1,7 @@
 """Judges as folders: the VLM's ordinary Hugging Face layout plus `judge.json`, and where needed `head.safetensors` and
 `examples.parquet`.
 
-`judge.json` holds the whole wording of the questions, so a saved judge stays what it was when the code changes.
+`judge.json` holds the whole wording of the questions, so a saved judge does not change when the code changes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _as_example(record: PreferenceRecord) -> Comparison:
 
 
 def read_spec(folder: Path) -> JudgeSpec:
-    """What a folder says of its judge. Without `judge.json` it is a plain VLM, asked in the words for public VLMs.
+    """The description of a folder's judge. Without `judge.json` it is a plain VLM, asked in the words for public VLMs.
 
     Raises:
         RunError: `judge.json` cannot be read, or was written by a later version.

@@ -1,8 +1,8 @@
 """The temperature that a VLM's answers are divided by before it learns to judge.
 
-A VLM that was never asked for taste is too sure: its log-odds are large, and often wrong. Without a temperature the
-first steps of training mostly push all margins to 0, and what was right in them is lost. The likeliest temperature
-(Guo et al., arXiv 1706.04599) keeps the order of the answers and makes them as likely as they can be (ADR 5).
+A VLM that was not trained to judge is too sure: its log-odds are large and often wrong. Without a temperature, the
+first steps of training mostly push all margins to 0, so what the VLM knew is lost. The likeliest temperature (Guo et
+al., arXiv 1706.04599) keeps the order of the answers and makes them as likely as they can be (ADR 5).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class LoraSettings(Config):
 
 
 class RewardConfig(Config):
-    """What a judge is trained from, on what, and how."""
+    """The backbone, the data and the settings of a judge's training."""
 
     backbone: str = "tiny"
     """`tiny` (`tiny-20m` and `tiny-200m` grow from it), a short name (`internvl3.5-8b`) or name on the hub, or a local
@@ -37,15 +37,15 @@ class RewardConfig(Config):
     context: Context = Context()
     pointwise_weight: float = Field(0.0, ge=0)
     """`generative_pairwise` only. Above 0 the judge also learns the pointwise question about every picture, with this
-    weight beside 1 for a comparison, and can then judge single pictures: the verifier of searches."""
+    weight beside 1 for a comparison. It can then judge single pictures, for example as the verifier of a search."""
     temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = "fit"
     """Generative judges: their log-odds are divided by it, in training and after. `fit` takes the likeliest value for
     the VLM's answers before training, so that the first steps need not unlearn how sure the VLM is."""
     calibration_prompts: int = Field(128, ge=0)
     """Prompts that are kept out of training (at most a twentieth of all) to fit the judge's final temperature, so that
-    P(yes) means what it says. 0 fits none; nor do fewer than 160 prompts in all."""
+    P(yes) is calibrated. With 0, or with fewer than 160 prompts in all, no temperature is fitted."""
     shuffle_labels: bool = False
-    """Train on random choices: the control judge, which has seen the pictures and learnt no taste."""
+    """Train on random choices. This makes the control judge, which has seen the pictures and learnt no preferences."""
     prompts_per_step: int = Field(24, ge=1)
     micro_batch: int = Field(0, ge=0)
     """Prompts in one pass; gradients accumulate. 0 takes all at once, and halves when memory runs out."""
@@ -68,13 +68,14 @@ class RewardConfig(Config):
     """Type of the weights. bf16 halves their memory and suits LoRA, whose adapters stay fp32; training bf16 weights
     themselves loses small updates."""
     precision: Precision = "auto"
-    """What passes compute in (autocast); weights and optimizer keep their types. `auto` is bf16 where the hardware has
-    it, and fp32 for models of at most 100M parameters on a CPU. `run.json` says what it came to."""
+    """Precision of passes (autocast); weights and optimizer keep their types. `auto` is bf16 where the hardware has
+    it, and fp32 for models of at most 100M parameters on a CPU. `run.json` says which precision was used."""
     compile: bool = True
     """Compile the layers of models with more than 100M parameters on a GPU. Costs half a minute at the start."""
     start_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the starting weights in the saved ones (WiSE-FT, arXiv 2109.01903). It keeps what a judge knew that goes
-    on to learn something else. Needs training of all weights in every process (no LoRA, `shard: 1`)."""
+    """Share of the starting weights in the saved ones (WiSE-FT, arXiv 2109.01903). A judge that continues training on
+    something else then keeps more of what it knew. Needs training of all weights in every process (no LoRA, `shard:
+    1`)."""
     patience: int = Field(0, ge=0)
     """Stop after this many validations without a better accuracy, and keep the weights of the best one. 0 never stops
     early and keeps the last weights."""

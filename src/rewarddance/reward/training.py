@@ -1,4 +1,4 @@
-"""What the training of a judge does in a step and at a validation, and when it stops early."""
+"""The training of a judge: its steps, its validations, and early stopping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout, unfreeze_vision
 
 Measure = Callable[..., dict[str, Any]]
-"""`evaluate.judge.measure_judge`; handed in, because evaluation stands above rewards."""
+"""The type of `evaluate.judge.measure_judge`, which is an argument because this room may not import `evaluate`."""
 MERGE_LOSS = 0.02
 """Share of the adapters' change (of its norm) that rounding may lose without a warning."""
 
@@ -103,7 +103,7 @@ def set_aside(
 def with_random_labels(record: PreferenceRecord, seed: int) -> PreferenceRecord:
     """The record with a coin's choice for every choice, and with ratings permuted among its pictures.
 
-    The coins depend on seed and record alone. Reasons are dropped, since they would tell the truth.
+    The coins depend on seed and record alone. Reasons are dropped, because they would reveal the true choice.
     """
     rng = stream(seed, "shuffle", record.record_id)
     coins = rng.random(len(record.choices)) < 0.5
@@ -181,7 +181,7 @@ class JudgeTraining:
         config, single = self.config, self.judge.single
         if not isinstance(single, GenerativeJudge):
             return
-        # a run that was saved before there were temperatures goes on with 1
+        # a run that was saved before temperatures existed continues with 1
         begun = {"temperature": 1.0} if self.loop.step else {"temperature": config.temperature}
         chosen = (begun | self.loop.extra)["temperature"]
         if chosen == "fit":

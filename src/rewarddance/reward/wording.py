@@ -40,7 +40,7 @@ class Wording(Config):
     instruction: str
     """Says what "better" means: `{sentence}`."""
     opening: str
-    """What stands first: `{instruction}`, `{request}`, `{prompt}`."""
+    """The beginning of a dialog: `{instruction}`, `{request}`, `{prompt}`."""
     condition: str
     """Shows the picture that both samples were made from: `{picture}`."""
     picture: str
@@ -60,7 +60,7 @@ class Wording(Config):
     no: tuple[str, ...] = Field(min_length=1)
     """Spellings of the answer words. P(yes) sums over those that are single tokens; training teaches the first one."""
     names_in_reasons: dict[str, str] = {}
-    """What reasons call the two pictures in place of "candidate" and "reference"."""
+    """The names of the two pictures in reasons, in place of "candidate" and "reference"."""
 
     @model_validator(mode="after")
     def _slots_are_known(self) -> Self:

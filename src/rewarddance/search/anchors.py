@@ -1,4 +1,4 @@
-"""A verifier for any judge; pictures that a pairwise judge compares with are drawn here."""
+"""Makes a verifier from any judge, and draws the anchors that a pairwise judge compares with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from rewarddance.core.protocols import Generator
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.trace import draw
 from rewarddance.search.config import VerifierConfig
-from rewarddance.search.counted import passes_of
 from rewarddance.search.run import rngs_of
 from rewarddance.search.verifier import Anchored, Pointwise, RoundRobin, Verifier, answers_alone
 
@@ -44,4 +43,4 @@ def verifier_of(
     flat = [p for p in prompts for _ in range(num)]
     pictures = list(draw(generator, flat, noise, num_steps, batch=batch, title="anchors"))
     anchors = [pictures[i : i + num] for i in range(0, len(pictures), num)]
-    return Anchored(judge, anchors, criterion, nfe=num * num_steps * passes_of(generator), decodes=num)
+    return Anchored(judge, anchors, criterion, nfe=num * num_steps * generator.passes, decodes=num)

@@ -76,7 +76,7 @@ class FkConfig(Config):
     every: int = Field(2, ge=1)
     """Steps from one judgement of the predicted pictures to the next."""
     window: tuple[float, float] = (0.2, 0.8)
-    """Where they are judged, as shares of the roll-out. The finished pictures are always judged."""
+    """Where predicted pictures are judged, as shares of the rollout. The finished pictures are always judged."""
     least_ess: float = Field(0.5, ge=0, le=1)
     """Resample when the effective sample size is under this share of the particles."""
     pick: Literal["best", "sample"] = "best"
@@ -86,7 +86,7 @@ class FkConfig(Config):
     def _window_lies_in_the_rollout(self) -> Self:
         low, high = self.window
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"window ({low:g}, {high:g}): needs 0 <= start <= end <= 1, shares of the roll-out")
+            raise ValueError(f"window ({low:g}, {high:g}): needs 0 <= start <= end <= 1, shares of the rollout")
         return self
 
     def judged_steps(self, num_steps: int) -> set[int]:
@@ -96,7 +96,7 @@ class FkConfig(Config):
 
 
 class EvolutionConfig(Config):
-    """Cross-entropy search over the low frequencies of the noise: each population is drawn around the elites before."""
+    """Cross-entropy search over the low frequencies of the noise: each population is drawn around the last elites."""
 
     kind: Literal["evolution"] = "evolution"
     population: int = Field(10, ge=2)
@@ -120,9 +120,10 @@ class VerifierConfig(Config):
     """How a judge gives scores to the candidates of a prompt."""
 
     ask: Ask = "auto"
-    """`pointwise`: about every picture alone. `anchor`: against fixed pictures of the same prompt, which are drawn
-    first and count as NFE. `round_robin`: every two candidates of a group; the number of comparisons grows with the
-    square of the group. `auto`: `pointwise` where the judge answers that question, otherwise `anchor`."""
+    """`pointwise`: it is asked about every picture alone. `anchor`: it compares with fixed pictures of the same prompt,
+    which are drawn first and count as NFE. `round_robin`: it compares every two candidates of a group; the number of
+    comparisons grows with the square of the group. `auto`: `pointwise` where the judge answers that question, otherwise
+    `anchor`."""
     num_anchors: int = Field(1, ge=1)
 
 

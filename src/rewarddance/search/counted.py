@@ -15,11 +15,6 @@ from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 
 
-def passes_of(generator: Generator) -> int:
-    """Forward passes for one velocity: two where classifier-free guidance is on."""
-    return 1 if generator.guidance == 1.0 else 2
-
-
 @dataclass
 class Counted:
     """Holds another generator, counts what it computes, and gives it at most `batch` rows at once.
@@ -40,6 +35,10 @@ class Counted:
         self.guidance, self.precision = self.inner.guidance, self.inner.precision
 
     @property
+    def passes(self) -> int:
+        return self.inner.passes
+
+    @property
     def device(self) -> torch.device:
         return self.inner.device
 
@@ -54,7 +53,7 @@ class Counted:
         return self.inner.times(num_steps)
 
     def velocity(self, z: Tensor, t: float | Tensor, condition: list[Any]) -> Tensor:
-        self.nfe += len(z) * passes_of(self)
+        self.nfe += len(z) * self.passes
         portions = torch.split(z, self.batch)
         each = isinstance(t, Tensor) and t.ndim > 0
         times = torch.split(torch.as_tensor(t), self.batch) if each else [t] * len(portions)

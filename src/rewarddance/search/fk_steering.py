@@ -16,12 +16,12 @@ from rewarddance.search.verifier import Verifier
 
 @dataclass(frozen=True)
 class Weights:
-    """What K particles of each of P prompts weigh. All tensors are (P, K) fp64.
+    """The weights of K particles for each of P prompts. All tensors are (P, K) fp64.
 
     Attributes:
         log_weight: since the last resampling.
         log_product: of all potentials on the way of a particle.
-        reward: what the potential is made of: the latest reward, the largest one, or their sum.
+        reward: the latest reward, the largest one, or their sum; the potential is computed from it.
     """
 
     log_weight: Tensor
@@ -124,7 +124,7 @@ def fk_steering(
 
 
 def _ancestors(run: SearchRun, weights: Weights, settings: FkConfig) -> tuple[Tensor, Weights]:
-    """Which particle each one goes on from, (P, K), and the weights after that."""
+    """For each particle the one that it continues from, (P, K), and the weights after that."""
     num = weights.log_weight.shape[1]
     which = weights.effective_size() < settings.least_ess * num
     drawn = systematic(weights.log_weight, run.uniform())

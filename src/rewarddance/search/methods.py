@@ -33,7 +33,7 @@ def run_search(
     settings: SearchConfig = BestOfNConfig(),
     batch: int = 128,
 ) -> list[Result]:
-    """The search that the settings are of; one result a prompt.
+    """Run the search that the settings choose; one result a prompt.
 
     A prompt's result depends on seed, prompt and settings, not on the other prompts and not on `batch`.
 

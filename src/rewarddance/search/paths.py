@@ -30,7 +30,7 @@ def search_over_paths(
     `down`, score the pictures that the last steps predict, and keep the best N. After the last round, which ends at
     level 0, the best of the survivors is the result.
 
-    The levels lie between the generator's own times; a stretch of the way takes the times within it.
+    From one level to another, the steps use the two levels and the generator's own times between them.
 
     Raises:
         BudgetError: the budget does not allow two branches a path (or as many as the settings say).
@@ -54,6 +54,7 @@ def search_over_paths(
 
 
 def stretch(times: Tensor, top: float, bottom: float) -> Tensor:
-    """The times from `top` down to `bottom`: both, and those of `times` between them. (S + 1,) for S steps."""
+    """The times from `top` down to `bottom`: both ends, and the entries of `times` between them. (S + 1,) for S
+    steps."""
     between = times[(times < top - 1e-4) & (times > bottom + 1e-4)]
     return torch.cat([times.new_tensor([top]), between, times.new_tensor([bottom])])

@@ -1,4 +1,4 @@
-"""What every search is made of: P prompts with K candidates each, in one batch, and the count of what it costs."""
+"""The base of every search: P prompts with K candidates each, in one batch, and the count of the cost."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
 from rewarddance.generator.trace import Step, trace
-from rewarddance.search.counted import Counted, passes_of
+from rewarddance.search.counted import Counted
 from rewarddance.search.verifier import Verifier
 
 
 class BudgetError(ConfigError):
-    """The budget does not allow what the settings ask for."""
+    """The budget is too small for the settings."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a search gives for one prompt.
+    """The result of a search for one prompt.
 
     Attributes:
         picture: the picture that the search keeps, and its clean latent (...).
@@ -50,7 +50,7 @@ class Candidates:
     """K candidates of each of P prompts.
 
     Attributes:
-        states: (P, K, ...) what the search goes on from: start noises, or the states at a noise level.
+        states: (P, K, ...) the states from which the search continues: start noises, or states at a noise level.
         latents: (P, K, ...) the clean latents that were judged; pictures: those latents decoded, P rows of K.
         scores: (P, K) fp32 on the CPU, NaN where the verifier refused.
     """
@@ -105,7 +105,7 @@ class SearchRun:
     """One search in progress. All its passes are counted.
 
     Args:
-        nfe: forward passes for each prompt, those of the verifier's references included.
+        nfe: forward passes for each prompt, with those of the verifier's references.
         num_steps: steps of a whole sample.
         batch: rows that the generator computes at once; the result does not depend on it.
 
@@ -130,7 +130,7 @@ class SearchRun:
         self.generator, self.verifier, self.prompts = Counted(generator, batch), verifier, list(prompts)
         self.rngs, self.nfe = rngs_of(seed, "search", prompts), nfe
         self.times = generator.times(num_steps)
-        self.budget = (nfe - verifier.nfe) // passes_of(generator)
+        self.budget = (nfe - verifier.nfe) // generator.passes
         self.num_samples = self.budget // num_steps
         self._asked, self._refused = verifier.num_asked, torch.zeros(len(prompts), dtype=torch.long)
         self._conditions: dict[int, list[object]] = {}
@@ -143,7 +143,7 @@ class SearchRun:
             BudgetError: names the smallest budget that does.
         """
         if self.budget < velocities:
-            least = velocities * passes_of(self.generator) + self.verifier.nfe
+            least = velocities * self.generator.passes + self.verifier.nfe
             raise BudgetError(f"search: {self.nfe} NFE are too few; these settings need {least} for each prompt")
 
     def noise(self, num: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Verifiers: what gives the candidates of a prompt their scores. Any judge can be one."""
+"""Verifiers give scores to the candidates of a prompt. Any judge can be a verifier."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Verifier(Protocol):
     """Scores pictures. Higher is better.
 
     Attributes:
-        absolute: whether scores of different calls can be compared. False: only those of one prompt in one call.
-        nfe, decodes: what drawing its references cost, for each prompt.
+        absolute: whether scores of different calls can be compared. False: only scores of one prompt in one call can.
+        nfe, decodes: the cost of drawing its references, for each prompt.
         num_asked: comparisons asked so far, all prompts together.
     """
 
@@ -109,7 +109,7 @@ class Anchored:
 
 @dataclass
 class ByGold:
-    """Scores by a task's gold standard: the upper bound of what a verifier can be."""
+    """Scores by a task's gold standard: the best verifier that is possible."""
 
     gold: Gold
     num_asked: int = 0
@@ -132,7 +132,7 @@ class _SaysWhatItAnswers(Protocol):
 
 
 def answers_alone(judge: RewardModel, criterion: str | None = None) -> bool:
-    """Whether a judge can be asked about one picture. A judge that does not say (`problem`) is taken to answer."""
+    """Whether a judge can be asked about one picture. A judge without the method `problem` counts as able."""
     if not isinstance(judge, _SaysWhatItAnswers):
         return True
     grey = Media(torch.full((1, 3, 64, 64), 0.5))

@@ -80,7 +80,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def positions(self, encoded: Encoded) -> Ints:
-        """Rotary positions of a dialog's tokens, (axes, S). A position depends only on what stands before it."""
+        """Rotary positions of a dialog's tokens, (axes, S). A position depends only on the tokens before it."""
 
     @abstractmethod
     def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
@@ -112,7 +112,7 @@ class Backbone(ABC):
         return [t.strip() for t in texts]
 
     needs_types: ClassVar[bool] = False
-    """Whether the model needs to be told which tokens are pictures."""
+    """Whether the model needs an argument that says which tokens are pictures."""
 
     @property
     def image_token_id(self) -> int:
@@ -120,7 +120,7 @@ class Backbone(ABC):
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence that the language model was made for."""
+        """The longest sequence that the language model supports."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property

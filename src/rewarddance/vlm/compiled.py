@@ -13,12 +13,12 @@ from rewarddance.core.device import SMALL_MODEL, num_parameters
 from rewarddance.vlm.backbone import Backbone
 
 RECOMPILE_LIMIT = 64
-"""Variants of one function that torch keeps. All transformers layers share one entry function, so its default of 8 is
-reached by two models."""
+"""Variants of one function that torch keeps. All transformers layers share one entry function, so two models already
+reach torch's default of 8."""
 
 
 def compile_layers(backbone: Backbone, wanted: bool = True) -> bool:
-    """Compile the layers of both towers at their first call. Returns whether they will be.
+    """Compile the layers of both towers at their first call. Returns False if they are not compiled.
 
     Compilation takes half a minute. It is left out on a CPU, where it gains about 2%, and for models of at most
     `SMALL_MODEL` parameters.

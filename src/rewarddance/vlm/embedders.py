@@ -26,7 +26,7 @@ from rewarddance.vlm.quiet import no_loading_bar
 
 @dataclass(frozen=True)
 class Crop:
-    """Resize the shortest side (bicubic), cut out the centre, normalise: what CLIP and DINOv2 were trained with."""
+    """Resize the shortest side (bicubic), cut out the centre, normalise, as in the training of CLIP and DINOv2."""
 
     shortest: int
     height: int
@@ -91,7 +91,7 @@ class ClipEmbedder:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of a text that it reads; longer texts are cut."""
+        """Number of tokens that the model reads; longer texts are cut."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     def __call__(self, media: Sequence[Media]) -> Tensor:
@@ -109,7 +109,7 @@ class ClipEmbedder:
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     def num_cut(self, texts: Sequence[str]) -> int:
-        """How many texts are longer than it reads."""
+        """How many texts are longer than the model reads."""
         return sum(len(ids) > self.most_tokens for ids in self.tokenizer(list(texts)).input_ids)
 
 
@@ -157,7 +157,7 @@ def _pretrained(kind: Any, model_type: str, folder: Path, device: str) -> Any:
 
 
 def _script(path: str | Path, device: torch.device) -> Any:
-    """A TorchScript file. It is a program: open files of people whom you trust only."""
+    """A TorchScript file. It is a program, so open only files of people you trust."""
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such TorchScript file")
     try:

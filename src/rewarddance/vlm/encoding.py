@@ -1,4 +1,4 @@
-"""Dialogs to token ids: the chat template, and where pictures stand. Knows nothing of models."""
+"""From dialogs to token ids: the chat template, and the places of pictures. Independent of models."""
 
 from __future__ import annotations
 

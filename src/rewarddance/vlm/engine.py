@@ -1,8 +1,8 @@
-"""Dialogs to answers: every distinct picture is encoded once, every shared prefix is computed once.
+"""From dialogs to answers: every distinct picture is encoded once, and every shared prefix is computed once.
 
-Dialogs that begin alike form a tree (`plan.py`), and a tree is one packed forward pass (`attention.py`). There are no
-caches, so the same code serves inference and training, and results and gradients equal those of plain passes up to
-floating point. Long lists are streamed.
+Dialogs with the same beginning form a tree (`plan.py`), and a tree is one packed forward pass (`attention.py`). There
+are no caches, so the same code serves inference and training, and results and gradients equal those of plain passes up
+to floating point. Long lists are streamed.
 
 Shapes: N dialogs, W answer words, D hidden width.
 """
@@ -42,7 +42,8 @@ TRIAL_TOKENS = 1024
 """Size of the pass that memory is measured on, once, if there are more than four times as many tokens."""
 
 BUDGETS = defaultdict(lambda: 16_384, cuda=131_072)
-"""Tokens of a pass: on a CPU as many as its caches like, on a GPU so many that launching kernels takes no time."""
+"""Tokens of a pass: on a CPU as many as fit its caches well, on a GPU so many that launching kernels takes little
+time."""
 
 Word = str | Sequence[str]
 """An answer word, or several spellings of it."""
@@ -68,12 +69,12 @@ class Answers:
 
 @dataclass
 class Work:
-    """What one call processed; tests compare it with what was needed."""
+    """Counts of the work of one call; tests compare them with the work that is needed."""
 
     images: int = 0
     tokens: int = 0
     scores: int = 0
-    """Pairs of tokens of which one attends to the other (a layer and head)."""
+    """Pairs of tokens in which one attends to the other (for each layer and head)."""
     forwards: int = 0
 
 
@@ -116,7 +117,8 @@ class Engine:
         self._vision = VisionPass(self.backbone, self.image_budget, self.image_cache, self._memory, self.lockstep)
 
     def in_lockstep(self) -> None:
-        """From now on every process makes as many passes as the process with most, as sharded weights need it.
+        """From now on every process makes as many passes as the process with the most, because sharded weights need
+        this.
 
         Surplus passes repeat the first pass, without effect on results or gradients.
         """

@@ -1,6 +1,6 @@
 """Tree attention on CUDA: one compiled `flex_attention` kernel over the whole row of a packed tree.
 
-The nodes lie in depth-first order, so the descendants of a node lie directly behind it. Token q attends to token k
+The nodes lie in depth-first order, so the descendants of a node follow it directly. Token q attends to token k
 where k <= q < leave[k], with leave[k] the end of the last descendant of k's node. The mask over blocks of tokens
 follows from these intervals; no mask over all pairs of tokens is built.
 """
@@ -60,7 +60,7 @@ def _compiled() -> Any:
 
 
 class _Keeps(torch.autograd.Function):
-    """Shapes of the kernel, and what it keeps for its backward pass: inputs, output and a sum for every row."""
+    """Shapes of the kernel, and the tensors for its backward pass: inputs, output and a sum for every row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def flex_tree_attention(query: Tensor, key: Tensor, value: Tensor, mask: BlockMa
     """Attention of every token to itself and its ancestors.
 
     On a CPU, where flex attention has no gradients, it is dense attention with the whole mask, for tests. On the meta
-    device, where memory is planned, autograd keeps what the kernel keeps.
+    device, where memory is planned, autograd keeps the same tensors as the kernel.
 
     Args:
         query: (1, heads, T, d); key, value: (1, key-value heads, T, d).

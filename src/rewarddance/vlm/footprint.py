@@ -120,7 +120,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a pass keeps for the backward pass.
+    """Memory that a pass keeps for the backward pass.
 
     Attributes:
         logits: bytes at the answer positions.

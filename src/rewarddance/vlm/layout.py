@@ -1,4 +1,4 @@
-"""A tree of sequences in one row of tokens, and what each token may attend to, as the attention kernels take it.
+"""Lays a tree of sequences into one row of tokens, and makes the masks that the attention kernels take.
 
 On a CPU the nodes lie bucket by bucket (`plan.bucketed`), and attention takes one bucket after the other. On CUDA they
 lie in depth-first order, and one kernel takes the whole row with a block mask (`flex.py`). `lay_out` makes either.
@@ -69,7 +69,7 @@ class Block:
 
 
 Visible = tuple[Block, ...] | BlockMask
-"""What every token may attend to."""
+"""The tokens that every token may attend to."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PackedTree:
     """A tree in one row, without padding.
 
     Attributes:
-        order: the nodes in the order in which they lie in the row.
+        order: the nodes in their order in the row.
         first: packed position of every node's first token, by node.
         visible: for the attention kernels.
     """

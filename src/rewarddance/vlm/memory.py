@@ -1,4 +1,4 @@
-"""How much memory a pass takes and how much is free, both measured."""
+"""Measures how much memory a pass takes and how much is free."""
 
 from __future__ import annotations
 

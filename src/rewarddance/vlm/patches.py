@@ -1,4 +1,4 @@
-"""Pictures to Qwen-VL's patches in differentiable torch: sizes that fit the grid, patches in merge order."""
+"""From pictures to Qwen-VL's patches in differentiable torch: sizes that fit the grid, patches in merge order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sequences to a tree of shared prefixes, so that every shared token is processed once. Pure functions, no torch."""
+"""From sequences to a tree of shared prefixes, so that every shared token is processed once. Pure functions, no
+torch."""
 
 from __future__ import annotations
 

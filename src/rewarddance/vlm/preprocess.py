@@ -1,4 +1,4 @@
-"""Pictures to a VLM's pixel values in differentiable torch, so that judgements have gradients to pixels."""
+"""From pictures to a VLM's pixel values in differentiable torch, so that judgements have gradients to pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dialog as a sequence of units (words and whole pictures), by which dialogs that begin alike are found."""
+"""A dialog as a sequence of units (tokens and whole pictures). Equal first units show that dialogs begin alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sequenced:
     """A dialog as a token sequence.
 
     Attributes:
-        key: its units, with -1 - index in place of every picture. Dialogs that begin alike have keys that do.
+        key: its units, with -1 - index in place of every picture. Dialogs that begin alike have keys that begin alike.
         offsets: tokens before every unit.
         start: the first token whose state is wanted; all later ones are too.
     """

@@ -1,4 +1,4 @@
-"""Pictures to image tokens: each distinct picture once a call, in passes that fit, with a cache across calls."""
+"""From pictures to image tokens: each distinct picture once a call, in passes that fit, with a cache across calls."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class VisionPass:
 
     @torch.no_grad()
     def _recall(self, frames: list[Frame], sizes: list[int], cache: int) -> list[Tensor]:
-        """Tokens of each picture: from this call's earlier tables or the cache where they are, else encoded."""
+        """Tokens of each picture: from this call's earlier tables or the cache if they are there, else encoded."""
         if not (cache or self._held or self.needed_later):
             return self._encode(frames, sizes)
         names = [(media.key, i) for media, i in frames]

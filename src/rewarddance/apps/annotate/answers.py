@@ -1,6 +1,7 @@
-"""Answers as the pages send them, checked, and turned into votes. No database here.
+"""Checks the answers that the pages send, and turns them into votes. No database here.
 
-Answers speak of what was shown: `first` is the left picture, ranks stand from left to right. Votes speak of candidates.
+Answers name pictures by their place on the page: `first` is the left one, ranks go from left to right. Votes name
+candidates.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def votes_of(
 ) -> list[Vote]:
     """The votes of a judgement, one a criterion, in terms of the record's candidates.
 
-    A choice names the candidate with the smaller number first, whatever side it stood on; `shown` has the sides.
+    A choice names the candidate with the smaller number first, on whichever side it was shown; `shown` has the sides.
 
     Args:
         members: places of the item's pictures among the candidates.

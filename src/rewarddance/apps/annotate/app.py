@@ -33,7 +33,7 @@ PAGES = {303: {"description": "Another page"}, **PROBLEMS}
 
 @dataclass
 class State:
-    """What every request needs."""
+    """The objects that every request uses."""
 
     database: Database
     server: ServerConfig
@@ -89,7 +89,7 @@ def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLR
 
 @router.get("/", response_class=HTMLResponse, responses=PAGES)
 def home(request: Request, desk: Desk) -> Response:
-    """The desk of an annotator, the admin page, or a word on how to get in."""
+    """The desk of an annotator, the admin page, or a message that says how to log in."""
     with desk.database.read() as session:
         who = auth.who_is(session, request.cookies.get(auth.COOKIE), desk.server, desk.clock())
     if who is None:
@@ -191,7 +191,7 @@ def _work(who: Who, desk: State, undone: bool = False) -> Work:
 
 @router.post("/api/judgements", responses=PROBLEMS)
 def judge(judged: Judged, who: Annotator, desk: Desk) -> Saved:
-    """Store a judgement. When the answer arrives, it is on the disk."""
+    """Store a judgement. It is on the disk before the response is sent."""
     now = desk.clock()
     with desk.database.write() as session:
         config = settings_of(session)
@@ -204,7 +204,7 @@ def judge(judged: Judged, who: Annotator, desk: Desk) -> Saved:
 
 @router.post("/api/undo", responses=PROBLEMS)
 def undo(who: Annotator, desk: Desk) -> Work:
-    """Take the last judgement back; its item comes again, with the answers that were given."""
+    """Take the last judgement back. Its item is shown again with the answers."""
     return _work(who, desk, undone=True)
 
 

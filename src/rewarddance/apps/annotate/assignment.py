@@ -1,4 +1,4 @@
-"""Who judges what next, and on which side it stands. Pure functions; `judging.py` applies them to the database."""
+"""Which item a person judges next, and on which side pictures are. Pure functions; `judging.py` applies them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def groups_of(num: int, config: DeskConfig, rng: random.Random) -> list[tuple[in
 
 
 def due(config: DeskConfig, person: int, position: int) -> Due:
-    """What a person's item number `position` (from 0) is: one that counts, a check, or a repeat.
+    """The kind of a person's item number `position` (from 0): an item that counts, a check, or a repeat.
 
-    Checks are spread evenly: in every 1 / `checks` positions one is drawn. So are repeats. Both streams depend on seed
-    and person alone, so that a reload changes nothing and nobody can tell when a check comes.
+    Checks are spread evenly: in every 1 / `checks` positions one is drawn. So are repeats. Both streams depend only on
+    seed and person, so a reload changes nothing, and nobody can predict a check.
     """
     if _falls_due(config.checks, config.seed, "check", person, position):
         return "check"
@@ -63,7 +63,7 @@ def _falls_due(share: float, seed: int, name: str, person: int, position: int) -
 
 
 def choose(loads: Sequence[Load], config: DeskConfig, rng: random.Random) -> int | None:
-    """The item to judge next, or None where every item has its judgements.
+    """The item to judge next, or None if every item has its judgements.
 
     Items with the fewest judgements come first, or with `whole_items_first` those with the most. Equal ones are drawn
     at random, so that people who work at the same time seldom meet.

@@ -33,7 +33,7 @@ class Who:
 
 
 def hashed(token: str) -> str:
-    """What the database keeps of a token. Tokens have 256 random bits, so that a fast hash is enough."""
+    """The hash of a token, which the database keeps. Tokens have 256 random bits, so a fast hash is enough."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

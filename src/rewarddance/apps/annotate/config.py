@@ -16,15 +16,15 @@ MOST_RANKED = 9
 
 
 class DeskConfig(Config):
-    """What people are asked, and how often.
+    """The questions of a desk, and how often each item is judged.
 
     Attributes:
         task: `pairwise` compares two pictures, `rating` rates each picture from 1 to 5, `ranking` orders all pictures
             of a prompt.
-        criteria: what each judgement is about; all are asked of one item. Empty: `overall`, or four for `rating`.
+        criteria: the questions about each item. Empty: `overall`, or four for `rating`.
         judgements: how many people judge each item.
         checks: share of items whose answer is known: one picture is noise.
-        repeats: share of items that are shown to the same person again, with the sides turned round.
+        repeats: share of items that are shown to the same person again, with the sides exchanged.
         most_pairs: pairs of one prompt at most, drawn at random; all where None.
         lease_minutes: time after which an unanswered item goes to somebody else.
         whole_items_first: finish an item before the next one begins. Studies that look at results early need it.
@@ -65,7 +65,7 @@ class ServerConfig(Config):
         longest_session_hours: a session ends after this time in any case.
         invitation_days: an invitation can be used this long.
         requests_per_minute: of one person; logins_per_minute: of one address.
-        url: what links begin with; the address of the request where None.
+        url: the beginning of links; the address of the request if None.
     """
 
     session_hours: float = Field(12, gt=0)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def voted_records(session: Session, pictures: bool = True) -> Iterator[VotedRecord]:
     """The records that were judged, with their votes.
 
-    Checks, repeats, withdrawn judgements and those of excluded people are left out. Of an item that a person judged
-    twice the first judgement counts.
+    Checks, repeats, withdrawn judgements and those of excluded people are left out. If a person judged an item twice,
+    the first judgement counts.
 
     Args:
         pictures: also the encoded files, as they came into the desk.

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from rewarddance.data.votes import VotedRecord
 
 CHECKS_AT_LEAST = 10
-"""Checks that are made where there are checks and as many records, since nobody sees a check twice."""
+"""Number of checks that are made (if there are so many records), because nobody sees a check twice."""
 
 
 @dataclass
 class Filled:
-    """What `fill` did: new records and items, and records that had nothing to judge."""
+    """The result of `fill`: new records and items, and records that had nothing to judge."""
 
     records: int = 0
     items: int = 0

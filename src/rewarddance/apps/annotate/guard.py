@@ -1,4 +1,4 @@
-"""What protects the pages: who is asking, CSRF, rate limits, headers, and errors without stack traces."""
+"""The protection of the pages: sessions, CSRF, rate limits, headers, and errors without stack traces."""
 
 from __future__ import annotations
 

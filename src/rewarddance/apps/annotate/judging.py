@@ -1,4 +1,4 @@
-"""What happens at the desk: the next item, a judgement, undo, progress. Each function is part of one transaction."""
+"""The actions of the desk: next item, judgement, undo, progress. Each function is part of one transaction."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ConflictError(InputError):
 
 
 class UnknownError(InputError):
-    """There is no such thing, or it belongs to somebody else."""
+    """The thing does not exist, or it belongs to somebody else."""
 
 
 def next_assignment(session: Session, person: int, config: DeskConfig, now: float) -> Assignment | None:
-    """What a person judges now: the item they have, or a new one. None where nothing is left for them."""
+    """The item that a person judges now: the one they hold, or a new one. None if nothing is left for them."""
     lock_desk(session)
     open_ones = session.scalars(
         select(Assignment).where(Assignment.person_id == person, ~Assignment.done).order_by(Assignment.id)
@@ -63,7 +63,7 @@ def _has_room(session: Session, item: int, config: DeskConfig, now: float) -> bo
 
 
 def loads(session: Session, person: int, now: float, checks: bool) -> list[Load]:
-    """All items (or all checks) that a person was never given, with what is taken of them."""
+    """All items (or all checks) that a person was never given, with the number of places that are taken."""
     own = select(Assignment.item_id).where(Assignment.person_id == person)
     query = (
         select(Item.id, _taken(now))
@@ -150,7 +150,7 @@ def judge(
 ) -> bool:
     """Store a judgement. The same key again changes nothing. Returns whether it is new.
 
-    A judgement that comes after its lease ended is kept too: work is never thrown away.
+    A judgement that arrives after the end of its lease is kept too.
 
     Raises:
         InputError: the answers do not fit the desk.
@@ -213,6 +213,6 @@ def progress_of(session: Session, person: int, config: DeskConfig, now: float) -
 
 
 def release(session: Session, person: int, now: float) -> None:
-    """Give back what a person holds, for example because they were excluded."""
+    """Free the item that a person holds, for example because the person was excluded."""
     held = (Assignment.person_id == person) & ~Assignment.done & (Assignment.lease_until > now)
     session.execute(update(Assignment).where(held).values(lease_until=now - 1))

@@ -1,4 +1,4 @@
-"""Pictures as people see them: encoded anew as PNG, without metadata, and noise for checks."""
+"""The pictures that people see: encoded again as PNG, without metadata. Also makes the noise for checks."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Desk(Base):
 
 
 class Picture(Base):
-    """An encoded picture as it came. People see it only after it was encoded anew (`media.py`)."""
+    """An encoded picture as it came. People see only a copy that is encoded again (`media.py`)."""
 
     __tablename__ = "picture"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -43,7 +43,7 @@ class Record(Base):
 
 
 class Item(Base):
-    """What is judged at once.
+    """An item: the pictures that are judged together.
 
     Attributes:
         members: places of the pictures among the record's candidates.
@@ -96,12 +96,12 @@ class Login(Base):
 
 
 class Assignment(Base):
-    """An item that was given to a person, once, or once more with `again` = 1.
+    """An item that was given to a person; `again` is 1 when it is repeated.
 
     Attributes:
         token: its public name.
         order: places in the item's `pictures` from left to right, as the server drew them.
-        lease_until: until then nobody else gets its place.
+        lease_until: until this time nobody else gets the place.
     """
 
     __tablename__ = "assignment"
@@ -135,7 +135,7 @@ class Judgement(Base):
 
     Attributes:
         key: chosen by the client, so that a request that is sent again is stored once.
-        answers: by criterion, in terms of what was shown (`answers.Answer`).
+        answers: by criterion, by places on the page (`answers.Answer`).
     """
 
     __tablename__ = "judgement"

@@ -1,4 +1,4 @@
-"""How well people agree, and how each of them works. Pure functions on judgements."""
+"""The agreement between people, and figures of each person's work. Pure functions on judgements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_SHARED = 5
 
 
 def labels_of(given: Given, config: DeskConfig) -> dict[str, dict[Unit, float]]:
-    """What a judgement says, by criterion: for every pair 1, 0 or 0.5 (a tie), or the rating of every picture."""
+    """The values of a judgement by criterion: for every pair 1, 0 or 0.5 (a tie), or the rating of every picture."""
     made: dict[str, dict[Unit, float]] = {}
     for vote in votes_of(given.answers, given.members, given.order, config):
         own = made.setdefault(vote.criterion, {})
@@ -79,7 +79,7 @@ def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, An
 
     Returns:
         reliability: by person, 0 (blind) to 1; pairs: how many; differ: pairs on which model and majority differ, with
-        both words and the probability that the model gives.
+        both labels and the model's probability.
     """
     if config.task == "rating":
         return {"reliability": {}, "pairs": 0, "differ": []}
@@ -100,10 +100,10 @@ def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, An
 
 
 def people_table(judgements: Sequence[Given], config: DeskConfig) -> dict[str, dict[str, Any]]:
-    """How each person works, by code.
+    """Figures of each person's work, by code.
 
-    `left`: share of decided choices that took the left picture; one half is in its interval where there is no side
-    bias. `checks`: failed ones of those seen. `repeats`: equal answers of those asked again.
+    `left`: share of decided choices for the left picture; without a side bias, one half is in its interval. `checks`:
+    how many were seen and failed. `repeats`: how many were shown again and got an equal answer.
     """
     own: dict[str, list[Given]] = defaultdict(list)
     for given in judgements:

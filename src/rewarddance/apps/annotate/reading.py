@@ -1,4 +1,4 @@
-"""Reads the standing judgements of a desk, as plain values for statistics, exports and studies."""
+"""Reads the valid judgements of a desk, as plain values for statistics, exports and studies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Given:
 
     @property
     def counts(self) -> bool:
-        """Whether it belongs into exports and results."""
+        """Whether it counts in exports and results."""
         return not (self.again or self.excluded or self.noise is not None)
 
 

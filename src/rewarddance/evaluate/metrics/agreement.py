@@ -1,4 +1,4 @@
-"""How well scores order items as people or an exact measure do: accuracy with ties, and rank correlations."""
+"""Agreement of scores with people or an exact measure: accuracy with ties, and rank correlations."""
 
 from __future__ import annotations
 

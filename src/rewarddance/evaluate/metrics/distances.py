@@ -44,7 +44,7 @@ def before_and_after(before: Samples, after: Samples, distance: Distance) -> Arr
     """Distance between the picture before training and the one after, of the same prompt and noise.
 
     Returns:
-        (prompts, noises): how far training moved each picture, which is neither good nor bad.
+        (prompts, noises): how far training moved each picture. A large distance is neither good nor bad.
 
     Raises:
         InputError: the two are not samples of the same prompts and numbers of noises.

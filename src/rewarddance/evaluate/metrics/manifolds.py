@@ -1,4 +1,4 @@
-"""Fidelity and variety apart: improved precision and recall, and the Vendi score."""
+"""Separate metrics of fidelity and variety: improved precision and recall, and the Vendi score."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def vendi_score(features: ArrayLike) -> float:
     """Vendi score of one set: its effective number of different items, from 1 to N (Friedman and Dieng 2023,
     arXiv 2210.02410).
 
-    It is the exponential of the entropy of the eigenvalues of the cosine kernel over N. It compares a set with nothing,
-    so it is high for noise too.
+    It is the exponential of the entropy of the eigenvalues of the cosine kernel over N. It uses no reference set, so it
+    is high for noise too.
 
     Args:
         features: (N, D).

@@ -26,7 +26,7 @@ BATCH = 64
 HALVES = 100
 """Half-samples for the interval of a change."""
 LEAST_PROMPTS, LEAST_PICTURES = 4, 4
-"""Of an interval by half-samples: prompts, and pictures in a half."""
+"""The fewest prompts, and pictures in a half, for an interval by half-samples."""
 
 
 class TextAndPictures(Protocol):
@@ -39,7 +39,7 @@ class TextAndPictures(Protocol):
 
 @dataclass(frozen=True)
 class Extractors:
-    """What the metrics look through, by name.
+    """The models that the metrics use, by name.
 
     Attributes:
         features: for FID, KID, CMMD, precision, recall and the Vendi score.

@@ -1,4 +1,4 @@
-"""How well pictures suit their prompts: CLIPScore."""
+"""CLIPScore: how well pictures fit their prompts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`rewarddance data build --prompts`: pictures of a file of prompts, for people to compare. Prompts x settings x seeds.
 
-The work is cut into parts of `PART` prompts. A part is drawn by whichever process claims it, and appears when it is
-whole, so several processes may be started on one folder, and a killed one leaves nothing half done. A part is always
-drawn in the same batches, so the rows do not depend on how many processes there are.
+The work is cut into parts of `PART` prompts. Each process claims parts and draws them. A part appears only when it is
+whole. So several processes may work on one folder, and a killed process leaves no half part. A part is always drawn in
+the same batches, so the rows do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = 
     """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
 
     Returns:
-        Numbers of prompts and pictures, and whether all is there.
+        Numbers of prompts and pictures, and whether all parts are there.
 
     Raises:
         RunError: the folder holds pictures of other prompts or settings.
@@ -93,7 +93,7 @@ def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = 
     generator: Tunable | None = None
     progressed = True
     with progress("prompts") as bar:
-        while progressed:  # a second look takes over what a process left that was killed meanwhile
+        while progressed:  # another round takes over the parts of a process that was killed meanwhile
             progressed = False
             for start, folder in folders.items():
                 with folder_lock(folder) as claimed:
@@ -119,7 +119,7 @@ def _join(out: Path, parts: Sequence[Path], made_with: dict[str, Any]) -> bool:
                 if complete:
                     shutil.rmtree(out / ".parts", ignore_errors=True)
                 return complete
-        time.sleep(0.1)  # another process looks whether all parts are there, or joins them
+        time.sleep(0.1)  # another process checks whether all parts are there, or joins them
 
 
 def _rows(generator: Tunable, prompts: Sequence[Prompt], start: int, pool: Pool) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""`rewarddance data rationales`: a teacher gives reasons; those whose verdict agrees with the label are kept.
+"""`rewarddance data rationales`: a teacher gives reasons. Reasons whose verdict agrees with the label are kept.
 
 Teachers: the world's oracle for embedded data, any OpenAI-compatible server for real data. Answers that are refused,
-unreadable or disagree are counted and listed; nothing is made up for them.
+unreadable or disagree are counted and listed; no reason is invented for them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Teacher(Protocol):
 
 
 NO_FAULT = {"fidelity": "matches the prompt", "style": "has the style", "composition": "keeps all rules of layout"}
-"""What is said of a picture without a fault, by criterion. The oracle's novelty is a distance and has no faults."""
+"""The words for a picture without a fault, by criterion. The oracle's novelty is a distance and has no faults."""
 
 
 class OracleTeacher:
@@ -100,7 +100,7 @@ def _faults(reasons: Sequence[str], criterion: str) -> list[str]:
 
 @dataclass
 class Counts:
-    """What became of every choice, and what it cost."""
+    """The result for every choice, and the cost."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     tokens: list[int] = field(default_factory=lambda: [0, 0])
@@ -128,12 +128,12 @@ def add_rationales(
     workers: int = 1,
     price: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Any]:
-    """Copy a data folder to `out` with reasons in its training choices. Called again after a stop, it goes on.
+    """Copy a data folder to `out` with reasons in its training choices. A call after a stop continues.
 
-    Answers are kept in `out/answers.jsonl` as they come. `out/rationales.json` says what became of every choice.
+    Answers are kept in `out/answers.jsonl` as they come. `out/rationales.json` has the result for every choice.
 
     Args:
-        limit: ask about this many choices only.
+        limit: ask only about this many choices.
         workers: questions that are asked at the same time.
         price: of a million tokens read and written.
 
@@ -173,7 +173,7 @@ def add_rationales(
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of several one behind the other."""
+    """SHA-256 of one file, or of several files in order."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

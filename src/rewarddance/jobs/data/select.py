@@ -1,4 +1,4 @@
-"""`rewarddance data select`: asks judges about pairs that nobody has judged yet, and says which to label next."""
+"""`rewarddance data select`: asks judges about pairs that nobody has judged yet, and chooses which to label next."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def select_pairs(
 ) -> dict[str, Any]:
     """Write the `budget` pairs that should be labelled next to `out/pairs.jsonl`, and their pictures to `out/media`.
 
-    A row is one that `data import` reads when `label` is filled in; it also holds what every judge thinks.
+    A row is one that `data import` reads when `label` is filled in; it also holds the P(first is better) of every
+    judge.
 
     Args:
         judges: by name; `disagreement` needs two or more, `coverage` and `random` none.

@@ -27,7 +27,7 @@ _ANSWER = re.compile(
 )
 """The verdict must be followed by punctuation or by its reason."""
 _POLITE = re.compile(r"^\W*(?:no problem|of course|certainly|sure|okay|ok)\b[\s,.:;!\u2013\u2014-]*", re.IGNORECASE)
-"""Courtesies before the answer. The "no" of "No problem" is no verdict."""
+"""Polite phrases before the answer. The "no" of "No problem" is not a verdict."""
 _STATED = re.compile(
     r"^\W*(?:the )?(candidate|reference)(?: image| picture)? is (?:clearly |much |far |slightly |the )?better\b",
     re.IGNORECASE,
@@ -88,7 +88,8 @@ class HttpTeacher:
         return f"{self.model} at {self.url}"
 
     def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
-        """The server's verdict and reason. A question that the server rejects (a content filter, say) is refused.
+        """The server's verdict and reason. A question that the server rejects (by a content filter, for example) is
+        refused.
 
         Raises:
             InputError: the server rejects every request (address, key, model), or there are no words for the criterion.

@@ -31,7 +31,7 @@ OTHER_FIRST_SHARE = 0.15
 
 
 class ClipPreferencesConfig(Config):
-    """How many prompts, how many clips of each, who judges."""
+    """Numbers of prompts and clips, and the raters."""
 
     seed: int = 0
     task: MotionTask = "t2v"
@@ -40,7 +40,7 @@ class ClipPreferencesConfig(Config):
     clips: int = 4
     criterion: Literal["fidelity", "motion", "consistency", "first_frame", "overall"] = "overall"
     damage_share: float = 0.33
-    """Share of clips whose frames are damaged beside what happens in them."""
+    """Share of clips whose frames are damaged, in addition to edits."""
     shuffle_labels: bool = False
     """Random choices, for the control judge."""
     num_raters: int = 8
@@ -91,7 +91,7 @@ def _pair(config: ClipPreferencesConfig, rng: np.random.Generator) -> tuple[Moti
         spec = sample_spec(rng, split=config.split)
         try:
             scene = place(spec, rng)
-        except RuntimeError:  # two objects that cannot but collide
+        except RuntimeError:  # two objects that always collide
             continue
         if config.split != "train" or scene_is_trainable(scene):
             return spec, scene

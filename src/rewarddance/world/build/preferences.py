@@ -42,7 +42,7 @@ class PreferencesConfig(Config):
     """Share of prompts whose pictures the generator draws; the others are rendered and corrupted."""
     preview_share: float = 0.25
     """Share of the generator's training records (in batches of 64) in which half of the pictures are clean pictures
-    predicted in the middle of a roll-out, as reward feedback shows them to the judge."""
+    predicted in the middle of a rollout, as reward feedback shows them to the judge."""
     mixed_share: float = 0.0
     """Share of the generator's training records in which half of the pictures are renders, so that a judge learns to
     compare the two kinds."""
@@ -187,7 +187,7 @@ def _record(
 def draw_images(generator: Generator, num_steps: int = 10) -> DrawImages:
     """A `DrawImages` of a flow generator. The number of steps varies, so that judges see good and bad pictures.
 
-    With previews, every second picture of a prompt is the clean picture that another roll-out predicts at a random step
+    With previews, every second picture of a prompt is the clean picture that another rollout predicts at a random step
     in its middle. Reward feedback shows such pictures to the judge.
     """
 

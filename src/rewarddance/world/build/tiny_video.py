@@ -27,9 +27,10 @@ LATENT_CHANNELS = 8
 SPATIAL, TEMPORAL = 4, 2
 """Pixels of a side, and frames, in one latent; the first frame has a latent of its own."""
 PROMPT_TOKENS = 24
-"""Pass it as `max_sequence_length`: padding is read as zeros, and the pipelines' default of 512 drowns the words."""
+"""Pass it as `max_sequence_length`: padding is read as zeros, and with the pipelines' default of 512 the padding
+outweighs the words."""
 SHIFT = 3.0
-"""Of the flow's times, as Wan's."""
+"""Shift of the flow's times, as in Wan."""
 
 
 def new_video_tokenizer() -> PreTrainedTokenizerFast:
@@ -102,7 +103,8 @@ def new_video_transformer(from_picture: bool = False, num_layers: int = 6) -> Wa
 
 
 def _start_at_identity(transformer: nn.Module) -> None:
-    """Zero what would change the residual stream: modulations, tables, cross-attention's output (it has no gate)."""
+    """Set to zero all weights that change the residual stream: modulations, tables, output of cross-attention (no
+    gate)."""
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             zeroed = ("time_proj.", "proj_out.", ".attn2.to_out.", "scale_shift_table")

@@ -1,4 +1,4 @@
-"""How far a track is and does what an act asks."""
+"""How far a track's object is the asked one and does what an act asks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rewarddance.world.scene import COLOURS, SHAPES
 
 @dataclass(frozen=True)
 class Doing:
-    """What a track does, as far as an act asks. All in [0, 1].
+    """Answers to an act's questions about a track. All in [0, 1].
 
     Attributes:
-        done: the asked action, direction included, whatever the speed.
-        moved: motion of the asked family, whatever the direction; for `staying still`, that there is none.
+        done: the asked action with its direction, at any speed.
+        moved: motion of the asked family in any direction; for `staying still`, the absence of motion.
         smooth: how closely the course follows the family's ideal one.
         paced: as fast as asked; 1 where the speed is left open.
         words: the verdict for a reader, with the rate where there is one.
@@ -57,7 +57,8 @@ def change_of_colour(track: Track, act: Act) -> int:
 
 
 def pace(rate: float, act: Act, family: Family) -> float:
-    """How far a rate is as fast as asked: 0 at half an octave on the wrong side of the line, 1 a bit on the right."""
+    """How far a rate is as fast as asked: 0 half an octave on the wrong side of the line, 1 a little on the right
+    side."""
     if act.speed is None:
         return 1.0
     octaves = math.log2(max(rate, 1e-3) / RATE_LINE[family])
@@ -94,7 +95,7 @@ def _course(track: Track, seconds: float) -> _Course:
 
 
 def _smooth(rms: float, span: float) -> float:
-    """Error of the ideal course, in pixels, beside the way that the object goes."""
+    """Smoothness in [0, 1], from the error of the ideal course and the length of the way, both in pixels."""
     return 1 - ramp(rms, 0.5 + 0.03 * span, 1.2 + 0.16 * span)
 
 
@@ -174,7 +175,7 @@ def _event(tracks: Sequence[Track], index: int, act: Act, seconds: float, other:
     num = max(1, int(gone.sum()))
     at_start, at_end = track.first, len(present) - 1 - track.last
     wanted = at_start if act.action == "appearing" else at_end
-    # An object that flickers is neither: all its absence must lie on one side.
+    # An object that flickers does neither: all its absence must lie on one side.
     done = ramp(wanted, 0.5, 2.0) * ramp(wanted / num, 0.5, 1.0) * calm
     moved = ramp(max(at_start, at_end), 0.5, 2.0)
     return Doing(done, moved, calm, 1.0, "yes" if done > 0.5 else "no")

@@ -1,7 +1,7 @@
-"""The action sets: prompts for text-to-video, and first frames with prompts for image-to-video.
+"""The action sets: prompts for text-to-video, and prompts with first frames for image-to-video.
 
-Both have a test set of 48 and a development set of 48, all held out of training and without a common meaning; the
-`ood` sets hold what no training stream shows. They stand beside the 240 still prompts.
+Both have a test set of 48 and a development set of 48, all held out of training and without a common meaning; the `ood`
+sets hold content that no training stream shows. They stand beside the 240 still prompts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ActionPrompt:
 
     @property
     def category(self) -> str:
-        """What the first object does."""
+        """The action of the first object."""
         return self.spec.acts[0].action
 
 
@@ -65,7 +65,7 @@ def _all_sets(split: Split, seed: int) -> dict[str, tuple[ActionPrompt, ...]]:
                 continue
             try:
                 scene = place(spec, rng)
-            except RuntimeError:  # two objects that cannot but collide
+            except RuntimeError:  # two objects that always collide
                 continue
             seen.add(meaning(spec, speed=False))
             text = phrase(spec, wordings[len(prompts) % len(wordings)])

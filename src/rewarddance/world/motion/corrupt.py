@@ -1,4 +1,4 @@
-"""Ways to spoil a clip: edits of the scene, which change what happens, and damage to the frames, which changes how."""
+"""Ways to spoil a clip. Edits of the scene change what happens. Damage to the frames changes how it looks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewarddance.world.scene import BACKGROUNDS, CANVAS, COLOURS, SHAPES
 Edit = Literal["direction", "action", "speed", "freeze", "object", "colour", "drop", "ghost", "style", "background"]
 EDITS: tuple[Edit, ...] = get_args(Edit)
 EDIT_WEIGHTS = (0.17, 0.15, 0.14, 0.08, 0.10, 0.10, 0.06, 0.08, 0.04, 0.08)
-"""Of `EDITS`."""
+"""Weights of `EDITS`."""
 FIRST_FRAME_EDITS: tuple[Edit, ...] = ("direction", "action", "speed", "freeze", "ghost")
 """Edits that leave the first frame as it is."""
 
@@ -40,7 +40,7 @@ _OPPOSITE: dict[Action, Action] = {
 
 
 def _new_action(act: Act, action: Action, rng: np.random.Generator) -> Act:
-    """The same object with something else to do, at the same speed where both have one."""
+    """The same object with another action, at the same speed if both have one."""
     into = another(rng, COLOURS, act.colour) if action == "turning" else None
     timed = FAMILY[action] in ("translation", "oscillation", "growth", "orbit")
     return Act(act.colour, act.shape, action, act.speed if timed else None, into)
@@ -115,7 +115,7 @@ def edit_scene(
     keep_first: bool = False,
     accept: Callable[[MotionScene], bool] = scene_is_trainable,
 ) -> MotionScene:
-    """The scene with one thing changed. An edit of what an object does draws its course anew.
+    """The scene with one thing changed. An edit of an action draws a new course.
 
     Args:
         weights: how likely each of `EDITS` is where none is named; they add up to 1.

@@ -66,7 +66,7 @@ _ORBIT = re.compile(rf"^{_KIND} (?:({'|'.join(_SPEED_OF)}) )?circling {_KIND}$")
 
 
 def parse_act(text: str) -> Act:
-    """What `text` says of one object; `PromptError` if it says nothing."""
+    """The act that `text` names for one object; `PromptError` if it names none."""
     match = _ACT.match(text)
     if match is None:
         raise PromptError(f"not an object and what it does: {text!r}; expected 'a red circle slowly moving left'")
@@ -86,7 +86,7 @@ def _parse_body(body: str) -> tuple[Act, ...]:
 
 
 def parse(prompt: str) -> MotionSpec:
-    """What a prompt asks for.
+    """The specification that a prompt asks for.
 
     Raises:
         PromptError: the prompt is not a sentence of this grammar; the message names the part.
@@ -98,6 +98,6 @@ def parse(prompt: str) -> MotionSpec:
                 return MotionSpec(_parse_body(match["body"]), match["style"], match["background"])  # type: ignore[arg-type]
             except PromptError:
                 raise
-            except ValueError as error:  # a sentence, of something that cannot be
+            except ValueError as error:  # a sentence of the grammar about something impossible
                 raise PromptError(f"{prompt!r}: {error}") from None
     raise PromptError(f"not a prompt of the moving world: {prompt!r}; try {WORDINGS[0]!r}")

@@ -1,4 +1,4 @@
-"""What a track does, in numbers: straight lines, oscillations, orbits and growth, fitted by least squares.
+"""Numbers for a track's motion: straight lines, oscillations, orbits and growth, fitted by least squares.
 
 Every fit gives a rate in units of seconds and the root mean square error in pixels. Only present frames count.
 """
@@ -24,7 +24,7 @@ class Line:
     """Fit of `a + slope t`. Slope: pixels per second; rms: error in pixels; change: slope times the clip's seconds.
 
     Attributes:
-        steady: how much of the way back and forth is net change, |net| / path, in [0, 1]; 1 without any way.
+        steady: net change as a share of the path, |net| / path, in [0, 1]; 1 for a path of length 0.
     """
 
     slope: float
@@ -39,7 +39,7 @@ class Swing:
 
     Attributes:
         explained: share of the variance that the fit explains, in [0, 1].
-        returning: 1 minus |last - first| / range, in [0, 1]: high for what comes back.
+        returning: 1 minus |last - first| / range, in [0, 1]: high if the object comes back.
     """
 
     cycles: float

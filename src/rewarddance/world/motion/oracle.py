@@ -1,8 +1,10 @@
-"""The exact judge of the moving world: a clip's pixels and a prompt in, criteria in [0, 1] and the reasons out.
+"""The exact judge of the moving world. It takes a clip's pixels and a prompt, and gives criteria in [0, 1] with
+reasons.
 
 fidelity: the objects that the prompt names do what it says, in its style, on its background, and nothing else is there.
-motion: what is asked to move does so smoothly and as fast as asked, whatever the direction.
-consistency: objects keep colour, shape and size, nothing flickers, nothing comes and goes unasked, no ghosts.
+motion: objects that should move do so smoothly and as fast as asked, in any direction.
+consistency: objects keep colour, shape and size, nothing flickers, and nothing appears or disappears that the prompt
+    does not ask for.
 first_frame: the clip begins with the given picture (image-to-video only).
 """
 
@@ -27,8 +29,8 @@ from rewarddance.world.scene import STYLES
 
 CRITERIA = ("fidelity", "motion", "consistency", "first_frame")
 STATIC_WEIGHT = 0.25
-"""Weight of an object that is to stay still beside one that is to move: a still clip gets half of the objects' acts
-right for free."""
+"""Weight of an object that should stay still, against 1 for one that should move: a still clip would otherwise get half
+of the acts right without effort."""
 ACT_SHARE = 0.85
 """Share of fidelity that depends on what the objects do; the rest is for the objects alone."""
 
@@ -89,7 +91,7 @@ def fidelity(clip: Clip, prompt: str | MotionSpec, fps: float) -> float:
 
 @dataclass(frozen=True)
 class Match:
-    """An asked act with the track that was taken for it: how far its kind agrees, and what it does."""
+    """An asked act and its track: how far the object's kind agrees, and what the track does."""
 
     act: Act
     track: Track
@@ -132,7 +134,7 @@ def _weights(spec: MotionSpec) -> Array:
 
 
 def _extra(watched: Watched, pairs: list[Match | None]) -> float:
-    """How many objects too many there are, each by the share of frames in which it is present."""
+    """Number of extra objects, each counted by the share of frames in which it is present."""
     taken = {id(m.track) for m in pairs if m is not None}
     return sum(t.share for t in watched.tracks if id(t) not in taken)
 
@@ -213,7 +215,7 @@ def identity(track: Track, act: Act | None) -> float:
     usual = int(shapes.mean(0).argmax())
     lost = (shapes.max(1) - shapes[:, usual]).clip(0, None)
     jumps = (abs(np.diff(track.sizes[rows])) - 2.5).clip(0, None)
-    # A single bad step of eight already costs: sums, not means, over the clip.
+    # One bad step of eight already lowers the value: these are sums over the clip, not means.
     per_clip = 8 / len(steps)
     colour = 1 - ramp(float(steps.sum()) * per_clip, 0.4, 3.0)
     shape = 1 - ramp(float(lost.sum()) * per_clip, 0.15, 1.0)
@@ -224,8 +226,8 @@ def identity(track: Track, act: Act | None) -> float:
 def presence(track: Track, act: Act | None) -> float:
     """1 where an object is there in every frame in which it should be; 0 where 60% of these frames lack it.
 
-    `appearing` and `disappearing` excuse its absence at the start and at the end. So does an object that nothing asked
-    for: what comes late or leaves early is its own course.
+    `appearing` and `disappearing` excuse its absence at the start and at the end. An object that nothing asked for is
+    excused in the same way if it comes late or leaves early.
     """
     frames = np.arange(len(track.present))
     due = np.ones(len(frames), np.bool_)

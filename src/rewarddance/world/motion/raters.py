@@ -1,4 +1,4 @@
-"""Simulated raters of clips: what they value, pairwise choices, and alignment scores from 0 to 2."""
+"""Simulated raters of clips: their weights of criteria, pairwise choices, and alignment scores from 0 to 2."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rewarddance.world.motion.oracle import MotionJudgement
 from rewarddance.world.raters import Rater
 
 OVERALL_WEIGHTS: dict[str, float] = {"fidelity": 0.5, "motion": 0.3, "consistency": 0.2}
-"""Of text-to-video."""
+"""Weights of the criteria for text-to-video."""
 FIRST_FRAME_WEIGHTS: dict[str, float] = {"fidelity": 0.4, "motion": 0.25, "consistency": 0.15, "first_frame": 0.2}
-"""Of image-to-video."""
+"""Weights of the criteria for image-to-video."""
 
 
 def utility(judgement: MotionJudgement, criterion: str) -> float:
-    """What a rater feels about a clip under a criterion (`overall` is the weighted sum), in [0, 1]."""
+    """A rater's value of a clip under a criterion (`overall` is the weighted sum), in [0, 1]."""
     if criterion == "overall":
         weights = OVERALL_WEIGHTS if judgement.first_frame is None else FIRST_FRAME_WEIGHTS
         return sum(w * judgement[c] for c, w in weights.items())
@@ -27,7 +27,7 @@ def utility(judgement: MotionJudgement, criterion: str) -> float:
 
 
 def alignment_score(rater: Rater, fidelity: float, rng: np.random.Generator) -> int:
-    """A rater's score of one clip: 0 it shows something else, 1 parts of the prompt, 2 all of it."""
+    """A rater's score of one clip: 0 if it shows something else, 1 for parts of the prompt, 2 for all of it."""
     return int(np.clip(round(2 * fidelity + rater.leniency / 2 + rng.normal(0, 0.2)), 0, 2))
 
 

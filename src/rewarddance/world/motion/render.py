@@ -37,7 +37,7 @@ def _draw(canvas: NDArray[np.float32], pose: Pose, shape: Shape, style: Style) -
 
 
 def render(scene: MotionScene) -> Clip:
-    """Draw a scene. Same scene, same bytes.
+    """Draw a scene. The same scene gives the same bytes.
 
     Returns:
         uint8, (F, CANVAS, CANVAS, 3).

@@ -36,11 +36,11 @@ Array = NDArray[np.float64]
 
 TRAIN_ACTIONS: tuple[Action, ...] = tuple(a for a in ACTIONS if a != OOD_ACTION)
 PAIR_SHARE = 0.4
-"""Share of prompts with two objects, beside those of `circling`."""
+"""Share of prompts with two objects, not counting those of `circling`."""
 OPEN_SHARE = 0.3
 """Share of acts whose prompt leaves the speed open."""
 ORBIT_RADIUS, ORBIT_SIZE = 16.5, 10.0
-"""Of `circling`: distance of the two centres, and the side of both objects, which pass each other's corners."""
+"""For `circling`: distance of the two centres, and the side of both objects, whose corners pass each other."""
 GAP = 1.5
 """Least distance in pixels between the bounding squares of two objects, in every frame."""
 MARGIN = 1.0
@@ -48,7 +48,7 @@ MARGIN = 1.0
 SIDES = (8.5, 21.5)
 """Smallest and largest side of an object in pixels, in any frame."""
 DRAWS = 200
-"""Courses that are drawn for a specification before it counts as impossible; a tenth of them from given places."""
+"""Number of courses that are tried before a specification counts as impossible; from given places, a tenth of it."""
 TIMES = np.arange(NUM_FRAMES) / FPS
 EVENT_FRAMES = (3, 4, 5, 6)
 """The first frame after something appears, disappears or turns."""
@@ -59,7 +59,7 @@ def _pick(rng: np.random.Generator, options: tuple[T, ...]) -> T:
 
 
 def sample_act(rng: np.random.Generator, action: Action) -> Act:
-    """A random object that does this; its speed may be left open."""
+    """A random object with this action; its speed may be left open."""
     colour, shape = _pick(rng, COLOURS), _pick(rng, SHAPES)
     timed = FAMILY[action] in RATES and rng.random() >= OPEN_SHARE
     into = _pick(rng, tuple(c for c in COLOURS if c != colour)) if action == "turning" else None
@@ -76,7 +76,7 @@ def sample_spec(
 
     Args:
         action: what the first object does; drawn evenly when None.
-        split: where the specification must belong; drawn again until it does.
+        split: the split of the specification; it is drawn again until it belongs there.
         accept: a further condition.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the moving world is made of: acts, specifications (what a prompt asks) and scenes (what is drawn).
+"""The parts of the moving world: acts, specifications (the meaning of a prompt) and scenes (the content of a clip).
 
 Colours, shapes, styles and backgrounds are those of the still world. Frozen, hashable and free of randomness: sampling
 lives in `sampling.py`, wording in `grammar.py`.
@@ -74,7 +74,7 @@ RATE_LINE: dict[Family, float] = {
 
 @dataclass(frozen=True)
 class Act:
-    """What one object is and does, for example "a red circle slowly moving left".
+    """One object and its action, for example "a red circle slowly moving left".
 
     Attributes:
         speed: None where the prompt leaves it open, or the action has no speed (`RATES`).
@@ -132,7 +132,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Actor:
-    """A drawn object: what it does, its speed included, and its pose in every frame."""
+    """A drawn object: its action with its speed, and its pose in every frame."""
 
     act: Act
     poses: tuple[Pose, ...]
@@ -157,5 +157,5 @@ class MotionScene:
 
     @property
     def listing(self) -> MotionSpec:
-        """What the scene shows, every speed included, but for ghosts."""
+        """The content of the scene with every speed, without ghosts."""
         return MotionSpec(tuple(a.act for a in self.actors), self.style, self.background)

@@ -1,4 +1,4 @@
-"""What of the moving world is held out of every training stream, beside the still world's kinds and style.
+"""The parts of the moving world that every training stream holds out, besides the still world's kinds and style.
 
 `ood` is decided by rule. `held_out` is a tenth of the rest, by a hash of what is shown without its speed, so that no
 training clip shows what a held-out prompt asks for.
@@ -59,5 +59,5 @@ def split_of(spec: MotionSpec) -> Split:
 
 
 def scene_is_trainable(scene: MotionScene) -> bool:
-    """May a training stream show this scene, whatever it is asked about?"""
+    """Whether a training stream may show this scene, with any prompt."""
     return split_of(scene.listing) == "train"
