@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from rewarddance.core.preferences import Choice
+from rewarddance.core.types import swap_roles
 from rewarddance.data.votes import Vote, VotedRecord
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -61,8 +62,8 @@ class _Pair:
         self.won += vote.weight * label
         if vote.strength is not None:
             self.strengths.append(vote.strength)
-        if vote.reason and not swapped:  # a reason uses the roles of its own order
-            self.reasons.append((label, vote.reason))
+        if vote.reason:
+            self.reasons.append((label, swap_roles(vote.reason) if swapped else vote.reason))
 
     def choice(self) -> Choice:
         label = self.won / self.weight
@@ -92,6 +93,16 @@ def pairwise(vote: Vote) -> list[Vote]:
         label = 0.5 if a == b else float(sign * a < sign * b)
         made.append(replace(vote, kind="choice", media=(i, j), values=(label,), scale=None, reason=None))
     return made
+
+
+def whole_ratings(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes, with ratings of single candidates merged by annotator and criterion, and moved to the end."""
+    owners = {(v.annotator, v.criterion) for v in votes if v.kind == "rating" and len(v.media) == 1}
+
+    def in_parts(vote: Vote) -> bool:
+        return vote.kind == "rating" and (vote.annotator, vote.criterion) in owners
+
+    return [v for v in votes if not in_parts(v)] + merged_ratings([v for v in votes if in_parts(v)])
 
 
 def merged_ratings(votes: Sequence[Vote]) -> list[Vote]:

@@ -7,14 +7,15 @@ medium and returns its path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import Choice
+from rewarddance.core.types import swap_roles
 from rewarddance.data.clips import VIDEOFEEDBACK, VIDEOGEN
-from rewarddance.data.derive import choices, likert, mean_ranks, merged_ratings, pairwise, scaled
+from rewarddance.data.derive import choices, likert, mean_ranks, pairwise, scaled, whole_ratings
 from rewarddance.data.images import DB_RATINGS, RICHHF
 from rewarddance.data.rows import GROUPS, HIGHEST, LOWEST
 from rewarddance.data.schema import media_row, stored_name, vote_row
@@ -36,7 +37,7 @@ def pair_of(record: VotedRecord) -> tuple[MediaRef, MediaRef]:
 
 def pair_votes(record: VotedRecord) -> list[Vote]:
     """All pairwise votes of a record, with its first candidate first."""
-    made = [v if v.media[0] < v.media[1] else turned(v) for vote in record.votes for v in pairwise(vote)]
+    made = [v if v.media[0] < v.media[1] else turned(v) for vote in whole_ratings(record.votes) for v in pairwise(vote)]
     if not made:
         raise Unfit("no votes between candidates")
     return made
@@ -45,7 +46,8 @@ def pair_votes(record: VotedRecord) -> list[Vote]:
 def turned(vote: Vote) -> Vote:
     facts = {k: getattr(vote, k) for k in ("criterion", "annotator", "created", "seconds", "shown", "both_bad")}
     label = (1 - vote.values[0],)
-    return Vote("choice", vote.media[::-1], label, strength=vote.strength, weight=vote.weight, **facts)
+    reason = None if vote.reason is None else swap_roles(vote.reason)
+    return Vote("choice", vote.media[::-1], label, strength=vote.strength, weight=vote.weight, reason=reason, **facts)
 
 
 def _choices(record: VotedRecord) -> tuple[Choice, ...]:
@@ -80,11 +82,12 @@ CSV_COLUMNS = (
 def csv(record: VotedRecord, put: Put) -> Rows:
     """One row for each pair and vote. Rankings become pairs, so a record with several votes becomes several records.
 
-    Ratings of single candidates become pairs too: those of one annotator and criterion are compared.
+    The ratings of single candidates by one annotator and criterion become pairs too. A rating of one candidate alone
+    has no pair and is lost.
     """
     rows = []
     candidates = record.candidates
-    for vote in _whole_ratings(record.votes):
+    for vote in whole_ratings(record.votes):
         whole = vote.kind == "rating" and vote.media == (0, 1) and len(candidates) == 2
         for single in [vote] if whole else pairwise(vote):
             a, b = (candidates[i] for i in single.media)
@@ -98,14 +101,6 @@ def csv(record: VotedRecord, put: Put) -> Rows:
     if not rows:
         raise Unfit("no votes between candidates")
     return [{k: "" if v is None else v for k, v in row.items()} for row in rows]
-
-
-def _whole_ratings(votes: Sequence[Vote]) -> list[Vote]:
-    """The votes with ratings of single candidates merged by annotator and criterion, after all others."""
-    single = [v for v in votes if v.kind == "rating" and len(v.media) == 1]
-    owners = {(v.annotator, v.criterion) for v in single}
-    parts = [v for v in votes if v.kind == "rating" and (v.annotator, v.criterion) in owners]
-    return [v for v in votes if v not in parts] + merged_ratings(parts)
 
 
 def _ratings(vote: Vote) -> dict[str, Any]:

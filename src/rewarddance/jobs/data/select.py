@@ -24,7 +24,7 @@ from rewarddance.core.runs import write_json
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.acquire import select
-from rewarddance.data.derive import pairwise
+from rewarddance.data.derive import pairwise, whole_ratings
 from rewarddance.data.folder import splits_of
 from rewarddance.data.names import Strategy
 from rewarddance.data.parquet import voted_records
@@ -54,7 +54,8 @@ class Pair:
 
 def open_pairs(record: VotedRecord, criterion: str) -> list[Pair]:
     """The pairs of a record that have no vote by a criterion."""
-    judged = {frozenset(s.media) for v in record.votes if v.criterion == criterion for s in pairwise(v)}
+    votes = whole_ratings([v for v in record.votes if v.criterion == criterion])
+    judged = {frozenset(single.media) for vote in votes for single in pairwise(vote)}
     num = len(record.candidates)
     return [Pair(record, i, j) for i, j in all_pairs(num) if frozenset((i, j)) not in judged]
 
@@ -74,7 +75,7 @@ def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Arr
 def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
     key = ref.sha256 or ""
     if key not in opened:
-        opened[key] = Media.open(io.BytesIO(ref.data or b""), origin=ref.path)
+        opened[key] = Media.open_picture(io.BytesIO(ref.data or b""), origin=ref.path)
     return opened[key]
 
 
