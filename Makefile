@@ -38,9 +38,9 @@ bench: $(STAMP)
 	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
 
 gpu:
-	PYTHONPATH=src $(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: no CUDA device here; nothing was run')"
-	PYTHONPATH=src:tests/helpers timeout 150 $(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --minutes 5 --out docs/results/gpu.md
+	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: no CUDA device here; nothing was run')"
+	PYTHONPATH=src:tests/helpers:$$PYTHONPATH timeout 150 $(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
+	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) benchmarks/gpu.py --minutes 5 --out docs/results/gpu.md
 
 assets: $(STAMP)
 	$(BIN)/rewarddance build

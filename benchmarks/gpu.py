@@ -121,7 +121,7 @@ def lora_8b(part: str) -> Iterator[Line]:
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         step(records, i)
-        loop._update()
+        loop.update()
         wait(CUDA)
         seconds.append(time.perf_counter() - began)
     used = torch.cuda.max_memory_allocated()

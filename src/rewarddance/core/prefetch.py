@@ -1,29 +1,61 @@
-"""Batches that worker processes make ahead of the training step."""
+"""Prepare the data of the next steps while this step computes: on a thread, or in worker processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-Batch = TypeVar("Batch")
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """Calling it with an index returns `make(index)` and starts `make(index + 1)` on another thread.
+
+    Decoding pictures releases Python's global lock, so it takes no time from a step that lasts longer. An error in
+    `make` is raised by the call that asks for its index.
+
+    Args:
+        make: a pure function of the index.
+        end: indices from here on are never prepared.
+    """
+
+    def __init__(self, make: Callable[[int], T], end: int) -> None:
+        self.make, self.end = make, end
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._next: tuple[int, Future[T]] | None = None
+
+    def __call__(self, index: int) -> T:
+        prepared, self._next = self._next, None
+        result = prepared[1].result() if prepared and prepared[0] == index else self.make(index)
+        if index + 1 < self.end:
+            self._next = index + 1, self._thread.submit(self.make, index + 1)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
-class _Steps(Dataset[Batch], Generic[Batch]):
+class _Steps(Dataset[T], Generic[T]):
     """Item i is the batch of step `first + i`."""
 
-    make: Callable[[int], Batch]
+    make: Callable[[int], T]
     first: int
     count: int
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> T:
         return self.make(self.first + index)
 
 
@@ -31,11 +63,11 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: T) -> T:
     return batch
 
 
-def prefetched(make: Callable[[int], Batch], first: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0) -> Iterator[T]:
     """Yield `make(first)`, ..., `make(stop - 1)` in this order, whatever the number of workers.
 
     Args:
