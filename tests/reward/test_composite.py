@@ -141,6 +141,14 @@ def test_an_item_is_refused_where_a_required_part_refuses_it():
     assert alone.refused == {0: "b: too dark"}
 
 
+def test_measures_of_pictures_refuse_clips():
+    clip = Media(torch.full((3, 3, 8, 8), 0.5), 8.0)
+    values = MeasurePart(brightness).values([Comparison("p", grey(0.6)), Comparison("p", grey(), clip)])
+    assert values.values[0].item() == pytest.approx(0.6)
+    assert values.values[1].isnan()
+    assert values.refused == {1: "media: a clip of 3 frames; this part measures pictures"}
+
+
 def test_standards_are_those_of_the_values():
     alone, pairs = torch.arange(10.0), torch.tensor([3.0, -4.0] * 5)
     found = fit_standard("a", torch.cat([alone, torch.tensor([torch.nan])]), pairs)
