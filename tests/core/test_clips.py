@@ -74,6 +74,27 @@ def test_a_gif_that_merges_equal_frames_is_unfolded(tmp_path):
     assert opened.num_frames == 5
 
 
+@pytest.mark.parametrize(("duration", "fps"), [(None, 10), (10, 10), (20, 50), (40, 25)])
+def test_a_gif_without_a_duration_is_read_at_the_rate_of_players(duration, fps, tmp_path):
+    frames = [Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(4)]
+    given = {} if duration is None else {"duration": duration}
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], **given)
+    opened = Media.open(tmp_path / "a.gif")
+    assert (opened.num_frames, opened.fps) == (4, pytest.approx(fps))
+
+
+def test_the_opener_of_pictures_takes_no_clip(clip, tmp_path):
+    for name, message in (("a.gif", "an animation of"), ("a.mp4", "a clip, not a picture")):
+        clip.save(tmp_path / name)
+        assert Media.open(tmp_path / name).num_frames > 1
+        with pytest.raises(InputError, match=message):
+            Media.open_picture(tmp_path / name)
+        with pytest.raises(InputError, match=message):
+            Media.open_picture(io.BytesIO((tmp_path / name).read_bytes()), origin="x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "still.gif")
+    assert Media.open_picture(tmp_path / "still.gif").num_frames == 1
+
+
 def test_uneven_gifs_are_refused(tmp_path):
     frames = [Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(4)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=[100, 250, 100, 170])

@@ -75,6 +75,25 @@ def test_a_file_that_was_cut_off_is_one_clear_line(extension, share, tmp_path):
     assert "truncated picture" in message or message.startswith("not a picture")
 
 
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "avif", "gif", "tiff"])
+def test_a_cut_file_whose_first_bytes_name_its_format_is_a_truncated_picture(extension, tmp_path):
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(noise()).save(path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "truncated picture" in refusal(path)
+
+
+def test_damaged_avif_is_one_clear_line(tmp_path):
+    """Pillow's decoder raises a RuntimeError where the coded pixels are wrong."""
+    path = tmp_path / "a.avif"
+    Image.fromarray(noise()).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start:] = bytes(255 - b for b in content[start:])
+    path.write_bytes(bytes(content))
+    assert "unreadable or truncated picture" in refusal(path)
+
+
 @pytest.mark.parametrize("extension", ANIMATIONS)
 def test_an_animation_is_one_clear_line(extension, tmp_path):
     path = tmp_path / f"a.{extension}"

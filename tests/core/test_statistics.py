@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.stats import binomtest
 
 from rewarddance.core.statistics import (
     Interval,
     bootstrap,
+    bradley_terry,
     change_from_best,
     fit_temperature,
     grouped_interval,
     paired_bootstrap,
+    share,
     students_interval,
     two_way_bootstrap,
+    wilson,
 )
 from rewarddance.core.streams import stream
 
@@ -132,3 +137,38 @@ def test_a_temperature_stays_within_its_bounds():
     right = (margins > 0).astype(float)
     assert fit_temperature(margins, right) == pytest.approx(0.05, rel=1e-2)
     assert fit_temperature(margins, 1 - right) == pytest.approx(20.0, rel=1e-2)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 3), (7, 7), (31, 64), (999, 1000)])
+def test_wilsons_interval_is_scipys(successes, trials):
+    theirs = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson(successes / trials, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    found = share(successes, trials)
+    assert (found["share"], found["num"]) == (successes / trials, trials)
+    assert (found["low"], found["high"]) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    theirs = binomtest(successes, trials).proportion_ci(confidence_level=0.99, method="wilson")
+    assert wilson(successes / trials, trials, 0.01) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_no_trials_have_no_share():
+    assert wilson(0.0, 0) == (0.0, 1.0)
+    assert share(0, 0) == {"share": None, "low": None, "high": None, "num": 0}
+
+
+def test_bradley_terry_maximises_the_likelihood():
+    wins = np.random.default_rng(0).integers(1, 30, (5, 5)).astype(float)
+    np.fill_diagonal(wins, 0)
+
+    def loss(theta):
+        return float((wins * np.logaddexp(0, theta[None] - theta[:, None])).sum())
+
+    best = minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-9}).x
+    assert bradley_terry(wins) == pytest.approx(400 / np.log(10) * (best - best.mean()), abs=1e-3)
+
+
+def test_bradley_terry_of_systems_that_never_met_leaves_them_equal():
+    wins = np.zeros((4, 4))
+    wins[0, 1], wins[1, 0] = 3, 1
+    ratings = bradley_terry(wins)
+    assert ratings[0] - ratings[1] == pytest.approx(400 * np.log10(3), abs=1e-6)
+    assert ratings[2:] == pytest.approx([0, 0], abs=1e-6)

@@ -8,7 +8,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.importers import import_preferences
-from rewarddance.data.parquet import RecordTable, row_of, write_rows
+from rewarddance.data.parquet import RecordTable, row_of, voted_records, write_rows
 from rewarddance.jobs.train import load_sets
 
 
@@ -138,6 +138,75 @@ def test_every_broken_row_is_listed_and_stops_the_import(tmp_path, media_root):
     for (_, reason), entry, number in zip(BROKEN, listed["rejected"], range(2, 14), strict=True):
         assert entry["row"] == number
         assert reason in entry["reason"], entry
+
+
+def test_clips_under_the_name_of_a_picture_are_broken_rows(tmp_path, media_root):
+    frames = [Image.new("RGB", (30, 20), (80 * k, 0, 0)) for k in range(3)]
+    frames[0].save(media_root / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
+    (media_root / "clip.png").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(), pair(image_a="moving.gif"), pair(image_b="clip.png")])
+    report = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    assert report.accepted == 1
+    assert [reason.split("/")[-1] for _, reason in report.rejected] == [
+        "moving.gif: an animation of 3 frames, not a picture",
+        "clip.png: a clip, not a picture",
+    ]
+
+
+def test_reasons_do_not_keep_the_chosen_picture_first(tmp_path, media_root):
+    rng = np.random.default_rng(1)
+    rows = []
+    for k in range(24):
+        for side in "cr":
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(media_root / f"{side}{k}.png")
+        reason = "The candidate is red, the reference is not"
+        rows.append({"prompt": f"p{k}", "chosen": f"c{k}.png", "rejected": f"r{k}.png", "rationale": reason})
+    import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out")
+    table = RecordTable.open(tmp_path / "out" / "train.parquet")
+    assert 4 < sum(table.labels) < 20
+    for k, record in enumerate(table):
+        (made,) = record.choices
+        chosen = Media.open(media_root / f"c{k}.png")
+        assert record.media[0 if made.label == 1 else 1].key == chosen.key
+        turned = "The reference is red, the candidate is not"
+        assert made.rationale == ("The candidate is red, the reference is not" if made.label == 1 else turned)
+
+
+UNJUDGED = [
+    {"prompt": "p", "images": ["a.png", "b.jpg", "c.webp"]},
+    {"prompt": "p", "image_a": "a.png", "image_b": "b.jpg"},
+    pair(label=None),
+    pair(label=""),
+]
+
+
+def test_rows_that_state_no_preference_are_records_without_votes(tmp_path, media_root):
+    source = write_jsonl(tmp_path / "v.jsonl", UNJUDGED)
+    report = import_preferences(source, "auto", media_root, tmp_path / "out")
+    assert (report.format, report.accepted, report.without_votes) == ("jsonl", 4, 4)
+    assert any("no row states a preference" in line for line in report.messages())
+    records = list(voted_records(tmp_path / "out" / "train.parquet"))
+    assert [(len(r.candidates), r.votes) for r in records] == [(3, ()), (2, ()), (2, ()), (2, ())]
+    source = write_jsonl(tmp_path / "v.jsonl", [*UNJUDGED, pair()])
+    report = import_preferences(source, "auto", media_root, tmp_path / "mixed")
+    assert any(line.startswith("4 records have no votes") for line in report.messages())
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (pair(label=None, strength=0.5), "a strength without a preference"),
+        (pair(label=None, rationale="sharper"), "a rationale without a preference"),
+        (pair(label=None, votes_b=3), "votes_a"),
+        (pair(label=None, rating_b=3), "rating"),
+        ({"prompt": "p", "images": ["a.png"]}, "needs two or more"),
+        ({"prompt": "p", "images": ["a.png", "b.jpg"], "ranking": "1, 2"}, "must be a list"),
+    ],
+)
+def test_half_a_preference_is_a_broken_row(tmp_path, media_root, row, reason):
+    source = write_jsonl(tmp_path / "v.jsonl", [row])
+    with pytest.raises(InputError, match=reason):
+        import_preferences(source, "jsonl", media_root, tmp_path / "out")
 
 
 def test_broken_rows_can_be_skipped(tmp_path, media_root):

@@ -8,6 +8,7 @@ from support import layouts
 from support.layouts import LAYOUTS
 
 from rewarddance.core.errors import InputError
+from rewarddance.data import writers
 from rewarddance.data.derive import preferences
 from rewarddance.data.export import WRITERS, export
 from rewarddance.data.importers import import_preferences
@@ -15,6 +16,7 @@ from rewarddance.data.names import FORMATS
 from rewarddance.data.parquet import RecordTable, voted_records
 from rewarddance.data.readers import READERS, detect
 from rewarddance.data.schema import hash_of
+from rewarddance.data.votes import MediaRef, Vote, VotedRecord, choice
 
 CRITERIA = ("overall", "style", "fidelity")
 
@@ -103,9 +105,9 @@ def test_labels_of_the_sets_of_pictures(tmp_path):
     rated = records("imagerewarddb", 3)[0]
     by_name = {p.criterion: p for p in preferences(rated)}
     assert labels(rated) == {(0, 1): 1.0, (0, 2): 0.5, (1, 2): 0.0}
-    assert by_name["alignment"].ratings == pytest.approx([5.0, 1 + 4 * 5 / 6, 1 + 4 * 4 / 6])
+    assert by_name["fidelity"].ratings == pytest.approx([5.0, 1 + 4 * 5 / 6, 1 + 4 * 4 / 6])
     one = {p.criterion: p.ratings for p in preferences(records("richhf", 3)[1])}
-    assert one == {"overall": (5.0,), "aesthetics": (2.0,), "plausibility": (4.0,), "alignment": (3.0,)}
+    assert one == {"overall": (5.0,), "aesthetics": (2.0,), "plausibility": (4.0,), "fidelity": (3.0,)}
 
 
 def test_the_better_picture_of_files_that_put_it_first_can_be_on_either_side(tmp_path):
@@ -230,3 +232,86 @@ def test_an_unknown_file_says_its_keys(tmp_path):
     source = layouts.as_lines(tmp_path, "x.jsonl", [{"question": "?", "answer": 3}])
     with pytest.raises(InputError, match="its keys are 'question', 'answer'"):
         imported(source, tmp_path / "out")
+
+
+def test_fidelity_of_imagerewarddb_is_that_to_the_prompt_and_its_fidelity_is_quality(tmp_path):
+    columns = {"overall_rating": 4, "image_text_alignment_rating": 7, "fidelity_rating": 1}
+    rows = [
+        {"prompt_id": "p", "prompt": "a cup", "image": f"{i}.png", "rank": i + 1, "image_amount_in_total": 2} | columns
+        for i in range(2)
+    ]
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(layouts.png(i))
+    _, (record,) = imported(layouts.as_json(tmp_path, "db.json", rows), tmp_path / "out", "imagerewarddb")
+    ratings = {v.criterion: v.values for v in record.votes if v.kind == "rating"}
+    assert ratings == {"overall": (4, 4), "fidelity": (7, 7), "quality": (1, 1)}
+    row = writers.imagerewarddb(record, lambda m: m.path)[0]
+    assert {name: row[name] for name in columns} == columns
+
+
+def studio_task(folder, *results):
+    """A Label Studio task with one annotation by one person."""
+    for i in range(2):
+        (folder / f"{i}.png").write_bytes(layouts.png(i))
+    data = {"prompt": "a cup", "image_a": "0.png", "image_b": "1.png"}
+    annotation = {"completed_by": 7, "was_cancelled": False, "result": list(results)}
+    return layouts.as_json(folder, "tasks.json", [{"id": 1, "data": data, "annotations": [annotation]}])
+
+
+def side(name, word):
+    return {"from_name": name, "type": "pairwise", "value": {"selected": word}}
+
+
+def tie(name, word="tie"):
+    return {"from_name": name, "type": "choices", "value": {"choices": [word]}}
+
+
+def test_ties_of_label_studio_keep_their_criterion(tmp_path):
+    source = studio_task(tmp_path, side("pw", "left"), tie("style"), tie("fidelity_tie", "both bad"))
+    _, (record,) = imported(source, tmp_path / "out")
+    votes = {v.criterion: (v.values[0], v.both_bad, v.annotator) for v in record.votes}
+    assert votes == {"overall": (1.0, False, "7"), "style": (0.5, False, "7"), "fidelity": (0.5, True, "7")}
+    export(tmp_path / "out" / "train.parquet", "label-studio", tmp_path / "export")
+    _, (again,) = imported(tmp_path / "export" / WRITERS["label-studio"].file, tmp_path / "again")
+    assert {v.criterion: (v.values[0], v.both_bad, v.annotator) for v in again.votes} == votes
+
+
+def test_a_side_and_a_tie_contradict_each_other_by_one_criterion_only(tmp_path):
+    source = studio_task(tmp_path, side("style", "left"), tie("style_tie"))
+    with pytest.raises(InputError, match="a side and a tie for style"):
+        imported(source, tmp_path / "out")
+    source = studio_task(tmp_path, side("preference", "right"), tie("tie"))
+    with pytest.raises(InputError, match="a side and a tie for overall"):
+        imported(source, tmp_path / "out")
+
+
+def test_ratings_of_single_candidates_become_pairs_of_a_csv_file_and_of_votes(tmp_path):
+    five = (1.0, 5.0)
+    media = tuple(MediaRef(path=f"{i}.png", sha256=str(i), data=layouts.png(i)) for i in range(3))
+    votes = (
+        Vote("rating", (0,), (4.0,), "style", "x", scale=five),
+        choice(1.0, criterion="style", annotator="y"),
+        Vote("rating", (1,), (2.0,), "style", "x", scale=five),
+        Vote("rating", (2,), (5.0,), "style", "z", scale=five),  # has no partner
+    )
+    pair = VotedRecord("r", "p", media[:2], votes[:3])
+    rows = writers.csv(pair, lambda m: m.path)
+    stated = [(r["annotator"], r["criterion"], r["label"], r["rating_a"], r["rating_b"]) for r in rows]
+    assert stated == [("y", "style", "a", "", ""), ("x", "style", "", 4.0, 2.0)]
+    three = writers.csv(VotedRecord("r", "p", media, votes), lambda m: m.path)
+    assert [(r["annotator"], r["image_a"], r["image_b"], r["label"]) for r in three] == [
+        ("y", "0.png", "1.png", "a"),
+        ("x", "0.png", "1.png", "a"),
+    ]
+    assert "a rating without a pair" in WRITERS["csv"].loses
+    assert [(v.annotator, v.media, v.values) for v in writers.pair_votes(pair)] == [
+        ("y", (0, 1), (1.0,)),
+        ("x", (0, 1), (1.0,)),
+    ]
+    with pytest.raises(writers.Unfit, match="no votes between candidates"):
+        writers.csv(VotedRecord("r", "p", media, votes[3:]), lambda m: m.path)
+
+
+def test_a_turned_vote_keeps_its_reason_with_the_roles_exchanged():
+    turned = writers.turned(choice(1.0, 1, 0, reason="the candidate is a cup", strength=0.5))
+    assert (turned.media, turned.values, turned.reason) == ((0, 1), (0.0,), "the reference is a cup")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from rewarddance.data.agreement import krippendorff
-from rewarddance.data.raters import cohen_kappa, dawid_skene, majority
+from rewarddance.data.raters import RaterModel, cohen_kappa, dawid_skene, majority
 
 
 def test_kappa_of_the_textbook_table():
@@ -87,3 +87,22 @@ def test_one_step_from_perfect_votes_is_the_closed_form():
 
 def test_no_votes_at_all():
     assert dawid_skene([], 2).confusion == {}
+
+
+def test_reliability_is_signed():
+    """Youden's index of a rater who is right with probability r on two classes is 2 r - 1."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 600)
+    right = {"good": 0.95, "also good": 0.9, "inverted": 0.1, "blind": 0.5}
+    items = [{who: int(t if rng.random() < r else 1 - t) for who, r in right.items()} for t in truth]
+    model = dawid_skene(items, 2)
+    for who, r in right.items():
+        assert model.reliability(who) == pytest.approx(2 * r - 1, abs=0.1), who
+
+
+def test_reliability_is_the_mean_over_pairs_of_classes():
+    matrix = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
+    model = RaterModel(np.zeros((0, 3)), {"x": matrix, "never right": np.eye(3)[[1, 2, 0]]}, np.full(3, 1 / 3))
+    pairs = [(0.7 - 0.1 + 0.6 - 0.2) / 2, (0.7 - 0.2 + 0.6 - 0.1) / 2, (0.6 - 0.2 + 0.6 - 0.3) / 2]
+    assert model.reliability("x") == pytest.approx(sum(pairs) / 3)
+    assert model.reliability("never right") == pytest.approx(-0.5)  # -1/2 for each pair: one of two labels is the other

@@ -11,7 +11,7 @@ from support.layout_files import SIDE
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import Choice
-from rewarddance.data.derive import choices, likert, mean_ranks, mean_ratings, preferences
+from rewarddance.data.derive import choices, likert, mean_ranks, mean_ratings, preferences, whole_ratings
 from rewarddance.data.folder import check_manifest
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.loading import by_content, reordered
@@ -41,10 +41,12 @@ def test_choices_are_weighted_shares_of_the_votes():
     )
 
 
-def test_a_reason_counts_if_it_is_of_the_winning_side_and_order():
+def test_a_reason_counts_if_it_is_of_the_winning_side():
     votes = [choice(0.0, reason="worse"), choice(1.0, reason="better"), choice(1.0)]
     assert choices(votes)[0].rationale == "better"
-    assert choices([choice(1.0), choice(1.0, 1, 0, reason="roles are swapped")])[0].rationale is None
+    other_order = choice(0.0, 1, 0, reason="the candidate is blurred, the reference is sharp")
+    assert choices([choice(1.0), other_order])[0].rationale == "the reference is blurred, the candidate is sharp"
+    assert choices([choice(1.0), choice(1.0), choice(1.0, 1, 0, reason="better")])[0].rationale is None
 
 
 def test_ratings_decide_pairs_by_annotator_where_there_is_no_choice():
@@ -62,6 +64,15 @@ def test_ratings_decide_pairs_by_annotator_where_there_is_no_choice():
     assert (overall.choices, overall.ratings) == ((Choice(0, 1, 1.0),), (3.0, 4.0))
     assert (style.criterion, style.choices) == ("style", (Choice(0, 1, 0.0),))
     assert likert(mixed) == {"style": (2.0, 4.0)}
+
+
+def test_single_ratings_are_merged_and_other_votes_are_as_they_were():
+    five = (1.0, 5.0)
+    first = Vote("rating", (1,), (5.0,), "style", "x", scale=five, seconds=3.0)
+    second = Vote("rating", (0,), (4.0,), "style", "x", scale=five, seconds=3.0, created="2024")
+    whole = Vote("rating", (0, 1), (1.0, 7.0), "style", "y", scale=(1.0, 7.0))
+    merged = Vote("rating", (0, 1), (4.0, 5.0), "style", "x", scale=five, seconds=3.0)  # times differ
+    assert whole_ratings([first, whole, choice(1.0), second]) == [whole, choice(1.0), merged]
 
 
 def test_mean_ranks_share_ties():

@@ -5,9 +5,11 @@ import pytest
 from support import layouts
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.statistics import share
 from rewarddance.core.streams import stream
 from rewarddance.data.acquire import disagreement, k_centre, select, spread, uncertainty
-from rewarddance.data.agreement import bradley_terry, krippendorff, share
+from rewarddance.data.agreement import elo_ratings, krippendorff
+from rewarddance.data.folder import describe_folder
 from rewarddance.data.parquet import voted_records
 from rewarddance.data.schema import hash_of, row_of_votes
 from rewarddance.data.shards import write_rows
@@ -48,11 +50,13 @@ def test_alpha_of_coin_flips_is_near_nought_and_its_interval_covers_it():
 
 
 def test_bradley_terry_gives_the_odds_of_two_systems():
-    ratings = bradley_terry({("a", "b"): 300.0, ("b", "a"): 100.0}, prior=0.0)
+    ratings = elo_ratings({("a", "b"): 300.0, ("b", "a"): 100.0}, prior=0.0)
     assert ratings["a"] - ratings["b"] == pytest.approx(400 * np.log10(3), abs=1e-6)
-    chain = bradley_terry({("a", "b"): 9.0, ("b", "a"): 1.0, ("b", "c"): 9.0, ("c", "b"): 1.0}, prior=0.0)
+    chain = elo_ratings({("a", "b"): 9.0, ("b", "a"): 1.0, ("b", "c"): 9.0, ("c", "b"): 1.0}, prior=0.0)
     assert list(chain) == ["a", "b", "c"]
     assert chain["a"] - chain["c"] == pytest.approx(2 * 400 * np.log10(9), abs=1e-3)
+    unbeaten = elo_ratings({("a", "b"): 3.0})  # half a win for each side is added
+    assert unbeaten["a"] - unbeaten["b"] == pytest.approx(400 * np.log10(3.5 / 0.5), abs=1e-6)
 
 
 def test_prompts_are_compared_without_case_and_punctuation():
@@ -252,3 +256,13 @@ def test_chosen_pairs_teach_more_than_random_ones(strategy):
     gains = [accuracy_after(strategy, seed) - accuracy_after("random", seed) for seed in range(8)]
     mean, error = np.mean(gains), np.std(gains, ddof=1) / len(gains) ** 0.5
     assert mean > 2 * error > 0, (mean, error)
+
+
+def test_a_file_that_the_manifest_does_not_know_is_named(tmp_path):
+    write_rows(map(row_of_votes, many(tmp_path)), tmp_path / "data" / "train.parquet")
+    describe_folder(tmp_path / "data")
+    assert data_stats(tmp_path / "data", pixels=False)["unlike_manifest"] == []
+    write_rows(map(row_of_votes, many(tmp_path, 3)), tmp_path / "data" / "train.parquet")
+    assert data_stats(tmp_path / "data", pixels=False)["unlike_manifest"] == [
+        "train.parquet is not the file of the manifest"
+    ]

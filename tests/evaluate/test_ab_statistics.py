@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 
 from rewarddance.core.errors import InputError
-from rewarddance.data.agreement import bradley_terry
+from rewarddance.data.agreement import elo_ratings
 from rewarddance.evaluate.ab import (
     Ballot,
     cluster_interval,
@@ -77,7 +77,7 @@ def test_bradley_terry_is_the_mm_fit():
     table = np.zeros((3, 3))
     for (w, l), num in wins.items():
         table["abc".index(w), "abc".index(l)] = num
-    theirs = bradley_terry(wins, prior=0.0)
+    theirs = elo_ratings(wins, prior=0.0)
     assert fit_bradley_terry(table) == pytest.approx([theirs[s] for s in "abc"], abs=1e-4)
 
 

@@ -269,6 +269,13 @@ def test_the_table_shows_that_training_came_nearer_to_the_reference():
     for metric in ("fid/colour", "kid/colour", "cmmd/colour"):
         assert table[metric]["after"] < table[metric]["before"]
         assert table[metric]["change"]["ci_high"] < 0
+    features = {
+        name: Colours()([m for row in rows for m in row]).double().numpy()
+        for name, rows in (("before", before.media), ("after", after.media), ("reference", right.media))
+    }
+    for name in ("before", "after"):
+        exact = polynomial_mmd(features[name], features["reference"])  # all pictures, none drawn at random
+        assert table["kid/colour"][name] == pytest.approx(exact, rel=1e-9)
     assert table["precision/colour"]["after"] >= table["precision/colour"]["before"]
     assert table["clip_score"]["change"]["ci_low"] > 0
     assert table["lpips_among/gap"]["change"]["ci_high"] < 0

@@ -16,9 +16,10 @@ from rewarddance.core.types import Verdict
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.parquet import RecordTable, voted_records
 from rewarddance.data.prompts import read_prompts
+from rewarddance.data.votes import MediaRef, Vote, VotedRecord
 from rewarddance.jobs.data import pictures
 from rewarddance.jobs.data.pictures import Pool, build_pictures
-from rewarddance.jobs.data.select import select_pairs
+from rewarddance.jobs.data.select import open_pairs, select_pairs
 from rewarddance.jobs.sample import Sampling
 
 PROMPTS = [f"a red circle, number {i}" for i in range(7)]
@@ -129,13 +130,53 @@ def test_selected_pairs_can_be_labelled_and_imported(tmp_path, pool):
     assert max(sum(x["prompt"] == p for x in lines) for p in PROMPTS) == 2
     sure = [abs(line["judges"]["red"] - 0.5) for line in lines]
     assert sure == sorted(sure, reverse=True)
-    with pytest.raises(InputError, match="empty or missing 'label'"):
-        import_preferences(tmp_path / "next" / "pairs.jsonl", "jsonl", tmp_path / "next", tmp_path / "labelled")
+    pairs = list(voted_records(tmp_path / "next" / "train.parquet"))
+    assert [(r.record_id, r.prompt, len(r.candidates), r.votes) for r in pairs] == [
+        (line["id"], line["prompt"], 2, ()) for line in lines
+    ]
+    for record, line in zip(pairs, lines, strict=True):
+        assert [m.data for m in record.media] == [(tmp_path / "next" / line[f"image_{s}"]).read_bytes() for s in "ab"]
+    empty = import_preferences(tmp_path / "next" / "pairs.jsonl", "jsonl", tmp_path / "next", tmp_path / "unlabelled")
+    assert (empty.accepted, empty.without_votes) == (10, 10)
     (tmp_path / "next" / "pairs.jsonl").write_text("".join(json.dumps(x | {"label": "b"}) + "\n" for x in lines))
     import_preferences(tmp_path / "next" / "pairs.jsonl", "auto", tmp_path / "next", tmp_path / "labelled")
     assert RecordTable.open(tmp_path / "labelled" / "train.parquet").labels == [0.0] * 10
     with pytest.raises(InputError, match="disagreement needs 2 judges"):
         select_pairs(tmp_path / "pool", {"red": Redness()}, tmp_path / "x", 10, "disagreement")
-    assert select_pairs(tmp_path / "pool", {}, tmp_path / "c", 5, "coverage")["chosen"] == 5
+    for _ in range(2):  # its own folder may be written again
+        assert select_pairs(tmp_path / "pool", {}, tmp_path / "c", 5, "coverage")["chosen"] == 5
+    with pytest.raises(InputError, match="pool: holds other data"):
+        select_pairs(tmp_path / "pool", {}, tmp_path / "pool", 5, "coverage")
     with pytest.raises(InputError, match="every pair has votes"):
         select_pairs(tmp_path / "labelled", {"red": Redness()}, tmp_path / "x", 10, "uncertainty")
+
+
+def test_pairs_rated_one_picture_at_a_time_are_not_open():
+    media = tuple(MediaRef(path=f"{i}.png", sha256=str(i)) for i in range(3))
+    rated = [Vote("rating", (i,), (3.0,), annotator="x", scale=(1, 5)) for i in range(2)]
+    record = VotedRecord("r", "p", media, tuple(rated))
+    assert [(p.first, p.second) for p in open_pairs(record, "overall")] == [(0, 2), (1, 2)]
+    assert len(open_pairs(record, "style")) == 3
+
+
+def test_people_can_judge_selected_pairs_and_own_pictures_without_a_ranking(tmp_path, pool):
+    """The two ways into `annotate` of docs/guides/people.md."""
+    pytest.importorskip("fastapi")
+    from rewarddance.apps.annotate.config import DeskConfig
+    from rewarddance.apps.annotate.database import open_database
+    from rewarddance.apps.annotate.filling import fill
+
+    build_pictures(tmp_path / "prompts.txt", tmp_path / "pool", pool)
+    select_pairs(tmp_path / "pool", {"red": Redness()}, tmp_path / "next", 6, "uncertainty")
+    database = open_database(f"sqlite:///{tmp_path / 'next.db'}")
+    filled = fill(database, tmp_path / "next", DeskConfig(checks=0.0))
+    assert (filled.records, filled.items, filled.passed_over) == (6, 6, 0)
+    database.close()
+
+    pictures = sorted(p.name for p in (tmp_path / "next" / "media").iterdir())[:3]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "a red circle", "images": pictures}))
+    import_preferences(tmp_path / "own.jsonl", "auto", tmp_path / "next" / "media", tmp_path / "own")
+    database = open_database(f"sqlite:///{tmp_path / 'own.db'}")
+    filled = fill(database, tmp_path / "own", DeskConfig(checks=0.0))
+    assert (filled.records, filled.items) == (1, 3)
+    database.close()

@@ -1,20 +1,27 @@
 """Composite rewards: weights, standards, refusals, rules of composition, harmony, novelty, and what must never win."""
 
+import contextlib
 import json
 import math
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from tiny_clip import tiny_clip
 
 from rewarddance.apps.cli import main
 from rewarddance.core.errors import ConfigError, InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.composite import fit_composite, load_composite
-from rewarddance.jobs.load import load_judge, load_single_judge, load_task
+from rewarddance.data.schema import hash_of, png_bytes, row_of_votes
+from rewarddance.data.shards import write_rows
+from rewarddance.data.text import normalised
+from rewarddance.data.votes import MediaRef, VotedRecord, choice
+from rewarddance.jobs.composite import build_parts, fit_composite, load_composite, reference_halves
+from rewarddance.jobs.load import find, load_judge, load_single_judge, load_task
 from rewarddance.reward.composite import Composite, Standard, fit_standard
 from rewarddance.reward.composite_config import CompositeConfig, load_composite_config, normalised_weights
 from rewarddance.reward.composition import clearness, composition, rules, subject
@@ -132,6 +139,14 @@ def test_an_item_is_refused_where_a_required_part_refuses_it():
     assert (row["b"]["refused"], row["a"]["weight"]) == ("too dark", 1.0)
     alone = Composite({"b": Picky()}, {"b": UNIT}, {"b": 1.0}, optional=("b",)).judge(asked)
     assert alone.refused == {0: "b: too dark"}
+
+
+def test_measures_of_pictures_refuse_clips():
+    clip = Media(torch.full((3, 3, 8, 8), 0.5), 8.0)
+    values = MeasurePart(brightness).values([Comparison("p", grey(0.6)), Comparison("p", grey(), clip)])
+    assert values.values[0].item() == pytest.approx(0.6)
+    assert values.values[1].isnan()
+    assert values.refused == {1: "media: a clip of 3 frames; this part measures pictures"}
 
 
 def test_standards_are_those_of_the_values():
@@ -282,3 +297,100 @@ def test_score_explains_the_parts(fitted, tmp_path, capsys):
     assert found["parts"].keys() == {"fidelity", "composition", "colour_harmony", "novelty"}
     assert found["margin"] == pytest.approx(sum(p["contribution"] for p in found["parts"].values()), abs=1e-5)
     assert found["missing"] == ["style"]
+
+
+def picture_row(name, prompt, levels, criteria):
+    """A row with one vote by each criterion on its first two pictures."""
+    media = []
+    for level in levels:
+        data = png_bytes(grey(level / 255, 8))
+        media.append(MediaRef(path=f"{level}.png", sha256=hash_of(data), data=data))
+    return row_of_votes(VotedRecord(name, prompt, tuple(media), tuple(choice(1.0, criterion=c) for c in criteria)))
+
+
+def test_the_halves_of_the_reference_set_share_no_prompt_and_no_picture(tmp_path):
+    rows = [picture_row(f"r{i}", f"prompt {i}", (10 * i, 10 * i + 1), ("overall", "style")) for i in range(12)]
+    rows.append(picture_row("again", "prompt 1", (10, 11), ("overall",)))  # another vote on the same pictures
+    rows.append(picture_row("more", "Prompt 2!", (201, 202), ("overall",)))  # another row of one prompt
+    rows.append(picture_row("shared", "prompt 12", (30, 203), ("overall",)))  # a picture of prompt 3
+    write_rows(rows, tmp_path / "train.parquet")
+    halves = reference_halves(RecordTable.open(tmp_path / "train.parquet"), 400)
+    prompts = [{normalised(r.prompt) for r in half} for half in halves]
+    pictures = [{m.key for r in half for m in r.media} for half in halves]
+    assert not prompts[0] & prompts[1]
+    assert not pictures[0] & pictures[1]
+    assert [len(p) for p in prompts] == [6, 7]
+    assert sorted(len(half) for half in halves) == [7, 7]  # each row once, although it has two criteria
+    few = reference_halves(RecordTable.open(tmp_path / "train.parquet"), 7)
+    assert sum(map(len, few)) == 7
+    write_rows(rows[:1] * 4, tmp_path / "one.parquet")
+    with pytest.raises(InputError, match="1 records are too few"):
+        reference_halves(RecordTable.open(tmp_path / "one.parquet"), 400)
+    rows = [picture_row(f"r{i}", "one prompt", (10 * i, 10 * i + 1), ("overall",)) for i in range(5)]
+    write_rows(rows, tmp_path / "prompt.parquet")
+    with pytest.raises(InputError, match="all records share prompts or pictures"):
+        reference_halves(RecordTable.open(tmp_path / "prompt.parquet"), 400)
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory, data_folder):
+    """A composite of copies of the shipped judge and VLM, and of a CLIP with a gallery."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(find("tiny", "judge"), folder / "judge")
+    shutil.copytree(find("tiny", "vlm"), folder / "vlm")
+    tiny_clip(folder / "clip")
+    (folder / "gallery").mkdir()
+    for i in range(2):
+        square(16 + i, 16).to_pil().save(folder / "gallery" / f"{i}.png")
+    (folder / "own.yaml").write_text(
+        f"""
+parts:
+  fidelity: {{kind: judge, judge: {folder / "judge"}}}
+  style: {{kind: clip, model: {folder / "clip"}, gallery: {folder / "gallery"}}}
+  novelty: {{kind: novelty, features: {folder / "vlm"}}}
+"""
+    )
+    fit_composite(folder / "own.yaml", data_folder)
+    return folder
+
+
+@contextlib.contextmanager
+def changed(file, content):
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+def with_other_weights(file):
+    """The content of a safetensors file with its last bytes turned."""
+    content = file.read_bytes()
+    return content[:-64] + bytes(255 - b for b in content[-64:])
+
+
+def test_files_of_a_part_that_changed_since_the_fit_are_an_error(own_files):
+    file = own_files / "own.yaml"
+    assert isinstance(load_composite(file), Composite)
+    for name, part in {"judge": "fidelity", "clip": "style", "vlm": "novelty"}.items():
+        weights = own_files / name / "model.safetensors"
+        message = f"the files of {part} changed since the fit"
+        with changed(weights, with_other_weights(weights)), pytest.raises(ConfigError, match=message):
+            load_composite(file)
+    spec = own_files / "judge" / "judge.json"
+    with changed(spec, spec.read_bytes() + b" "), pytest.raises(ConfigError, match="the files of fidelity changed"):
+        load_composite(file)
+    first, second = (own_files / "gallery" / f"{i}.png" for i in range(2))
+    with changed(second, first.read_bytes()), pytest.raises(ConfigError, match="the files of style changed"):
+        load_composite(file)
+    assert isinstance(load_composite(file), Composite)
+
+
+def test_a_gallery_holds_pictures_only(own_files):
+    frames = [square(16 + i, 16).to_pil() for i in range(3)]
+    frames[0].save(own_files / "gallery" / "z.gif", save_all=True, append_images=frames[1:], duration=100)
+    config = load_composite_config(own_files / "own.yaml")
+    with pytest.raises(InputError, match=r"z\.gif: an animation of 3 frames, not a picture"):
+        build_parts(CompositeConfig(parts={"style": config.parts["style"]}), {})
+    (own_files / "gallery" / "z.gif").unlink()

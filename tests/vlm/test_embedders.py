@@ -3,30 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+from tiny_clip import tiny_clip
+from transformers import Dinov2Config, Dinov2Model
 
 from rewarddance.core.media import Media
 from rewarddance.vlm.embedders import ClipEmbedder, Crop, DinoEmbedder
 
-TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION = TEXT | {"image_size": 32, "patch_size": 16}
-
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefgh"), *"abcdefgh"]
-    tokenizer = CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=6)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    text = TEXT | {"vocab_size": 20, "max_position_embeddings": 6, "bos_token_id": 0, "eos_token_id": 1}
-    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
-    CLIPModel(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        '{"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, '
-        '"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}'
-    )
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_gives_unit_vectors_of_pictures_and_texts(clip_folder, pictures):

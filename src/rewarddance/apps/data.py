@@ -145,7 +145,8 @@ class DataExport(Flags):
 
 @dataclass(frozen=True)
 class DataSelect(Flags):
-    """Choose which pairs without votes to label next. Writes pairs.jsonl with an empty `label`, and the pictures.
+    """Choose which pairs without votes to label next. Writes them as a data folder that `annotate` takes, and as
+    pairs.jsonl with an empty `label`.
 
     Strategies: `disagreement` (each judge is sure, but the judges disagree), `uncertainty` (P(yes) near one half),
     `coverage` (pairs unlike each other), `mixed` (coverage among the best pairs of the others), `random` (the control).

@@ -31,6 +31,8 @@ SUFFIXES = (".mp4", ".webm", ".gif")
 """Endings of the files that clips are saved to."""
 MAX_GIF_FPS = 50.0
 """Players show faster GIFs at ten frames a second."""
+SLOW_GIF_SECONDS = 0.1
+"""How long players show a frame that has no duration, or one under 1 / `MAX_GIF_FPS`."""
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 """Kinds of the MP4 container that hold pictures."""
 _UNEVEN = 0.1
@@ -155,6 +157,8 @@ def even_rate(times: Sequence[float], resolution: float, origin: str, expected: 
 def read_gif(image: PilImage, origin: str) -> tuple[NDArray[np.uint8], float]:
     """All frames of an open animated GIF. A frame that is shown n times as long as the shortest is repeated n times.
 
+    A frame without a duration, or with one under 1 / `MAX_GIF_FPS`, counts as `SLOW_GIF_SECONDS`, as players show it.
+
     Returns:
         uint8 (F, H, W, 3), transparency laid on white, and frames per second.
 
@@ -170,7 +174,8 @@ def read_gif(image: PilImage, origin: str) -> tuple[NDArray[np.uint8], float]:
         image.seek(k)
         rgba = image.convert("RGBA")
         frames.append(np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")))
-        seconds.append(max(float(image.info.get("duration", 0)), 10.0) / 1000 or 0.1)
+        given = float(image.info.get("duration", 0)) / 1000
+        seconds.append(given if given >= 1 / MAX_GIF_FPS else SLOW_GIF_SECONDS)
     shortest = min(seconds)
     repeats = [round(s / shortest) for s in seconds]
     _check_amount(sum(repeats), image.height, image.width, origin)

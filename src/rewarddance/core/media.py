@@ -28,6 +28,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """Pillow's names of the file formats that are read."""
 ANIMATED = ("PNG", "WEBP", "AVIF", "GIF")
 """Formats whose files may be animations. Further pages of a TIFF or JPEG file are ignored."""
+_BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+"""First bytes of formats that are told by them alone; see `_names_picture`."""
 MAX_METADATA = 64 << 20
 """Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
 MIN_SIDE, MAX_ASPECT = 2, 200
@@ -53,6 +55,13 @@ def _head(source: str | Path | BinaryIO) -> bytes:
     head = source.read(12)
     source.seek(0)
     return head
+
+
+def _names_picture(head: bytes) -> bool:
+    """Do the first 12 bytes of a file name one of `FORMATS`?"""
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
+    return webp or avif or head.startswith(_BEGINNINGS)
 
 
 _unique = itertools.count()
@@ -165,10 +174,22 @@ class Media:
                 `MAX_PIXELS`, or a clip that `core.clips` cannot read (for example, because the extra `video` is
                 missing).
         """
+        return cls._open(source, origin or str(source), clips=True)
+
+    @classmethod
+    def open_picture(cls, source: str | Path | BinaryIO, *, origin: str | None = None) -> Media:
+        """Read a picture of one of `FORMATS`, or its bytes in an open file. No clip is decoded.
+
+        Raises:
+            InputError: as `open`, or the file is a clip or an animation.
+        """
+        return cls._open(source, origin or str(source), clips=False)
+
+    @classmethod
+    def _open(cls, source: str | Path | BinaryIO, origin: str, clips: bool) -> Media:
         from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
         PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
-        origin = origin or str(source)
         too_large = f"{origin}: over the limit of {MAX_PIXELS:,} pixels"
         try:
             with warnings.catch_warnings():
@@ -179,7 +200,7 @@ class Media:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"{too_large}: {image.width}x{image.height}")
                 num_frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-                if num_frames > 1 and image.format == "GIF":
+                if num_frames > 1 and image.format == "GIF" and clips:
                     return cls._from_clip(read_gif(image, origin), origin)
                 if num_frames > 1:
                     raise InputError(f"{origin}: an animation of {num_frames} frames, not a picture")
@@ -190,12 +211,17 @@ class Media:
         except IsADirectoryError:
             raise InputError(f"{origin}: a folder, not a picture") from None
         except UnidentifiedImageError:
-            if is_container(_head(source)):
+            head = _head(source)
+            if is_container(head) and clips:
                 return cls._from_clip(read_clip(source, origin), origin)
+            if is_container(head):
+                raise InputError(f"{origin}: a clip, not a picture") from None
+            if _names_picture(head):
+                raise InputError(f"{origin}: unreadable or truncated picture") from None
             raise InputError(f"{origin}: not a picture ({', '.join(FORMATS)})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise InputError(too_large) from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: Pillow's AVIF decoder
             raise InputError(f"{origin}: unreadable or truncated picture ({error})") from None
 
     @classmethod

@@ -1,16 +1,19 @@
-"""Bootstrap intervals (paired, clustered, two-way), half-sample and Student's intervals, the fit of a temperature.
+"""Intervals (bootstrap: paired, clustered, two-way; half-sample, Student, Wilson), Bradley-Terry ratings, the fit of a
+temperature.
 
 Every call draws from a random stream of its own, so equal inputs give equal figures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from rewarddance.core.streams import stream
@@ -161,6 +164,57 @@ def grouped_interval(values: Sequence[tuple[str, float]]) -> list[float]:
     rows = stream(0, "measure-judge").integers(len(index), size=(1000, len(index)))
     drawn = sums[rows].sum(1)
     return [float(v) for v in np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]
+
+
+def wilson(rate: float, num: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Wilson's interval of a share (1927), for independent votes; (0, 1) without votes.
+
+    Args:
+        rate: successes / `num`; ties may count as half a success.
+    """
+    if num == 0:
+        return 0.0, 1.0
+    z = float(norm.isf(alpha / 2))
+    middle = (rate + z * z / (2 * num)) / (1 + z * z / num)
+    half = z * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num)) / (1 + z * z / num)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(successes: int, trials: int) -> dict[str, float | int | None]:
+    """`share` of successes with the `low` and `high` end of its 95% Wilson interval, and `num` trials; None without
+    trials.
+    """
+    if trials == 0:
+        return {"share": None, "low": None, "high": None, "num": 0}
+    low, high = wilson(successes / trials, trials)
+    return {"share": successes / trials, "low": low, "high": high, "num": trials}
+
+
+ELO = 400 / math.log(10)
+"""Elo points of one unit of log-odds."""
+
+
+def bradley_terry(wins: Array, steps: int = 50) -> Array:
+    """(N,) Elo ratings with mean 0 from (N, N) wins (of the row's system), by Newton steps on the log-likelihood
+    (Bradley and Terry 1952).
+
+    A tie is half a win for both. Systems that are not linked by any vote keep their distance of 0. A system that never
+    lost has no finite rating; the steps are bounded, so its rating is then large.
+    """
+    num = len(wins)
+    games = wins + wins.T
+    theta = np.zeros(num)
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(theta[None] - theta[:, None]))
+        gradient = (wins - games * p).sum(1)
+        weight = games * p * (1 - p)
+        hessian = np.diag(weight.sum(1)) - weight
+        step = np.linalg.lstsq(hessian + np.full((num, num), 1 / num), gradient, rcond=None)[0]
+        step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
+        theta = theta + step
+        if np.abs(step).max() < 1e-10:
+            break
+    return np.asarray(ELO * (theta - theta.mean()))
 
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
+from rewarddance.core.statistics import bradley_terry
+from rewarddance.core.statistics import share as share
 from rewarddance.core.streams import stream
 
 Array = NDArray[np.float64]
@@ -74,21 +75,8 @@ def _alpha(weights: Array, counts: Array, observed: Array, distance: Array) -> A
         return np.asarray(1 - (weights @ observed) / expected)
 
 
-def share(successes: int, trials: int) -> dict[str, float | int | None]:
-    """A share with its 95 per cent Wilson interval."""
-    if trials == 0:
-        return {"share": None, "low": None, "high": None, "num": 0}
-    interval = binomtest(successes, trials).proportion_ci(method="wilson")
-    return {
-        "share": successes / trials,
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "num": trials,
-    }
-
-
-def bradley_terry(wins: Mapping[tuple[str, str], float], prior: float = 0.5, steps: int = 1000) -> dict[str, float]:
-    """Ratings of systems from choices, in Elo points with mean 0 (Bradley and Terry 1952; MM steps of Hunter 2004).
+def elo_ratings(wins: Mapping[tuple[str, str], float], prior: float = 0.5) -> dict[str, float]:
+    """Ratings of systems from choices, in Elo points with mean 0, the best first (`core.statistics.bradley_terry`).
 
     Args:
         wins: (winner, loser) -> number of wins; a tie is half a win for both.
@@ -100,16 +88,5 @@ def bradley_terry(wins: Mapping[tuple[str, str], float], prior: float = 0.5, ste
     for (winner, loser), num in wins.items():
         if winner != loser:
             won[place[winner], place[loser]] += num
-    won += prior * ((won + won.T) > 0)
-    games = won + won.T
-    strength = np.ones(len(names))
-    for _ in range(steps):
-        new = won.sum(1) / (games / (strength[:, None] + strength)).sum(1).clip(1e-300)
-        new /= np.exp(np.log(new.clip(1e-300)).mean())
-        done = np.abs(np.log(new.clip(1e-300) / strength)).max() < 1e-9
-        strength = new.clip(1e-300)
-        if done:
-            break
-    elo = 400 * np.log10(strength)
-    order = np.argsort(-elo)
-    return {names[i]: float(elo[i]) for i in order}
+    elo = bradley_terry(won + prior * ((won + won.T) > 0))
+    return {names[i]: float(elo[i]) for i in np.argsort(-elo)}

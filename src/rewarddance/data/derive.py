@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 from rewarddance.core.preferences import Choice
+from rewarddance.core.types import swap_roles
 from rewarddance.data.votes import Vote, VotedRecord
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -60,8 +62,8 @@ class _Pair:
         self.won += vote.weight * label
         if vote.strength is not None:
             self.strengths.append(vote.strength)
-        if vote.reason and not swapped:  # a reason uses the roles of its own order
-            self.reasons.append((label, vote.reason))
+        if vote.reason:
+            self.reasons.append((label, swap_roles(vote.reason) if swapped else vote.reason))
 
     def choice(self) -> Choice:
         label = self.won / self.weight
@@ -74,7 +76,7 @@ def choices(votes: Sequence[Vote]) -> tuple[Choice, ...]:
     """The choices that follow from votes of one criterion, one for each pair, in the order of the first votes."""
     direct = [v for v in votes if v.kind != "rating"]
     pairs: dict[tuple[int, int], _Pair] = {}
-    for vote in direct or _by_annotator(votes):
+    for vote in direct or merged_ratings(votes):
         for single in pairwise(vote):
             a, b = single.media
             pairs.setdefault((min(a, b), max(a, b)), _Pair(a, b)).add(single)
@@ -93,18 +95,39 @@ def pairwise(vote: Vote) -> list[Vote]:
     return made
 
 
-def _by_annotator(votes: Sequence[Vote]) -> list[Vote]:
-    """Each annotator's ratings as one vote, because a file may have a row for the rating of each candidate."""
-    merged: dict[str | None, dict[int, list[float]]] = {}
+def whole_ratings(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes, with ratings of single candidates merged by annotator and criterion, and moved to the end."""
+    owners = {(v.annotator, v.criterion) for v in votes if v.kind == "rating" and len(v.media) == 1}
+
+    def in_parts(vote: Vote) -> bool:
+        return vote.kind == "rating" and (vote.annotator, vote.criterion) in owners
+
+    return [v for v in votes if not in_parts(v)] + merged_ratings([v for v in votes if in_parts(v)])
+
+
+def merged_ratings(votes: Sequence[Vote]) -> list[Vote]:
+    """One vote from 1 to 5 for each annotator and criterion, because a file may have a row for each candidate's rating.
+
+    Several ratings of one candidate become their mean. The other facts (time, duration, order, strength) are kept where
+    all merged votes agree on them.
+    """
+    grouped: dict[tuple[str | None, str], list[Vote]] = {}
     for vote in votes:
         if vote.kind == "rating":
-            own = merged.setdefault(vote.annotator, {})
-            for index, value in zip(vote.media, scaled(vote), strict=True):
-                own.setdefault(index, []).append(value)
-    return [
-        Vote("rating", tuple(sorted(own)), tuple(sum(own[i]) / len(own[i]) for i in sorted(own)), annotator=name)
-        for name, own in merged.items()
-    ]
+            grouped.setdefault((vote.annotator, vote.criterion), []).append(vote)
+    return [_merged(own) for own in grouped.values()]
+
+
+def _merged(votes: Sequence[Vote]) -> Vote:
+    given: dict[int, list[float]] = {}
+    for vote in votes:
+        for index, value in zip(vote.media, scaled(vote), strict=True):
+            given.setdefault(index, []).append(value)
+    media = tuple(sorted(given))
+    values = tuple(sum(given[i]) / len(given[i]) for i in media)
+    facts = {name: {getattr(v, name) for v in votes} for name in ("created", "seconds", "shown", "strength")}
+    agreed: dict[str, Any] = {name: next(iter(own)) for name, own in facts.items() if len(own) == 1}
+    return Vote("rating", media, values, votes[0].criterion, votes[0].annotator, scale=(LOWEST, HIGHEST), **agreed)
 
 
 def scaled(vote: Vote) -> tuple[float, ...]:

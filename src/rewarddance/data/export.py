@@ -67,7 +67,12 @@ class Writer:
 
 WRITERS: dict[Format, Writer] = {
     "jsonl": Writer(writers.jsonl, "records.jsonl", False, "nothing"),
-    "csv": Writer(writers.csv, "votes.csv", False, "that several rows are votes on one record, and other groups"),
+    "csv": Writer(
+        writers.csv,
+        "votes.csv",
+        False,
+        "which rows are one record; a rating without a pair; other groups",
+    ),
     "imagereward": Writer(writers.imagereward, "imagereward.json", loses="votes beside one ranking"),
     "imagerewarddb": Writer(writers.imagerewarddb, "imagerewarddb.parquet", False, "who voted; other criteria"),
     "hpdv2": Writer(writers.hpdv2, "hpdv2.json", loses="times, order shown"),

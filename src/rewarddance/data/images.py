@@ -25,10 +25,12 @@ def imagereward(row: Mapping[str, Any], place: int) -> Draft:
 
 DB_RATINGS = {
     "overall": "overall_rating",
-    "alignment": "image_text_alignment_rating",
-    "fidelity": "fidelity_rating",
+    "fidelity": "image_text_alignment_rating",
+    "quality": "fidelity_rating",
 }
-"""Criteria of ImageRewardDB by column. Its fidelity is the quality of the picture, its alignment that to the prompt."""
+"""Criteria of ImageRewardDB by column. `fidelity` is faithfulness to the prompt, as everywhere here. The column
+`fidelity_rating` rates the picture itself, so it is `quality`.
+"""
 
 
 def imagerewarddb(row: Mapping[str, Any], place: int) -> Draft:
@@ -162,9 +164,10 @@ RICHHF = {
     "overall": "overall_score",
     "aesthetics": "aesthetics_score",
     "plausibility": "artifact_score",
-    "alignment": "misalignment_score",
+    "fidelity": "misalignment_score",
 }
-"""Criteria of RichHF-18K by column. All scores are 0 to 1 and higher is better: a high artifact score has few of them.
+"""Criteria of RichHF-18K by column; `fidelity` is faithfulness to the prompt. All scores are from 0 to 1, and higher is
+better: a picture with few artifacts has a high `artifact_score`.
 """
 
 

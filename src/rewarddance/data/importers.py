@@ -99,7 +99,12 @@ class ImportReport:
             lines.append(f"{self.systems} records compare systems without pictures: `data stats` rates the systems")
         if self.without_prompt:
             lines.append(f"{self.without_prompt} records have no prompt, since the file gives none")
-        if self.without_votes:
+        if self.without_votes and self.without_votes == self.accepted:
+            lines.append(
+                "no row states a preference (a label, say): `annotate` asks people about the pictures, and "
+                "`data select` ranks their pairs"
+            )
+        elif self.without_votes:
             lines.append(
                 f"{self.without_votes} records have no votes: training passes over them, `data select` ranks them"
             )

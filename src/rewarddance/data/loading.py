@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media, check_size
+from rewarddance.core.types import swap_roles
 from rewarddance.data.drafts import Draft
 from rewarddance.data.schema import hash_of, suffix_of
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord, check_votes
@@ -69,10 +70,10 @@ def _picture(ref: MediaRef, root: Path) -> MediaRef:
             raise InputError(f"{name}: a link; download the pictures, and name their folder with --media-root")
         path = inside(root, name)
         if not path.is_file():
-            Media.open(path)  # says what is wrong
+            Media.open_picture(path)  # says what is wrong
         content = path.read_bytes()
         name = str(path)
-    media = Media.open(io.BytesIO(content), origin=name)
+    media = Media.open_picture(io.BytesIO(content), origin=name)
     check_size(*media.size, media.origin)
     return replace(ref, data=content, sha256=hash_of(content))
 
@@ -111,7 +112,10 @@ def by_content(record: VotedRecord) -> VotedRecord:
 
 
 def reordered(record: VotedRecord, order: Sequence[int]) -> VotedRecord:
-    """The record with candidate `order[i]` at place i. Choices name the candidate that now comes first, first."""
+    """The record with candidate `order[i]` at place i. Choices name the candidate that now comes first, first.
+
+    The reason of a choice that is turned has its roles exchanged.
+    """
     new = {old: i for i, old in enumerate(order)}
     candidates = record.candidates
     truth = None if record.truth is None else tuple(record.truth[i] for i in order)
@@ -122,8 +126,9 @@ def reordered(record: VotedRecord, order: Sequence[int]) -> VotedRecord:
 def _renamed(vote: Vote, new: dict[int, int]) -> Vote:
     places = tuple(new[i] for i in vote.media)
     shown = tuple(new[i] for i in vote.shown)
-    if vote.kind == "choice" and places[0] > places[1] and vote.reason is None:
-        return replace(vote, media=places[::-1], values=(1 - vote.values[0],), shown=shown)
+    if vote.kind == "choice" and places[0] > places[1]:
+        reason = None if vote.reason is None else swap_roles(vote.reason)
+        return replace(vote, media=places[::-1], values=(1 - vote.values[0],), shown=shown, reason=reason)
     if vote.kind != "choice":
         pairs = sorted(zip(places, vote.values, strict=True))
         return replace(vote, media=tuple(p for p, _ in pairs), values=tuple(v for _, v in pairs), shown=shown)

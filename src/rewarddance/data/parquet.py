@@ -60,7 +60,7 @@ class _Pictures:
             self._kept.move_to_end(row)
             return self._kept[row]
         origin = f"{self.name} row {row + 1}"
-        media = tuple(Media.open(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
+        media = tuple(Media.open_picture(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
         self._kept[row] = media
         self._held += _size(media)
         while self._held > self.keep_bytes:
@@ -125,6 +125,19 @@ class RecordTable(Sequence[PreferenceRecord]):
     def prompts(self) -> list[str]:
         """Prompts of all records, without decoding a picture."""
         return list(self.light.column("prompt").to_pylist())
+
+    @property
+    def contents(self) -> list[tuple[str, tuple[str | None, ...]]]:
+        """Prompt and hashes of the pictures of every record, without decoding a picture.
+
+        Files of version 1 store no hashes; their rows count as different.
+        """
+        if "media" in self.light.column_names:
+            media = self.light.column("media").to_pylist()
+            files = [tuple(m["sha256"] for m in row) for row in media]
+        else:
+            files = [(str(row),) for row in self.rows]
+        return list(zip(self.prompts, files, strict=True))
 
     @property
     def criteria(self) -> list[str]:

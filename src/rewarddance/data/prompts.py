@@ -82,7 +82,7 @@ def _from_row(row: Any, path: Path, place: str) -> Prompt:
         raise InputError(f"{path}: {place}: `{name}` holds a NUL or half of a character (a lone surrogate)")
     picture = row.get("condition")
     try:
-        condition = None if picture is None else Media.open(path.parent / str(picture))
+        condition = None if picture is None else Media.open_picture(path.parent / str(picture))
     except InputError as error:
         raise InputError(f"{path}: {place}: {error}") from None
     dimension = row.get("dimension")

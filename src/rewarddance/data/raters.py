@@ -52,10 +52,13 @@ class RaterModel:
 
     def reliability(self, rater: str) -> float:
         """How much better a rater is than a blind one: 1 for perfect labels, 0 for labels that do not depend on the
-        truth (Youden's index, averaged over pairs of classes that occur).
+        truth, and below 0 for labels that are mostly the opposite (-1 if all are).
+
+        It is Youden's index (1950), averaged over the pairs of classes a, b that occur. With M = P(label | true class),
+        the index of a pair is (M[a, a] - M[b, a] + M[b, b] - M[a, b]) / 2.
         """
-        matrix, used = self.confusion[rater], np.flatnonzero(self.prior > 1e-3)
-        gaps = [0.5 * np.abs(matrix[a] - matrix[b]).sum() for i, a in enumerate(used) for b in used[i + 1 :]]
+        m, used = self.confusion[rater], np.flatnonzero(self.prior > 1e-3)
+        gaps = [0.5 * (m[a, a] - m[b, a] + m[b, b] - m[a, b]) for i, a in enumerate(used) for b in used[i + 1 :]]
         return float(np.mean(gaps)) if gaps else 0.0
 
 

@@ -40,6 +40,8 @@ def parse_row(row: Mapping[str, Any], place: int) -> Draft:
         "shown": _shown(row),
         "reason": optional(row, "rationale"),
     }
+    if not record.votes and (stated := _given(row, "strength", "rationale")):
+        raise InputError(f"a {stated[0]} without a preference")
     votes = tuple(replace(v, **facts) for v in record.votes)
     return replace(draft, record=replace(record, votes=votes, groups=groups_of(row, *GROUPS)), own_criteria=True)
 
@@ -67,7 +69,7 @@ def _whole(row: Mapping[str, Any], place: int) -> Draft:
 
 
 def _preference(row: Mapping[str, Any], place: int) -> Draft:
-    """One row of any supported shape.
+    """One row of any supported shape. A row with pictures that states no preference becomes a record without votes.
 
     Shapes: prompt with `image_a`, `image_b` and `label` (a, b, tie, both_bad), `probability` (of the first) or
     `votes_a` and `votes_b`, or `rating_a` and `rating_b` (1 to 5, higher is better); with `chosen`, `rejected`; with
@@ -94,16 +96,21 @@ def _preference(row: Mapping[str, Any], place: int) -> Draft:
     rated, given = ("ratings", row["ratings"]) if _given(row, "ratings") else ("ranks", row.get("ranking"))
     if rated == "ratings":
         _alone(row, "ratings", "ranking")
-    if not isinstance(images, list) or not isinstance(given, list):
+    if not isinstance(images, list):
         raise InputError("no preference: needs image_a/image_b/label, chosen/rejected, or images/ranking (or ratings)")
+    if not all(isinstance(p, str) for p in images):
+        raise InputError("images must be paths")
+    media = tuple(medium(p, "images") for p in images)
+    if given in (None, "") and len(images) > 1:
+        return Draft(VotedRecord(name, prompt, media, (), "import"))
+    if not isinstance(given, list):
+        raise InputError(f"{rated} must be a list" if given not in (None, "") else "one picture; needs two or more")
     if len(images) != len(given) or len(images) < 2:
         raise InputError(
             f"{len(images)} images and {len(given)} {rated}; needs two or more, and the same number of both"
         )
-    if not all(isinstance(p, str) for p in images):
-        raise InputError("images must be paths")
     vote = _rated(given) if rated == "ratings" else _ranked(given)
-    return Draft(VotedRecord(name, prompt, tuple(medium(p, "images") for p in images), (vote,), "import"))
+    return Draft(VotedRecord(name, prompt, media, (vote,), "import"))
 
 
 def _ranked(ranking: list[Any]) -> Vote:
@@ -140,10 +147,10 @@ def _shown(row: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _pair_votes(row: Mapping[str, Any]) -> tuple[Vote, ...]:
-    """Votes of a pair, from `probability`, the counts or `label`, in this order.
+    """Votes of a pair, from `probability`, the counts or `label`, in this order; no votes where none is given.
 
     Raises:
-        InputError: none is given, or two of them prefer different pictures.
+        InputError: two of them prefer different pictures.
     """
     stated: dict[str, tuple[float, tuple[Vote, ...]]] = {}
     if _given(row, "probability"):
@@ -151,15 +158,17 @@ def _pair_votes(row: Mapping[str, Any]) -> tuple[Vote, ...]:
         if not 0 <= probability <= 1:
             raise InputError(f"probability {probability} is not between 0 and 1")
         stated["probability"] = probability, (choice(probability),)
-    if _given(row, "votes_a"):
-        counts = number(row["votes_a"], "votes_a"), number(row.get("votes_b"), "votes_b")
+    if _given(row, "votes_a", "votes_b"):
+        counts = number(row.get("votes_a"), "votes_a"), number(row.get("votes_b"), "votes_b")
         if min(counts) < 0 or sum(counts) == 0:
             raise InputError(f"votes {counts[0]:g} and {counts[1]:g}: needs one or more, none negative")
         each = tuple(choice(side, weight=n) for side, n in zip((1.0, 0.0), counts, strict=True) if n)
         stated["votes"] = counts[0] / sum(counts), each
-    if _given(row, "label") or not stated:
+    if _given(row, "label"):
         label, bad = _word(row.get("label"))
         stated["label"] = label, (choice(label, both_bad=bad),)
+    if not stated:
+        return ()
     first, *others = stated
     for other in others:
         if (stated[first][0] - 0.5) * (stated[other][0] - 0.5) < 0:

@@ -101,7 +101,7 @@ def suffix_of(content: bytes) -> str:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return ".webp"
     if content[4:8] == b"ftyp":
-        return ".avif" if content[8:12] in (b"avif", b"avis") else ".mp4"
+        return ".avif" if content[8:12] in (b"avif", b"avis", b"mif1") else ".mp4"
     return next((suffix for magic, suffix in _SUFFIXES if content.startswith(magic)), ".bin")
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
-from rewarddance.data.agreement import bradley_terry, krippendorff, share
+from rewarddance.core.statistics import share
+from rewarddance.data.agreement import elo_ratings, krippendorff
 from rewarddance.data.derive import pairwise, scaled
-from rewarddance.data.folder import counts, splits_of
+from rewarddance.data.folder import check_manifest, counts, splits_of
 from rewarddance.data.parquet import count_rows, stored_rows, voted_records
 from rewarddance.data.text import normalised
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord
@@ -120,7 +121,7 @@ def summary(judged: Judged) -> dict[str, Any]:
         "judged_pairs": len(judged.pairs),
         "repeated_by_one_annotator": share(judged.repeats["equal"], sum(judged.repeats.values())),
         "annotators": _people(judged, named),
-        "systems": bradley_terry(judged.wins) if judged.wins else {},
+        "systems": elo_ratings(judged.wins) if judged.wins else {},
     }
 
 
@@ -189,7 +190,7 @@ def _pixels(ref: MediaRef) -> str:
     """Equal for pictures with equal pixels; a clip counts by its file."""
     if ref.kind != "image" or ref.data is None:
         return ref.sha256 or ""
-    return Media.open(io.BytesIO(ref.data), origin=ref.path).key
+    return Media.open_picture(io.BytesIO(ref.data), origin=ref.path).key
 
 
 def leakage(kept: Looked, held_out: Looked) -> dict[str, Any]:
@@ -208,6 +209,8 @@ def leakage(kept: Looked, held_out: Looked) -> dict[str, Any]:
 
 def data_stats(data: Path, pixels: bool = True) -> dict[str, Any]:
     """Figures of every split of a data folder (or of one file), and leakage between them.
+
+    `unlike_manifest` lists the files whose contents differ from the folder's manifest.
 
     Args:
         pixels: also open every picture, which finds equal pictures in different files; otherwise pictures are compared
@@ -232,4 +235,6 @@ def data_stats(data: Path, pixels: bool = True) -> dict[str, Any]:
         seen[name] = looked
     for first, second in combinations(seen, 2):
         report["leakage"][f"{first} and {second}"] = leakage(seen[first], seen[second])
+    if (data / "manifest.json").is_file():
+        report["unlike_manifest"] = check_manifest(data)
     return report

@@ -32,7 +32,10 @@ SIDES = (
     ("a", "b"),
 )
 """Names that tasks commonly give to the two sides."""
-_GENERAL = {"pw", "pairwise", "pair", "preference", "choice", "label", "better", "comparison", "ranking", "overall"}
+_GENERAL = {
+    *("pw", "pairwise", "pair", "preference", "choice", "label", "better", "comparison", "ranking", "overall"),
+    *("tie", "ties", "same", "equal", "draw"),
+}
 """Names of questions that name no criterion; the criterion is then `overall`."""
 _TIES = {"tie": False, "same": False, "equal": False, "bothgood": False, "bothbad": True, "neither": True}
 """Words for a tie, and whether both are bad."""
@@ -104,8 +107,8 @@ def _stored(value: Any) -> Any:
 def label_studio(row: Mapping[str, Any], place: int) -> Draft:
     """Label Studio's JSON export: a task with `annotations[].result[]` of types pairwise, choices (ties) and rating.
 
-    The control's name is the criterion unless it is a general word. The left candidate was shown left. Cancelled
-    annotations are left out.
+    The control's name is the criterion unless it is a general word; `_tie` at the end of the name of choices is no part
+    of it. The left candidate was shown left. Cancelled annotations are left out.
     """
     data = row.get("data")
     if not isinstance(data, dict):
@@ -124,7 +127,11 @@ def label_studio(row: Mapping[str, Any], place: int) -> Draft:
 
 
 def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote]:
-    """Votes of one annotation: one a criterion, and one for every rated candidate."""
+    """Votes of one annotation: one for each criterion, and one for each rated candidate.
+
+    Raises:
+        InputError: a side and a tie are selected for one criterion, or what is selected is unknown.
+    """
     who = annotation.get("completed_by")
     facts: dict[str, Any] = {
         "annotator": optional(who, "email", "id") if isinstance(who, dict) else None if who is None else str(who),
@@ -133,7 +140,7 @@ def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote
         "shown": (0, 1),
     }
     sides: dict[str, float] = {}
-    ties: list[bool] = []
+    ties: dict[str, bool] = {}
     rated: list[Vote] = []
     for result in annotation.get("result") or ():
         value, kind = result.get("value") or {}, result.get("type")
@@ -142,16 +149,19 @@ def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote
                 raise InputError(f"selected {value.get('selected')!r}: needs left or right")
             sides[_criterion(result.get("from_name"))] = float(value["selected"] == "left")
         elif kind == "choices":
-            ties += [bad for word in value.get("choices", ()) for bad in _tie(word)]
+            name = _criterion(str(result.get("from_name") or "").removesuffix("_tie"))
+            for bad in map(_tie, value.get("choices", ())):
+                if bad is not None:
+                    ties.setdefault(name, bad)
         elif kind == "rating":
             index = _index(result.get("to_name"), names)
             given = number(value.get("rating"), "rating")
             name = _criterion(str(result.get("from_name") or "").removesuffix(f"_{result.get('to_name')}"))
             rated.append(Vote("rating", (index,), (given,), name, scale=(1, 5), **facts))
-    if sides and ties:
-        raise InputError("an annotation selects a side and a tie")
+    if both := sides.keys() & ties.keys():
+        raise InputError(f"an annotation selects a side and a tie for {min(both)}")
     made = [choice(label, criterion=c, **facts) for c, label in sides.items()]
-    made += [choice(0.5, both_bad=ties[0], **facts)] if ties else []
+    made += [choice(0.5, criterion=c, both_bad=bad, **facts) for c, bad in ties.items()]
     return made + rated
 
 
@@ -160,10 +170,9 @@ def _criterion(name: Any) -> str:
     return "overall" if word.lower() in _GENERAL else word
 
 
-def _tie(word: Any) -> list[bool]:
-    """[whether both are bad] if the word means a tie, [] otherwise."""
-    key = str(word).lower().replace("_", "").replace(" ", "").replace("-", "")
-    return [_TIES[key]] if key in _TIES else []
+def _tie(word: Any) -> bool | None:
+    """Whether both are bad, if the word means a tie; None otherwise."""
+    return _TIES.get(str(word).lower().replace("_", "").replace(" ", "").replace("-", ""))
 
 
 def _index(name: Any, names: Sequence[str]) -> int:
@@ -233,9 +242,9 @@ def _answered(question: str, response: Mapping[str, Any], names: Sequence[str]) 
             raise InputError(f"question {question!r} rates, but does not end with _a or _b")
         index = _index(side, names)
         return Vote("rating", (index,), (float(value),), _criterion(stem), scale=(1, 5), **facts)
-    tie = _tie(value)
-    if tie:
-        return choice(0.5, criterion=_criterion(question), both_bad=tie[0], **facts)
+    both_bad = _tie(value)
+    if both_bad is not None:
+        return choice(0.5, criterion=_criterion(question), both_bad=both_bad, **facts)
     return choice(float(_index(value, names) == 0), criterion=_criterion(question), **facts)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.preferences import Choice
+from rewarddance.core.types import swap_roles
 from rewarddance.data.clips import VIDEOFEEDBACK, VIDEOGEN
-from rewarddance.data.derive import choices, likert, mean_ranks, pairwise, scaled
+from rewarddance.data.derive import choices, likert, mean_ranks, pairwise, scaled, whole_ratings
 from rewarddance.data.images import DB_RATINGS, RICHHF
 from rewarddance.data.rows import GROUPS, HIGHEST, LOWEST
 from rewarddance.data.schema import media_row, stored_name, vote_row
@@ -36,7 +37,7 @@ def pair_of(record: VotedRecord) -> tuple[MediaRef, MediaRef]:
 
 def pair_votes(record: VotedRecord) -> list[Vote]:
     """All pairwise votes of a record, with its first candidate first."""
-    made = [v if v.media[0] < v.media[1] else turned(v) for vote in record.votes for v in pairwise(vote)]
+    made = [v if v.media[0] < v.media[1] else turned(v) for vote in whole_ratings(record.votes) for v in pairwise(vote)]
     if not made:
         raise Unfit("no votes between candidates")
     return made
@@ -45,7 +46,8 @@ def pair_votes(record: VotedRecord) -> list[Vote]:
 def turned(vote: Vote) -> Vote:
     facts = {k: getattr(vote, k) for k in ("criterion", "annotator", "created", "seconds", "shown", "both_bad")}
     label = (1 - vote.values[0],)
-    return Vote("choice", vote.media[::-1], label, strength=vote.strength, weight=vote.weight, **facts)
+    reason = None if vote.reason is None else swap_roles(vote.reason)
+    return Vote("choice", vote.media[::-1], label, strength=vote.strength, weight=vote.weight, reason=reason, **facts)
 
 
 def _choices(record: VotedRecord) -> tuple[Choice, ...]:
@@ -78,10 +80,14 @@ CSV_COLUMNS = (
 
 
 def csv(record: VotedRecord, put: Put) -> Rows:
-    """One row for each pair and vote. Rankings become pairs, so a record with several votes becomes several records."""
+    """One row for each pair and vote. Rankings become pairs, so a record with several votes becomes several records.
+
+    The ratings of single candidates by one annotator and criterion become pairs too. A rating of one candidate alone
+    has no pair and is lost.
+    """
     rows = []
     candidates = record.candidates
-    for vote in record.votes:
+    for vote in whole_ratings(record.votes):
         whole = vote.kind == "rating" and vote.media == (0, 1) and len(candidates) == 2
         for single in [vote] if whole else pairwise(vote):
             a, b = (candidates[i] for i in single.media)

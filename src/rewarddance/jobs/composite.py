@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from rewarddance.core.config import Precision
@@ -17,7 +21,8 @@ from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import say, tracked
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.load import SIZES, find, load_internvl, load_single_judge
+from rewarddance.data.text import normalised
+from rewarddance.jobs.load import SIZES, find, load_internvl, load_single_judge, weights_id
 from rewarddance.reward.composite import Composite, Standard, fit_standard, load_standards, save_standards
 from rewarddance.reward.composite_config import (
     ClipPartConfig,
@@ -26,6 +31,7 @@ from rewarddance.reward.composite_config import (
     HarmonyPartConfig,
     JudgePartConfig,
     NoveltyPartConfig,
+    PartConfig,
     fitted_folder,
     is_composite,
     load_composite_config,
@@ -48,15 +54,20 @@ def load_composite(file: Path, **settings: Any) -> Composite:
         settings: of its judges, as `load_judge` takes them.
 
     Raises:
-        ConfigError: a wrong file, a part that cannot be loaded, or one that changed after the fit or was not fitted.
+        ConfigError: a wrong file, a part that cannot be loaded, or a part whose settings or files (weights, pictures)
+            changed after the fit or were not fitted.
     """
     config, folder = load_composite_config(file), fitted_folder(file)
     if not (folder / "standards.json").is_file():
         raise ConfigError(f"{file}: not fitted yet; run `rewarddance composite {file} --data FOLDER`")
     fitted, standards = load_standards(folder / "standards.json")
+    again = "changed since the fit; run `rewarddance composite` again"
     now = {name: part.model_dump(mode="json") for name, part in config.parts.items()}
-    if changed := [name for name, part in now.items() if fitted.get(name) != part or name not in standards]:
-        raise ConfigError(f"{file}: {', '.join(changed)} changed since the fit; run `rewarddance composite` again")
+    if changed := [name for name, part in now.items() if fitted["config"].get(name) != part or name not in standards]:
+        raise ConfigError(f"{file}: {', '.join(changed)} {again}")
+    files = {name: _files_of(name, part) for name, part in config.parts.items()}
+    if changed := [name for name, hashes in files.items() if fitted["files"].get(name) != hashes]:
+        raise ConfigError(f"{file}: the files of {', '.join(changed)} {again}")
     indices = {n: NoveltyIndex.load(folder / f"{n}.safetensors") for n in _novelty(config)}
     return _composite(config, build_parts(config, indices, **settings), standards, str(file))
 
@@ -70,6 +81,31 @@ def _composite(
     return Composite(parts, standards, weights, missing, config.optional, config.bound)
 
 
+def _files_of(name: str, part: PartConfig) -> dict[str, str]:
+    """SHA-256 of the files that a part measures with: `model` (weights and settings) and `gallery` (pictures)."""
+    if isinstance(part, JudgePartConfig):
+        return {"model": _model_id(find(part.judge, "judge"))}
+    if isinstance(part, ClipPartConfig):
+        gallery = {} if part.gallery is None else {"gallery": _contents(_gallery(name, part.gallery))}
+        return {"model": _model_id(Path(part.model)), **gallery}
+    if isinstance(part, NoveltyPartConfig):
+        clip = part.features not in SIZES and holds_clip(part.features)
+        return {"model": _model_id(Path(part.features) if clip else find(part.features, "vlm"))}
+    return {}
+
+
+def _model_id(folder: Path) -> str:
+    settings = _contents(sorted(folder.glob("*.json")))
+    return hashlib.sha256((weights_id(folder) + settings).encode()).hexdigest()
+
+
+def _contents(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _novelty(config: CompositeConfig) -> dict[str, NoveltyPartConfig]:
     return {n: p for n, p in config.parts.items() if isinstance(p, NoveltyPartConfig)}
 
@@ -77,8 +113,8 @@ def _novelty(config: CompositeConfig) -> dict[str, NoveltyPartConfig]:
 def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precision | None = None) -> dict[str, Any]:
     """Measure how every part spreads on the pictures of a data folder, and fit novelty's index to them.
 
-    Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes every second record. Means
-    and deviations are measured on the other records, so that no picture is compared with itself.
+    Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes one half of them, and
+    means and deviations are measured on the other half. No prompt and no picture is in both halves.
 
     Args:
         most: records at most.
@@ -88,14 +124,11 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
 
     Raises:
         ConfigError: a wrong file, or a part that cannot be loaded.
-        InputError: too few records, or a part that gives one value for all pictures.
+        InputError: too few records, records that cannot be divided, or a part that gives one value for all pictures.
     """
     config, folder = load_composite_config(file), fitted_folder(file)
     table = RecordTable.open(data if data.is_file() else data / "train.parquet")
-    records = [table[i] for i in range(0, len(table), max(1, -(-len(table) // most)))]
-    if len(records) < 4:
-        raise InputError(f"{data}: {len(records)} records are too few to fit a composite; 4 are the least")
-    own, other = records[::2], records[1::2]
+    own, other = reference_halves(table, most)
     pictures = [m for r in own for m in r.media]
     indices = {
         name: NoveltyIndex.fit(_batched(picture_features(part.features), pictures), part.method, part.neighbours)
@@ -111,6 +144,7 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
         "num_pictures": sum(len(r.media) for r in other),
         "num_index_pictures": len(pictures) if indices else 0,
         "config": {name: part.model_dump(mode="json") for name, part in config.parts.items()},
+        "files": {name: _files_of(name, part) for name, part in config.parts.items()},
     }
     save_standards(folder / "standards.json", standards, facts)
     return {
@@ -120,6 +154,39 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
         "missing": list(missing),
         "standards": {name: vars(s) for name, s in standards.items()},
     }
+
+
+def reference_halves(table: RecordTable, most: int) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
+    """Records for novelty's index, and records for means and deviations. No prompt and no picture is in both.
+
+    Pictures of one prompt count once, however many criteria or votes they have. Records that share a prompt or a
+    picture stay together; these groups go to the two halves in turn.
+
+    Raises:
+        InputError: fewer than four records, or all of them share prompts or pictures.
+    """
+    first: dict[Any, int] = {}
+    for i, key in enumerate(table.contents):
+        first.setdefault(key, i)
+    records = [table[i] for i in list(first.values())[:: max(1, -(-len(first) // most))]]
+    if len(records) < 4:
+        raise InputError(f"{table.name}: {len(records)} records are too few to fit a composite; 4 are the least")
+    marks: dict[str, int] = {}
+    edges = []
+    for row, record in enumerate(records):
+        for mark in (f"prompt {normalised(record.prompt)}", *(f"picture {m.key}" for m in record.media)):
+            edges.append((row, marks.setdefault(mark, len(marks))))
+    rows, columns = zip(*edges, strict=True)
+    num = len(records) + len(marks)
+    places = [len(records) + column for column in columns]
+    _, labels = connected_components(coo_array((np.ones(len(edges)), (rows, places)), shape=(num, num)), directed=False)
+    groups = {label: i for i, label in enumerate(dict.fromkeys(labels[: len(records)].tolist()))}
+    if len(groups) < 2:
+        raise InputError(f"{table.name}: all records share prompts or pictures; a composite needs two that do not")
+    halves: tuple[list[PreferenceRecord], list[PreferenceRecord]] = ([], [])
+    for record, label in zip(records, labels.tolist(), strict=False):
+        halves[groups[label] % 2].append(record)
+    return halves
 
 
 @torch.no_grad()
@@ -178,11 +245,20 @@ def _clip_measure(name: str, part: ClipPartConfig) -> Measure:
         return lambda prompts, media: (
             clip(media) * clip.texts([part.text] * len(media) if part.text is not None else prompts)
         ).sum(1)
-    files = sorted(p for p in Path(part.gallery).glob("*") if p.is_file())
-    if not files:
-        raise ConfigError(f"part {name}: no pictures in {part.gallery}")
-    centre = _batched(clip, [Media.open(f) for f in files]).mean(0)
+    centre = _batched(clip, [Media.open_picture(f) for f in _gallery(name, part.gallery)]).mean(0)
     return lambda prompts, media: clip(media) @ centre
+
+
+def _gallery(name: str, folder: str) -> list[Path]:
+    """The files of a gallery.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    files = sorted(p for p in Path(folder).glob("*") if p.is_file())
+    if not files:
+        raise ConfigError(f"part {name}: no pictures in {folder}")
+    return files
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
 def weights_id(folder: Path) -> str:
     """SHA-256 over a model's weights, because a name like `tiny` may later mean other weights."""
     digest = hashlib.sha256()
-    if is_composite(folder) and folder.is_file():  # its own words and fit; not the weights of its judges
+    if is_composite(folder) and folder.is_file():  # its own words and its fit, which holds hashes of its parts' files
         digest.update(folder.read_bytes())
         folder = fitted_folder(folder)
         if (folder / "standards.json").is_file():

@@ -80,14 +80,15 @@ def save_standards(path: Path, standards: Mapping[str, Standard], facts: Mapping
 
 
 def load_standards(path: Path) -> tuple[dict[str, Any], dict[str, Standard]]:
-    """The configurations of the parts that were fitted, and their standards, by name.
+    """The facts that `save_standards` was given (`config` and `files` of the parts), and the standards, by name.
 
     Raises:
         ConfigError: no such file, or another content.
     """
     try:
         content = json.loads(path.read_text())
-        return content["config"], {name: Standard(**values) for name, values in content["parts"].items()}
+        facts = {"config": content["config"], "files": content.get("files", {})}
+        return facts, {name: Standard(**values) for name, values in content["parts"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); fit the composite again") from None
 

@@ -76,6 +76,8 @@ def unusable(comparison: Comparison) -> str | None:
             check_size(*media.size, media.origin)
         except InputError as error:
             return str(error)
+        if media.num_frames > 1:
+            return f"{media.origin or 'media'}: a clip of {media.num_frames} frames; this part measures pictures"
         if not bool(torch.isfinite(media.frames.detach()).all()):
             return f"{media.origin or 'picture'}: some pixels are not numbers"
     return None

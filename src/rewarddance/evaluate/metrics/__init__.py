@@ -1,4 +1,8 @@
-"""Metrics of pictures and of judges as pure functions of features, scores and samples. Nothing here loads a model."""
+"""Metrics of pictures and of judges as pure functions of features, scores and samples. Nothing here loads a model.
+
+All names of `__all__` are public. Rank correlations and pairwise accuracy with ties are for programs that compare a
+metric's scores with people's: `pairwise_labels` makes the pairs that `pairwise_accuracy` counts.
+"""
 
 from rewarddance.evaluate.metrics.agreement import kendall_tau_b, pairwise_accuracy, pairwise_labels, spearman_rho
 from rewarddance.evaluate.metrics.distances import among_samples, before_and_after, layer_distance

@@ -16,11 +16,7 @@ from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import bootstrap, half_sample_interval, paired_bootstrap
 from rewarddance.evaluate.generator import Features, Samples
 from rewarddance.evaluate.metrics.distances import Distance, among_samples, before_and_after
-from rewarddance.evaluate.metrics.distributions import (
-    cmmd,
-    frechet_inception_distance,
-    kernel_inception_distance,
-)
+from rewarddance.evaluate.metrics.distributions import cmmd, frechet_inception_distance, polynomial_mmd
 from rewarddance.evaluate.metrics.manifolds import precision_and_recall, vendi_score
 from rewarddance.evaluate.metrics.text import clip_score
 
@@ -106,12 +102,9 @@ def _distributions(name: str, before: Array, after: Array, reference: Array) -> 
     def unit(x: Array) -> Array:
         return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
-    def whole_kid(x: Array, y: Array) -> float:
-        return kernel_inception_distance(x, y, num_subsets=1, subset_size=max(len(x), len(y)))[0]
-
     statistics: dict[str, Statistic] = {
         "fid": frechet_inception_distance,
-        "kid": whole_kid,
+        "kid": polynomial_mmd,
         "cmmd": lambda x, y: cmmd(unit(x), unit(y)),
         "precision": lambda x, y: precision_and_recall(x, y)[0],
         "recall": lambda x, y: precision_and_recall(x, y)[1],

@@ -24,11 +24,12 @@ from rewarddance.core.runs import write_json
 from rewarddance.core.streams import seed_of
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.acquire import select
-from rewarddance.data.derive import pairwise
-from rewarddance.data.folder import splits_of
+from rewarddance.data.derive import pairwise, whole_ratings
+from rewarddance.data.folder import describe_folder, splits_of
 from rewarddance.data.names import Strategy
 from rewarddance.data.parquet import voted_records
-from rewarddance.data.schema import stored_name
+from rewarddance.data.schema import row_of_votes, stored_name
+from rewarddance.data.shards import split_files, write_shards
 from rewarddance.data.text import normalised
 from rewarddance.data.votes import MediaRef, VotedRecord
 
@@ -48,13 +49,19 @@ class Pair:
     second: int
 
     @property
+    def name(self) -> str:
+        """The id of a record of this pair alone."""
+        return f"{self.record.record_id}/{self.first}-{self.second}"
+
+    @property
     def media(self) -> tuple[MediaRef, MediaRef]:
         return self.record.candidates[self.first], self.record.candidates[self.second]
 
 
 def open_pairs(record: VotedRecord, criterion: str) -> list[Pair]:
     """The pairs of a record that have no vote by a criterion."""
-    judged = {frozenset(s.media) for v in record.votes if v.criterion == criterion for s in pairwise(v)}
+    votes = whole_ratings([v for v in record.votes if v.criterion == criterion])
+    judged = {frozenset(single.media) for vote in votes for single in pairwise(vote)}
     num = len(record.candidates)
     return [Pair(record, i, j) for i, j in all_pairs(num) if frozenset((i, j)) not in judged]
 
@@ -74,7 +81,7 @@ def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Arr
 def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
     key = ref.sha256 or ""
     if key not in opened:
-        opened[key] = Media.open(io.BytesIO(ref.data or b""), origin=ref.path)
+        opened[key] = Media.open_picture(io.BytesIO(ref.data or b""), origin=ref.path)
     return opened[key]
 
 
@@ -109,38 +116,38 @@ def select_pairs(
     most_per_prompt: int = 4,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write the `budget` pairs that should be labelled next to `out/pairs.jsonl`, and their pictures to `out/media`.
+    """Write the `budget` pairs that should be labelled next: to `out/train.parquet`, which `annotate` takes, and to
+    `out/pairs.jsonl` with the pictures in `out/media`.
 
-    A row is one that `data import` reads when `label` is filled in; it also holds the P(first is better) of every
-    judge.
+    `data import` reads the rows of `pairs.jsonl`, with a `label` that was filled in or without. A row also holds the
+    P(first is better) of every judge. The records of `train.parquet` are pairs without votes, the most wanted first.
 
     Args:
         judges: by name; `disagreement` needs two or more, `coverage` and `random` none.
 
     Raises:
-        InputError: no open pairs, or the strategy lacks judges.
+        InputError: no open pairs, the strategy lacks judges, or `out` holds other data.
     """
     needed = {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
     if len(judges) < needed:
         raise InputError(f"{strategy} needs {needed} judges or more; name them with --judges")
+    _check_out(out)
     source = splits_of(data).get("train") or data
     pairs, beliefs, vectors = _asked(source, judges, criterion, strategy in ("coverage", "mixed"))
     groups = [normalised(p.record.prompt) for p in pairs]
     chosen = select(strategy, beliefs, budget, vectors, groups, most_per_prompt, seed)
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {(pairs[i].record.record_id, pairs[i].first, pairs[i].second): i for i in chosen}
-    files = _store(source, {pairs[i].record.record_id for i in chosen}, out)
+    wanted = {pairs[i].name: i for i in chosen}
+    files = _store(source, {pairs[i].record.record_id for i in wanted.values()}, out)
     lines = []
-    for (name, first, second), i in wanted.items():
+    for pair_name, i in wanted.items():
         a, b = pairs[i].media
-        row: dict[str, Any] = {
-            "id": f"{name}/{first}-{second}",
-            "prompt": pairs[i].record.prompt,
-            "criterion": criterion,
-        }
+        row: dict[str, Any] = {"id": pair_name, "prompt": pairs[i].record.prompt, "criterion": criterion}
         row |= {"image_a": files[a.sha256 or ""], "image_b": files[b.sha256 or ""], "label": None}
         row |= {"model_a": a.model, "model_b": b.model}
         lines.append(row | {"judges": {name: float(p) for name, p in zip(judges, beliefs[:, i], strict=False)}})
+    write_shards(map(row_of_votes, _records([pairs[i] for i in wanted.values()], files, out)), out / "train.parquet")
+    describe_folder(out, {"selected": {"from": str(source), "strategy": strategy, "criterion": criterion}})
     target = out / "pairs.jsonl"
     target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     refused = int((~np.isfinite(beliefs)).any(0).sum())
@@ -153,6 +160,14 @@ def select_pairs(
     }
     write_json(out / "select.json", figures)
     return {"file": str(target), **figures}
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder with data that `data select` did not write, because its `train.parquet` would be replaced."""
+    manifest = out / "manifest.json"
+    own = manifest.is_file() and "selected" in json.loads(manifest.read_text())
+    if split_files(out / "train.parquet") and not own:
+        raise InputError(f"{out}: holds other data; choose another --out")
 
 
 def _asked(
@@ -193,12 +208,26 @@ def _light(record: VotedRecord) -> VotedRecord:
 
 
 def _store(source: Path, wanted: set[str], out: Path) -> dict[str, str]:
-    """Write the pictures of some records; their paths by content."""
+    """Write the pictures of some records, conditions too; their paths by content."""
     files: dict[str, str] = {}
     (out / "media").mkdir(exist_ok=True)
     for record in voted_records(source):
-        for ref in record.candidates if record.record_id in wanted else ():
+        for ref in record.media if record.record_id in wanted else ():
             if ref.sha256 and ref.data is not None and ref.sha256 not in files:
                 files[ref.sha256] = f"media/{stored_name(ref)}"
                 (out / files[ref.sha256]).write_bytes(ref.data)
     return files
+
+
+def _records(pairs: Sequence[Pair], files: Mapping[str, str], out: Path) -> Iterator[VotedRecord]:
+    """Each pair as a record of its own, without votes, with the pictures that `_store` wrote."""
+    for pair in pairs:
+        record = pair.record
+        media = [replace(m, data=_content(m, files, out)) for m in (*pair.media, *record.conditions)]
+        truth = None if record.truth is None else (record.truth[pair.first], record.truth[pair.second])
+        yield replace(record, record_id=pair.name, media=tuple(media), votes=(), truth=truth)
+
+
+def _content(ref: MediaRef, files: Mapping[str, str], out: Path) -> bytes | None:
+    name = files.get(ref.sha256 or "")
+    return None if name is None else (out / name).read_bytes()
