@@ -71,6 +71,7 @@ COMMANDS: dict[str, Command] = {
     "study search": Command("studies:StudySearch", "searches at inference, at equal numbers of forward passes"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
+    "build video": Command("training:BuildVideo", "train the embedded video models from scratch"),
 }
 
 

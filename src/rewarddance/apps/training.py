@@ -13,6 +13,7 @@ from rewarddance.apps.flags import Flags
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import say
+from rewarddance.lab.video_config import VideoBuildConfig, VideoPart
 from rewarddance.reward.train_config import RewardConfig
 
 
@@ -133,3 +134,27 @@ class Build(Flags):
 
         with process_group():
             build_assets(self.out, self.only)
+
+
+@dataclass(frozen=True)
+class BuildVideo(Flags):
+    """Train the embedded video models, measure them on held-out prompts, and pack each into a tar.
+
+    Stages: video_autoencoder, text_to_video, image_to_video. What is finished is left, what was stopped continues.
+
+    Example: rewarddance build video --out build/video --seconds 180
+
+    Example: rewarddance build video --only text_to_video --text-to-video.loop.num-steps 2000
+    """
+
+    config: Annotated[VideoBuildConfig, tyro.conf.arg(name="")]
+    out: Path = Path("build/video")
+    """Run folders of the trainings."""
+    only: VideoPart = "all"
+    seconds: float | None = None
+    """Training time of each stage. A short run measures the speed, and the number of steps follows from it."""
+
+    def run(self) -> None:
+        from rewarddance.lab.build_video import build_video
+
+        build_video(self.config, self.out, self.only, self.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,18 +68,27 @@ def _same(batch: T) -> T:
     return batch
 
 
+def _module_of(make: object) -> list[str]:
+    """The module of a function, or of the function in a `functools.partial`, unless it is the main program."""
+    name = getattr(getattr(make, "func", make), "__module__", None)
+    return [] if name in (None, "__main__") else [str(name)]
+
+
 def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0) -> Iterator[T]:
     """Yield `make(first)`, ..., `make(stop - 1)` in this order, whatever the number of workers.
 
     Args:
         make: the batch of a step, a pure function of the step. With workers it must be picklable (a function of a
-            module, or a `functools.partial` of one). Tensors travel in shared memory.
+            module, or a `functools.partial` of one). Tensors travel in shared memory,
+            NumPy arrays through a pipe.
         workers: processes that make batches, four batches ahead each. 0 makes each batch in this process when it is
             asked for.
     """
     if workers == 0:
         yield from map(make, range(first, stop))
         return
+    # the workers' parent imports what they need once, before it is started by the first call
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, *_module_of(make)])
     loader = DataLoader(
         _Steps(make, first, stop - first),
         batch_size=None,
