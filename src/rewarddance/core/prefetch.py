@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
@@ -86,6 +91,72 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0
         prefetch_factor=4,
         collate_fn=_same,
         worker_init_fn=_one_thread,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=_forkserver(make),
     )
     yield from loader
+
+
+def _forkserver(make: object) -> Any:
+    """A context whose server has imported the module of `make`, so that every worker starts with it."""
+    context = multiprocessing.get_context("forkserver")
+    function = getattr(make, "func", make)  # of a functools.partial
+    module = function.__module__ if hasattr(function, "__qualname__") else type(function).__module__
+    context.set_forkserver_preload(["torch", module])
+    return context
+
+
+MOST_WORKERS = 14
+
+
+def num_workers(asked: int | None, device: torch.device) -> int:
+    """Processes that make batches: `asked`, or by default 0 on a CPU.
+
+    Beside an accelerator the default is all CPUs of this process but 2, at most `MOST_WORKERS`. Processes of one
+    machine (`torchrun`) share the CPUs.
+    """
+    if asked is not None:
+        return asked
+    if device.type == "cpu":
+        return 0
+    cpus = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(MOST_WORKERS, cpus - 2))
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor. The copy to a GPU starts from pinned memory and is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Feed(Generic[T]):
+    """The batches of a training: calling it with a step's index returns `make(index)`. Use it as a context.
+
+    Args:
+        make: as in `prefetched`. Batches of NumPy arrays travel through pipes and need no shared memory.
+        stop: indices from here on are never prepared.
+        workers: as in `prefetched`.
+
+    Attributes:
+        waited: seconds in which the caller waited for batches.
+    """
+
+    def __init__(self, make: Callable[[int], T], stop: int, workers: int = 0) -> None:
+        self.make, self.stop, self.workers = make, stop, workers
+        self.waited = 0.0
+        self._next = -1
+        self._batches: Iterator[T] = iter(())
+
+    def __call__(self, index: int) -> T:
+        began = time.perf_counter()
+        if index != self._next:
+            self._batches = prefetched(self.make, index, max(self.stop, index + 1), self.workers)
+        self._next = index + 1
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._batches, self._next = iter(()), -1  # ends the workers
