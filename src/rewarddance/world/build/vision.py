@@ -112,17 +112,21 @@ class VisionBatches:
     Args:
         name: of the random stream.
         num: pictures of this process.
+        patch: pixels of a patch's side.
+        damaged: share of pictures with damaged pixels.
         world, rank: number of processes, and this one's.
     """
 
-    config: VisionConfig
+    seed: int
     name: str
     num: int
+    patch: int
+    damaged: float
     world: int = 1
     rank: int = 0
 
     def __call__(self, index: int) -> VisionBatch:
-        rng = stream(self.config.seed, self.name, index * self.world + self.rank)
+        rng = stream(self.seed, self.name, index * self.world + self.rank)
         scenes: list[Scene] = []
         while len(scenes) < self.num:
             scene = sample_pair(rng)[1]
@@ -130,8 +134,8 @@ class VisionBatches:
             if scene.objects:
                 scenes.append(scene)
         images = [render(s) for s in scenes]
-        images = [damage_randomly(x, rng, most=0.5) if rng.random() < self.config.damaged else x for x in images]
-        targets = [patch_targets(s, SIZES[self.config.size].patch) for s in scenes]
+        images = [damage_randomly(x, rng, most=0.5) if rng.random() < self.damaged else x for x in images]
+        targets = [patch_targets(s, self.patch) for s in scenes]
         return VisionBatch(
             np.stack(images),
             np.stack([t[0] for t in targets]),
@@ -156,8 +160,12 @@ class VisionTraining:
         self.device = next(self.tower.parameters()).device
         self.computed = resolve_precision(self.config.precision, self.device, num_parameters(self.tower))
         self.prepare = Preprocessor.square(CANVAS)
-        make = VisionBatches(self.config, "vision", self.num, world_size(), rank())
+        make = self._pictures("vision", world_size(), rank())
         self.feed = Feed(make, self.config.loop.num_steps, num_workers(self.config.workers, self.device))
+
+    def _pictures(self, name: str, world: int = 1, rank: int = 0) -> VisionBatches:
+        patch, config = SIZES[self.config.size].patch, self.config
+        return VisionBatches(config.seed, name, self.num, patch, config.damaged, world, rank)
 
     def __enter__(self) -> Self:
         return self
@@ -200,7 +208,7 @@ class VisionTraining:
     @torch.no_grad()
     def validate(self, index: int) -> Metrics:
         if self.held_out is None:
-            self.held_out = VisionBatches(self.config, "vision-validation", self.num)(0)
+            self.held_out = self._pictures("vision-validation")(0)
         with self.loop.averaged():
             metrics = self.losses(self.held_out)[1]
         return {f"val_{k}": v for k, v in metrics.items()}
