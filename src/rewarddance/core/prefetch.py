@@ -97,11 +97,11 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0
 
 
 def _forkserver(make: object) -> Any:
-    """A context whose server has imported the module of `make`, so that every worker starts with it."""
+    """A context whose server has imported the program and the module of `make`, so that workers start with them."""
     context = multiprocessing.get_context("forkserver")
     function = getattr(make, "func", make)  # of a functools.partial
     module = function.__module__ if hasattr(function, "__qualname__") else type(function).__module__
-    context.set_forkserver_preload(["torch", module])
+    context.set_forkserver_preload(["__main__", "torch", module])
     return context
 
 
