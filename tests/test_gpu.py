@@ -11,8 +11,14 @@ from dialogs import WORDS, mixed_dialogs, question
 
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.apps.cli import main
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 from rewarddance.vlm.engine import Engine
+from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
+from rewarddance.world.build.generator import GeneratorConfig, train_generator
+from rewarddance.world.build.tiny_vlm import SIZES, Size
+from rewarddance.world.build.vision import VisionConfig, pretrain_vision
+from rewarddance.world.build.vlm import VlmConfig, train_vlm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -219,3 +225,22 @@ def test_sharded_weights_train_and_are_saved_as_whole_ones(vlm_folder, data_fold
     assert kept["trained"]
     saved = [load_judge(tmp_path / n).engine.backbone.module.state_dict() for n in ("whole", "sharded")]
     assert saved[0].keys() == saved[1].keys()
+
+
+def test_pretraining_begins_as_on_a_cpu(tmp_path, monkeypatch):
+    """The same weights, batches and noise: losses of the first steps agree in fp32, and workers change nothing."""
+    monkeypatch.setitem(SIZES, "test", Size(64, 2, 64, 2, 2))
+    keys = {"loop": LoopConfig(num_steps=3), "optim": OptimConfig(name="muon", lr=1e-3, ema_decay=0.9)}
+    losses: dict[str, list[list[float]]] = {"cpu": [], "cuda": []}
+    for device, workers in (("cpu", 0), ("cuda", 2)):
+        own, out = {**keys, "device": device, "workers": workers}, tmp_path / device
+        vae = train_autoencoder(AutoencoderConfig(batch_size=4, precision="fp32", **own), out / "vae")
+        train_generator(GeneratorConfig(batch_size=4, precision="fp32", **own), vae, out / "generator")
+        vision = pretrain_vision(VisionConfig(size="test", batch_size=4, precision="fp32", **own), out / "vision")
+        config = VlmConfig(size="test", batch_size=6, num_questions=2, precision="fp32", **own)
+        train_vlm(config, vision, out / "vlm")
+        for name, key in (("vae", "mse"), ("generator", "loss"), ("vision", "loss"), ("vlm", "loss")):
+            losses[device].append([m[key] for m in RunFolder(out / name).metrics()])
+    for a, b in zip(losses["cpu"], losses["cuda"], strict=True):
+        assert a[0] == pytest.approx(b[0], rel=5e-3)  # convolutions compute in TF32
+        assert a == pytest.approx(b, rel=0.1)

@@ -157,6 +157,7 @@ def test_larger_pictures_take_more_memory_and_only_what_a_model_takes(monkeypatc
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
+        ("internvl2.5-26b", 25.5),
         ("internvl3.5-38b", 38.4),
         ("qwen2.5-vl-3b", 3.75),
         ("qwen2.5-vl-72b", 73.4),
@@ -166,6 +167,13 @@ def test_larger_pictures_take_more_memory_and_only_what_a_model_takes(monkeypatc
 )
 def test_presets_have_the_published_number_of_parameters(name, billions):
     assert parts_of(empty_model(config_of(name))).total / 1e9 == pytest.approx(billions, rel=4e-3)
+
+
+def test_a_llama_text_model_is_planned_too():
+    found = plan("internvl2.5-26b", 8, parse_memory("80GB"), Pass(4))
+    assert (found.chosen.trained, found.chosen.shard) == ("all", 8)
+    assert found.memory.total < found.limit
+    assert found.parts.total == 25_514_186_112
 
 
 def test_the_largest_preset_fits_eight_gpus_by_adapters_on_shared_weights():

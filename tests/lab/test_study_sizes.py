@@ -1,10 +1,13 @@
 import pytest
 
+from rewarddance.apps.studies import pretrained_by_size
 from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.load import load_internvl
-from rewarddance.lab.study_sizes import SizesConfig, scaled, study_sizes
+from rewarddance.lab.assets import SizeSettings, build_size
+from rewarddance.lab.study_sizes import SizesConfig, deviations_of, scaled, study_sizes
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.world.build.preferences import PreferencesConfig, embedded_records
@@ -71,6 +74,47 @@ def test_sizes_can_begin_from_a_small_vlm_that_was_grown(data, tmp_path, monkeyp
     assert few["sizes"]["test-b"]["seeds"][0]["pretrain_seconds"] > 0
     with pytest.raises(ConfigError, match="vlm_steps 0"):
         study_sizes(config.model_copy(update={"grow_from": None}), data, tmp_path / "no", budget=600.0)
+
+
+def test_judges_with_a_pretraining_of_their_own_and_their_deviations(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
+    monkeypatch.setitem(SIZES, "test-a", Size(64, 1, 32, 1, 2))
+    monkeypatch.setitem(SIZES, "test-b", Size(64, 1, 64, 1, 2))
+    settings = SizeSettings(size="test-a", vision_steps=1, vlm_steps=1, large=False, device="cpu")
+    made = build_size(settings, tmp_path / "pretrained", data / "train.parquet")
+    assert made == tmp_path / "pretrained" / "test-a" / "vlm" / "model"
+    pretrained = pretrained_by_size([str(tmp_path / "pretrained")], ("test-a", "test-b"))
+    assert pretrained == {"test-a": str(made.parent)}
+    judge = RewardConfig(prompts_per_step=4, precision="fp32", loop=LoopConfig(num_steps=1))
+    config = SizesConfig(sizes=("test-a",), pretrained=pretrained, judge=judge, num_seeds=2, folds=2, vlm_steps=0)
+    study = study_sizes(config, data, tmp_path / "out", budget=600.0)
+    entry = study["sizes"]["test-a"]
+    assert not (tmp_path / "out" / "test-a" / "vlm").exists()
+    assert len(entry["seeds"]) == len(entry["folds"]) == 2
+    runs = [RunFolder(made.parents[1] / name).metrics()[-1]["seconds"] for name in ("vision", "vlm")]
+    assert entry["seeds"][0]["pretrain_seconds"] == pytest.approx(sum(runs))
+    values = [row["id"]["accuracy"] for row in entry["seeds"]]
+    expected = {"mean": sum(values) / 2, "std": abs(values[0] - values[1]) / 2**0.5}
+    assert entry["deviations"]["seeds"]["id/accuracy"] == pytest.approx(expected)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "standard deviation over seeds" in table
+    assert "standard deviation over folds" in table
+    assert "latency p50" in table
+    wrong = config.model_copy(update={"sizes": ("test-b",), "pretrained": {"test-b": str(made)}})
+    with pytest.raises(ConfigError, match=r"1 layers of 32 units, but test-b has 1 of 64"):
+        study_sizes(wrong, data, tmp_path / "wrong", budget=600.0)
+    with pytest.raises(ConfigError, match="has none of the folders test-b"):
+        pretrained_by_size([str(tmp_path / "pretrained")], ("test-b",))
+    with pytest.raises(ConfigError, match="'other' is not one of --sizes"):
+        pretrained_by_size(["other=x"], ("test-b",))
+
+
+def test_deviations_are_sample_standard_deviations_where_there_are_several():
+    seeds = [{"id": {"accuracy": a}, "ood": {}} for a in (0.5, 0.7, 0.9)]
+    found = deviations_of({"seeds": seeds, "folds": {"a": {"spearman": 0.1}, "b": {"spearman": 0.3}}})
+    assert found["seeds"] == {"id/accuracy": {"mean": pytest.approx(0.7), "std": pytest.approx(0.2)}}
+    assert found["folds"] == {"spearman": {"mean": pytest.approx(0.2), "std": pytest.approx(0.02**0.5)}}
+    assert deviations_of({"seeds": seeds[:1]}) == {"seeds": {}, "folds": {}}
 
 
 def test_a_study_refuses_to_stop_early_before_it_has_trained_anything(data, tmp_path):

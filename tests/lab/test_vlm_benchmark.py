@@ -1,9 +1,12 @@
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from rewarddance.core.streams import stream
 from rewarddance.jobs.load import load_backbone
 from rewarddance.lab.vlm_benchmark import KINDS, _exact, benchmark_vlm, kind_of
-from rewarddance.world.build.lesson_batches import pack
+from rewarddance.world.build.packing import LessonPacker, collate
 from rewarddance.world.corrupt import EDITS
 from rewarddance.world.lessons import lesson, matching_lesson, relation_lesson
 
@@ -33,25 +36,23 @@ def test_figures_are_shares(vlm_folder):
 def test_exact_means_what_greedy_decoding_writes(vlm_folder):
     """Answers that the model itself writes greedily count as exact."""
     backbone = load_backbone(vlm_folder)
-    packed = pack(lesson(stream(1, "greedy"), 2), backbone.encoder, 1.0)
+    packed = LessonPacker(backbone.encoder, 1.0)(lesson(stream(1, "greedy"), 2))
     ids = list(packed.ids)
     for _ in range(len(ids)):  # write the model's own answers until they stand still
         before = list(ids)
-        changed = type(packed)(tuple(ids), packed.images, packed.branch, packed.positions, packed.weights)
+        changed = replace(packed, ids=np.array(ids, np.int32))
         best = _best(backbone, changed)
         ids = [int(best[i - 1]) if packed.weights[i] > 0 else t for i, t in enumerate(ids)]
         if ids == before:
             break
-    final = type(packed)(tuple(ids), packed.images, packed.branch, packed.positions, packed.weights)
+    final = replace(packed, ids=np.array(ids, np.int32))
     assert all(_exact(backbone, [final])[0])
 
 
 @torch.no_grad()
 def _best(backbone, packed):
-    from rewarddance.world.build.lesson_batches import collate
-
-    batch = collate([packed], 0)
-    seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare([m for m, _ in batch.frames]))
+    batch = collate([packed], 0).to(torch.device("cpu"))
+    seen = backbone.model.model.get_image_features(pixel_values=backbone.prepare.frames(batch.pixels))
     more = {"attention_mask": batch.mask, "position_ids": batch.positions, "mm_encoder_outputs": {"image": seen}}
     states = backbone.model.model(input_ids=batch.ids, use_cache=False, **more)[0]
     return backbone.model.lm_head(states)[0].argmax(-1)

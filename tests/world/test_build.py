@@ -24,7 +24,8 @@ from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.world.build import preferences
 from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
-from rewarddance.world.build.lesson_batches import LessonSource, collate, pack
+from rewarddance.world.build.lesson_batches import LessonSource
+from rewarddance.world.build.packing import LessonPacker, collate
 from rewarddance.world.build.preferences import PreferencesConfig, draw_images, embedded_records
 from rewarddance.world.build.tiny_vlm import SIZES, Size, new_tokenizer, new_vlm
 from rewarddance.world.build.vision import NOTHING, VisionConfig, patch_targets, pretrain_vision
@@ -100,16 +101,18 @@ def test_packed_lessons_equal_one_dialog_a_question():
     model, encoder = new_vlm("test", tokenizer), ChatEncoder(tokenizer, 16)
     rng = stream(0, "packed")
     lessons = [lesson(rng, 3), lesson(rng, 3), yes_or_no(lesson(rng, 9))]
-    packed = [pack(x, encoder, 3.0) for x in lessons]
-    batch = collate(packed, tokenizer.pad_token_id)
+    packed = list(map(LessonPacker(encoder, 3.0), lessons))
+    batch = collate(packed, tokenizer.pad_token_id).to(torch.device("cpu"))
     prepare = Preprocessor.square(48)
 
-    def read(ids, frames, **more):
-        seen = model.model.get_image_features(pixel_values=prepare([m for m, _ in frames]))
+    def read(ids, pixels, **more):
+        seen = model.model.get_image_features(pixel_values=pixels)
         return model.model(input_ids=ids, mm_encoder_outputs={"image": seen}, use_cache=False, **more)[0]
 
     with torch.no_grad():
-        together = read(batch.ids, batch.frames, attention_mask=batch.mask, position_ids=batch.positions)
+        together = read(
+            batch.ids, prepare.frames(batch.pixels), attention_mask=batch.mask, position_ids=batch.positions
+        )
         for row, (one, p) in enumerate(zip(lessons, packed, strict=True)):
             opening = [f"{one.request}\n"] if one.request else []
             opening += [f"prompt: {one.prompt}\n"] if one.prompt else []
@@ -118,7 +121,8 @@ def test_packed_lessons_equal_one_dialog_a_question():
             for k, (question, answer) in enumerate(one.turns, 1):
                 alone = encoder.chat([("user", [*opening, question]), ("assistant", [answer])], generate=False)
                 mine = [i for i, b in enumerate(p.branch) if b == k]
-                expected = read(torch.tensor([alone.ids]), alone.images)[0, -len(mine) :]
+                pixels = prepare([media for media, _ in alone.images])
+                expected = read(torch.tensor([alone.ids]), pixels)[0, -len(mine) :]
                 torch.testing.assert_close(together[row, mine], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -142,7 +146,7 @@ def test_a_request_leaves_what_it_asks_for_and_stands_where_judges_have_it():
 def test_loss_weights_single_out_one_word_answers():
     encoder = ChatEncoder(new_tokenizer(), 16)
     turns = (("is it red?", "yes"), ("describe image 1.", "flat drawing of a red circle on white"))
-    found = pack(Lesson(None, (), turns), encoder, 3.0)
+    found = LessonPacker(encoder, 3.0)(Lesson(None, (), turns))
     short = [w for w, b in zip(found.weights, found.branch, strict=True) if b == 1 and w]
     long = [w for w, b in zip(found.weights, found.branch, strict=True) if b == 2 and w]
     assert short == [3.0, 1.0]

@@ -25,8 +25,8 @@ class PlanCommand(Flags):
     """
 
     backbone: str
-    """A size (tiny-2m ... tiny-200m, internvl3.5-1b ... 38b, qwen2.5-vl-3b ... 72b, qwen3-vl-2b ... 32b) or a local
-    folder with a config.json."""
+    """A size (tiny-2m ... tiny-200m, internvl2.5-26b, internvl3.5-1b ... 38b, qwen2.5-vl-3b ... 72b, qwen3-vl-2b ...
+    32b) or a local folder with a config.json."""
     gpus: Count = 1
     """Processes, one GPU each."""
     memory: str = "80GB"

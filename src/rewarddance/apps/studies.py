@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,6 +93,8 @@ class StudySizes(Flags):
     sizes are empty in the table.
 
     Example: rewarddance study sizes --data data/embedded --out runs/sizes --sizes tiny-2m tiny-20m --budget 36000
+
+    Example: rewarddance study sizes --data data/embedded --out runs/sizes --pretrained runs/pretrained --num-seeds 3
     """
 
     data: Path
@@ -106,12 +109,25 @@ class StudySizes(Flags):
     grow_from: str | None = None
     """A VLM (`tiny` or a folder) that every size starts from. It is made wider and deeper, and still computes the
     same function. It replaces the training of the vision tower."""
+    pretrained: tuple[str, ...] = ()
+    """VLMs with a pretraining of their own, which replace it: a folder of `rewarddance build --size`, or SIZE=FOLDER
+    for each size."""
     vision_steps: int = 1500
     vlm_steps: int = 2400
     """Training steps of the VLM on its lessons. With --grow-from these are further steps; 0 for none."""
+    large_batches: bool = False
+    """Pretrain in large batches, for a GPU."""
     judge_steps: int | None = None
     """Steps of the judges' training; as the recipe says when not given."""
     seed: int = 0
+    num_seeds: Count = 1
+    """Judges of each size."""
+    folds: Annotated[int, Least(0)] = 0
+    """Folds of a cross-validation of each size; 0 for none."""
+    device: str = "auto"
+    """Of the pretraining; judges take CUDA where there is one."""
+    workers: Annotated[int | None, Least(0)] = None
+    """Processes that make lessons ahead; by default 0 on a CPU, and up to 14 beside a GPU."""
 
     def run(self) -> None:
         from rewarddance.core.config import load_recipe, merge
@@ -123,17 +139,34 @@ class StudySizes(Flags):
         judge = merge(RewardConfig().model_dump(), load_recipe(self.recipe))
         if self.judge_steps is not None:
             judge = merge(judge, {"loop": {"num_steps": self.judge_steps}})
-        config = SizesConfig(
-            sizes=self.sizes,
-            vision_steps=self.vision_steps,
-            vlm_steps=self.vlm_steps,
-            grow_from=self.grow_from,
-            judge=parse_config(RewardConfig, judge, str(self.recipe)),
-            seed=self.seed,
-        )
+        values = {k: getattr(self, k) for k in SizesConfig.model_fields.keys() & vars(self).keys()}
+        values["pretrained"] = pretrained_by_size(self.pretrained, self.sizes)
+        values["judge"] = parse_config(RewardConfig, judge, str(self.recipe))
+        config = parse_config(SizesConfig, values, "study sizes")
         with process_group():
             study = study_sizes(config, self.data, self.out, self.budget)
         say(as_markdown(judge_tables(study)))
+
+
+def pretrained_by_size(given: Sequence[str], sizes: Sequence[str]) -> dict[str, str]:
+    """Folders of pretrained VLMs by size.
+
+    Args:
+        given: `SIZE=FOLDER`, or folders of `rewarddance build --size`, which have a folder for every size.
+
+    Raises:
+        ConfigError: a size that is not studied, or a folder without any of the sizes.
+    """
+    folders: dict[str, str] = {}
+    for text in given:
+        size, equals, folder = text.partition("=")
+        if equals and size not in sizes:
+            raise ConfigError(f"--pretrained {text}: {size!r} is not one of --sizes ({', '.join(sizes)})")
+        by_size = {size: folder} if equals else {s: f"{text}/{s}/vlm" for s in sizes if (Path(text) / s).is_dir()}
+        if not by_size:
+            raise ConfigError(f"--pretrained {text}: has none of the folders {', '.join(sizes)}")
+        folders |= by_size
+    return folders
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Flags
+from rewarddance.apps.flags import Count, Flags, Least
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import say
@@ -119,21 +119,54 @@ class Rerun(Flags):
 class Build(Flags):
     """Train the embedded models from scratch and put them into the package (hours; continues where it stopped).
 
+    With --size only a VLM of that size is pretrained, from random weights, under OUT/SIZE. It is not put into the
+    package; `rewarddance study sizes --pretrained OUT` takes it.
+
     Example: rewarddance build --only vlm
 
     Example: torchrun --nproc-per-node 2 -m rewarddance build --only vlm
+
+    Example: rewarddance build --size tiny-20m --data data/embedded --vlm-steps 3000 --out runs/pretrained
     """
 
     out: Path = Path("build")
     """Run folders of the trainings."""
     only: Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"] = "all"
+    size: Literal["tiny-2m", "tiny-20m", "tiny-200m"] | None = None
+    """Pretrain a VLM of this size alone, from random weights."""
+    vision_steps: Count = 600
+    """With --size: steps of the vision tower."""
+    vlm_steps: Count = 2400
+    """With --size: steps of the VLM."""
+    data: Path | None = None
+    """With --size: a folder of `data build`, for lessons on the generator's pictures. Renders alone if not given."""
+    shipped_batches: bool = False
+    """With --size: small batches as for the shipped VLM, not large ones for a GPU."""
+    device: str = "auto"
+    """`auto` is CUDA where there is one."""
+    workers: Annotated[int | None, Least(0)] = None
+    """Processes that make batches ahead; by default 0 on a CPU, and up to 14 beside a GPU."""
+    seed: int = 0
+    """With --size."""
 
     def run(self) -> None:
         from rewarddance.core.parallel import process_group
-        from rewarddance.lab.assets import build_assets
+        from rewarddance.lab.assets import SizeSettings, build_assets, build_size
 
         with process_group():
-            build_assets(self.out, self.only)
+            if self.size is None:
+                build_assets(self.out, self.only, self.device, self.workers)
+                return
+            settings = SizeSettings(
+                size=self.size,
+                vision_steps=self.vision_steps,
+                vlm_steps=self.vlm_steps,
+                large=not self.shipped_batches,
+                device=self.device,
+                workers=self.workers,
+                seed=self.seed,
+            )
+            build_size(settings, self.out, None if self.data is None else self.data / "train.parquet")
 
 
 @dataclass(frozen=True)

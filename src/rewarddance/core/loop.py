@@ -45,8 +45,12 @@ class Ema:
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, p in parameters.items():
-            self.shadow[name].lerp_(p.detach().float(), 1 - decay)
+        if any(map(is_sharded, parameters.values())):
+            for name, p in parameters.items():
+                self.shadow[name].lerp_(p.detach().float(), 1 - decay)
+        elif parameters:
+            live = [p.detach().float() for p in parameters.values()]
+            torch._foreach_lerp_([self.shadow[name] for name in parameters], live, 1 - decay)
 
     @torch.no_grad()
     def put(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -99,6 +103,11 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
     if hidden:
         optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
     return optimizers
+
+
+def as_numbers(metrics: Metrics) -> Metrics:
+    """The metrics with tensors of one element as Python numbers."""
+    return {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
 
 
 class Loop:
@@ -226,10 +235,11 @@ class Loop:
         """
         rate = learning_rate(self.optim, self.step, self.config.num_steps) * self.extra.get("rate_factor", 1.0)
         norm = full_tensor(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
-        if not torch.isfinite(norm):
+        size = float(norm)  # the one place of a step where the CPU waits for a GPU
+        if not math.isfinite(size):
             where = f"step {self.step}" + (f" ({self.context})" if self.context else "")
             kept = f"{self.folder.path} keeps its last checkpoint"
-            raise RunError(f"{where}: the gradient is {float(norm)}; {kept}, lower the learning rate and resume")
+            raise RunError(f"{where}: the gradient is {size}; {kept}, lower the learning rate and resume")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -237,7 +247,7 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.parameters, self.step + 1)
-        return float(norm)
+        return size
 
     def fit(
         self,
@@ -274,7 +284,8 @@ class Loop:
         """Train until `num_steps` or a stop reason. A run that was stopped for a reason stays stopped when resumed.
 
         Args:
-            step: computes the loss of step `index`, calls `backward`, returns metrics for the log.
+            step: computes the loss of step `index`, calls `backward`, returns metrics for the log: numbers, or tensors
+                of one element, which are read after the update, so that a GPU does not wait for them.
             validate: called every `validate_every` steps and at the end; its metrics join the line of that step.
             on_step: called with (step, num_steps, metrics) after every step.
             stop: gets the metrics of a step; a string ends the run and is logged as `stopped`.
@@ -300,10 +311,11 @@ class Loop:
         while self.step < cfg.num_steps:
             metrics = step(self.step)
             metrics["grad_norm"] = self.update()
+            metrics = as_numbers(metrics)
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - began
             if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
-                metrics |= validate(self.step)
+                metrics |= as_numbers(validate(self.step))
             reason = stop(metrics) if stop is not None else None
             if is_leader() and (self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps):
                 line = {**metrics, "seconds": round(self.seconds, 2)}

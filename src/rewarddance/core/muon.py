@@ -53,18 +53,17 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for shape, params in by_shape.items():
-                update = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
-                for p, u in zip(params, update, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(u, alpha=group["lr"] * 0.2 * math.sqrt(max(shape)))
+                update = orthogonalise(torch.stack(self._with_momentum(params, group["momentum"])))
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(params, list(update), alpha=group["lr"] * 0.2 * math.sqrt(max(shape)))
 
-    def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
-        assert p.grad is not None
-        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-        buffer.lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum)
+    def _with_momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        gradients = [p.grad for p in params if p.grad is not None]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, buffers, momentum))

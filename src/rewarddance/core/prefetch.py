@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
@@ -68,27 +72,18 @@ def _same(batch: T) -> T:
     return batch
 
 
-def _module_of(make: object) -> list[str]:
-    """The module of a function, or of the function in a `functools.partial`, unless it is the main program."""
-    name = getattr(getattr(make, "func", make), "__module__", None)
-    return [] if name in (None, "__main__") else [str(name)]
-
-
 def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0) -> Iterator[T]:
     """Yield `make(first)`, ..., `make(stop - 1)` in this order, whatever the number of workers.
 
     Args:
         make: the batch of a step, a pure function of the step. With workers it must be picklable (a function of a
-            module, or a `functools.partial` of one). Tensors travel in shared memory,
-            NumPy arrays through a pipe.
+            module, or a `functools.partial` of one). Tensors travel in shared memory, NumPy arrays through a pipe.
         workers: processes that make batches, four batches ahead each. 0 makes each batch in this process when it is
             asked for.
     """
     if workers == 0:
         yield from map(make, range(first, stop))
         return
-    # the workers' parent imports what they need once, before it is started by the first call
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, *_module_of(make)])
     loader = DataLoader(
         _Steps(make, first, stop - first),
         batch_size=None,
@@ -96,6 +91,72 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0
         prefetch_factor=4,
         collate_fn=_same,
         worker_init_fn=_one_thread,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=_forkserver(make),
     )
     yield from loader
+
+
+def _forkserver(make: object) -> Any:
+    """A context whose server has imported the program and the module of `make`, so that workers start with them."""
+    context = multiprocessing.get_context("forkserver")
+    function = getattr(make, "func", make)  # of a functools.partial
+    module = function.__module__ if hasattr(function, "__qualname__") else type(function).__module__
+    context.set_forkserver_preload(["__main__", "torch", module])
+    return context
+
+
+MOST_WORKERS = 14
+
+
+def num_workers(asked: int | None, device: torch.device) -> int:
+    """Processes that make batches: `asked`, or by default 0 on a CPU.
+
+    Beside an accelerator the default is all CPUs of this process but 2, at most `MOST_WORKERS`. Processes of one
+    machine (`torchrun`) share the CPUs.
+    """
+    if asked is not None:
+        return asked
+    if device.type == "cpu":
+        return 0
+    cpus = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(MOST_WORKERS, cpus - 2))
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor. The copy to a GPU starts from pinned memory and is not waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Feed(Generic[T]):
+    """The batches of a training: calling it with a step's index returns `make(index)`. Use it as a context.
+
+    Args:
+        make: as in `prefetched`. Batches of NumPy arrays travel through pipes and need no shared memory.
+        stop: indices from here on are never prepared.
+        workers: as in `prefetched`.
+
+    Attributes:
+        waited: seconds in which the caller waited for batches.
+    """
+
+    def __init__(self, make: Callable[[int], T], stop: int, workers: int = 0) -> None:
+        self.make, self.stop, self.workers = make, stop, workers
+        self.waited = 0.0
+        self._next = -1
+        self._batches: Iterator[T] = iter(())
+
+    def __call__(self, index: int) -> T:
+        began = time.perf_counter()
+        if index != self._next:
+            self._batches = prefetched(self.make, index, max(self.stop, index + 1), self.workers)
+        self._next = index + 1
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._batches, self._next = iter(()), -1  # ends the workers

@@ -67,7 +67,7 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-_CHANGEABLE = frozenset({"shard", "micro_batch", "workers", "loop.max_seconds", "optim.lr"})
+_CHANGEABLE = frozenset({"shard", "micro_batch", "device", "workers", "loop.max_seconds", "optim.lr"})
 """Keys that may change when a run is resumed: those that depend on the machine, and a rate that diverged."""
 
 

@@ -55,7 +55,7 @@ def _down(layer: Any, x: Tensor) -> Tensor:
     shortcut = layer.avg_shortcut(x)
     for resnet in layer.resnets:
         x = resnet(x)
-    return (x if layer.downsampler is None else _resample(layer.downsampler, x)) + shortcut
+    return torch.as_tensor((x if layer.downsampler is None else _resample(layer.downsampler, x)) + shortcut)
 
 
 def _up(block: WanUpBlock | WanResidualUpBlock, x: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 
-from rewarddance.core.config import load_recipe, merge, parse_config
+from rewarddance.core.config import Config, load_recipe, merge, parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.parallel import barrier, is_leader, long_barrier
 from rewarddance.core.progress import say
@@ -22,27 +23,34 @@ from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
+from rewarddance.world.build.large_batches import vision_settings, vlm_settings
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
 from rewarddance.world.build.vlm import VlmConfig, train_vlm
 
 Part = Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"]
 
 
-def build_assets(out: Path, only: Part = "all") -> None:
-    """Train what is missing under `out`, resume what was stopped, and copy the results into the package."""
+def build_assets(out: Path, only: Part = "all", device: str = "auto", workers: int | None = None) -> None:
+    """Train what is missing under `out`, resume what was stopped, and copy the results into the package.
+
+    Args:
+        workers: processes that make batches ahead (`core.prefetch.num_workers`).
+    """
+    where: dict[str, Any] = {"device": device, "workers": workers}
     if only in ("all", "autoencoder"):
         _once(
             out / "autoencoder",
-            lambda resume: train_autoencoder(AutoencoderConfig(), out / "autoencoder", resume=resume),
+            lambda resume: train_autoencoder(AutoencoderConfig(**where), out / "autoencoder", resume=resume),
         )
     if only in ("all", "generator"):
         vae = out / "autoencoder" / "model"
         _once(
-            out / "generator", lambda resume: train_generator(GeneratorConfig(), vae, out / "generator", resume=resume)
+            out / "generator",
+            lambda resume: train_generator(GeneratorConfig(**where), vae, out / "generator", resume=resume),
         )
         ship(out / "generator", ASSETS / "generator-tiny")
     if only in ("all", "vision", "vlm"):
-        _once(out / "vision", lambda resume: pretrain_vision(VisionConfig(), out / "vision", resume=resume))
+        _once(out / "vision", lambda resume: pretrain_vision(VisionConfig(**where), out / "vision", resume=resume))
         ship(out / "vision", ASSETS / "reader-tiny")
     preferences = out / "preferences"
     if only in ("all", "preferences") and is_leader():
@@ -52,13 +60,48 @@ def build_assets(out: Path, only: Part = "all") -> None:
         vision, drawn = out / "vision" / "model" / "vision.safetensors", preferences / "train.parquet"
         if not (preferences / "data.json").is_file():  # its presence means that preferences exist or are being built
             raise ConfigError(f"{preferences}: no preferences; lessons ask about their pictures, so build them first")
-        _once(out / "vlm", lambda resume: train_vlm(VlmConfig(), vision, out / "vlm", drawn=drawn, resume=resume))
+        _once(
+            out / "vlm", lambda resume: train_vlm(VlmConfig(**where), vision, out / "vlm", drawn=drawn, resume=resume)
+        )
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
         pairs, both = out / "judge-pairs", out / "judge"
         _once(pairs, lambda resume: _train_judge("reward", "tiny", preferences, pairs, resume))
         _once(both, lambda resume: _train_judge("reward-both", str(pairs), preferences, both, resume))
         ship(both, ASSETS / "judge-tiny")
+
+
+class SizeSettings(Config):
+    """A VLM of a size that is not shipped, or of the smallest size in large batches."""
+
+    size: str = "tiny-20m"
+    vision_steps: int = Field(600, ge=1)
+    vlm_steps: int = Field(2400, ge=1)
+    large: bool = True
+    """Large batches, with a learning rate for them (`world/build/large_batches.py`)."""
+    device: str = "auto"
+    workers: int | None = None
+    seed: int = 0
+
+
+def build_size(settings: SizeSettings, out: Path, drawn: Path | None = None) -> Path:
+    """Pretrain a vision tower and a VLM of a size under `out/<size>`; what is finished is kept.
+
+    Nothing is copied into the package. `study sizes --pretrained out` takes the result.
+
+    Args:
+        drawn: preferences with pictures of the generator, for lessons on them; None for lessons on renders alone.
+
+    Returns:
+        The VLM's folder.
+    """
+    folder, keys = out / settings.size, {k: getattr(settings, k) for k in ("device", "workers", "seed")}
+    seeing = vision_settings(settings.size, settings.vision_steps, settings.large, **keys)
+    _once(folder / "vision", lambda resume: pretrain_vision(seeing, folder / "vision", resume=resume))
+    weights = folder / "vision" / "model" / "vision.safetensors"
+    lessons = vlm_settings(settings.size, settings.vlm_steps, settings.large, **keys)
+    _once(folder / "vlm", lambda resume: train_vlm(lessons, weights, folder / "vlm", drawn=drawn, resume=resume))
+    return folder / "vlm" / "model"
 
 
 def _once(folder: Path, train: Callable[[bool], object]) -> None:

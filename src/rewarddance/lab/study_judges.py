@@ -145,12 +145,12 @@ def latency(judge: Judge, records: Sequence[PreferenceRecord]) -> dict[str, floa
     seconds = []
     for i in range(43):
         began = time.perf_counter()
-        judge.judge([comparisons[i % len(comparisons)]])
+        judge.judge([comparisons[i % len(comparisons)]]).margin.cpu()  # waits for a GPU
         if i >= 3:  # the first calls warm up
             seconds.append(time.perf_counter() - began)
     many = comparisons[:256]
     began = time.perf_counter()
-    judge.judge(many)
+    judge.judge(many).margin.cpu()
     total = time.perf_counter() - began
     pictures = len({id(m) for c in many for m in (c.candidate, c.reference)})
     return {

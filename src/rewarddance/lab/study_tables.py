@@ -81,7 +81,31 @@ def judge_tables(study: Mapping[str, Any]) -> list[Table]:
     rows += [[name, f"left empty: {reason}", *[""] * (len(head) - 2)] for name, reason in left_out.items()]
     several = any(len(e["seeds"]) > 1 for e in entries.values())
     title = "Mean of the seeds (smallest to largest)" if several else "One seed [95% interval over prompts]"
-    return [Table(title, head, rows), *_difference_table(study), *_cost_table(entries)]
+    return [
+        Table(title, head, rows),
+        *_difference_table(study),
+        *_deviation_table(entries, "seeds"),
+        *_deviation_table(entries, "folds"),
+        *_cost_table(entries),
+    ]
+
+
+def _deviation_table(entries: Mapping[str, Any], kind: str) -> list[Table]:
+    """Mean and standard deviation over seeds or over folds, where a study of sizes has several."""
+    measured = {name: entry.get("deviations", {}).get(kind, {}) for name, entry in entries.items()}
+    keys = list(dict.fromkeys(key for figures in measured.values() for key in figures))
+    if not keys:
+        return []
+
+    def title(key: str) -> str:
+        split, _, name = key.rpartition("/")
+        return FOLD_MEASURES[name] + (f", {SPLITS[split]}" if split else "")
+
+    rows = [
+        [name, *(f"{f[k]['mean']:.3f} ± {f[k]['std']:.3f}" if k in f else "–" for k in keys)]
+        for name, f in measured.items()
+    ]
+    return [Table(f"Mean ± standard deviation over {kind}", ["", *map(title, keys)], rows)]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -14,7 +14,7 @@ from rewarddance.core.streams import stream
 from rewarddance.jobs.load import load_internvl
 from rewarddance.lab.blind_spots import untrained_answers, vlm_blind_spots
 from rewarddance.vlm.internvl import InternVLBackbone
-from rewarddance.world.build.lesson_batches import PackedLesson, collate, pack
+from rewarddance.world.build.packing import LessonPacker, PackedLesson, collate
 from rewarddance.world.lessons import lesson as draw_lesson
 
 KINDS: tuple[tuple[str, str], ...] = (
@@ -60,7 +60,7 @@ def benchmark_vlm(
     backbone = load_internvl(name)
     rng = stream(seed, "vlm-benchmark")
     lessons = [draw_lesson(rng, 6) for _ in range(num_lessons)]
-    packed = [pack(x, backbone.encoder, 1.0) for x in lessons]
+    packed = list(map(LessonPacker(backbone.encoder, 1.0), lessons))
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for i in tracked(range(0, num_lessons, CHUNK), "vlm"):
         exact = _exact(backbone, packed[i : i + CHUNK])
@@ -76,21 +76,19 @@ def benchmark_vlm(
 
 def _exact(backbone: InternVLBackbone, packed: Sequence[PackedLesson]) -> list[list[bool]]:
     """For every turn, whether each answer token is the most likely one, so that greedy decoding gives the answer."""
-    batch, device = collate(packed, 0), backbone.device
-    image_tokens = backbone.model.model.get_image_features(
-        pixel_values=backbone.prepare([m for m, _ in batch.frames]).to(device)
-    )
+    batch = collate(packed, 0).to(backbone.device)
+    image_tokens = backbone.model.model.get_image_features(pixel_values=backbone.prepare.frames(batch.pixels))
     states = backbone.model.model(
-        input_ids=batch.ids.to(device),
-        attention_mask=batch.mask.to(device),
-        position_ids=batch.positions.to(device),
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
         use_cache=False,
         mm_encoder_outputs={"image": image_tokens},
     )[0]
     best = backbone.model.lm_head(states).argmax(-1).cpu()
     exact = []
     for row, p in enumerate(packed):
-        rights = [True] * max(p.branch)
+        rights = [True] * int(max(p.branch))
         for i in range(1, len(p.ids)):
             if p.weights[i] > 0 and int(best[row, i - 1]) != p.ids[i]:
                 rights[p.branch[i] - 1] = False

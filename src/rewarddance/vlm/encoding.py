@@ -73,12 +73,13 @@ class ChatEncoder:
         self._picture = f"{self.start}{self.context}{self.end}"
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
-        special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special)))
+        self.special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        """Texts that the tokenizer reads as one special token, the longest first."""
+        self._special = re.compile("|".join(map(re.escape, self.special)))
         self._templates: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         self._cache: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]] = {}
 
-    def _around(self, roles: tuple[str, ...], generate: bool) -> list[str]:
+    def around(self, roles: tuple[str, ...], generate: bool) -> list[str]:
         """The template's text around each message's content: len(roles) + 1 pieces."""
         key = (roles, generate)
         if key not in self._templates:
@@ -113,7 +114,7 @@ class ChatEncoder:
     def chat(self, messages: Sequence[Message], *, generate: bool = True) -> Encoded:
         """Encode messages; with `generate`, up to where the assistant's answer begins."""
         images: list[Frame] = []
-        around = self._around(tuple(role for role, _ in messages), generate)
+        around = self.around(tuple(role for role, _ in messages), generate)
         text, spans = around[0], []
         for i, (role, parts) in enumerate(messages):
             content = "".join(self._text(p, images) for p in parts)

@@ -166,7 +166,7 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)
     x = torch.empty(1, num, width, dtype=dtype, device="meta", requires_grad=True)
     masks: Any = dict.fromkeys(("full_attention", "sliding_attention"))
-    if config.model_type == "qwen3_vl":
+    if config.model_type == "qwen3_vl" or not getattr(config.text_config, "layer_types", None):  # Llama has no kinds
         masks = torch.empty(1, 1, 1, 1, device="meta")
     total = _saved_bytes(
         model,

@@ -1,8 +1,8 @@
 """Public backbones by short names: their names on the hub, and their shapes, so that `plan` needs no download.
 
-The numbers of parameters agree with the published model cards (InternVL3.5 1.1B, 2.3B, 4.7B, 8.5B, 15.1B, 38.4B;
-Qwen2.5-VL 3.8B, 8.3B, 33.5B, 73.4B; Qwen3-VL 2.1B, 4.4B, 8.8B, 33.4B). This project has not been run on any of these
-checkpoints yet.
+The numbers of parameters agree with the published model cards (InternVL2.5 25.5B; InternVL3.5 1.1B, 2.3B, 4.7B, 8.5B,
+15.1B, 38.4B; Qwen2.5-VL 3.8B, 8.3B, 33.5B, 73.4B; Qwen3-VL 2.1B, 4.4B, 8.8B, 33.4B). This project has not been run on
+any of these checkpoints yet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import InternVLConfig, PreTrainedConfig, Qwen2_5_VLConfig, Qwe
 from rewarddance.core.errors import ConfigError
 
 LANGUAGE_MODELS: dict[str, tuple[int, int, int, int, int]] = {
+    "internvl2.5-26b": (6144, 48, 48, 8, 16_384),
     "internvl3.5-1b": (1024, 28, 16, 8, 3072),
     "internvl3.5-2b": (2048, 28, 16, 8, 6144),
     "internvl3.5-4b": (2560, 36, 32, 8, 9728),
@@ -37,11 +38,17 @@ TIED = {"qwen2.5-vl-3b", "qwen3-vl-2b", "qwen3-vl-4b"}
 
 HUB: dict[str, str] = {
     name: f"OpenGVLab/InternVL3_5-{name.rpartition('-')[2].upper()}-HF"
+    if name.startswith("internvl3.5")
+    else "OpenGVLab/InternVL2_5-26B"
     if name.startswith("internvl")
     else f"Qwen/{name.replace('qwen', 'Qwen').replace('vl', 'VL').replace('b', 'B')}-Instruct"
     for name in LANGUAGE_MODELS
 }
 """Short names to hub names."""
+ORIGINAL_LAYOUT = ("internvl2.5-26b",)
+"""Models whose weights on the hub are not in the native format of transformers, so that they are not downloaded."""
+INTERNVIT_6B = ("internvl2.5-26b", "internvl3.5-38b")
+"""Models with the large vision tower; the other InternVL models have InternViT-300M."""
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 
@@ -62,12 +69,15 @@ def preset_config(name: str) -> PreTrainedConfig:
     }
     if name.startswith("internvl"):
         vision: dict[str, Any] = {"attention_bias": True}  # InternViT-300M
-        if name == "internvl3.5-38b":  # InternViT-6B
+        if name in INTERNVIT_6B:
             vision = {"hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25}
             vision |= {"intermediate_size": 12_800, "norm_type": "rms_norm", "use_qk_norm": True}
         vision |= {"model_type": "internvl_vision", "image_size": (448, 448), "patch_size": (14, 14)}
         text["model_type"] = "qwen3"
         image = {"image_token_id": 151_671, "image_seq_length": 256}
+        if name == "internvl2.5-26b":  # InternLM2.5-20B, whose weights are Llama's in another layout
+            text |= {"model_type": "llama", "vocab_size": 92_553}
+            image["image_token_id"] = 92_546
         return InternVLConfig(vision_config=vision, text_config=text, tie_word_embeddings=tied, **image)
     if name.startswith("qwen2.5"):
         del text["head_dim"]
@@ -92,9 +102,14 @@ def fetched(name: str) -> Path:
         name: a key of `HUB`, or `organisation/model`.
 
     Raises:
-        ConfigError: not in the cache, and the download failed.
+        ConfigError: not in the cache, and the download failed; or in another format on the hub.
     """
     repository = HUB.get(name, name)
+    if name in ORIGINAL_LAYOUT:
+        raise ConfigError(
+            f"backbone {name!r}: {repository} is in InternVL's original layout; convert it with transformers' "
+            "convert_internvl_weights_to_hf.py and name the folder"
+        )
     try:
         return Path(snapshot_download(repository, allow_patterns=FILES))
     except (OSError, ValueError) as error:

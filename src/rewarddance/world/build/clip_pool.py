@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewarddance.core.prefetch import prefetched
+from rewarddance.core.prefetch import num_workers, prefetched
 from rewarddance.core.streams import stream
 from rewarddance.world.build.video_config import ClipStreamConfig
 from rewarddance.world.motion.batches import clip_batch, prompt_ids
-
-MOST_WORKERS = 14
 
 
 class FreshClips(NamedTuple):
@@ -37,13 +34,6 @@ def fresh_clips(seed: int, name: str, size: int, index: int) -> FreshClips:
     """The clips `index * size` to `(index + 1) * size - 1` of a stream."""
     prompts, clips = clip_batch(seed, name, index, size)
     return FreshClips(clips, prompt_ids(prompts))
-
-
-def num_workers(asked: int | None, device: torch.device) -> int:
-    """Processes that draw clips: the asked number, or what suits the device."""
-    if asked is not None:
-        return asked
-    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 2)) if device.type == "cuda" else 0
 
 
 def signed(clips: Tensor) -> Tensor:

@@ -1,28 +1,19 @@
-"""Lessons as packed sequences: the opening (prompt and pictures) once, then each turn as a branch.
-
-A branch attends to the opening and to itself, but to no other turn. So an answer depends on the pictures alone: the
-answer "nothing is missing" cannot reveal that the picture matches.
-"""
+"""The lessons of a VLM's training steps: where they come from, and in what batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import Media
+from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
-from rewarddance.vlm.encoding import ChatEncoder, Frame
-from rewarddance.vlm.plan import common_prefix
+from rewarddance.world.build.packing import LessonPacker, PackedBatch, collate
 from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson, yes_or_no
 
-WIDTH_STEP = 8
 Stage = Literal["renders", "relations", "all"]
 """Which lessons are drawn: all kinds on renders, relations alone, or all kinds on renders and generated pictures."""
 
@@ -78,77 +69,47 @@ class LessonSource:
 
 
 @dataclass(frozen=True)
-class PackedLesson:
-    """One lesson of S tokens.
+class Stages:
+    """Which lessons a step has: relations alone in steps [start, stop), generated pictures from `drawn_from` on."""
 
-    Attributes:
-        ids: token ids.
-        images: pictures in the order of their runs of context tokens.
-        branch: 0 in the opening, 1, 2, ... in the turns.
-        positions: index of each token in its own dialog.
-        weights: weight of the loss at each token; 0 outside answers.
-    """
+    drawn_from: float
+    relations: tuple[float, float] = (0.0, 0.0)
 
-    ids: tuple[int, ...]
-    images: tuple[Frame, ...]
-    branch: tuple[int, ...]
-    positions: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-def pack(lesson: Lesson, encoder: ChatEncoder, verdict_weight: float) -> PackedLesson:
-    """Encode each turn as a whole dialog, and keep the tokens that all dialogs begin with once.
-
-    Args:
-        verdict_weight: weight of one-word answers; words of longer answers and end tokens weigh 1.
-    """
-    opening: list[str | Media] = [f"{lesson.request}\n"] if lesson.request else []
-    opening += [f"prompt: {lesson.prompt}\n"] if lesson.prompt else []
-    for i, image in enumerate(lesson.images):
-        opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
-    turns = [
-        encoder.chat([("user", [*opening, question]), ("assistant", [answer])], generate=False)
-        for question, answer in lesson.turns
-    ]
-    shared = min(min(common_prefix(turns[0].ids, t.ids), t.answers.index(True)) for t in turns)
-    ids, branch = list(turns[0].ids[:shared]), [0] * shared
-    positions, weights = list(range(shared)), [0.0] * shared
-    for k, turn in enumerate(turns, 1):
-        branch_ids, answers = turn.ids[shared:], turn.answers[shared:]
-        first = answers.index(True)
-        ids += branch_ids
-        branch += [k] * len(branch_ids)
-        positions += range(shared, shared + len(branch_ids))
-        weights += [verdict_weight if i == first and sum(answers) == 2 else float(a) for i, a in enumerate(answers)]
-    return PackedLesson(tuple(ids), turns[0].images, tuple(branch), tuple(positions), tuple(weights))
+    def of(self, index: int) -> Stage:
+        if self.relations[0] <= index < self.relations[1]:
+            return "relations"
+        return "all" if index >= self.drawn_from else "renders"
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """(B, S) tensors, right-padded; `mask` is (B, 1, S, S), True where a query attends."""
+class LessonBatches:
+    """The lessons of a step: calling it with the step's index gives batches of similar length, for one pass each.
 
-    ids: Tensor
-    positions: Tensor
-    mask: Tensor
-    weights: Tensor
-    frames: list[Frame]
+    A pure function of the index. It can be pickled for worker processes.
 
+    Args:
+        name: of the random stream.
+        num: lessons of this process.
+        per_pass: lessons of one pass at most.
+        pad: token id of the padding.
+        world, rank: number of processes, and this one's.
+        stages: the kind of lessons by step.
+    """
 
-def collate(batch: Sequence[PackedLesson], pad: int) -> PackedBatch:
-    """Pad to a multiple of `WIDTH_STEP` and build the tree's attention mask."""
-    width = -(-max(len(p.ids) for p in batch) // WIDTH_STEP) * WIDTH_STEP
+    source: LessonSource
+    packer: LessonPacker
+    name: str
+    seed: int
+    num: int
+    num_questions: int
+    per_pass: int
+    pad: int
+    stages: Stages
+    world: int = 1
+    rank: int = 0
 
-    def table(rows: list[tuple[int, ...]] | list[tuple[float, ...]], fill: float) -> Tensor:
-        return torch.tensor([[*r, *[fill] * (width - len(r))] for r in rows])
-
-    branch = table([p.branch for p in batch], -1).long()
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    mask = (visible & causal) | torch.eye(width, dtype=torch.bool)
-    return PackedBatch(
-        table([p.ids for p in batch], pad).long(),
-        table([p.positions for p in batch], 0).long(),
-        mask[:, None],
-        table([p.weights for p in batch], 0.0).float(),
-        [f for p in batch for f in p.images],
-    )
+    def __call__(self, index: int) -> list[PackedBatch]:
+        rng, stage = stream(self.seed, self.name, index * self.world + self.rank), self.stages.of(index)
+        lessons = [self.source.draw(rng, self.num_questions, stage) for _ in range(self.num)]
+        packed = sorted(map(self.packer, lessons), key=lambda p: len(p.ids))
+        return [collate(packed[i : i + self.per_pass], self.pad) for i in range(0, self.num, self.per_pass)]

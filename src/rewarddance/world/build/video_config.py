@@ -27,6 +27,7 @@ class ClipStreamConfig(Config):
     """Number of clips of a batch that no earlier batch has shown. The others come from the pool."""
     pool: int = Field(131_072, ge=0)
     """Number of the newest clips that stay on the device. It is not used where all clips of a batch are fresh."""
+    loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

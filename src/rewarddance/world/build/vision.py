@@ -6,20 +6,24 @@ checks the oracle (`lab/reader.py`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewarddance.core.config import Config
+from rewarddance.core.config import Config, Precision
+from rewarddance.core.device import autocast, num_parameters, resolve_device, resolve_precision
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.media import Media
 from rewarddance.core.parallel import all_reduce_gradients, barrier, is_leader, rank, world_size
+from rewarddance.core.prefetch import Feed, num_workers, on_device
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.streams import stream
 from rewarddance.vlm.preprocess import Preprocessor
@@ -41,6 +45,10 @@ class VisionConfig(Config):
     batch_size: int = 64
     damaged: float = 0.3
     """Share of pictures with damaged pixels."""
+    precision: Precision = "auto"
+    device: str = "auto"
+    workers: int | None = Field(None, ge=0)
+    """Processes that make pictures ahead, see `core.prefetch.num_workers`."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
@@ -79,51 +87,146 @@ class Heads(nn.Module):
         self.whole = nn.Linear(width, len(TRAIN_STYLES) + len(BACKGROUNDS))
 
 
+@dataclass(frozen=True)
+class VisionBatch:
+    """Pictures and their targets, as a worker process sends them.
+
+    Attributes:
+        pictures: uint8 (B, H, W, 3).
+        kinds: (B, P), see `patch_targets`.
+        facts: (B, P, 3).
+        styles, grounds: (B,).
+    """
+
+    pictures: NDArray[np.uint8]
+    kinds: NDArray[np.int64]
+    facts: NDArray[np.float32]
+    styles: NDArray[np.int64]
+    grounds: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class VisionBatches:
+    """The batch of a step, a pure function of its index.
+
+    Args:
+        name: of the random stream.
+        num: pictures of this process.
+        patch: pixels of a patch's side.
+        damaged: share of pictures with damaged pixels.
+        world, rank: number of processes, and this one's.
+    """
+
+    seed: int
+    name: str
+    num: int
+    patch: int
+    damaged: float
+    world: int = 1
+    rank: int = 0
+
+    def __call__(self, index: int) -> VisionBatch:
+        rng = stream(self.seed, self.name, index * self.world + self.rank)
+        scenes: list[Scene] = []
+        while len(scenes) < self.num:
+            scene = sample_pair(rng)[1]
+            scene = edit_scene(scene, rng) if rng.random() < 0.4 else scene
+            if scene.objects:
+                scenes.append(scene)
+        images = [render(s) for s in scenes]
+        images = [damage_randomly(x, rng, most=0.5) if rng.random() < self.damaged else x for x in images]
+        targets = [patch_targets(s, self.patch) for s in scenes]
+        return VisionBatch(
+            np.stack(images),
+            np.stack([t[0] for t in targets]),
+            np.stack([t[1] for t in targets]),
+            np.array([TRAIN_STYLES.index(s.style) for s in scenes]),
+            np.array([BACKGROUNDS.index(s.background) for s in scenes]),
+        )
+
+
+@dataclass
+class VisionTraining:
+    """Steps and validations of a vision tower's pretraining. A context, because worker processes make the pictures."""
+
+    config: VisionConfig
+    tower: Any
+    heads: Heads
+    loop: Loop
+    held_out: VisionBatch | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.num = self.config.batch_size // world_size()
+        self.device = next(self.tower.parameters()).device
+        self.computed = resolve_precision(self.config.precision, self.device, num_parameters(self.tower))
+        self.prepare = Preprocessor.square(CANVAS)
+        make = self._pictures("vision", world_size(), rank())
+        self.feed = Feed(make, self.config.loop.num_steps, num_workers(self.config.workers, self.device))
+
+    def _pictures(self, name: str, world: int = 1, rank: int = 0) -> VisionBatches:
+        patch, config = SIZES[self.config.size].patch, self.config
+        return VisionBatches(config.seed, name, self.num, patch, config.damaged, world, rank)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.feed.__exit__(None, None, None)
+
+    def losses(self, batch: VisionBatch) -> tuple[Tensor, Metrics]:
+        """The loss, and metrics as tensors."""
+        device = self.device
+        pixels = on_device(batch.pictures, device).permute(0, 3, 1, 2).contiguous().float() / 255
+        kinds, style, ground = (on_device(x, device) for x in (batch.kinds, batch.styles, batch.grounds))
+        facts = on_device(batch.facts, device)
+        covered = on_device(np.flatnonzero(batch.kinds < NOTHING), device)  # found here, so that no GPU is waited for
+        with autocast(device, self.computed):
+            states = self.tower(pixel_values=self.prepare.frames(pixels)).last_hidden_state[:, 1:]
+            outputs = self.heads.kind(states), self.heads.facts(states), self.heads.whole(states.mean(1))
+        kind_logits, predicted, wholes = (x.float() for x in outputs)
+        weight = 0.25 + 0.75 * (kinds < NOTHING).float()
+        per_patch = F.cross_entropy(kind_logits.flatten(0, 1), kinds.flatten(), reduction="none")
+        kind = (per_patch * weight.flatten()).mean()
+        centre = (predicted[..., :2] - facts[..., :2]).abs().flatten(0, 1)[covered].mean()
+        logits, large = (x[..., 2].flatten()[covered] for x in (predicted, facts))
+        size = F.binary_cross_entropy_with_logits(logits, large)
+        whole = wholes.split([len(TRAIN_STYLES), len(BACKGROUNDS)], -1)
+        both = F.cross_entropy(whole[0], style) + F.cross_entropy(whole[1], ground)
+        figures = {
+            "kinds": (kind_logits.argmax(-1) == kinds).flatten()[covered].float().mean(),
+            "centre_pixels": centre.detach().double() * CANVAS,
+            "styles": (whole[0].argmax(-1) == style).float().mean(),
+        }
+        return 2 * kind + 4 * centre + 0.5 * size + 0.3 * both, figures
+
+    def step(self, index: int) -> Metrics:
+        loss, figures = self.losses(self.feed(index))
+        (loss / world_size()).backward()  # type: ignore[no-untyped-call]
+        all_reduce_gradients(self.loop.parameters.values())
+        return {"loss": loss.detach(), **figures}
+
+    @torch.no_grad()
+    def validate(self, index: int) -> Metrics:
+        if self.held_out is None:
+            self.held_out = self._pictures("vision-validation")(0)
+        with self.loop.averaged():
+            metrics = self.losses(self.held_out)[1]
+        return {f"val_{k}": v for k, v in metrics.items()}
+
+
 def pretrain_vision(config: VisionConfig, out: Path, *, resume: bool = False) -> Path:
     """Train and save the tower's weights as `out/model/vision.safetensors`, with `heads.safetensors` beside it."""
-    folder = RunFolder(out)
+    folder, device = RunFolder(out), resolve_device(config.device)
     if is_leader():
         folder.start("vision", config, resume=resume)
     barrier()
     tower = new_vlm(config.size, new_tokenizer(), config.seed).model.vision_tower.train()
     heads = Heads(SIZES[config.size].vision_width)
-    loop = Loop({"vision": tower, "heads": heads}, config.optim, config.loop, folder)
+    loop = Loop({"vision": tower.to(device), "heads": heads.to(device)}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
-
-    def losses(name: str, index: int) -> tuple[Tensor, Metrics]:
-        pixels, kinds, facts, style, ground = _batch(config, name, index)
-        states = tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        kind_logits, predicted = heads.kind(states), heads.facts(states)
-        covered = kinds < NOTHING
-        weight = 0.25 + 0.75 * covered.float()
-        per_patch = F.cross_entropy(kind_logits.flatten(0, 1), kinds.flatten(), reduction="none")
-        kind = (per_patch * weight.flatten()).mean()
-        centre = (predicted[..., :2] - facts[..., :2]).abs()[covered].mean()
-        large = F.binary_cross_entropy_with_logits(predicted[..., 2][covered], facts[..., 2][covered])
-        whole = heads.whole(states.mean(1)).split([len(TRAIN_STYLES), len(BACKGROUNDS)], -1)
-        both = F.cross_entropy(whole[0], style) + F.cross_entropy(whole[1], ground)
-        right = (kind_logits.argmax(-1) == kinds)[covered].float().mean()
-        figures = {
-            "kinds": right.item(),
-            "centre_pixels": centre.item() * CANVAS,
-            "styles": (whole[0].argmax(-1) == style).float().mean().item(),
-        }
-        return 2 * kind + 4 * centre + 0.5 * large + 0.3 * both, figures
-
-    def step(index: int) -> Metrics:
-        loss, figures = losses("vision", index * world_size() + rank())
-        (loss / world_size()).backward()  # type: ignore[no-untyped-call]
-        all_reduce_gradients(loop.parameters.values())
-        return {"loss": loss.item(), **figures}
-
-    @torch.no_grad()
-    def validate(index: int) -> Metrics:
-        with loop.averaged():
-            metrics = losses("vision-validation", 0)[1]
-        return {f"val_{k}": v for k, v in metrics.items()}
-
-    loop.fit("vision", ("loss", "kinds", "centre_pixels"), step, validate)
+    with VisionTraining(config, tower, heads, loop) as run:
+        loop.fit("vision", ("loss", "kinds", "centre_pixels"), run.step, run.validate)
     target = out / "model" / "vision.safetensors"
     if is_leader():
         target.parent.mkdir(exist_ok=True)
@@ -133,22 +236,3 @@ def pretrain_vision(config: VisionConfig, out: Path, *, resume: bool = False) ->
             )
     barrier()
     return target
-
-
-def _batch(config: VisionConfig, name: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rng = stream(config.seed, name, index)
-    num = config.batch_size // world_size()
-    scenes: list[Scene] = []
-    while len(scenes) < num:
-        scene = sample_pair(rng)[1]
-        scene = edit_scene(scene, rng) if rng.random() < 0.4 else scene
-        if scene.objects:
-            scenes.append(scene)
-    images = [render(s) for s in scenes]
-    images = [damage_randomly(x, rng, most=0.5) if rng.random() < config.damaged else x for x in images]
-    pixels = Preprocessor.square(CANVAS)([Media.from_numpy(x) for x in images])
-    targets = [patch_targets(s, SIZES[config.size].patch) for s in scenes]
-    kinds = torch.from_numpy(np.stack([t[0] for t in targets]))
-    facts = torch.from_numpy(np.stack([t[1] for t in targets]))
-    style = torch.tensor([TRAIN_STYLES.index(s.style) for s in scenes])
-    return pixels, kinds, facts, style, torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])

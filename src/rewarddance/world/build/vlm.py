@@ -6,29 +6,35 @@ such pictures too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewarddance.core.config import Config, Precision
-from rewarddance.core.device import autocast, resolve_precision
+from rewarddance.core.device import autocast, num_parameters, resolve_device, resolve_precision
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import all_reduce_gradients, all_reduce_sum, barrier, is_leader, rank, world_size
+from rewarddance.core.prefetch import Feed, num_workers
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.streams import stream
 from rewarddance.jobs.load import load_internvl
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.preprocess import Preprocessor
-from rewarddance.world.build.lesson_batches import LessonSource, PackedBatch, Stage, collate, pack
+from rewarddance.world.build.lesson_batches import LessonBatches, LessonSource, Stages
+from rewarddance.world.build.packing import LessonPacker, LessonTensors, PackedBatch
 from rewarddance.world.build.tiny_vlm import new_tokenizer, new_vlm
 
-CHUNK = 16
+PER_PASS = 16
+"""Lessons of one pass on a CPU."""
+MOST_VALIDATION = 128
+"""Lessons of one of the four validation batches at most."""
 
 
 class VlmConfig(Config):
@@ -39,6 +45,8 @@ class VlmConfig(Config):
     start: str | None = None
     """Folder of a VLM to start from, with its tokenizer and size, instead of a new language model on `vision`."""
     batch_size: int = 32
+    micro_batch: int = Field(0, ge=0)
+    """Lessons of one pass; gradients accumulate. 0 takes 16 on a CPU, and the whole batch on a GPU."""
     num_questions: int = 4
     drawn_share: float = 0.4
     """Share of lessons on the generator's pictures, from step `drawn_from` on."""
@@ -55,6 +63,9 @@ class VlmConfig(Config):
     verdict_weight: float = 3.0
     """Weight of one-word answers; the words of longer answers weigh 1."""
     precision: Precision = "bf16"
+    device: str = "auto"
+    workers: int | None = Field(None, ge=0)
+    """Processes that make lessons ahead; 0 makes them in the training process. See `core.prefetch.num_workers`."""
     optim: OptimConfig = OptimConfig(
         name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
     )
@@ -75,109 +86,128 @@ def train_vlm(
         folder.start("vlm", config, resume=resume)
     barrier()
     model, tokenizer = _begin(config, vision)
-    model.train()
-    prepare = Preprocessor.square(model.config.vision_config.image_size[0])
-    shares = (config.drawn_share, config.matching_share, config.relations_share, config.requests_share)
     loop = Loop({"vlm": model}, config.optim, config.loop, folder)
     if resume:
         loop.resume()
-    run = VlmTraining(config, model, tokenizer, prepare, LessonSource(drawn, *shares), loop)
-    loop.fit("vlm", ("loss", "verdicts", "captions"), run.step, run.validate)
+    with VlmTraining(config, model, tokenizer, loop, drawn) as run:
+        loop.fit("vlm", ("loss", "verdicts", "captions"), run.step, run.validate)
     if is_leader():
-        save_vlm(model.eval(), tokenizer, prepare, out / "model")
+        save_vlm(model.eval(), tokenizer, run.prepare, out / "model")
     barrier()
     return out / "model"
 
 
 @dataclass
 class VlmTraining:
-    """Steps and validations of a VLM's pretraining."""
+    """Steps and validations of a VLM's pretraining. A context, because worker processes make the lessons."""
 
     config: VlmConfig
     model: Any
     tokenizer: Any
-    prepare: Preprocessor
-    source: LessonSource
     loop: Loop
+    drawn: Path | None = None
+    held_out: list[PackedBatch] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.encoder = ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
-        self.computed = resolve_precision(self.config.precision, "cpu", 0)
+        config, num = self.config, self.config.batch_size // world_size()
+        self.device = next(self.model.parameters()).device
+        self.prepare = Preprocessor.square(self.model.config.vision_config.image_size[0])
+        self.computed = resolve_precision(config.precision, self.device, num_parameters(self.model))
+        self.model.train()
+        start, stop = (share * config.loop.num_steps for share in config.relations_alone)
+        stages = Stages(config.drawn_from, (start, stop))
+        make = self._lessons("vlm", num, stages, world_size(), rank())
+        self.feed = Feed(make, config.loop.num_steps, num_workers(config.workers, self.device))
 
-    def batch(self, name: str, index: int, stage: Stage) -> list[PackedBatch]:
-        """This process's lessons of one step, in chunks of similar length."""
+    def _lessons(self, name: str, num: int, stages: Stages, world: int = 1, rank: int = 0) -> LessonBatches:
         config = self.config
-        rng, share = stream(config.seed, name, index), config.batch_size // world_size()
-        lessons = [self.source.draw(rng, config.num_questions, stage) for _ in range(share)]
-        packed = sorted((pack(x, self.encoder, config.verdict_weight) for x in lessons), key=lambda p: len(p.ids))
-        return [collate(packed[i : i + CHUNK], self.tokenizer.pad_token_id) for i in range(0, share, CHUNK)]
+        encoder = ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
+        shares = (config.drawn_share, config.matching_share, config.relations_share, config.requests_share)
+        per_pass = config.micro_batch or (PER_PASS if self.device.type == "cpu" else num)
+        return LessonBatches(
+            LessonSource(self.drawn, *shares),
+            LessonPacker(encoder, config.verdict_weight),
+            name,
+            config.seed,
+            num,
+            config.num_questions,
+            per_pass,
+            self.tokenizer.pad_token_id,
+            stages,
+            world,
+            rank,
+        )
 
-    def losses(self, chunk: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.feed.__exit__(None, None, None)
+
+    def losses(self, lessons: LessonTensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss, logits (without gradient), token and weight of each answer token."""
         model = self.model
-        with autocast("cpu", self.computed):
-            image_tokens = model.model.get_image_features(pixel_values=self.prepare([m for m, _ in chunk.frames]))
+        with autocast(self.device, self.computed):
+            image_tokens = model.model.get_image_features(pixel_values=self.prepare.frames(lessons.pixels))
             out = model.model(
-                input_ids=chunk.ids,
-                attention_mask=chunk.mask,
-                position_ids=chunk.positions,
+                input_ids=lessons.ids,
+                attention_mask=lessons.mask,
+                position_ids=lessons.positions,
                 use_cache=False,
                 mm_encoder_outputs={"image": image_tokens},
             )
-            chosen = chunk.weights[:, 1:] > 0
-            logits = model.lm_head(out[0][:, :-1][chosen]).float()
-        target = chunk.ids[:, 1:][chosen]
-        loss = F.cross_entropy(logits, target, reduction="none")
-        return loss, logits.detach(), target, chunk.weights[:, 1:][chosen]
+            logits = model.lm_head(out[0].flatten(0, 1)[lessons.before]).float()
+        loss = F.cross_entropy(logits, lessons.targets, reduction="none")
+        return loss, logits.detach(), lessons.targets, lessons.weights
 
     def step(self, index: int) -> Metrics:
-        total, weights, outputs = 0.0, torch.zeros(()), []
-        for chunk in self.batch("vlm", index * world_size() + rank(), _stage(self.config, index)):
-            loss, *rest = self.losses(chunk)
+        outputs = []
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        weights = torch.zeros((), device=self.device)
+        for batch in self.feed(index):
+            loss, *rest = self.losses(batch.to(self.device))
             (loss * rest[-1]).sum().backward()  # type: ignore[no-untyped-call]
-            total, weights = total + float((loss.detach() * rest[-1]).sum()), weights + rest[-1].sum()
+            total, weights = total + (loss.detach() * rest[-1]).sum().double(), weights + rest[-1].sum()
             outputs.append(rest)
-        local_weights = float(weights)
+        local = total / weights.double()
         all_reduce_sum(weights)
         all_reduce_gradients(self.loop.parameters.values())
-        for p in self.loop.parameters.values():
-            if p.grad is not None:
-                p.grad /= weights
+        torch._foreach_div_([p.grad for p in self.loop.parameters.values() if p.grad is not None], weights)
         parts = [torch.cat(p) for p in zip(*outputs, strict=True)]
-        return {"loss": total / local_weights, **_accuracy(*parts)}
+        return {"loss": local, **_accuracy(*parts)}
 
     @torch.no_grad()
     def validate(self, index: int) -> Metrics:
+        if not self.held_out:
+            num = min(self.config.batch_size // world_size(), MOST_VALIDATION)
+            make = self._lessons("vlm-validation", num, Stages(math.inf))
+            self.held_out = [batch for i in range(4) for batch in make(i)]
         with self.loop.averaged():
-            chunks = [chunk for i in range(4) for chunk in self.batch("vlm-validation", i, "renders")]
-            outputs = [self.losses(chunk)[1:] for chunk in chunks]
+            outputs = [self.losses(batch.to(self.device))[1:] for batch in self.held_out]
         parts = (torch.cat(p) for p in zip(*outputs, strict=True))
         return {f"val_{k}": v for k, v in _accuracy(*parts).items()}
 
 
-def _stage(config: VlmConfig, index: int) -> Stage:
-    """The lessons of a step."""
-    start, stop = (share * config.loop.num_steps for share in config.relations_alone)
-    if start <= index < stop:
-        return "relations"
-    return "all" if index >= config.drawn_from else "renders"
-
-
 def _begin(config: VlmConfig, vision: Path | None) -> tuple[Any, Any]:
-    """The initial model in fp32, and its tokenizer."""
+    """The initial model in fp32, on its device, and its tokenizer."""
+    device = resolve_device(config.device)
     if config.start is not None:
         start = load_internvl(config.start, "cpu")
-        return start.model.float().requires_grad_(True), start.tokenizer
+        return start.model.float().requires_grad_(True).to(device), start.tokenizer
     tokenizer = new_tokenizer()
-    model = new_vlm(config.size, tokenizer, config.seed)
+    model: Any = new_vlm(config.size, tokenizer, config.seed)
     if vision is not None:
         model.model.vision_tower.load_state_dict(load_file(vision))
-    return model, tokenizer
+    return model.to(device), tokenizer
 
 
 def _accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Metrics:
-    right, short = (logits.argmax(-1) == target).float(), weight > 1
-    return {"verdicts": right[short].mean().item(), "captions": right[~short].mean().item()}
+    """Shares of right tokens as tensors: of one-word answers, and of longer ones."""
+    right, short = (logits.argmax(-1) == target).float(), (weight > 1).float()
+    return {
+        "verdicts": (right * short).sum() / short.sum(),
+        "captions": (right * (1 - short)).sum() / (1 - short).sum(),
+    }
 
 
 def save_vlm(model: nn.Module, tokenizer: object, prepare: Preprocessor, path: Path) -> Path:
