@@ -8,6 +8,7 @@ The exit status is 1 where a bar is missed.
 
 import argparse
 import gc
+import os
 import statistics
 import sys
 import tempfile
@@ -39,6 +40,8 @@ from rewarddance.vlm.footprint import Pass, empty_model, kept_by, parts_of
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients
 
 CUDA = torch.device("cuda")
+VARLEN = os.environ.get("REWARDDANCE_VARLEN") == "1"
+"""Measure the engine with flash attention over the nodes in place of flex attention."""
 SIDE = 448
 
 
@@ -73,6 +76,7 @@ def engine(part: str, wanted: Sequence[str]) -> Iterator[Line]:
     """T1 (rank 16 candidates), T2 (round robin of 8) and T3 (a training step), compiled, against compiled baselines."""
     shape, prompts = ("internvl3-1b", 4) if part == "engine-1b" else ("internvl3-8b", 1)
     backbone = build(shape, CUDA)
+    backbone.prefers_varlen = VARLEN
     compile_layers(backbone)
     tasks = (
         ("T1", against_one(16, SIDE), LAYOUTS[:2], False),

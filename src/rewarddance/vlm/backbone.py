@@ -36,6 +36,9 @@ class Backbone(ABC):
     tokenizer: Any
     prepare: Any
     encoder: ChatEncoder = field(init=False)
+    prefers_varlen: bool = field(default=False, init=False)
+    """Use flash attention over the nodes (`varlen.py`) in half precision on CUDA, in place of flex attention. Its
+    answers are tested. Its speed and its compiled training have not been measured."""
 
     def __post_init__(self) -> None:
         self.encoder = self.new_encoder()
@@ -154,7 +157,8 @@ class Backbone(ABC):
         layers = self.model.model.language_model.layers
         if self.module.training and any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in layers):
             return "buckets"
-        return "varlen" if is_available(dtype, int(layers[0].self_attn.head_dim)) else "flex"
+        wanted = self.prefers_varlen and is_available(dtype, int(layers[0].self_attn.head_dim))
+        return "varlen" if wanted else "flex"
 
     def freeze_vision(self) -> None:
         """Freeze the vision tower. The projector into the language model stays as it is, trained or not."""

@@ -14,10 +14,9 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.vlm.attention import attach
 from rewarddance.vlm.backbone import PROJECTORS
 from rewarddance.vlm.engine import HEAD_ROWS
-from rewarddance.vlm.layout import Kernel, lay_out
+from rewarddance.vlm.layout import lay_out
 from rewarddance.vlm.memory import LiveBytes
 from rewarddance.vlm.plan import Key, build_tree
-from rewarddance.vlm.varlen import is_available
 
 
 def empty_model(config: PreTrainedConfig) -> Any:
@@ -149,18 +148,14 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
     model keeps.
 
     Args:
-        cuda: with the attention of CUDA (`varlen.py` or `flex.py`), else with that of a CPU.
+        cuda: with the attention of CUDA (`flex.py`), else with that of a CPU.
     """
     config = model.config
     _, image_tokens = work.squares(config)
     attach(model.model.language_model)
     model.to(dtype)
     tree = build_tree(work.keys(image_tokens))
-    kernel: Kernel = "buckets"
-    if cuda:
-        head = model.model.language_model.layers[0].self_attn.head_dim
-        kernel = "varlen" if is_available(dtype, head) else "flex"
-    packed = lay_out(tree, torch.device("cpu" if kernel == "flex" else "meta"), kernel)
+    packed = lay_out(tree, torch.device("cpu" if cuda else "meta"), "flex" if cuda else "buckets")
     num, width = tree.num_tokens, config.text_config.hidden_size
     places = torch.arange(num, device="meta")[None]
     axes = places if config.model_type == "internvl" else places.expand(3, 1, -1)

@@ -89,8 +89,7 @@ def segments(
 def varlen_tree_attention(query: Tensor, key: Tensor, value: Tensor, nodes: Segments, scale: float | None) -> Tensor:
     """Attention of every token to itself and its ancestors.
 
-    On a CPU it is one dense attention for each node, for tests. On the meta device, where memory is planned, autograd
-    keeps the same tensors as the kernel.
+    On a CPU it is one dense attention for each node, for tests.
 
     Args:
         query: (1, H, T, d); key, value: (1, key-value heads, T, d).
@@ -104,8 +103,6 @@ def varlen_tree_attention(query: Tensor, key: Tensor, value: Tensor, nodes: Segm
         limits = nodes.queries_upto, nodes.keys_upto, nodes.most_queries, nodes.most_keys
         out: Tensor = varlen_attn(queries, keys, values, *limits, scale=scale, **CAUSAL)  # type: ignore[assignment]
         return out[None]
-    if query.is_meta:
-        return _Keeps.apply(queries, keys, values)[None]  # type: ignore[no-any-return,no-untyped-call]
     grouped = query.shape[1] != key.shape[1]
     rows = []
     bounds = zip(
@@ -124,19 +121,3 @@ def _gathered(x: Tensor, rows: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         return flat.float().index_select(0, rows).to(x.dtype)
     return flat.index_select(0, rows)
-
-
-class _Keeps(torch.autograd.Function):
-    """Shapes of the kernel, and the tensors for its backward pass: inputs, output and a sum for every row."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, out, sums)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

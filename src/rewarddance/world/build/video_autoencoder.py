@@ -59,8 +59,7 @@ def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume
         with loop.averaged(), autocast(device, computed):
             return {f"val_{k}": v for k, v in sharpness(reconstruct(vae, held_out), held_out).items()}
 
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        loop.fit("video autoencoder", ("loss", "l1", "val_psnr", "val_psnr_objects"), step, validate)
+    loop.fit("video autoencoder", ("loss", "l1", "val_psnr", "val_psnr_objects"), step, validate)
     _arrange(vae, channels_last=False)
     rounded(vae.eval())
     vae.register_to_config(**measured_statistics(vae, config.seed, config.num_statistics, device))
