@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/gpu.py [--only PART ...] [--tasks T1 T2 T3] [--minutes 6] [--out docs/results/gpu.md]
 
-Parts: engine-1b, engine-8b, lora-8b, refl. A part that does not fit into the minutes is skipped, and the table says so.
+Parts: engine-1b, engine-8b, lora-8b, refl, refl-flux. A part that does not fit into the minutes is skipped, and the
+table says so.
 The exit status is 1 where a bar is missed.
 """
 
@@ -22,7 +23,7 @@ import torch
 from support.compare import compare
 from support.floors import wait
 from support.questions import against_one, pictures, round_robin, step_of
-from support.real import preset, sd35_medium
+from support.real import flux_dev, preset, sd35_medium
 from support.shapes import build
 
 from rewarddance.align.config import ReflConfig
@@ -147,17 +148,24 @@ def lora_8b(part: str, _: Sequence[str]) -> Iterator[Line]:
 
 
 def refl(part: str, _: Sequence[str]) -> Iterator[Line]:
-    """A ReFL step of SD3.5-medium at 512 pixels with an InternVL3-1B judge, with ours and ImageReward's settings."""
+    """A ReFL step at 512 pixels with an InternVL3-1B judge, with ours and ImageReward's settings.
+
+    The generator has the shape of SD3.5-medium or, for `refl-flux`, of FLUX.1 [dev], whose guidance costs no pass.
+    """
     batch, resolution = 4, 512
+    flux = part == "refl-flux"
     backbone = build("internvl3-1b", CUDA)
     backbone.module.requires_grad_(False)
     judge = new_judge(JudgeSpec(precision="bf16"), backbone)
     ours = ReflConfig(num_steps=10, window=(0.3, 0.9))
     theirs = ReflConfig(num_steps=40, window=(0.75, 1.0), kl_weight=0.0)
-    generator = sd35_medium(resolution, 4.5)
+    generator = flux_dev(resolution, 3.5) if flux else sd35_medium(resolution, 4.5)
     generator.add_lora(32, 64.0)
     prompts = [f"a photograph of {i} dogs" for i in range(batch)]
-    for what, config, paired, guidance in (("ours", ours, True, 4.5), ("ImageReward's", theirs, False, 7.5)):
+    for what, config, paired, guidance in (
+        ("ours", ours, True, 3.5 if flux else 4.5),
+        ("ImageReward's", theirs, False, 1.0),
+    ):
         generator.guidance = guidance
         references = pictures(batch, resolution, seed=1) if paired else [None] * batch
         seconds = []
@@ -180,7 +188,8 @@ PARTS: dict[str, tuple[Callable[[str, Sequence[str]], Iterator[Line]], float]] =
     "engine-1b": (engine, 2.5),
     "engine-8b": (engine, 2.5),
     "lora-8b": (lora_8b, 0.7),
-    "refl": (refl, 0.7),
+    "refl": (refl, 1.0),
+    "refl-flux": (refl, 1.5),
 }
 """Parts, and the minutes that each takes at most."""
 
