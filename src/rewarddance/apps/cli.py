@@ -68,6 +68,7 @@ COMMANDS: dict[str, Command] = {
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
     "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),
+    "study hacking": Command("studies:StudyHacking", "the alarm in runs that are hacked on purpose and in sound ones"),
     "study search": Command("studies:StudySearch", "searches at inference, at equal numbers of forward passes"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),

@@ -190,6 +190,41 @@ class StudyOracle(Flags):
 
 
 @dataclass(frozen=True)
+class StudyHacking(Flags):
+    """Runs that are hacked on purpose against sound ones: does the alarm go off in time, and only then?
+
+    A hacked run has a judge from a few pairs, no KL and a high learning rate. Finished runs under --out are kept.
+
+    Example: rewarddance study hacking --data data/embedded --out runs/hacking
+    """
+
+    data: Path
+    """A folder of `data build`; the judges of the hacked runs learn from a few of its records."""
+    out: Path
+    """Folder of the study: one run folder for every kind and seed, and study.json."""
+    seeds: tuple[int, ...] = tuple(range(10))
+    arms: tuple[Literal["hacked", "sound"], ...] = ("hacked", "sound")
+    num_pairs: Count = 200
+    hacked_steps: Count = 60
+    sound_steps: Count = 100
+    every: Count = 5
+    """Steps between probes."""
+    probe_prompts: Count = 40
+
+    def run(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.core.config import load_recipe
+        from rewarddance.lab.study_hacking import HackingStudyConfig, study_hacking
+
+        values = {k: getattr(self, k) for k in HackingStudyConfig.model_fields.keys() & vars(self).keys()}
+        align = parse_config(AlignConfig, load_recipe(Path("recipes/tiny/refl.yaml")), "recipes/tiny/refl.yaml")
+        few = Path("recipes/tiny/reward-few.yaml")
+        reward = parse_config(RewardConfig, load_recipe(few), str(few))
+        config = parse_config(HackingStudyConfig, values, "study hacking")
+        show(study_hacking(config, align, reward, self.data, self.out, seeds=self.seeds, arms=self.arms))
+
+
+@dataclass(frozen=True)
 class StudySearch(Flags):
     """Searches at inference against best-of-N, at equal numbers of forward passes (NFE), measured by the oracle.
 
