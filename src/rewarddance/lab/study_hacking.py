@@ -1,7 +1,7 @@
 """`rewarddance study hacking`: does the alarm go off in runs that are hacked on purpose, and stay silent in sound ones?
 
-Every seed has two runs. `hacked` has a judge from a few pairs, random references, no KL and a high learning rate. `sound` is the recipe
-with the given judge. The gold standard of the probes is the exact oracle.
+Every seed has two runs. `hacked` has a judge from a few pairs, random references, no KL and a high learning rate.
+`sound` is the recipe with the given judge. The gold standard of the probes is the exact oracle.
 """
 
 from __future__ import annotations
