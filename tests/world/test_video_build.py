@@ -1,6 +1,5 @@
 """Training of the embedded video models: whole-clip passes, statistics, resume, workers, growth to image-to-video."""
 
-import copy
 import json
 
 import numpy as np
@@ -24,13 +23,13 @@ from rewarddance.world.build.video_autoencoder import (
 )
 from rewarddance.world.build.video_config import ClipStreamConfig, VideoAutoencoderConfig, VideoGeneratorConfig
 from rewarddance.world.build.video_generator import (
+    embed,
     frame_weights,
     grown_transformer,
     random_times,
     train_image_to_video,
     train_text_to_video,
 )
-from rewarddance.world.build.video_sampling import Sampler, embed, picture_condition
 from rewarddance.world.build.video_validation import pack, validate_generator
 from rewarddance.world.motion.batches import PROMPT_TOKENS, clip_batch, prompt_ids
 from rewarddance.world.motion.benchmark import action_set
@@ -77,12 +76,12 @@ def test_latents_have_mean_zero_and_deviation_one_after_normalisation():
     vae = tiny_video_pipeline(num_layers=1).vae
     with torch.no_grad():
         vae.quant_conv.bias[:8] += torch.arange(8.0)
-    vae.register_to_config(**measured_statistics(vae, 3, 200, CPU))
-    clips = torch.from_numpy(clip_batch(0, "others", 0, 64)[1])
+    vae.register_to_config(**measured_statistics(vae, 3, 64, CPU))
+    clips = torch.from_numpy(clip_batch(0, "others", 0, 32)[1])
     with torch.no_grad():
         z = WanAutoencoder(vae).encode(signed(clips))
-    assert z.mean((0, 2, 3, 4)).abs().max() < 0.15
-    assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 0.15
+    assert z.mean((0, 2, 3, 4)).abs().max() < 0.25
+    assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
     stock = vae.encode(signed(clips[:2])).latent_dist.mode().transpose(1, -1)
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     assert torch.allclose(((stock - mean) / std).transpose(1, -1), z[:2], atol=1e-4)
@@ -142,21 +141,13 @@ def test_grown_transformer_ignores_its_new_channels_at_the_start():
     assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_the_samplers_condition_and_embeddings_are_the_pipelines():
-    pipeline = tiny_video_pipeline(from_picture=True, num_layers=1)
-    pipeline.vae.register_to_config(
-        latents_mean=[0.1 * i for i in range(8)], latents_std=[1 + 0.1 * i for i in range(8)]
-    )
-    prompt = action_set("i2v")[0]
-    picture = torch.from_numpy(prompt.first_frame).permute(2, 0, 1)[None].float() / 127.5 - 1
-    _, stock = pipeline.prepare_latents(picture, 1, 8, 48, 48, 9, torch.float32, CPU)
-    assert torch.allclose(picture_condition(WanAutoencoder(pipeline.vae), picture, 9), stock, atol=1e-5)
-    text = tiny_video_pipeline(num_layers=1)
-    stock, _ = text.encode_prompt([prompt.text, ""], None, False, max_sequence_length=PROMPT_TOKENS)
+def test_embeddings_of_training_are_the_pipelines():
+    pipeline = tiny_video_pipeline(num_layers=1)
+    prompts = [action_set("t2v")[0].text, ""]
+    stock, _ = pipeline.encode_prompt(prompts, None, False, max_sequence_length=PROMPT_TOKENS)
     with torch.no_grad():
-        assert torch.allclose(
-            embed(text.text_encoder, torch.from_numpy(prompt_ids([prompt.text, ""]))), stock, atol=1e-5
-        )
+        ours = embed(pipeline.text_encoder, torch.from_numpy(prompt_ids(prompts)))
+    assert torch.allclose(ours, stock, atol=1e-5)
 
 
 def test_times_are_logit_normal_with_the_samplers_shift_or_even():
@@ -174,7 +165,7 @@ def test_frame_weights_are_inverse_to_the_spread():
     def encode(clips, ids):
         return {"latents": spread * torch.ones(len(clips), 8, 5, 2, 2)}
 
-    weights = frame_weights(encode, 0, CPU, num=64).flatten()
+    weights = frame_weights(encode, 0, 8, CPU).flatten()
     assert torch.allclose(weights, torch.tensor([1.0, 0.5, 0.25, 0.25, 0.25]) / 0.45, atol=1e-4)
 
 
@@ -193,13 +184,9 @@ def in_parts(config, train, folder):
     return train(stopped, folder, resume=True)
 
 
-def same_weights(a, b, name):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
 @pytest.fixture(scope="module")
 def small_vae(tmp_path_factory):
-    config = VideoAutoencoderConfig(batch_size=2, fresh=1, pool=2, num_statistics=4, loop=loop(2))
+    config = VideoAutoencoderConfig(batch_size=2, fresh=1, pool=2, num_statistics=4, validation_clips=2, loop=loop(2))
     folder = tmp_path_factory.mktemp("vae")
     whole = train_video_autoencoder(config, folder / "whole")
     parts = in_parts(config, train_video_autoencoder, folder / "parts")
@@ -217,7 +204,16 @@ def test_resumed_autoencoder_training_equals_an_uninterrupted_one(small_vae):
 
 def test_generators_train_resume_save_and_are_measured(small_vae, tmp_path):
     config = VideoGeneratorConfig(
-        batch_size=3, fresh=1, pool=3, num_layers=1, sampling_steps=1, optim=OPTIM, loop=loop(2), guidance=1
+        batch_size=3,
+        fresh=1,
+        pool=3,
+        num_layers=1,
+        guidance=1,
+        num_statistics=4,
+        validation_clips=1,
+        sampling_steps=1,
+        optim=OPTIM,
+        loop=loop(2),
     )
 
     def train(config, out, resume=False):
@@ -236,13 +232,3 @@ def test_generators_train_resume_save_and_are_measured(small_vae, tmp_path):
     with Image.open(image.parent / "clips.png") as picture:
         assert picture.size == (9 * 50 - 2, 3 * 50 - 2)
     assert pack(image.parent, tmp_path / "image.tar.gz").stat().st_size > 1000
-
-
-def test_sampler_equals_the_pipeline_at_its_own_times():
-    pipeline = tiny_video_pipeline(num_layers=1)
-    shuffled(pipeline.transformer)
-    prompts = action_set("t2v")[:2]
-    sampler = Sampler(pipeline, "fp32", 3)
-    ours = sampler(prompts, 3.0, 7)
-    assert np.array_equal(ours, sampler(prompts, 3.0, 7))
-    assert not np.array_equal(ours, Sampler(copy.copy(pipeline), "fp32", 3)(prompts, 1.0, 7))

@@ -13,12 +13,15 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.generator.flux import FluxGenerator
 from rewarddance.generator.qwen_image import QwenImageGenerator
 from rewarddance.generator.sd3 import Sd3Generator
+from rewarddance.generator.wan import WanGenerator, WanImageToVideoGenerator
 from rewarddance.generator.z_image import ZImageGenerator
 
 FAMILIES: dict[str, Callable[[Path, float, torch.dtype, int | None, int], Tunable]] = {
     "FluxPipeline": FluxGenerator.load,
     "QwenImagePipeline": QwenImageGenerator.load,
     "StableDiffusion3Pipeline": Sd3Generator.load,
+    "WanImageToVideoPipeline": WanImageToVideoGenerator.load,
+    "WanPipeline": WanGenerator.load,
     "ZImagePipeline": ZImageGenerator.load,
 }
 """Loaders by the class name in `model_index.json`."""

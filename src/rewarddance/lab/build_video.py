@@ -13,7 +13,7 @@ from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder
 from rewarddance.lab.video_config import VideoBuildConfig, VideoPart
 from rewarddance.world.build.video_autoencoder import train_video_autoencoder
-from rewarddance.world.build.video_config import ClipStreamConfig, VideoAutoencoderConfig, VideoGeneratorConfig
+from rewarddance.world.build.video_config import ClipStreamConfig, VideoGeneratorConfig
 from rewarddance.world.build.video_generator import train_image_to_video, train_text_to_video
 from rewarddance.world.build.video_validation import pack, validate_autoencoder, validate_generator
 
@@ -80,7 +80,9 @@ def _steps_within(folder: Path, config: C, train: Callable[..., Path], seconds: 
     probe = folder.with_name(f"{folder.name}-probe")
     shutil.rmtree(probe, ignore_errors=True)
     loop = LoopConfig(num_steps=PROBE_STEPS, validate_every=PROBE_STEPS, save_every=PROBE_STEPS)
-    quick = {"num_statistics": 1} if isinstance(config, VideoAutoencoderConfig) else {"sampling_steps": 1}
+    quick = {"num_statistics": 1, "validation_clips": 1}
+    if isinstance(config, VideoGeneratorConfig):
+        quick["sampling_steps"] = 1
     train(config.model_copy(update={"loop": loop, **quick}), probe, resume=False)
     times = [float(line["seconds"]) for line in RunFolder(probe).metrics()]
     shutil.rmtree(probe)

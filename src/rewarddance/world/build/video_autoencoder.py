@@ -39,7 +39,7 @@ def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume
         loop.resume()
     computed = resolve_precision(config.precision, device, 0)
     pool = ClipPool(config, "video-autoencoder", loop.step, config.loop.num_steps, device, _clips_only)
-    held_out = held_out_clips().to(device)
+    held_out = held_out_clips()[: config.validation_clips].to(device)
 
     def step(index: int) -> Metrics:
         clips = pool.batch(index)["clips"]

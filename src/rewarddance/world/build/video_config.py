@@ -27,6 +27,8 @@ class ClipStreamConfig(Config):
     """Number of clips of a batch that no earlier batch has shown. The others come from the pool."""
     pool: int = Field(131_072, ge=0)
     """Number of the newest clips that stay on the device. It is not used where all clips of a batch are fresh."""
+    validation_clips: int = Field(48, ge=1, le=48)
+    """Clips of held-out development prompts that the model is measured on every `loop.validate_every` steps."""
     loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
@@ -58,7 +60,7 @@ class VideoAutoencoderConfig(ClipStreamConfig):
     latent_noise: float = Field(0.05, ge=0)
     """Standard deviation of the noise added before decoding, as a share of the latents' standard deviation."""
     num_statistics: int = Field(2000, ge=1)
-    """Number of clips that the means and standard deviations of the latents are measured over."""
+    """Clips that the means and standard deviations of the latents are measured over."""
     channels_last: bool = True
     """Keep the channels of clips and weights innermost in memory, which is faster."""
     optim: OptimConfig = OptimConfig(lr=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.995, weight_decay=1e-3)
@@ -77,6 +79,8 @@ class VideoGeneratorConfig(ClipStreamConfig):
     """Compile the transformer's blocks with torch.compile."""
     guidance: float = Field(3.0, ge=1)
     """Classifier-free guidance scale of the validation during training."""
+    num_statistics: int = Field(512, ge=1)
+    """Clips that the spread of every latent frame is measured over."""
     sampling_steps: int = Field(20, ge=1)
     """Steps of the sampler in validations."""
     optim: OptimConfig = OptimConfig(

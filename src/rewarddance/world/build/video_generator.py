@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rewarddance.core.device import autocast, resolve_device, resolve_precision
 from rewarddance.core.loop import Loop, Metrics
-from rewarddance.core.runs import RunFolder
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.generator import flow
 from rewarddance.generator.base import load_pipeline
-from rewarddance.generator.whole_clip import WanAutoencoder
+from rewarddance.generator.wan import CLIP_FILE, WanGenerator, WanImageToVideoGenerator
 from rewarddance.world.build.clip_pool import ClipPool, fresh_clips, signed
 from rewarddance.world.build.saving import rounded, save_bf16
 from rewarddance.world.build.tiny_video import (
@@ -34,13 +35,10 @@ from rewarddance.world.build.tiny_video import (
     new_video_transformer,
 )
 from rewarddance.world.build.video_config import VideoGeneratorConfig
-from rewarddance.world.build.video_sampling import Sampler, embed, picture_condition
+from rewarddance.world.build.video_sampling import SHAPE, generator_of, sample_clips
 from rewarddance.world.build.video_scores import mean_scores, scores_of
 from rewarddance.world.motion.batches import END, PAD
 from rewarddance.world.motion.benchmark import action_set
-
-NUM_FOR_SPREAD = 512
-"""Clips that the spread of every latent frame is measured over."""
 
 
 def train_text_to_video(config: VideoGeneratorConfig, vae_folder: Path, out: Path, *, resume: bool = False) -> Path:
@@ -117,9 +115,10 @@ def _train(config: VideoGeneratorConfig, pipeline: Any, name: str, out: Path, re
     if config.compile:
         for block in pipeline.transformer.blocks:
             block.compile()
-    encode = encoder(WanAutoencoder(pipeline.vae), from_picture=name == "image-to-video")
+    from_picture = name == "image-to-video"
+    encode = encoder(generator_of(pipeline, 1.0, "fp32"))
     pool = ClipPool(config, name, loop.step, config.loop.num_steps, device, encode)
-    weights = frame_weights(encode, config.seed, device)
+    weights = frame_weights(encode, config.seed, config.num_statistics, device)
     computed = resolve_precision(config.precision, device, 0)
 
     def step(index: int) -> Metrics:
@@ -128,19 +127,20 @@ def _train(config: VideoGeneratorConfig, pipeline: Any, name: str, out: Path, re
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item(), "waited": round(pool.waited, 4)}
 
-    prompts = action_set("i2v-dev" if name == "image-to-video" else "t2v-dev")
-    sampler = Sampler(pipeline, computed, config.sampling_steps)
+    prompts = action_set("i2v-dev" if from_picture else "t2v-dev")[: config.validation_clips]
 
     def validate(index: int) -> Metrics:
         with loop.averaged():
-            clips = sampler(prompts, config.guidance, config.seed)
-        return {f"val_{k}": v for k, v in mean_scores(scores_of(clips, prompts, sampler.from_picture)).items()}
+            generator = generator_of(pipeline, config.guidance, computed)  # a new one, because it keeps embeddings
+            clips = sample_clips(generator, prompts, config.sampling_steps, config.seed)
+        return {f"val_{k}": v for k, v in mean_scores(scores_of(clips, prompts, from_picture)).items()}
 
     with _attention(device):
         loop.fit(name.replace("-", " "), ("loss", "val_fidelity", "val_motion"), step, validate)
     rounded(pipeline.transformer)
     rounded(pipeline.text_encoder)
     save_bf16(pipeline, out / "model")
+    write_json(out / "model" / CLIP_FILE, asdict(SHAPE))
     return out / "model"
 
 
@@ -149,22 +149,22 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def encoder(autoencoder: WanAutoencoder, from_picture: bool) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """What a pool keeps of clips: token ids and latents in half precision, and the picture's condition where asked."""
+def encoder(generator: WanGenerator) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """What a pool keeps: token ids, latents in half precision, and for image-to-video the picture's latents."""
 
     @torch.no_grad()
     def encode(clips: Tensor, ids: Tensor) -> dict[str, Tensor]:
         x = signed(clips)
-        rows = {"ids": ids, "latents": autoencoder.encode(x).half()}
-        if from_picture:
-            rows["condition"] = picture_condition(autoencoder, x[:, :, 0], x.shape[2]).half()
+        rows = {"ids": ids, "latents": generator.autoencoder.encode(x).half()}
+        if isinstance(generator, WanImageToVideoGenerator):
+            rows["picture"] = generator.picture_latents(x[:, :, 0]).half()
         return rows
 
     return encode
 
 
 def frame_weights(
-    encode: Callable[[Tensor, Tensor], dict[str, Tensor]], seed: int, device: torch.device, num: int = NUM_FOR_SPREAD
+    encode: Callable[[Tensor, Tensor], dict[str, Tensor]], seed: int, num: int, device: torch.device
 ) -> Tensor:
     """Weights of the latent frames with mean 1, (1, 1, f, 1, 1): inverse to the standard deviation of their latents.
 
@@ -172,7 +172,8 @@ def frame_weights(
     """
     squares: list[Tensor] = []
     for index in range(0, num, 64):
-        clips, ids = (torch.from_numpy(x).to(device) for x in fresh_clips(seed, "video-spread", 64, index))
+        fresh = fresh_clips(seed, "video-spread", min(64, num - index), index)
+        clips, ids = (torch.from_numpy(x).to(device) for x in fresh)
         squares.append((encode(clips, ids)["latents"].float() ** 2).mean((0, 1, 3, 4)))
     weights = torch.stack(squares).mean(0).rsqrt()
     return (weights / weights.mean())[None, None, :, None, None]
@@ -196,14 +197,21 @@ def flow_loss(
     noise_rng = torch.Generator(x.device).manual_seed(seed_of(config.seed, "video-noise", index))
     noise = torch.randn(x.shape, generator=noise_rng, device=x.device)
     z = flow.add_noise(x, noise, t)
-    if "condition" in rows:
-        z = torch.cat([z, rows["condition"].float()], 1)
+    if "picture" in rows:
+        z = torch.cat([z, rows["picture"].float()], 1)
     with autocast(x.device, resolve_precision(config.precision, x.device, 0)):
         text = embed(pipeline.text_encoder, ids)
         v = pipeline.transformer(
             hidden_states=z, timestep=t * 1000, encoder_hidden_states=text, return_dict=False
         )[0]  # fmt: skip
     return torch.as_tensor((weights * (v.float() - (noise - x)) ** 2).mean())
+
+
+def embed(text_encoder: Any, ids: Tensor) -> Tensor:
+    """Embeddings of prompts as the Wan pipelines make them: those of padding are zero, (B, T, D)."""
+    mask = (ids != PAD).long()
+    states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return torch.as_tensor(states * mask[..., None])
 
 
 def _empty(ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from rewarddance.core.errors import RunError
 from rewarddance.core.runs import write_json
 from rewarddance.generator.base import load_pipeline
 from rewarddance.world.build.video_autoencoder import reconstruct, sharpness
-from rewarddance.world.build.video_sampling import Sampler
+from rewarddance.world.build.video_sampling import generator_of, sample_clips
 from rewarddance.world.build.video_scores import by_action, mean_scores, rows, scores_of, sheet
 from rewarddance.world.motion.benchmark import action_set
 from rewarddance.world.motion.render import render
@@ -64,11 +64,11 @@ def validate_generator(
     pipeline.to(resolve_device(device_name))
     held_out = action_set("i2v" if from_picture else "t2v")
     prompts = [held_out[i % len(held_out)] for i in range(num_clips)]
-    sampler = Sampler(pipeline, resolve_precision(precision, pipeline.device, 0), num_steps)
+    computed = resolve_precision(precision, pipeline.device, 0)
     result: dict[str, Any] = {"parameters": num_parameters(pipeline.transformer, pipeline.text_encoder, pipeline.vae)}
     result |= {"num_clips": num_clips, "num_steps": num_steps, "guidance": {}, "clips": {}}
     for guidance in guidances:
-        clips = sampler(prompts, guidance, 1)
+        clips = sample_clips(generator_of(pipeline, guidance, computed), prompts, num_steps, seed=1)
         verdicts = scores_of(clips, prompts, from_picture)
         result["guidance"][str(guidance)] = {
             **mean_scores(verdicts),
