@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.answers import Answer, check_answers
 from rewarddance.apps.annotate.assignment import (
+    Ahead,
     Load,
     choose,
     choose_check,
     choose_repeat,
     due,
     lease_until,
+    left_for,
     sides,
     turned,
 )
@@ -203,13 +205,25 @@ def undo(session: Session, person: int, config: DeskConfig, now: float) -> dict[
 
 
 def progress_of(session: Session, person: int, config: DeskConfig, now: float) -> dict[str, int]:
-    """How many items a person has judged, and how many are left for them."""
-    done = select(func.count()).where(Assignment.person_id == person, Assignment.done)
-    waiting = select(func.count()).where(
-        Assignment.person_id == person, ~Assignment.done, Assignment.lease_until >= now
+    """How many items a person has judged, and how many are left for them. Both count checks and repeats too.
+
+    The sum changes only when other people take items or give them back.
+    """
+    rows = session.execute(
+        select(Assignment.again, Assignment.done, Assignment.lease_until, Item.noise)
+        .join(Item)
+        .where(Assignment.person_id == person)
+    ).all()
+    answered = [row for row in rows if row.done]
+    held = [row for row in rows if not row.done and row.lease_until >= now]
+    ahead = Ahead(
+        position=len(answered) + len(held),
+        items=sum(load.taken < config.judgements for load in loads(session, person, now, checks=False)),
+        checks=len(loads(session, person, now, checks=True)),
+        done=sum(row.noise is None and not row.again for row in (*answered, *held)),
+        repeated=sum(row.again for row in rows),
     )
-    free = sum(load.taken < config.judgements for load in loads(session, person, now, checks=False))
-    return {"done": int(session.scalar(done) or 0), "remaining": free + int(session.scalar(waiting) or 0)}
+    return {"done": len(answered), "remaining": len(held) + left_for(ahead, config, person)}
 
 
 def release(session: Session, person: int, now: float) -> None:
