@@ -36,7 +36,7 @@ def run(*args):
 
 def samples(folder, level, prompts):
     """A folder as `sample` writes it; `level` is the brightness of its pictures."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     listed = []
     for i, prompt in enumerate(prompts):
         noise = np.random.default_rng([i, int(1000 * level)]).normal(0, 20, (16, 16, 3))
