@@ -23,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from desks import POSTGRES, Client, new_data, postgres_server, process
 
+from rewarddance.apps.annotate.config import ServerConfig
 from rewarddance.core.runs import environment
 
 
@@ -76,6 +77,8 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=500)
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
     args = parser.parse_args()
+    if args.people > ServerConfig().logins_per_minute:
+        parser.error(f"--people: one address may log in {ServerConfig().logins_per_minute} people a minute")
     names = [f"p{i}" for i in range(args.people)]
     hardware = environment()["hardware"]
     print(

@@ -411,23 +411,28 @@ def test_the_command_knows_which_settings_were_given(new_desk, url, tmp_path, mo
 
 
 def test_a_restart_ends_the_earlier_admin_links(url, tmp_path, monkeypatch, capsys):
-    apps = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: apps.append(app))
-    start = (new_data(tmp_path / "data", 3), "--database", url, "--invite", "ada")
-    links = []
-    for _ in range(2):
-        annotate(*start).run()
+    links, cookies = [], []
+
+    def serve(app, **_):
         printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
         links.append({name: urlsplit(link).path for name, link in printed.items()})
-        if len(links) == 1:
-            admin = TestClient(apps[0], base_url="http://desk.test")
-            assert admin.post(links[0]["admin"]).status_code == 200
-            assert admin.get("/admin").status_code == 200
-    http = TestClient(apps[1], base_url="http://desk.test")
-    assert http.get(links[0]["admin"]).status_code == 404
-    assert admin.get("/admin").status_code == 401  # its session ended too
-    assert http.post(links[1]["admin"]).status_code == 200
-    assert http.post(links[0]["ada"]).status_code == 200  # people's links stay
+        http = TestClient(app, base_url="http://desk.test", cookies=cookies[0] if cookies else None)
+        if not cookies:
+            assert http.post(links[0]["admin"]).status_code == 200
+            assert http.get("/admin").status_code == 200
+            cookies.append(dict(http.cookies))
+            return
+        assert http.get("/admin").status_code == 401  # the session of the first link ended too
+        assert http.get(links[0]["admin"]).status_code == 404
+        assert http.post(links[0]["ada"]).status_code == 200  # people's links stay
+        assert http.post(links[1]["admin"]).status_code == 200
+        assert http.get("/admin").status_code == 200
+
+    monkeypatch.setattr("uvicorn.run", serve)
+    start = (new_data(tmp_path / "data", 3), "--database", url, "--invite", "ada")
+    for _ in range(2):
+        annotate(*start).run()
+    assert len(links) == 2
 
 
 def test_migrations_make_the_tables_of_the_models(url):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -201,9 +202,9 @@ def read_ballots(folder: Path, study: dict[str, Any], database: str | None, crit
         raise RunError(f"{folder}: asks by {', '.join(study['criteria'])}, not by {asked}")
     if database is None and not (folder / DATABASE).is_file():
         raise RunError(f"{folder}: has no {DATABASE} yet; `rewarddance annotate {folder}` makes it, or name --database")
-    opened = open_database(database or f"sqlite:///{(folder / DATABASE).resolve()}")
     ballots = []
-    with opened.read() as session:
+    address = database or f"sqlite:///{(folder / DATABASE).resolve()}"
+    with closing(open_database(address)) as opened, opened.read() as session:
         config = settings_of(session)
         if config.task != "pairwise" or asked not in config.asked:
             wrong = f"task {config.task}, criteria {', '.join(config.asked)}"
@@ -220,7 +221,6 @@ def read_ballots(folder: Path, study: dict[str, Any], database: str | None, crit
                     ballots.append(
                         Ballot(record.record_id, v.annotator or "", *pair, v.values[0], category, _when(v.created))
                     )
-    opened.close()
     return StudyDesk(ballots, config.judgements, items)
 
 

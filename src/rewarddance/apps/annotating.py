@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from rewarddance.data.names import Format
 
 if TYPE_CHECKING:
     from rewarddance.apps.annotate.database import Database
+    from rewarddance.apps.annotate.filling import Filled
 
 DATABASE = "desk.db"
 """File in the data folder that holds the desk where no database is named."""
@@ -85,11 +87,19 @@ class Annotate(Flags):
         from rewarddance.apps.annotate.database import open_database
         from rewarddance.apps.annotate.filling import fill
 
-        config = self._config()
-        server = self._server()
-        database = open_database(database_of(self.data, self.database))
-        with progress("records") as bar:
-            filled = fill(database, self.data, config, lambda n: bar(n, n + 1), self._settings().keys())
+        config, server = self._config(), self._server()
+        with closing(open_database(database_of(self.data, self.database))) as database:
+            with progress("records") as bar:
+                filled = fill(database, self.data, config, lambda n: bar(n, n + 1), self._settings().keys())
+            self._tell(filled, config)
+            base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+            for name, link in self._links(database, server, base.rstrip("/")).items():
+                print(f"{name}: {link}", flush=True)
+            app = create_app(database, server)
+            # the access log would hold the tokens of links
+            uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
+
+    def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
         if filled.passed_over:
             say(f"{filled.passed_over} records have no two different pictures, and were passed over")
@@ -97,13 +107,6 @@ class Annotate(Flags):
             say(f"changed {name} of the desk from {before} to {now}")
         if filled.records and config.checks and not config.checked:
             say(f"no attention checks: noise may rightly win by {', '.join(config.asked)}")
-        base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
-        for name, link in self._links(database, server, base.rstrip("/")).items():
-            print(f"{name}: {link}", flush=True)
-        app = create_app(database, server)
-        # the access log would hold the tokens of links
-        uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
-        database.close()
 
     def _settings(self) -> dict[str, Any]:
         """The settings of the desk that were given."""
@@ -157,10 +160,8 @@ class AnnotateExport(Flags):
         from rewarddance.apps.annotate.database import open_database
         from rewarddance.apps.annotate.export import write_format, write_records
 
-        database = open_database(self.database)
-        with database.read() as session:
+        with closing(open_database(self.database)) as database, database.read() as session:
             if self.format == "records":
                 show({"records": write_records(session, self.out), "out": str(self.out)})
             else:
                 show(write_format(session, self.format, self.out))
-        database.close()
