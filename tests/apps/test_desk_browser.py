@@ -68,7 +68,8 @@ def new_page(browser):
 
 def enter(page, link):
     page.goto(link)
-    page.keyboard.press("Enter")  # the button has the focus
+    page.wait_for_function("() => document.activeElement.matches('button.main')")  # `autofocus` comes after the load
+    page.keyboard.press("Enter")
     page.wait_for_selector("#questions, main.wide", state="attached")
 
 
@@ -219,6 +220,7 @@ def test_a_picture_that_fails_is_asked_for_again(new_page, tmp_path):
 
         page.route("**/media/*", fail_once)
         enter(page, links["ada"])
+        wait_for_count(page, "0 done")
         submit_by_key(page, "ArrowRight")
         wait_for_count(page, "1 done, 0 left")
         assert len(failed) == 3

@@ -191,6 +191,7 @@ def _work(who: Who, desk: State, undone: bool = False) -> Work:
         if item is None:
             assignment = judging.next_assignment(session, who.person, config, now)
             item = None if assignment is None else judging.described(session, assignment, config)
+    with desk.database.read() as session:  # others need not wait for it
         return Work(item=item, **judging.progress_of(session, who.person, config, now))
 
 

@@ -67,15 +67,14 @@ def _has_room(session: Session, item: int, config: DeskConfig, now: float) -> bo
 def loads(session: Session, person: int, now: float, checks: bool) -> list[Load]:
     """All items (or all checks) that a person was never given, with the number of places that are taken."""
     own = select(Assignment.item_id).where(Assignment.person_id == person)
+    taken = select(Assignment.item_id, _taken(now).label("num")).join(Person).group_by(Assignment.item_id).subquery()
     query = (
-        select(Item.id, _taken(now))
-        .outerjoin(Assignment, Assignment.item_id == Item.id)
-        .outerjoin(Person, Person.id == Assignment.person_id)
+        select(Item.id, func.coalesce(taken.c.num, 0))
+        .outerjoin(taken, taken.c.item_id == Item.id)
         .where(Item.noise.is_not(None) if checks else Item.noise.is_(None), Item.id.not_in(own))
-        .group_by(Item.id)
         .order_by(Item.id)
     )
-    return [Load(item, int(taken)) for item, taken in session.execute(query)]
+    return [Load(item, int(num)) for item, num in session.execute(query)]
 
 
 def _new_assignment(session: Session, person: int, config: DeskConfig, now: float) -> Assignment | None:
