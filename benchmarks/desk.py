@@ -1,19 +1,22 @@
 """Load on the annotation desk: people judge over HTTP at once, on SQLite and on PostgreSQL.
 
-Each of them asks for an item, loads its two pictures and answers at once, without a pause; real people need seconds.
-The server, the database and all people share this machine.
+Each of them asks for an item, loads its two pictures, waits for `--pause` seconds and answers. Without a pause the
+server is saturated, and latencies show how long people queue. The server, the database and all people share this
+machine.
 
-Usage: python benchmarks/desk.py [--people N] [--seconds S] [--records N] [--databases sqlite postgresql]
+Usage: python benchmarks/desk.py [--people N] [--seconds S] [--pause S] [--records N] [--databases sqlite postgresql]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,11 +34,13 @@ class Person(Client):
     """Judges until `until` and notes how long the server took, in seconds."""
 
     def __init__(self, link: str) -> None:
-        super().__init__(httpx.Client(base_url=link.split("/join/")[0], timeout=60), link)
+        limits = httpx.Limits(keepalive_expiry=2)  # the server closes idle connections after 5 s
+        super().__init__(httpx.Client(base_url=link.split("/join/")[0], timeout=60, limits=limits), link)
         self.serving: list[float] = []
         self.answering: list[float] = []
 
-    def run(self, until: float) -> None:
+    def run(self, until: float, pause: float) -> None:
+        time.sleep(pause * random.random())  # people do not begin at the same moment
         while time.monotonic() < until:
             start = time.monotonic()
             item = self.next()["item"]
@@ -43,23 +48,22 @@ class Person(Client):
             if item is None:
                 return
             self.seen(item)
+            time.sleep(pause)
             start = time.monotonic()
             saved = self.say(item, {"overall": {"choice": "first"}})
             self.answering.append(time.monotonic() - start)
             assert saved.status_code == 200, saved.text
 
 
-def measure(url: str, data: Path, names: list[str], seconds: float) -> dict[str, float]:
+def measure(url: str, data: Path, names: list[str], seconds: float, pause: float) -> dict[str, float]:
     """Judgements a second, and milliseconds (median and 95th percentile) to serve an item and to store an answer."""
     flags = ("--judgements", len(names), "--requests-per-minute", 1_000_000, "--invite", *names)
     with process(data, url, *flags) as (_, _, links):
         people = [Person(link) for name, link in links.items() if name != "admin"]
         begin = time.monotonic()
-        threads = [threading.Thread(target=person.run, args=(begin + seconds,)) for person in people]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(people)) as pool:
+            for done in [pool.submit(person.run, begin + seconds, pause) for person in people]:
+                done.result()
         took = time.monotonic() - begin
     answers = [t for person in people for t in person.answering]
     serving = [t for person in people for t in person.serving]
@@ -74,16 +78,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--records", type=int, default=500)
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
     args = parser.parse_args()
     if args.people > ServerConfig().logins_per_minute:
         parser.error(f"--people: one address may log in {ServerConfig().logins_per_minute} people a minute")
     names = [f"p{i}" for i in range(args.people)]
-    hardware = environment()["hardware"]
-    print(
-        f"{args.people} people, {args.records} items, {args.seconds:g} s; {hardware['cpu']}, {hardware['cores']} cores"
-    )
+    hardware, load = environment()["hardware"], os.getloadavg()[0]
+    print(f"{args.people} people, pause {args.pause:g} s, {args.records} items, {args.seconds:g} s")
+    print(f"{hardware['cpu']}, {hardware['cores']} cores, load average {load:.1f} before the start")
     for kind in args.databases:
         if kind == "postgresql" and not POSTGRES.is_dir():
             print(f"{kind}: no server in {POSTGRES}; left out")
@@ -94,7 +98,7 @@ def main() -> None:
             url = f"sqlite:///{folder}/desk.db"
             if kind == "postgresql":
                 url = stack.enter_context(postgres_server(folder / "server", fsync=True))()
-            print(f"{kind}: {json.dumps(measure(url, data, names, args.seconds))}", flush=True)
+            print(f"{kind}: {json.dumps(measure(url, data, names, args.seconds, args.pause))}", flush=True)
 
 
 if __name__ == "__main__":
