@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,14 @@ from desks import Client, brightness
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from rewarddance.align.config import AlignConfig
 from rewarddance.apps.annotate.auth import RateLimiter
+from rewarddance.apps.annotate.config import DeskConfig
+from rewarddance.apps.annotate.database import open_database
+from rewarddance.apps.annotate.filling import fill
 from rewarddance.apps.cli import main
+from rewarddance.core.runs import RunFolder
+from rewarddance.evaluate.ab import visible
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +36,7 @@ def run(*args):
 
 def samples(folder, level, prompts):
     """A folder as `sample` writes it; `level` is the brightness of its pictures."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     listed = []
     for i, prompt in enumerate(prompts):
         noise = np.random.default_rng([i, int(1000 * level)]).normal(0, 20, (16, 16, 3))
@@ -95,8 +102,10 @@ def test_a_study_of_two_systems_end_to_end(study, simulated_people):
     status, printed = run(*create, "--prompts", study / "prompts.jsonl")
     assert status == 0
     made = json.loads(printed)
-    assert (made["num_prompts"], made["votes_a_pair"], made["identical"]) == (60, 120, 0)
+    assert (made["num_prompts"], made["votes_a_pair"], made["identical"]) == (60, {"A-B": 120}, {"A-B": 0})
     assert made["needed_for_55"] > 800
+    assert made["visible"] == round(visible(100), 3)  # 120 votes by twos: 120 / (1 + 0.2) independent ones
+    assert made["sampling"] is None  # nothing was drawn
     assert run("ab", "status", out)[0] == 1  # nobody has served it
     simulated_people(noisy(0.9))(out, "--invite", "ada", "ben", "--checks", 0, "--repeats", 0)
     status, printed = run("ab", "status", out)
@@ -114,6 +123,96 @@ def test_a_study_of_two_systems_end_to_end(study, simulated_people):
     assert "A is better" in page
     assert not re.search(r"""(src|href)=["']?http""", page)
     assert "<script" not in page
+
+
+def test_prompts_with_the_same_picture_are_counted_not_asked(study, simulated_people):
+    out = study / "study"
+    for i in range(8):
+        shutil.copy(study / "bright" / f"{i:03d}.png", study / "dark" / f"{i:03d}.png")
+    systems = ("--a", study / "bright", "--b", study / "dark", "--others", study / "darker")
+    status, printed = run("ab", "create", *systems, "--prompts", study / "prompts.jsonl", "--out", out)
+    assert status == 0
+    assert json.loads(printed)["identical"] == {"A-B": 8, "A-C": 0, "B-C": 0}
+    assert json.loads(printed)["votes_a_pair"] == {"A-B": 52, "A-C": 60, "B-C": 60}
+    assert json.loads((out / "study.json").read_text())["identical"]["A-B"] == 8
+    simulated_people()(out, "--invite", "ada", "--checks", 0, "--repeats", 0)
+    printed = json.loads(run("ab", "status", out)[1])
+    assert printed["votes"] == printed["wanted"] == 172
+    assert [look["identical"] for look in printed["looks"]] == [8, 0, 0]
+    assert run("ab", "report", out)[0] == 0
+    pairs = json.loads((out / "report.json").read_text())["pairs"]
+    assert [(p["good"] + p["same"] + p["bad"], p["identical"]) for p in pairs] == [(52, 8), (60, 0), (60, 0)]
+    assert "On 8 more prompts both systems gave the same picture" in (out / "report.html").read_text()
+
+
+def test_a_small_study_has_dashes_for_intervals(study, simulated_people):
+    out = study / "small"
+    (study / "few.txt").write_text("\n".join(f"picture {i}" for i in range(4)))
+    systems = ("--a", study / "bright", "--b", study / "dark")
+    assert run("ab", "create", *systems, "--prompts", study / "few.txt", "--out", out)[0] == 0
+    simulated_people()(out, "--invite", "ada", "--checks", 0, "--repeats", 0)
+    assert run("ab", "report", out)[0] == 0
+    pair = json.loads((out / "report.json").read_text())["pairs"][0]
+    assert (pair["gsb"]["mean"], pair["gsb"]["low"], pair["win_rate"]["low_two_way"]) == (1.0, None, None)
+    assert "<td>–</td>" in (out / "report.html").read_text()
+
+
+def test_a_study_is_served_by_its_own_questions(study, simulated_people, capsys):
+    out = study / "study"
+    systems = ("--a", study / "bright", "--b", study / "dark")
+    assert run("ab", "create", *systems, "--prompts", study / "prompts.jsonl", "--out", out)[0] == 0
+    for flags in (["--task", "rating"], ["--criteria", "style"]):
+        assert main(["annotate", str(out), *flags]) == 1
+        assert "is a study of pairs by overall" in capsys.readouterr().err
+    database = f"sqlite:///{study}/other.db"
+    fill(open_database(database), out, DeskConfig(task="ranking"))
+    assert main(["ab", "status", str(out), "--database", database]) == 1
+    assert "its desk was made with other questions (task ranking, criteria overall)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Folders of two runs that sample with 10 and 4 steps; `drawn` holds how each system was drawn."""
+    drawn = {}
+
+    def draw(prompts, out, sampling, *, num, adapter, seed):
+        drawn[out.name] = (sampling.generator, sampling.num_steps, sampling.guidance, adapter)
+        samples(out, 0.2 + 0.2 * len(drawn), prompts)
+
+    monkeypatch.setattr("rewarddance.jobs.ab.sample_to_folder", draw)
+    for name, steps in (("refl", 10), ("nft", 4)):
+        RunFolder(tmp_path / name).start("align", AlignConfig(probe_steps=steps))
+    return drawn
+
+
+def create(folder, *flags):
+    return run("ab", "create", "--prompts", folder / "prompts.jsonl", "--out", folder / "study", *flags)
+
+
+def test_drawn_systems_share_steps_guidance_and_resolution(study, runs):
+    """A bare generator is drawn as the run it is compared with; the study and its report say how."""
+    status, printed = create(study, "--a", study / "refl", "--b", "tiny", "--others", study / "bright")
+    assert status == 0
+    assert runs == {"A": ("tiny", 10, 1.0, study / "refl"), "B": ("tiny", 10, 1.0, None)}
+    sampling = {"systems": ["A", "B"], "num_steps": 10, "guidance": 1.0, "resolution": None}
+    assert json.loads(printed)["sampling"] == sampling
+    assert json.loads((study / "study" / "study.json").read_text())["sampling"] == sampling
+
+
+def test_runs_that_draw_differently_are_refused_unless_one_value_is_given(study, runs, capsys):
+    pair = ("--a", study / "refl", "--b", study / "nft")
+    assert create(study, *pair)[0] == 1
+    assert f"different num steps ({study}/refl 10, {study}/nft 4)" in capsys.readouterr().err
+    assert runs == {}
+    assert create(study, *pair, "--num-steps", 6, "--guidance", 2)[0] == 0
+    assert [how[1:3] for how in runs.values()] == [(6, 2.0), (6, 2.0)]
+    assert create(study, *pair, "--num-steps", 7)[0] == 1
+    assert "was made with other settings (sampling)" in capsys.readouterr().err
+
+
+def test_generators_alone_are_drawn_with_the_defaults(study, runs):
+    assert create(study, "--a", "tiny", "--b", "other")[0] == 0
+    assert [how[1:3] for how in runs.values()] == [(20, 1.0), (20, 1.0)]
 
 
 def test_a_study_of_three_systems_rates_them(study, simulated_people):
@@ -150,8 +249,6 @@ def commands():
 
 def test_every_command_of_the_guide_runs(tmp_path, monkeypatch, simulated_people, pipeline_folder, vlm_folder):
     """With small models in place of the shipped ones, a few steps, and simulated people."""
-    import shutil
-
     for name, source in (("vlm-tiny", vlm_folder), ("judge-tiny", vlm_folder), ("generator-tiny", pipeline_folder)):
         shutil.copytree(source, tmp_path / "assets" / name)
     monkeypatch.setattr("rewarddance.jobs.load.ASSETS", tmp_path / "assets")

@@ -5,18 +5,21 @@ import json
 import threading
 import zipfile
 from collections import Counter
+from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
 from desks import DeskServer, brightness, new_data, new_record, postgres_server
+from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import select
 
 from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.database import Database, open_database
 from rewarddance.apps.annotate.export import voted_records
-from rewarddance.apps.annotate.filling import fill
-from rewarddance.apps.annotate.models import Assignment, Base, Judgement, Picture
+from rewarddance.apps.annotate.filling import fill, settings_of
+from rewarddance.apps.annotate.models import Assignment, Base, Item, Judgement, Picture
+from rewarddance.apps.annotating import Annotate
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.data.schema import row_of_votes
 from rewarddance.data.shards import write_rows
@@ -193,6 +196,33 @@ def test_checks_and_repeats(new_desk):
     assert sum(len(r.votes) for r in export(desk)) == counted
 
 
+def test_the_counter_does_not_tell_checks_and_repeats_from_others(new_desk):
+    """It moves by one at every answer, the sum stays, and at the end it was right from the beginning."""
+    desk = new_desk(records=60, judgements=2, checks=0.1, repeats=0.1)
+    ada = desk.person()
+    work = ada.next()
+    total = work["remaining"]
+    assert total > 66  # 60 items, and a check and a repeat in every ten
+    given, undone = 0, False
+    while work["item"] is not None:
+        assert (work["done"], work["remaining"]) == (given, total - given)
+        ada.judge(work["item"], noise_loses)
+        given += 1
+        work = ada.next()
+        if given == 20 and not undone:
+            undone = True
+            work = ada.post("/api/undo").json()
+            given -= 1
+            assert (work["done"], work["remaining"]) == (given, total - given)
+    assert (given, work["remaining"]) == (total, 0)
+    with desk.database.read() as session:
+        rows = session.execute(select(Assignment.again, Item.noise).join(Item)).all()
+    kinds = Counter("check" if r.noise is not None else "repeat" if r.again else "item" for r in rows)
+    assert kinds["item"] == 60
+    assert kinds["check"] > 3
+    assert kinds["repeat"] > 3
+
+
 def noise_loses(pictures):
     """The choice of a careful person. The noise is made of the darker picture, so its mean brightness is that one's."""
     left, right = map(brightness, pictures)
@@ -211,6 +241,25 @@ def test_likert_ratings_by_four_criteria(new_desk):
     assert {v.criterion for v in record.votes} == {"fidelity", "style", "composition", "novelty"}
     assert {(v.media[0], v.values[0]) for v in record.votes} == {(0, 5.0), (1, 2.0)}
     assert all(v.scale == (1.0, 5.0) for v in record.votes)
+
+
+def test_noise_may_be_novel(new_desk):
+    """An honest person rates noise 1 by all criteria but novelty, and fails no check."""
+    desk = new_desk(records=30, pictures=1, task="rating", judgements=1, checks=0.1)
+    people = {"honest": {"novelty": 4}, "careless": {"style": 4}}
+    for name, high in people.items():
+        person = desk.person(name)
+        for _ in range(15):
+            item = person.next()["item"]
+            assert person.say(item, {c: {"rating": high.get(c, 1)} for c in item["criteria"]}).status_code == 200
+    table = {p["name"]: p["work"]["checks"] for p in desk.admin().http.get("/admin/overview.json").json()["people"]}
+    assert table["honest"]["failed"] == 0
+    assert table["careless"]["failed"] == table["careless"]["seen"] > 0
+    assert DeskConfig(task="rating").checked == ("fidelity", "style", "composition")
+
+
+def test_a_desk_that_asks_for_novelty_only_has_no_checks(new_desk):
+    assert new_desk(records=30, checks=0.1, criteria=("novelty",)).filled.checks == 0
 
 
 def test_rankings(new_desk):
@@ -322,6 +371,68 @@ def test_new_records_join_an_old_desk(new_desk, url, tmp_path):
     write_rows([row_of_votes(new_record("r0", [0.1, 0.2]))], tmp_path / "other" / "train.parquet")
     with pytest.raises(InputError, match="r0: the desk has it with other pictures"):
         fill(desk.database, tmp_path / "other", DeskConfig(checks=0, repeats=0))
+
+
+def settings(desk):
+    with desk.database.read() as session:
+        return settings_of(session)
+
+
+def test_a_restart_changes_only_the_settings_that_are_given(new_desk, tmp_path):
+    desk = new_desk(records=3, judgements=2, checks=0.2, task="ranking", lease_minutes=40)
+    made = settings(desk)
+    assert fill(desk.database, tmp_path / "data", DeskConfig()).changed == {}
+    assert settings(desk) == made
+    filled = fill(desk.database, tmp_path / "data", DeskConfig(judgements=5, lease_minutes=40))
+    assert filled.changed == {"judgements": (2, 5)}
+    assert settings(desk) == made.model_copy(update={"judgements": 5})
+
+
+def annotate(*words):
+    return Annotate.read("rewarddance annotate", [str(w) for w in words])
+
+
+def test_the_command_knows_which_settings_were_given(new_desk, url, tmp_path, monkeypatch, capfd):
+    """Also a flag with its default value changes the desk; flags that are not given change nothing."""
+    served = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: served.append(app.state.desk.settings()))
+    data = new_data(tmp_path / "data", 3)
+    start = (data, "--database", url)
+    annotate(*start, "--judgements", 5, "--checks", 0.1, "--whole-items-first", "True").run()
+    annotate(*start).run()
+    assert served[0] == served[1]
+    assert (served[0].judgements, served[0].checks, served[0].whole_items_first) == (5, 0.1, True)
+    capfd.readouterr()
+    annotate(*start, "--checks", 0.05, "--whole-items-first", "False").run()
+    assert served[2] == served[0].model_copy(update={"checks": 0.05, "whole_items_first": False})
+    assert "changed checks of the desk from 0.1 to 0.05" in capfd.readouterr().err
+    with pytest.raises(RunError, match="other settings \\(task\\)"):
+        annotate(*start, "--task", "rating").run()
+
+
+def test_a_restart_ends_the_earlier_admin_links(url, tmp_path, monkeypatch, capsys):
+    links, cookies = [], []
+
+    def serve(app, **_):
+        printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        links.append({name: urlsplit(link).path for name, link in printed.items()})
+        http = TestClient(app, base_url="http://desk.test", cookies=cookies[0] if cookies else None)
+        if not cookies:
+            assert http.post(links[0]["admin"]).status_code == 200
+            assert http.get("/admin").status_code == 200
+            cookies.append(dict(http.cookies))
+            return
+        assert http.get("/admin").status_code == 401  # the session of the first link ended too
+        assert http.get(links[0]["admin"]).status_code == 404
+        assert http.post(links[0]["ada"]).status_code == 200  # people's links stay
+        assert http.post(links[1]["admin"]).status_code == 200
+        assert http.get("/admin").status_code == 200
+
+    monkeypatch.setattr("uvicorn.run", serve)
+    start = (new_data(tmp_path / "data", 3), "--database", url, "--invite", "ada")
+    for _ in range(2):
+        annotate(*start).run()
+    assert len(links) == 2
 
 
 def test_migrations_make_the_tables_of_the_models(url):

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from desks import new_data, process
+from sqlalchemy import select
 
 from rewarddance.apps import annotate
+from rewarddance.apps.annotate.database import open_database
+from rewarddance.apps.annotate.models import Judgement
 from rewarddance.apps.cli import main
 from rewarddance.core.runs import RunFolder
 
@@ -38,15 +41,23 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test."""
+    """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test.
+
+    A page that is still open when the server ends asks for its pictures again, which is no problem.
+    """
     problems, contexts = [], []
 
-    def make(width=1280, height=800, **how):
+    def note(message, ignored):
+        if message.type == "error" and not any(part in message.text for part in ignored):
+            problems.append(message.text)
+
+    def make(width=1280, height=800, expected="favicon", **how):
+        ignored = (expected, "ERR_CONNECTION_REFUSED")
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **how))
         page = contexts[-1].new_page()
         page.set_default_timeout(240_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "favicon" not in m.text else None)
+        page.on("console", lambda m: note(m, ignored))
         return page
 
     yield make
@@ -57,12 +68,30 @@ def new_page(browser):
 
 def enter(page, link):
     page.goto(link)
-    page.keyboard.press("Enter")  # the button has the focus
+    page.wait_for_function("() => document.activeElement.matches('button.main')")  # `autofocus` comes after the load
+    page.keyboard.press("Enter")
     page.wait_for_selector("#questions, main.wide", state="attached")
 
 
 def wait_for_count(page, text):
     page.wait_for_function("text => document.getElementById('count').textContent.startsWith(text)", arg=text)
+
+
+def submit_by_key(page, *keys):
+    """Press keys, and Enter as soon as both pictures are loaded and an answer can be sent."""
+    for key in keys:
+        page.keyboard.press(key)
+    page.wait_for_function("() => document.getElementById('submit')?.disabled === false")
+    page.keyboard.press("Enter")
+
+
+def stored(url):
+    """The answers in a desk's database, in order."""
+    database = open_database(url)
+    with database.read() as session:
+        answers = [row.answers for row in session.scalars(select(Judgement).order_by(Judgement.id))]
+    database.close()
+    return answers
 
 
 @pytest.mark.browser
@@ -82,20 +111,21 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
         keys = ["ArrowLeft", "ArrowRight", "t", "b"]
         for i in range(20):
             wait_for_count(page, f"{i} done")
-            page.keyboard.press(keys[i % 4])
-            if i % 4 == 1:
-                page.keyboard.press("3")
             if i == 5:
                 page.wait_for_function("() => document.querySelector('.frame img').naturalWidth > 0")
                 shoot(page, "pairwise")
-            page.keyboard.press("Enter")
+            submit_by_key(page, keys[i % 4], *("3" if i % 8 == 1 else ""))
         wait_for_count(page, "20 done, 4 left")
         page.keyboard.press("u")
         wait_for_count(page, "19 done, 5 left")
         assert page.is_checked("input[value=both_bad]")
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("Enter")
+        submit_by_key(page, "ArrowRight", "1", "ArrowLeft", "ArrowRight")  # the strength was said of an earlier choice
         wait_for_count(page, "20 done, 4 left")
+        choices = ["first", "second", "tie", "both_bad"] * 5 + ["second"]
+        answers = [
+            {"choice": choice} | ({"strength": 1} if i % 8 == 1 else {}) for i, choice in enumerate(choices[:20])
+        ]
+        assert stored(url) == [{"overall": answer} for answer in [*answers, {"choice": "second"}]]
         check_zoom(page)
         admin.goto(links["admin"].split("/join/")[0] + "/admin")
         shoot(admin, "admin")
@@ -142,14 +172,138 @@ def test_ratings_and_rankings_by_keyboard(task, new_page, tmp_path):
         total = 6 if task == "rating" else 2
         for i in range(total):
             wait_for_count(page, f"{i} done")
-            for key in "4352" if task == "rating" else "213":
-                page.keyboard.press(key)
             if i == 1:
                 shoot(page, f"{task}-dark")
-            page.keyboard.press("Enter")
+            submit_by_key(page, *("4352" if task == "rating" else "213"))
         wait_for_count(page, f"{total} done, 0 left")
         assert "Nothing is left" in page.inner_text("#prompt")
         shoot(page, "finished")
+
+
+@pytest.mark.browser
+def test_an_answer_can_be_sent_only_when_both_pictures_are_loaded(new_page, tmp_path):
+    data, url = new_data(tmp_path / "data", records=2), f"sqlite:///{tmp_path}/desk.db"
+    with process(data, url, "--checks", 0, "--repeats", 0, "--invite", "ada") as (_, _, links):
+        page = new_page()
+        held = []
+        page.route("**/media/*", lambda route: held.append(route) if len(held) < 2 else route.continue_())
+        enter(page, links["ada"])
+        wait_for_count(page, "0 done")
+        page.keyboard.press("ArrowLeft")
+        for loaded in range(2):
+            page.wait_for_function("n => [...document.images].filter(i => i.naturalWidth).length === n", arg=loaded)
+            assert page.is_checked("input[value=first]")
+            assert page.is_disabled("#submit")
+            page.keyboard.press("Enter")
+            assert page.inner_text("#status") == "Please wait until all pictures are loaded."
+            while len(held) < 2:
+                page.wait_for_timeout(20)
+            held[loaded].continue_()
+        page.wait_for_function("() => document.getElementById('submit')?.disabled === false")
+        assert page.inner_text("#status") == ""
+        assert stored(url) == []
+        page.keyboard.press("Enter")
+        wait_for_count(page, "1 done")
+        assert stored(url) == [{"overall": {"choice": "first"}}]
+
+
+@pytest.mark.browser
+def test_a_picture_that_fails_is_asked_for_again(new_page, tmp_path):
+    data = new_data(tmp_path / "data", records=1)
+    with process(data, f"sqlite:///{tmp_path}/desk.db", "--checks", 0, "--invite", "ada") as (_, _, links):
+        page = new_page(expected="Failed to load resource")
+        failed = []
+
+        def fail_once(route):
+            failed.append(route)
+            route.abort() if len(failed) == 1 else route.continue_()
+
+        page.route("**/media/*", fail_once)
+        enter(page, links["ada"])
+        wait_for_count(page, "0 done")
+        submit_by_key(page, "ArrowRight")
+        wait_for_count(page, "1 done, 0 left")
+        assert len(failed) == 3
+
+
+FOCUSED = """() => {
+  const e = document.activeElement;
+  if (!e || e === document.body) return null;
+  const shown = e.matches("input[type=radio]") ? e.closest("label") : e, style = getComputedStyle(shown);
+  const visible = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+  return [e.id || e.name || e.textContent.trim(), visible];
+}"""
+REACHABLE = """() => {
+  const groups = new Set();
+  return [...document.querySelectorAll("a[href], button, input:not([type=hidden]), summary")].filter((e) => {
+    if (e.disabled || !e.checkVisibility({ checkVisibilityCSS: true })) return false;
+    if (e.type !== "radio") return true;
+    if (groups.has(e.name)) return false; // a group of radio buttons is one stop
+    groups.add(e.name);
+    return true;
+  }).map((e) => e.id || e.name || e.textContent.trim());
+}"""
+
+
+def check_tab_order(page):
+    """Tab reaches everything that can be used, in the order of the page, and the focus can be seen."""
+    expected = page.evaluate(REACHABLE)
+    page.evaluate("() => { document.activeElement.blur(); getSelection().removeAllRanges(); }")
+    page.evaluate(
+        "() => { document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex'); }"
+    )
+    reached = []
+    for _ in range(len(expected)):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(FOCUSED))
+    assert [name for name, _ in reached] == expected
+    assert [name for name, visible in reached if not visible] == []
+    return expected
+
+
+@pytest.mark.browser
+def test_every_page_works_by_keyboard_alone(new_page, tmp_path):
+    """Tab order and visible focus of all pages; people, links and exclusions on the admin page; logging out."""
+    data = new_data(tmp_path / "data", records=3)
+    with process(data, f"sqlite:///{tmp_path}/desk.db", "--checks", 0, "--invite", "ada") as (_, base, links):
+        page = new_page(expected="status of 403")  # at the end she is excluded
+        page.goto(links["ada"])
+        assert check_tab_order(page) == ["Start"]
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "() => !!document.querySelector('#submit') && [...document.images].every(i => i.complete)"
+        )
+        assert check_tab_order(page) == ["help-button", "Log out", "choice-0"]
+        page.keyboard.press("Space")  # within the group, as people expect who use no mouse
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("() => document.querySelectorAll('input:checked').length === 1")
+        page.keyboard.press("t")
+        assert page.is_checked("input[value=tie]")
+        submit_by_key(page, "ArrowLeft")  # from a tie to the left within the group
+        wait_for_count(page, "1 done")
+        check_tab_order(page)
+        page.focus("#help-button")
+        page.keyboard.press("Enter")
+        assert page.get_attribute("#help-button", "aria-expanded") == "true"
+        assert page.is_visible("#help")
+
+        admin = new_page()
+        enter(admin, links["admin"])
+        admin.focus("summary[aria-label='Actions for ada']")
+        admin.keyboard.press("Enter")
+        order = check_tab_order(admin)
+        assert order[-3:-1] == ["Make a link", "Data folder (Parquet)"]
+        admin.focus("#why-2")
+        admin.keyboard.type("too fast")
+        admin.keyboard.press("Enter")
+        admin.wait_for_selector("tr.out")
+        assert "excluded: too fast" in admin.inner_text("table.people")
+        page.goto(base)
+        assert "Your part in this desk has ended" in page.inner_text("main")
+        admin.focus("text=Log out")
+        admin.keyboard.press("Enter")
+        admin.wait_for_function("() => document.querySelector('h1').textContent === 'Goodbye'")
+        assert check_tab_order(admin) == []
 
 
 @pytest.mark.browser
@@ -168,6 +322,7 @@ def test_a_phone(new_page, tmp_path):
         shoot(page, "phone")
         small = [b.bounding_box()["height"] for b in page.query_selector_all(".options label") if b.is_visible()]
         assert min(small) >= 44  # large enough for a thumb
+        page.wait_for_function("() => document.getElementById('submit')?.disabled === false")
         page.tap("#submit")
         wait_for_count(page, "1 done")
         admin = new_page(390, 844)

@@ -61,6 +61,19 @@ def test_the_cookie_is_out_of_reach_of_scripts(desk):
     assert "secure" in secure.post(desk.link(), follow_redirects=False).headers["set-cookie"].lower()
 
 
+def test_behind_a_proxy_with_tls_the_cookie_is_secure(tmp_path):
+    """The proxy speaks plain HTTP to the server; `url` says how people reach it."""
+    server = ServerConfig(url="https://desk.example.org")
+    behind = DeskServer(new_data(tmp_path / "data"), f"sqlite:///{tmp_path}/desk.db", server=server)
+    http = behind.http()
+    assert "; secure" in http.post(behind.link(), follow_redirects=False).headers["set-cookie"].lower()
+    behind.database.close()
+
+
+def test_without_tls_the_cookie_is_not_secure_so_that_it_works(desk):
+    assert "secure" not in desk.http().post(desk.link(), follow_redirects=False).headers["set-cookie"].lower()
+
+
 def test_links_and_sessions_expire(desk):
     link = desk.link()
     ada = Client(desk.http(), link)

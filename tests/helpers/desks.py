@@ -190,7 +190,7 @@ def process(data, url, *flags, port=None):
 
 
 @contextmanager
-def postgres_server(folder):
+def postgres_server(folder, fsync=False):
     """A PostgreSQL server in a folder of its own. Yields a function that makes a new database and gives its URL."""
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
     run = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
@@ -203,7 +203,7 @@ def postgres_server(folder):
     data = folder / "data"
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": folder}
     subprocess.run([*run, POSTGRES / "initdb", "-D", data, "-A", "trust", "-U", "desk", "--no-sync"], **quiet)
-    how = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    how = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync={'on' if fsync else 'off'}"
     log = folder / "log"
     subprocess.run([*run, POSTGRES / "pg_ctl", "-D", data, "-l", log, "-w", "-o", how, "start"], **quiet)
     try:

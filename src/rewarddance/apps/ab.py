@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from rewarddance.apps.commands import show
-from rewarddance.apps.flags import Count, Flags, Least, need
+from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.errors import RunError
 from rewarddance.core.progress import say
+
+if TYPE_CHECKING:
+    from rewarddance.evaluate.ab import Ballot
 
 LETTERS = "ABCDEFGH"
 
@@ -21,8 +25,9 @@ LETTERS = "ABCDEFGH"
 class AbCreate(Flags):
     """Draw pictures of the same prompts, from the same noises, with two or more systems, for people to compare blind.
 
-    A system is a run of `align`, a generator, or a folder of `sample` (its first picture of each prompt). The result
-    says how many votes are needed to detect a win rate of 55%, and which win rate this study can detect.
+    A system is a run of `align`, a generator, or a folder of `sample` (its first picture of each prompt). Runs and
+    generators draw with the same steps, guidance and resolution. The result says how many votes are needed to detect a
+    win rate of 55%, and which win rate this study can detect.
 
     Example: rewarddance ab create --a runs/refl --b runs/nft --prompts 200 --out studies/refl-nft
 
@@ -45,6 +50,12 @@ class AbCreate(Flags):
     """People who judge each prompt and pair. More prompts help more than more votes on each prompt."""
     criteria: tuple[str, ...] = ("overall",)
     """The criteria that people are asked about; a report is about one of them."""
+    num_steps: SomeCount = None
+    """Steps of all drawn systems; those of the runs when not given."""
+    guidance: Annotated[float | None, Least(0)] = None
+    """Classifier-free guidance scale of all drawn systems; that of the runs when not given."""
+    resolution: SomeCount = None
+    """Side of the drawn pictures in pixels; that of the runs when not given."""
     seed: int = 0
 
     def run(self) -> None:
@@ -53,7 +64,8 @@ class AbCreate(Flags):
         runs = (self.a, self.b, *self.others)
         need(len(runs) <= len(LETTERS), f"ab create: at most {len(LETTERS)} systems")
         systems = dict(zip(LETTERS, runs, strict=False))
-        study = Study(systems, self.prompts, self.task, self.judgements, self.criteria, self.seed)
+        asked = self.prompts, self.task, self.judgements, self.criteria
+        study = Study(systems, *asked, self.seed, self.num_steps, self.guidance, self.resolution)
         show(create(study, self.out))
         say(f"next: rewarddance annotate {self.out} --invite NAME, and rewarddance ab status {self.out}")
 
@@ -62,8 +74,8 @@ class AbCreate(Flags):
 class AbStatus(Flags):
     """The progress of a study, and whether it is decided. You may look as often as you like.
 
-    The bounds are a confidence sequence. If the systems are equally good, the chance that it ever calls one better is
-    at most 5 per cent, over all looks.
+    The bounds are confidence sequences. If all systems are equally good, the chance that one is ever called better is
+    at most 5 per cent, over all looks and all pairs together.
 
     Example: rewarddance ab status studies/refl-nft
     """
@@ -76,17 +88,22 @@ class AbStatus(Flags):
     """The first one of the study when not given."""
 
     def run(self) -> None:
-        from itertools import combinations
-
-        from rewarddance.evaluate.sequences import look
+        from rewarddance.evaluate.sequences import looks
 
         study = read_study(self.study)
-        ballots, per_prompt = read_ballots(self.study, study, self.database, self.criterion)
-        looks = []
-        for a, b in combinations(study["systems"], 2):
-            looks.append({"a": a, "b": b, **look(ballots, a, b, per_prompt)})
-        pairs = study["num_prompts"] * len(looks)
-        show({"systems": study["systems"], "votes": len(ballots), "wanted": pairs * per_prompt, "looks": looks})
+        desk = read_ballots(self.study, study, self.database, self.criterion)
+        rows = []
+        for (a, b), look in looks(desk.ballots, list(study["systems"]), desk.per_prompt).items():
+            rows.append({"a": a, "b": b, **look, "identical": identical_of(study, a, b)})
+        show(
+            {
+                "systems": study["systems"],
+                "sampling": study.get("sampling"),
+                "votes": len(desk.ballots),
+                "wanted": desk.items * desk.per_prompt,
+                "looks": rows,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -108,24 +125,27 @@ class AbReport(Flags):
     def run(self) -> None:
         from rewarddance.core.runs import write_json
         from rewarddance.evaluate.ab import needed, report
-        from rewarddance.evaluate.sequences import look
+        from rewarddance.evaluate.sequences import looks
 
         need(0.5 < self.target < 1, f"ab report: --target {self.target}: needs a number between 0.5 and 1")
         study = read_study(self.study)
-        ballots, per_prompt = read_ballots(self.study, study, self.database, self.criterion)
-        if not ballots:
+        desk = read_ballots(self.study, study, self.database, self.criterion)
+        if not desk.ballots:
             raise RunError(f"{self.study}: nobody has judged anything yet; rewarddance annotate {self.study} serves it")
-        result = report(ballots, list(study["systems"]))
+        systems = list(study["systems"])
+        result = report(desk.ballots, systems)
+        looked = looks(desk.ballots, systems, desk.per_prompt)
         for pair in result["pairs"]:
-            pair["look"] = look(ballots, pair["a"], pair["b"], per_prompt)
+            a, b = pair["a"], pair["b"]
+            pair |= {"look": looked[a, b], "identical": identical_of(study, a, b)}
         result = {"study": study, "criterion": self.criterion or study["criteria"][0], **result}
-        result["needed"] = {"win_rate": self.target, "votes": needed(self.target, per_prompt=per_prompt)}
+        result["needed"] = {"win_rate": self.target, "votes": needed(self.target, per_prompt=desk.per_prompt)}
         write_json(self.study / "report.json", result)
         page = self.study / "report.html"
         page.write_text(render(result, self.study.resolve().name))
         for pair in result["pairs"]:
             say(_sentence(pair))
-        show({"report": str(page), "votes": len(ballots)})
+        show({"report": str(page), "votes": len(desk.ballots)})
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -141,17 +161,39 @@ def read_study(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_ballots(
-    folder: Path, study: dict[str, Any], database: str | None, criterion: str | None
-) -> tuple[list[Any], int]:
-    """The votes of a study's desk by one criterion, and how many votes each prompt and pair needs.
+def identical_of(study: dict[str, Any], a: str, b: str) -> int | None:
+    """Prompts on which both systems gave the same file; None in a study of an earlier version."""
+    counts: dict[str, int] = study.get("identical", {})
+    return counts.get(f"{a}-{b}")
+
+
+@dataclass(frozen=True)
+class StudyDesk:
+    """What a study's desk holds.
+
+    Attributes:
+        ballots: the votes by one criterion.
+        per_prompt: how many votes each prompt and pair needs.
+        items: prompts and pairs that people are asked about.
+    """
+
+    ballots: list[Ballot]
+    per_prompt: int
+    items: int
+
+
+def read_ballots(folder: Path, study: dict[str, Any], database: str | None, criterion: str | None) -> StudyDesk:
+    """Read a study's desk.
 
     Raises:
-        RunError: nobody has served the study yet, or the criterion is not asked.
+        RunError: nobody has served the study yet, the criterion is not asked, or the desk does not compare pairs.
     """
+    from sqlalchemy import func, select
+
     from rewarddance.apps.annotate.database import open_database
     from rewarddance.apps.annotate.export import voted_records
     from rewarddance.apps.annotate.filling import settings_of
+    from rewarddance.apps.annotate.models import Item
     from rewarddance.apps.annotating import DATABASE
     from rewarddance.evaluate.ab import Ballot
 
@@ -160,10 +202,16 @@ def read_ballots(
         raise RunError(f"{folder}: asks by {', '.join(study['criteria'])}, not by {asked}")
     if database is None and not (folder / DATABASE).is_file():
         raise RunError(f"{folder}: has no {DATABASE} yet; `rewarddance annotate {folder}` makes it, or name --database")
-    opened = open_database(database or f"sqlite:///{(folder / DATABASE).resolve()}")
     ballots = []
-    with opened.read() as session:
+    address = database or f"sqlite:///{(folder / DATABASE).resolve()}"
+    with closing(open_database(address)) as opened, opened.read() as session:
         config = settings_of(session)
+        if config.task != "pairwise" or asked not in config.asked:
+            wrong = f"task {config.task}, criteria {', '.join(config.asked)}"
+            raise RunError(
+                f"{folder}: its desk was made with other questions ({wrong}); serve it to another --database"
+            )
+        items = int(session.scalar(select(func.count()).where(Item.noise.is_(None))) or 0)
         for record in voted_records(session, pictures=False):
             names = [m.model or "" for m in record.candidates]
             for v in record.votes:
@@ -173,8 +221,7 @@ def read_ballots(
                     ballots.append(
                         Ballot(record.record_id, v.annotator or "", *pair, v.values[0], category, _when(v.created))
                     )
-    opened.close()
-    return ballots, config.judgements
+    return StudyDesk(ballots, config.judgements, items)
 
 
 def _when(created: str | None) -> float:
@@ -187,10 +234,16 @@ def _sentence(pair: dict[str, Any]) -> str:
     gsb, rate = pair["gsb"], pair["win_rate"]
     return (
         f"{pair['a']} against {pair['b']}: {pair['good']} good, {pair['same']} same, {pair['bad']} bad; "
-        f"GSB {gsb['mean']:+.3f} [{gsb['low']:+.3f}, {gsb['high']:+.3f}], "
-        f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}], "
+        f"GSB {gsb['mean']:+.3f}{_interval(gsb, '+.3f')}, win rate {rate['mean']:.3f}{_interval(rate, '.3f')}, "
         f"sign test p = {pair['sign_test']['p']:.3g}"
+        + (f"; {pair['identical']} more prompts with identical pictures" if pair["identical"] else "")
     )
+
+
+def _interval(figure: dict[str, Any], form: str) -> str:
+    if figure["low"] is None:
+        return " (too few prompts for an interval)"
+    return f" [{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 def render(result: dict[str, Any], title: str) -> str:

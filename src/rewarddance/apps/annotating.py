@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -13,11 +14,13 @@ from rewarddance.apps.annotate.config import DeskConfig, ServerConfig, Task
 from rewarddance.apps.commands import show
 from rewarddance.apps.flags import Count, Flags, SomeCount
 from rewarddance.core.config import parse_config
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import progress, say
 from rewarddance.data.names import Format
 
 if TYPE_CHECKING:
     from rewarddance.apps.annotate.database import Database
+    from rewarddance.apps.annotate.filling import Filled
 
 DATABASE = "desk.db"
 """File in the data folder that holds the desk where no database is named."""
@@ -35,7 +38,8 @@ class Annotate(Flags):
 
     People log in by personal links. They see pictures without names of systems or files, on sides that the server
     draws. When the server starts, it prints links for --invite and one for the admin page, which shows progress,
-    agreement, people, further links and exports. Several servers may share one database. Ctrl-C stops the server.
+    agreement, people, further links and exports. A new admin link ends the earlier ones. A desk keeps its settings: a
+    later start changes only those that it names. Several servers may share one database. Ctrl-C stops the server.
 
     Example: rewarddance annotate data/pool --invite ada ben --judgements 2
 
@@ -46,22 +50,22 @@ class Annotate(Flags):
     """A data folder or Parquet file: of `data build --prompts`, `data import`, `data select` or `ab create`."""
     database: str | None = None
     """sqlite:///FILE or postgresql://USER@HOST/NAME; `desk.db` in the data folder when not given."""
-    task: Task = "pairwise"
-    """Compare two pictures, rate each from 1 to 5, or rank all pictures of a prompt."""
+    task: Task | None = None
+    """Compare two pictures (the default), rate each from 1 to 5, or rank all pictures of a prompt."""
     criteria: tuple[str, ...] = ()
     """Criteria that people are asked about; `overall` by default, or four criteria for ratings."""
     judgements: SomeCount = None
     """People who judge each item; 3 by default, or as given to `ab create`."""
-    checks: float = 0.05
-    """Share of attention checks: one of the pictures is noise."""
-    repeats: float = 0.05
-    """Share of items that the same person sees again, with the sides exchanged."""
+    checks: float | None = None
+    """Share of attention checks, where one of the pictures is noise; 0.05 by default."""
+    repeats: float | None = None
+    """Share of items that the same person sees again, with the sides exchanged; 0.05 by default."""
     most_pairs: SomeCount = None
     """Pairs of one prompt at most, drawn at random; all by default."""
-    lease_minutes: float = 15.0
-    """Time after which an item that somebody left open goes to somebody else."""
-    whole_items_first: bool = False
-    """Finish an item before the next one begins. Desks of `ab create` always do."""
+    lease_minutes: float | None = None
+    """Time after which an item that somebody left open goes to somebody else; 15 by default."""
+    whole_items_first: bool | None = None
+    """Finish an item before the next one begins; False by default, True for desks of `ab create`."""
     invite: tuple[str, ...] = ()
     """Names of people to invite; a link is printed for each, also for people who were invited before."""
     host: str = "127.0.0.1"
@@ -73,7 +77,8 @@ class Annotate(Flags):
     """A session ends after this time without a request."""
     requests_per_minute: Count = 240
     """Limit of one person."""
-    seed: int = 0
+    seed: int | None = None
+    """Of the drawn pairs, checks and repeats; 0 by default."""
 
     def run(self) -> None:
         import uvicorn
@@ -82,29 +87,39 @@ class Annotate(Flags):
         from rewarddance.apps.annotate.database import open_database
         from rewarddance.apps.annotate.filling import fill
 
-        config = self._config()
-        server = self._server()
-        database = open_database(database_of(self.data, self.database))
-        with progress("records") as bar:
-            filled = fill(database, self.data, config, lambda n: bar(n, n + 1))
+        config, server = self._config(), self._server()
+        with closing(open_database(database_of(self.data, self.database))) as database:
+            with progress("records") as bar:
+                filled = fill(database, self.data, config, lambda n: bar(n, n + 1), self._settings().keys())
+            self._tell(filled, config)
+            base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+            for name, link in self._links(database, server, base.rstrip("/")).items():
+                print(f"{name}: {link}", flush=True)
+            app = create_app(database, server)
+            # the access log would hold the tokens of links
+            uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
+
+    def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
         if filled.passed_over:
             say(f"{filled.passed_over} records have no two different pictures, and were passed over")
-        base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
-        for name, link in self._links(database, server, base.rstrip("/")).items():
-            print(f"{name}: {link}", flush=True)
-        app = create_app(database, server)
-        # the access log would hold the tokens of links
-        uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
-        database.close()
+        for name, (before, now) in filled.changed.items():
+            say(f"changed {name} of the desk from {before} to {now}")
+        if filled.records and config.checks and not config.checked:
+            say(f"no attention checks: noise may rightly win by {', '.join(config.asked)}")
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of the desk that were given."""
+        return {name: getattr(self, name) for name in DeskConfig.model_fields if name in self.given()}
 
     def _config(self) -> DeskConfig:
-        names = ("task", "criteria", "judgements", "checks", "repeats", "most_pairs", "lease_minutes", "seed")
-        study = {}
+        given, study = self._settings(), {}
         if (self.data / "study.json").is_file():
             content = json.loads((self.data / "study.json").read_text())
             study = {"judgements": content["judgements"], "criteria": content["criteria"], "whole_items_first": True}
-        given = {name: getattr(self, name) for name in (*names, "whole_items_first") if name in self.given()}
+            asked = list(given.get("criteria", study["criteria"]))
+            if given.get("task", "pairwise") != "pairwise" or asked != study["criteria"]:
+                raise ConfigError(f"annotate: {self.data} is a study of pairs by {', '.join(study['criteria'])}")
         return parse_config(DeskConfig, {**study, **given}, "annotate")
 
     def _server(self) -> ServerConfig:
@@ -118,10 +133,11 @@ class Annotate(Flags):
 
         now = time.time()
         with database.write() as session:
-            people = {"admin": auth.admin_of(session, now)}
+            tokens = {"admin": auth.admin_link(session, server, now)}
             for name in self.invite:
-                people[name] = auth.named(session, name) or auth.new_person(session, name, auth.ANNOTATOR, now)
-            return {name: f"{base}/join/{auth.invite(session, p, server, now)}" for name, p in people.items()}
+                person = auth.named(session, name) or auth.new_person(session, name, auth.ANNOTATOR, now)
+                tokens[name] = auth.invite(session, person, server, now)
+            return {name: f"{base}/join/{token}" for name, token in tokens.items()}
 
 
 @dataclass(frozen=True)
@@ -144,10 +160,8 @@ class AnnotateExport(Flags):
         from rewarddance.apps.annotate.database import open_database
         from rewarddance.apps.annotate.export import write_format, write_records
 
-        database = open_database(self.database)
-        with database.read() as session:
+        with closing(open_database(self.database)) as database, database.read() as session:
             if self.format == "records":
                 show({"records": write_records(session, self.out), "out": str(self.out)})
             else:
                 show(write_format(session, self.format, self.out))
-        database.close()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rewarddance.core.clips import SUFFIXES, contact_sheet, is_container, read_clip, read_gif, write_clip
 from rewarddance.core.errors import InputError
+from rewarddance.core.pictures import as_rgb, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -152,18 +153,12 @@ class Media:
     @classmethod
     def from_pil(cls, image: PilImage, *, origin: str | None = None) -> Media:
         """From a PIL picture of any mode but `F`. Transparency is laid on white; EXIF rotation is applied."""
-        from PIL import Image, ImageOps
-
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if image.mode == "F":
             raise InputError(f"{origin or 'picture'}: its mode F has no range; scale it to [0, 1] and use from_numpy")
-        if image.mode.startswith("I"):  # 16 bits of grey, which PIL's convert("RGB") would cut off at 255
+        if image.mode.startswith("I"):  # 16 bits of grey keep their precision
             return cls.from_numpy(np.asarray(image).astype(np.float32) / 65535, origin=origin)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, "white")
-            image = Image.alpha_composite(white, rgba)
-        return cls.from_numpy(np.asarray(image.convert("RGB")), origin=origin)
+        return cls.from_numpy(np.asarray(as_rgb(image)), origin=origin)
 
     @classmethod
     def open(cls, source: str | Path | BinaryIO, *, origin: str | None = None) -> Media:

@@ -23,6 +23,10 @@ from rewarddance.core.streams import stream
 Array = NDArray[np.float64]
 DRAWS = 2000
 """Bootstrap draws of an interval."""
+LEAST_CLUSTERS = 10
+"""Clusters of each kind that a bootstrap interval needs; with fewer it is far too narrow."""
+ICC = 0.2
+"""Correlation of two votes on one prompt that `needed` and `visible` expect."""
 ELO = 400 / math.log(10)
 """Elo points of one unit of log-odds."""
 
@@ -68,21 +72,33 @@ def wilson(rate: float, num: int, alpha: float = 0.05) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float]:
+def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
     """95% bootstrap interval of a mean; whole clusters are drawn.
 
     With two ways of clustering (prompts and people) both are drawn independently, and a vote's weight is the product of
-    their counts (the pigeonhole bootstrap of Owen, 2007, which errs on the wide side).
+    their counts (the pigeonhole bootstrap of Owen, 2007, which errs on the wide side). If all draws have the same mean,
+    for example because all votes agree, the interval is Wilson's, with clusters in place of votes.
+
+    Args:
+        values: votes in [0, 1].
+        clusters: for each way of clustering, the cluster of every vote.
+
+    Returns:
+        The interval; None where one way of clustering has fewer than `LEAST_CLUSTERS` clusters.
     """
     x: Array = np.asarray(values, np.float64)
+    indices = [np.unique(np.asarray(names), return_inverse=True)[1] for names in clusters]
+    counts = [int(index.max()) + 1 for index in indices]
+    if min(counts) < LEAST_CLUSTERS:
+        return None
     rng = stream(seed, "ab-bootstrap", len(clusters))
     weights = np.ones((DRAWS, len(x)))
-    for names in clusters:
-        _, index = np.unique(np.asarray(names), return_inverse=True)
-        num = int(index.max()) + 1
+    for index, num in zip(indices, counts, strict=True):
         weights *= rng.multinomial(num, np.full(num, 1 / num), size=DRAWS)[:, index]
     totals = weights.sum(1)
     means = (weights @ x)[totals > 0] / totals[totals > 0]
+    if np.ptp(means) < 1e-9:
+        return wilson(float(x.mean()), min(counts))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
@@ -92,9 +108,10 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
 
     Returns:
         good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
-        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`). win_rate: ties count half;
-        with Wilson's interval, which takes votes as independent, and the same two intervals. sign_test: counts of
-        prompts whose votes lean to `a` or to `b`, and the two-sided binomial p. prompts, annotators: how many.
+        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`), which are None where there
+        are fewer than `LEAST_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
+        takes votes as independent, and the same two intervals. sign_test: counts of prompts whose votes lean to `a` or
+        to `b`, and the two-sided binomial p. prompts, annotators: how many.
 
     Raises:
         InputError: no votes between them.
@@ -105,7 +122,9 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
     values = [v.seen_from(a) for v in votes]
     prompts, people = [v.prompt for v in votes], [v.annotator for v in votes]
     rate = sum(values) / len(values)
-    by_prompt, by_both = cluster_interval(values, prompts), cluster_interval(values, prompts, people)
+    none = (None, None)
+    by_prompt = cluster_interval(values, prompts) or none
+    by_both = cluster_interval(values, prompts, people) or none
     counts = Counter(values)
     low, high = wilson(rate, len(values))
     intervals = {"low": by_prompt[0], "high": by_prompt[1], "low_two_way": by_both[0], "high_two_way": by_both[1]}
@@ -113,7 +132,7 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
         "good": counts[1.0],
         "same": counts[0.5],
         "bad": counts[0.0],
-        "gsb": {"mean": 2 * rate - 1, **{k: 2 * v - 1 for k, v in intervals.items()}},
+        "gsb": {"mean": 2 * rate - 1, **{k: None if v is None else 2 * v - 1 for k, v in intervals.items()}},
         "win_rate": {"mean": rate, "wilson_low": low, "wilson_high": high, **intervals},
         "sign_test": sign_test(list(prompt_means(votes, a).values())),
         "prompts": len(set(prompts)),
@@ -143,10 +162,12 @@ def by_category(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, dict[str
     return {name: compare([v for v in votes if v.category == name], a, b) for name in names}
 
 
-def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, float]]:
+def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, float | None]]:
     """Bradley-Terry ratings in Elo points with mean 0, best first, with 95% bootstrap intervals over prompts.
 
-    Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite.
+    Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite. Where
+    there are fewer than `LEAST_CLUSTERS` prompts, or all draws give a system the same rating, `low` and `high` are
+    None.
     """
     systems = sorted({s for v in ballots for s in (v.first, v.second)})
     place = {s: i for i, s in enumerate(systems)}
@@ -163,8 +184,12 @@ def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, 
     weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=draws).astype(np.float64)
     drawn = np.array([fit_bradley_terry(np.einsum("p,pij->ij", w, wins) + prior) for w in weights])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    order = np.argsort(-point)
-    return {systems[i]: {"elo": float(point[i]), "low": float(low[i]), "high": float(high[i])} for i in order}
+    known = (np.ptp(drawn, axis=0) > 1e-6) & (len(prompts) >= LEAST_CLUSTERS)
+    table: dict[str, dict[str, float | None]] = {}
+    for i in np.argsort(-point):
+        interval = (float(low[i]), float(high[i])) if known[i] else (None, None)
+        table[systems[i]] = {"elo": float(point[i]), "low": interval[0], "high": interval[1]}
+    return table
 
 
 def fit_bradley_terry(wins: Array, steps: int = 50) -> Array:
@@ -189,7 +214,7 @@ def fit_bradley_terry(wins: Array, steps: int = 50) -> Array:
 
 
 def needed(
-    win_rate: float, power: float = 0.8, alpha: float = 0.05, ties: float = 0.0, per_prompt: int = 1, icc: float = 0.2
+    win_rate: float, power: float = 0.8, alpha: float = 0.05, ties: float = 0.0, per_prompt: int = 1, icc: float = ICC
 ) -> int:
     """How many votes detect a win rate with the given power, by a two-sided test at `alpha`.
 
@@ -222,12 +247,24 @@ def _power(num: int, win_rate: float, alpha: float) -> float:
     return float(binom.cdf(reject, num, win_rate) + binom.sf(num - reject - 1, num, win_rate))
 
 
-def visible(num: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest win rate above one half that `num` independent, decided votes detect with the given power."""
+def visible(num: int, power: float = 0.8, alpha: float = 0.05, per_prompt: int = 1, icc: float = ICC) -> float | None:
+    """The smallest win rate above one half that `num` decided votes detect with the given power.
+
+    Args:
+        num: all votes.
+        per_prompt: votes on each prompt; icc: their correlation. `num` counts as
+            num / (1 + (per_prompt - 1) * icc) independent votes, as in `needed`.
+
+    Returns:
+        The win rate; None where even unanimous votes are too few.
+    """
+    independent = int(num / (1 + (per_prompt - 1) * icc))
+    if _power(independent, 1.0, alpha) < power:
+        return None
     low, high = 0.5, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if _power(num, middle, alpha) >= power else (middle, high)
+        low, high = (low, middle) if _power(independent, middle, alpha) >= power else (middle, high)
     return high
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,18 @@ BOUND = 0.5
 
 
 @dataclass(frozen=True)
-class Sequence95:
+class Bounds:
     """Intervals after each unit.
 
     Attributes:
         low, high: (T,) bounds of the mean; with probability 1 - alpha they hold for all t together.
-        capital: (T,) of the bet against a mean of one half. At 1 / alpha that mean is refuted.
     """
 
     low: Array
     high: Array
-    capital: Array
 
 
-def confidence_sequence(values: ArrayLike, alpha: float = 0.05) -> Sequence95:
+def confidence_sequence(values: ArrayLike, alpha: float = 0.05) -> Bounds:
     """Hedged-capital confidence sequence of a mean (Waudby-Smith and Ramdas, JRSS B 2024, section 4.4).
 
     For each mean m, a gambler bets against it on both sides, with stakes that depend only on earlier values. If m is
@@ -51,7 +50,7 @@ def confidence_sequence(values: ArrayLike, alpha: float = 0.05) -> Sequence95:
     step = 1 / (GRID - 1)  # a bound lies between the last kept mean and the next one: take the wide side
     low = np.maximum(0, means[alive.argmax(1)] - step)
     high = np.minimum(1, means[GRID - 1 - alive[:, ::-1].argmax(1)] + step)
-    return Sequence95(low, high, np.exp(np.minimum(log_capital[:, GRID // 2], 700)))
+    return Bounds(low, high)
 
 
 def _log_capital(x: Array, means: Array, alpha: float) -> Array:
@@ -101,15 +100,32 @@ def units(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int) -> list[fl
 def look(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int, alpha: float = 0.05) -> dict[str, Any]:
     """The state of `a` against `b`. One may look at any time and as often as one likes.
 
+    Args:
+        alpha: the chance that equal systems are ever called different, over all looks.
+
     Returns:
-        complete: prompts with all votes. low, high: bounds of the win rate that hold at all looks together. verdict:
-        `a`, `b`, or `open`.
+        complete: prompts with all votes. low, high: bounds of the win rate that hold at all looks together, with
+        probability 1 - alpha. verdict: `a`, `b`, or `open`. A verdict that was reached stays.
     """
     values = units(ballots, a, b, per_prompt)
     if not values:
         return {"complete": 0, "low": 0.0, "high": 1.0, "verdict": "open"}
     sequence = confidence_sequence(values, alpha)
-    decided = bool(sequence.capital.max() >= 1 / alpha)
+    decided = refuted(values, alpha)
+    verdict = "open"
+    if decided[-1]:
+        first = int(decided.argmax()) + 1
+        verdict = a if sum(values[:first]) > first / 2 else b
     low, high = float(sequence.low[-1]), float(sequence.high[-1])
-    better = a if low + high > 1 else b
-    return {"complete": len(values), "low": low, "high": high, "verdict": better if decided else "open"}
+    return {"complete": len(values), "low": low, "high": high, "verdict": verdict}
+
+
+def looks(
+    ballots: Sequence[Ballot], systems: Sequence[str], per_prompt: int, alpha: float = 0.05
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """`look` at every pair of systems, so that all verdicts together are right with probability 1 - alpha.
+
+    Each pair is looked at with `alpha` divided by the number of pairs (Bonferroni).
+    """
+    pairs = list(combinations(systems, 2))
+    return {(a, b): look(ballots, a, b, per_prompt, alpha / len(pairs)) for a, b in pairs}

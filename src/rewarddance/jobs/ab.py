@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder, same_settings
 from rewarddance.core.task import Prompt
 from rewarddance.data.prompts import read_prompts
@@ -19,11 +24,20 @@ from rewarddance.evaluate.ab import needed, visible
 from rewarddance.jobs.load import load_task
 from rewarddance.jobs.sample import Sampling, sample_to_folder
 
+SHARED = ("num_steps", "guidance", "resolution")
+"""Settings of `Sampling` that all drawn systems of a study share, so that people judge the systems alone."""
+
 
 @dataclass(frozen=True)
 class Study:
-    """The setting of a study. `systems`: letter -> run, generator, or folder of samples. `prompts`: a number, or a
-    file."""
+    """The setting of a study.
+
+    Attributes:
+        systems: letter -> run, generator, or folder of samples.
+        prompts: a number, or a file.
+        num_steps, guidance, resolution: how all systems draw that are not folders of samples. Where None, the runs
+            among them say it, and `Sampling`'s defaults hold where there is no run.
+    """
 
     systems: Mapping[str, str]
     prompts: str
@@ -31,44 +45,65 @@ class Study:
     judgements: int
     criteria: tuple[str, ...]
     seed: int
+    num_steps: int | None = None
+    guidance: float | None = None
+    resolution: int | None = None
 
 
 def create(study: Study, out: Path) -> dict[str, Any]:
     """Write `train.parquet`, `study.json` and `pictures/`. A call after a stop continues with the next system.
 
     Returns:
-        The content of `study.json`, with `identical`: prompts on which two systems drew the same picture, which people
-        cannot compare; `visible`: the smallest win rate that all votes of a pair detect with a power of 0.8; and
-        `needed_for_55`: votes that are needed to detect a win rate of 55 per cent.
+        The content of `study.json`: the settings; `sampling`: which systems were drawn, and with which steps, guidance
+        and resolution (None where all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
+        prompts on which both gave the same file, which people are not asked about. Besides `votes_a_pair`;
+        `visible`: the smallest win rate that the votes of a pair detect with a power of 0.8 (for the pair with the
+        fewest prompts; None if even unanimous votes are too few); and `needed_for_55`: votes that are needed to detect
+        a win rate of 55 per cent.
 
     Raises:
+        ConfigError: runs that draw with different settings, or a run that draws no pictures.
         InputError: too few prompts, or a folder of samples without one of them.
         RunError: the folder holds another study.
     """
     prompts = chosen_prompts(study)
     texts = [p.text for p in prompts]
-    facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(study).items()}
-    same_settings(out / "study.json", facts | {"num_prompts": len(prompts)})
-    files = {
-        letter: _pictures(run, texts, out / "pictures" / letter, study.seed) for letter, run in study.systems.items()
-    }
-    identical = 0
-    rows = []
+    drawn = _samplings(study)
+    facts = {k: v for k, v in asdict(study).items() if k not in SHARED}
+    facts |= {"criteria": list(study.criteria), "num_prompts": len(prompts), "sampling": _shared(drawn)}
+    same_settings(out / "study.json", facts)
+    files: dict[str, dict[str, Path]] = {}
+    for letter, run in study.systems.items():
+        folder = Path(run)
+        if letter in drawn:
+            folder = out / "pictures" / letter
+            if not (folder / "samples.json").is_file():
+                sampling, adapter = drawn[letter]
+                sample_to_folder(texts, folder, sampling, num=1, adapter=adapter, seed=study.seed)
+        files[letter] = _pictures(folder, texts)
+    pairs = list(combinations(study.systems, 2))
+    identical = {f"{a}-{b}": 0 for a, b in pairs}
+    rows, unequal = [], 0
     for place, prompt in enumerate(prompts):
         content = {letter: files[letter][prompt.text].read_bytes() for letter in study.systems}
-        media = tuple(MediaRef(model=name, sha256=hash_of(data), data=data) for name, data in content.items())
-        identical += len({m.sha256 for m in media}) < len(media)
+        media = {name: MediaRef(model=name, sha256=hash_of(data), data=data) for name, data in content.items()}
+        for a, b in pairs:
+            identical[f"{a}-{b}"] += media[a].sha256 == media[b].sha256
+        unequal += len({_size(data) for data in content.values()}) > 1
         groups = {"category": prompt.category} if prompt.category else {}
-        rows.append(
-            row_of_votes(VotedRecord(f"{place:05d}", prompt.text, media, source="rewarddance ab", groups=groups))
-        )
+        record = VotedRecord(f"{place:05d}", prompt.text, tuple(media.values()), source="rewarddance ab", groups=groups)
+        rows.append(row_of_votes(record))
     write_shards(iter(rows), out / "train.parquet")
+    if unequal:
+        say(f"{unequal} prompts have pictures of different sizes, by which people may tell the systems apart")
+    same_settings(out / "study.json", facts | {"identical": identical})
+    fewest = (len(prompts) - max(identical.values())) * study.judgements
+    least = visible(fewest, per_prompt=study.judgements)
     return {
         **facts,
-        "num_prompts": len(prompts),
         "identical": identical,
-        "votes_a_pair": len(prompts) * study.judgements,
-        "visible": round(visible((len(prompts) - identical) * study.judgements), 3),
+        "votes_a_pair": {name: (len(prompts) - same) * study.judgements for name, same in identical.items()},
+        "visible": None if least is None else round(least, 3),
         "needed_for_55": needed(0.55, per_prompt=study.judgements),
     }
 
@@ -85,14 +120,8 @@ def chosen_prompts(study: Study) -> Sequence[Prompt]:
     return [known[i * len(known) // number] for i in range(number)]
 
 
-def _pictures(run: str, prompts: Sequence[str], out: Path, seed: int) -> dict[str, Path]:
-    """The picture of every prompt. They are drawn to `out` where `run` is not a folder of samples."""
-    folder = Path(run)
-    if not (folder / "samples.json").is_file():
-        folder = out
-        if not (out / "samples.json").is_file():
-            sampling, adapter = _sampler(run)
-            sample_to_folder(prompts, out, sampling, num=1, adapter=adapter, seed=seed)
+def _pictures(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
+    """The first picture of every prompt in a folder of `sample`."""
     made: dict[str, Path] = {}
     for entry in json.loads((folder / "samples.json").read_text()):
         if {"file", "prompt"} <= entry.keys():
@@ -105,10 +134,52 @@ def _pictures(run: str, prompts: Sequence[str], out: Path, seed: int) -> dict[st
     return made
 
 
-def _sampler(run: str) -> tuple[Sampling, Path | None]:
-    folder = Path(run)
-    if (folder / "run.json").is_file():
-        if RunFolder(folder).read()["kind"] != "align":
-            raise ConfigError(f"{run}: not a run of `align`, so it draws no pictures")
-        return Sampling.of_run(folder), folder
-    return replace(Sampling(), generator=run), None
+def _size(content: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size
+
+
+def _samplings(study: Study) -> dict[str, tuple[Sampling, Path | None]]:
+    """How every system that is not a folder of samples draws, and its adapter. All share `SHARED`.
+
+    Raises:
+        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study does not say it.
+    """
+    plain: dict[str, tuple[Sampling, Path | None]] = {}
+    for letter, run in study.systems.items():
+        folder = Path(run)
+        if (folder / "samples.json").is_file():
+            continue
+        if (folder / "run.json").is_file():
+            if RunFolder(folder).read()["kind"] != "align":
+                raise ConfigError(f"{run}: not a run of `align`, so it draws no pictures")
+            plain[letter] = (Sampling.of_run(folder), folder)
+        else:
+            plain[letter] = (replace(Sampling(), generator=run), None)
+    shared = {name: _one_value(name, study, plain) for name in SHARED}
+    return {letter: (replace(sampling, **shared), adapter) for letter, (sampling, adapter) in plain.items()}
+
+
+def _one_value(name: str, study: Study, plain: Mapping[str, tuple[Sampling, Path | None]]) -> Any:
+    """The value of one of `SHARED` for all drawn systems: the study's, that of its runs, or the default."""
+    stated = getattr(study, name)
+    if stated is not None:
+        return stated
+    by_run = {study.systems[letter]: getattr(s, name) for letter, (s, adapter) in plain.items() if adapter is not None}
+    values = list(dict.fromkeys(by_run.values()))
+    if len(values) > 1:
+        shown = ", ".join(f"{run} {value}" for run, value in by_run.items())
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(
+            f"ab create: the runs draw with different {name.replace('_', ' ')} ({shown}), and people would judge that "
+            f"too; give {flag} for all, or draw each system with `sample` and name the folders"
+        )
+    return values[0] if values else getattr(Sampling(), name)
+
+
+def _shared(drawn: Mapping[str, tuple[Sampling, Path | None]]) -> dict[str, Any] | None:
+    """`sampling` of `study.json`."""
+    if not drawn:
+        return None
+    first = next(iter(drawn.values()))[0]
+    return {"systems": list(drawn), **{name: getattr(first, name) for name in SHARED}}

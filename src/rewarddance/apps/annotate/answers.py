@@ -54,12 +54,12 @@ def check_answers(answers: Mapping[str, Answer], config: DeskConfig, num: int) -
 
 
 def passed(noise: int, order: Sequence[int], answers: Mapping[str, Any], config: DeskConfig) -> bool:
-    """Whether a check was answered right under every criterion.
+    """Whether a check was answered right by every criterion of `DeskConfig.checked`.
 
     The noise must lose, be rated 1 or 2, or be ranked strictly last.
     """
     place = list(order).index(noise)
-    return all(_noise_lost(place, answer, config) for answer in answers.values())
+    return all(_noise_lost(place, answers[name], config) for name in config.checked)
 
 
 def _noise_lost(place: int, answer: Mapping[str, Any], config: DeskConfig) -> bool:

@@ -128,10 +128,15 @@ def join(token: str, request: Request, desk: Desk) -> Response:
             return page(request, "message.html", 404, title="No such invitation", text="Ask for a new link.")
         cookie = auth.log_in(session, person, desk.clock())
     answer = RedirectResponse("/", 303)
-    secure = request.url.scheme == "https"
     longest = int(3600 * desk.server.longest_session_hours)
+    secure = _secure(request, desk)
     answer.set_cookie(auth.COOKIE, cookie, max_age=longest, httponly=True, samesite="lax", secure=secure)
     return answer
+
+
+def _secure(request: Request, desk: State) -> bool:
+    """Whether people reach the server by TLS: directly, or through a proxy that `ServerConfig.url` names."""
+    return request.url.scheme == "https" or (desk.server.url or "").lower().startswith("https:")
 
 
 @router.post("/logout", response_class=HTMLResponse, responses=PROBLEMS)
@@ -142,7 +147,7 @@ def logout(who: SignedIn, request: Request, desk: Desk, csrf: Annotated[str, For
     with desk.database.write() as session:
         auth.log_out(session, who.login)
     answer = page(request, "message.html", title="Goodbye", text="You are logged out. Your judgements are kept.")
-    answer.delete_cookie(auth.COOKIE)
+    answer.delete_cookie(auth.COOKIE, httponly=True, samesite="lax", secure=_secure(request, desk))
     return answer
 
 
@@ -186,6 +191,7 @@ def _work(who: Who, desk: State, undone: bool = False) -> Work:
         if item is None:
             assignment = judging.next_assignment(session, who.person, config, now)
             item = None if assignment is None else judging.described(session, assignment, config)
+    with desk.database.read() as session:  # others need not wait for it
         return Work(item=item, **judging.progress_of(session, who.person, config, now))
 
 

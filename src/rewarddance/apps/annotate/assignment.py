@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -59,7 +60,51 @@ def _falls_due(share: float, seed: int, name: str, person: int, position: int) -
         return False
     length = round(1 / share)
     block, place = divmod(position, length)
-    return int(stream(seed, name, person, block).integers(length)) == place
+    return _drawn_place(length, seed, name, person, block) == place
+
+
+@lru_cache(100_000)
+def _drawn_place(length: int, seed: int, name: str, person: int, block: int) -> int:
+    return int(stream(seed, name, person, block).integers(length))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a person can still be given.
+
+    Attributes:
+        position: number of their next item.
+        items: items that count and have room.
+        checks: checks that they have not seen.
+        done: items that count and that they judged.
+        repeated: how many of these were shown again.
+    """
+
+    position: int
+    items: int
+    checks: int
+    done: int
+    repeated: int
+
+
+def left_for(ahead: Ahead, config: DeskConfig, person: int) -> int:
+    """How many items a person will still be given, checks and repeats among them, if nobody else takes any.
+
+    The count falls by one at every answer, whatever its item was, so it does not tell checks and repeats from others.
+    """
+    position, items, checks, done, repeated = astuple(ahead)
+    while True:
+        kind = due(config, person, position)
+        if kind == "check" and checks:
+            checks -= 1
+        elif kind == "repeat" and done - GAP > repeated:
+            repeated += 1
+        elif items:
+            items -= 1
+            done += 1
+        else:
+            return int(position - ahead.position)
+        position += 1
 
 
 def choose(loads: Sequence[Load], config: DeskConfig, rng: random.Random) -> int | None:

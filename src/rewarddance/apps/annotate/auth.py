@@ -48,8 +48,15 @@ def new_person(session: Session, name: str, role: str, now: float) -> Person:
 
 def admin_of(session: Session, now: float) -> Person:
     """The desk's admin, made where there is none."""
-    found = session.scalar(select(Person).where(Person.role == ADMIN).limit(1))
-    return found or new_person(session, "admin", ADMIN, now)
+    admin = session.scalar(select(Person).where(Person.role == ADMIN).limit(1))
+    return admin or new_person(session, "admin", ADMIN, now)
+
+
+def admin_link(session: Session, config: ServerConfig, now: float) -> str:
+    """A new token for the admin's link. It ends the admin's earlier links and sessions."""
+    person = admin_of(session, now)
+    revoke(session, person.id)
+    return invite(session, person, config, now)
 
 
 def named(session: Session, name: str) -> Person | None:
@@ -58,7 +65,7 @@ def named(session: Session, name: str) -> Person | None:
 
 
 def invite(session: Session, person: Person, config: ServerConfig, now: float) -> str:
-    """A new token for a link. Earlier links of the person stay valid until they expire."""
+    """A new token for a link. Earlier links of the person stay valid until they expire or are revoked."""
     token = secrets.token_urlsafe(32)
     expires = now + 86400 * config.invitation_days
     session.add(Invitation(person_id=person.id, token_hash=hashed(token), created=now, expires=expires))

@@ -11,6 +11,8 @@ from rewarddance.core.config import Config
 Task = Literal["pairwise", "rating", "ranking"]
 RATED = ("fidelity", "style", "composition", "novelty")
 """Criteria of a rating where none are given: `data.derive.LIKERT`, which is not imported because it loads torch."""
+WON_BY_NOISE = frozenset({"novelty"})
+"""Criteria by which noise may rightly win; attention checks are not judged by them."""
 MOST_RANKED = 9
 """Pictures of one ranking, which the digit keys name."""
 
@@ -23,7 +25,7 @@ class DeskConfig(Config):
             of a prompt.
         criteria: the questions about each item. Empty: `overall`, or four for `rating`.
         judgements: how many people judge each item.
-        checks: share of items whose answer is known: one picture is noise.
+        checks: share of items whose answer is known: one picture is noise. None where noise may win by every criterion.
         repeats: share of items that are shown to the same person again, with the sides exchanged.
         most_pairs: pairs of one prompt at most, drawn at random; all where None.
         lease_minutes: time after which an unanswered item goes to somebody else.
@@ -51,6 +53,11 @@ class DeskConfig(Config):
     def asked(self) -> tuple[str, ...]:
         """The criteria, in the order in which they are asked."""
         return self.criteria or (RATED if self.task == "rating" else ("overall",))
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The criteria by which attention checks are judged. A desk without any has no checks."""
+        return tuple(c for c in self.asked if c not in WON_BY_NOISE)
 
 
 CHANGEABLE = frozenset({"judgements", "checks", "repeats", "lease_minutes", "whole_items_first"})

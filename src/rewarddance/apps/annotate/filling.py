@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from rewarddance.apps.annotate.config import CHANGEABLE, MOST_RANKED, DeskConfig
 from rewarddance.apps.annotate.database import Database, lock_desk
 from rewarddance.apps.annotate.media import noise_of
 from rewarddance.apps.annotate.models import Desk, Item, Picture, Record
-from rewarddance.core.config import differing_keys
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.streams import seed_of
 
@@ -30,12 +30,14 @@ CHECKS_AT_LEAST = 10
 
 @dataclass
 class Filled:
-    """The result of `fill`: new records and items, and records that had nothing to judge."""
+    """The result of `fill`: new records and items, records that had nothing to judge, and settings that changed
+    (name -> before and now)."""
 
     records: int = 0
     items: int = 0
     checks: int = 0
     passed_over: int = 0
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def stamp_of(data: Path) -> list[Any]:
@@ -44,24 +46,33 @@ def stamp_of(data: Path) -> list[Any]:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
-def configure(session: Session, config: DeskConfig) -> Desk:
-    """Write the settings of a new desk, or change those of `CHANGEABLE` in an old one.
+def configure(session: Session, config: DeskConfig, given: AbstractSet[str]) -> tuple[Desk, dict[str, tuple[Any, Any]]]:
+    """Write the settings of a new desk, or change those of an old one that were given and are `CHANGEABLE`.
+
+    Args:
+        given: names of the settings that somebody stated. An old desk keeps its values of all others.
+
+    Returns:
+        The desk, and the settings that changed: name -> before and now.
 
     Raises:
-        RunError: another setting differs from what the desk was made with.
+        RunError: another setting that was given differs from what the desk was made with.
     """
     desk = session.scalar(select(Desk).limit(1).with_for_update())
     values = config.model_dump(mode="json")
+    changed: dict[str, tuple[Any, Any]] = {}
     if desk is None:
         desk = Desk(id=1, settings=values, source=[], created=time.time())
         session.add(desk)
     else:
-        different = differing_keys(desk.settings, config, CHANGEABLE)
-        if different:
-            raise RunError(f"the desk was made with other settings ({', '.join(different)}); name another --database")
-        desk.settings = values
+        before = settings_of(session).model_dump(mode="json")
+        changed = {name: (before[name], values[name]) for name in sorted(given) if before[name] != values[name]}
+        fixed = [name for name in changed if name not in CHANGEABLE]
+        if fixed:
+            raise RunError(f"the desk was made with other settings ({', '.join(fixed)}); name another --database")
+        desk.settings = before | {name: now for name, (_, now) in changed.items()}
     session.flush()
-    return desk
+    return desk, changed
 
 
 def settings_of(session: Session) -> DeskConfig:
@@ -77,9 +88,17 @@ def settings_of(session: Session) -> DeskConfig:
 
 
 def fill(
-    database: Database, folder: Path, config: DeskConfig, report: Callable[[int], None] = lambda n: None
+    database: Database,
+    folder: Path,
+    config: DeskConfig,
+    report: Callable[[int], None] = lambda n: None,
+    given: AbstractSet[str] | None = None,
 ) -> Filled:
     """Add the records of a folder that the desk does not have, with their items and checks.
+
+    Args:
+        config: settings of a new desk.
+        given: names of the settings that an old desk takes from `config`; the fields that were set when None.
 
     Raises:
         InputError: a record is there already with other pictures, or nothing can be judged.
@@ -87,7 +106,8 @@ def fill(
     """
     filled, stamp = Filled(), stamp_of(folder)
     with database.write() as session:
-        desk = configure(session, config)
+        desk, filled.changed = configure(session, config, config.model_fields_set if given is None else given)
+        config = settings_of(session)
         lock_desk(session)
         if stamp and desk.source == stamp:
             return filled
@@ -136,7 +156,7 @@ def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: 
         session.add(Item(record_id=row.id, members=list(group), pictures=[pictures[i] for i in group]))
     filled.records += 1
     filled.items += len(groups)
-    if config.checks and (num_checks < CHECKS_AT_LEAST or num_checks < config.checks * filled.items):
+    if config.checks and config.checked and (num_checks < CHECKS_AT_LEAST or num_checks < config.checks * filled.items):
         _add_check(session, row, record, groups[0], [pictures[i] for i in groups[0]], config)
         filled.checks += 1
     return True

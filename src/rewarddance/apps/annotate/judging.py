@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.answers import Answer, check_answers
 from rewarddance.apps.annotate.assignment import (
+    Ahead,
     Load,
     choose,
     choose_check,
     choose_repeat,
     due,
     lease_until,
+    left_for,
     sides,
     turned,
 )
@@ -65,15 +67,14 @@ def _has_room(session: Session, item: int, config: DeskConfig, now: float) -> bo
 def loads(session: Session, person: int, now: float, checks: bool) -> list[Load]:
     """All items (or all checks) that a person was never given, with the number of places that are taken."""
     own = select(Assignment.item_id).where(Assignment.person_id == person)
+    taken = select(Assignment.item_id, _taken(now).label("num")).join(Person).group_by(Assignment.item_id).subquery()
     query = (
-        select(Item.id, _taken(now))
-        .outerjoin(Assignment, Assignment.item_id == Item.id)
-        .outerjoin(Person, Person.id == Assignment.person_id)
+        select(Item.id, func.coalesce(taken.c.num, 0))
+        .outerjoin(taken, taken.c.item_id == Item.id)
         .where(Item.noise.is_not(None) if checks else Item.noise.is_(None), Item.id.not_in(own))
-        .group_by(Item.id)
         .order_by(Item.id)
     )
-    return [Load(item, int(taken)) for item, taken in session.execute(query)]
+    return [Load(item, int(num)) for item, num in session.execute(query)]
 
 
 def _new_assignment(session: Session, person: int, config: DeskConfig, now: float) -> Assignment | None:
@@ -203,13 +204,25 @@ def undo(session: Session, person: int, config: DeskConfig, now: float) -> dict[
 
 
 def progress_of(session: Session, person: int, config: DeskConfig, now: float) -> dict[str, int]:
-    """How many items a person has judged, and how many are left for them."""
-    done = select(func.count()).where(Assignment.person_id == person, Assignment.done)
-    waiting = select(func.count()).where(
-        Assignment.person_id == person, ~Assignment.done, Assignment.lease_until >= now
+    """How many items a person has judged, and how many are left for them. Both count checks and repeats too.
+
+    The sum changes only when other people take items or give them back.
+    """
+    rows = session.execute(
+        select(Assignment.again, Assignment.done, Assignment.lease_until, Item.noise)
+        .join(Item)
+        .where(Assignment.person_id == person)
+    ).all()
+    answered = [row for row in rows if row.done]
+    held = [row for row in rows if not row.done and row.lease_until >= now]
+    ahead = Ahead(
+        position=len(answered) + len(held),
+        items=sum(load.taken < config.judgements for load in loads(session, person, now, checks=False)),
+        checks=len(loads(session, person, now, checks=True)),
+        done=sum(row.noise is None and not row.again for row in (*answered, *held)),
+        repeated=sum(row.again for row in rows),
     )
-    free = sum(load.taken < config.judgements for load in loads(session, person, now, checks=False))
-    return {"done": int(session.scalar(done) or 0), "remaining": free + int(session.scalar(waiting) or 0)}
+    return {"done": len(answered), "remaining": len(held) + left_for(ahead, config, person)}
 
 
 def release(session: Session, person: int, now: float) -> None:

@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from rewarddance.core.pictures import as_rgb, upright
 from rewarddance.core.streams import stream
 
 KEPT = 64
@@ -21,14 +22,7 @@ LARGEST = 2048
 def _pixels(content: bytes) -> Image.Image:
     """The picture as RGB: upright, transparency on white, at most `LARGEST` pixels a side."""
     with Image.open(io.BytesIO(content)) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits of grey
-            grey = np.asarray(image, np.float64) / 65535
-            image = Image.fromarray((grey.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        image = image.convert("RGB")
+        image = as_rgb(upright(opened))
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     return image
 

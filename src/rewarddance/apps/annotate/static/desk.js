@@ -2,7 +2,7 @@
 "use strict";
 const desk = document.getElementById("desk");
 const at = (id) => document.getElementById(id);
-let item = null, active = 0, answers = [], began = 0, busy = false, key = "";
+let item = null, active = 0, answers = [], began = 0, busy = false, key = "", loading = 0;
 
 function make(tag, values = {}, ...children) {
   const node = document.createElement(tag);
@@ -72,7 +72,6 @@ function show(work) {
     return;
   }
   key = crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
-  began = performance.now();
   at("prompt").textContent = item.prompt || "Which picture is better?";
   zoom.reset();
   showPictures();
@@ -92,16 +91,39 @@ function showPictures() {
   const columns = num === 1 ? 1 : num <= 2 || narrow ? 2 : num === 4 ? 4 : Math.min(num, 3);
   const rows = Math.ceil(num / columns);
   const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6)) / rows));
+  loading = num;
+  began = performance.now();
   at("pictures").style.setProperty("--columns", columns);
   at("pictures").style.setProperty("--side", `${side}px`);
   item.media.forEach((token, place) => {
-    const picture = make("img", { src: `/media/${token}`, alt: `Picture ${place + 1}`, draggable: false });
-    picture.addEventListener("load", () => picture.classList.toggle("pixels", picture.naturalWidth <= 128));
-    picture.addEventListener("error", () => say("A picture could not be loaded. Reload the page.", true));
+    const picture = make("img", { alt: `Picture ${place + 1}`, draggable: false }), assignment = item.assignment;
+    let pause = 1000;
+    const current = () => item && item.assignment === assignment && picture.isConnected;
+    picture.addEventListener("load", () => {
+      picture.classList.toggle("pixels", picture.naturalWidth <= 128);
+      if (current()) loaded();
+    });
+    picture.addEventListener("error", async () => {
+      if (!current()) return;
+      say("A picture could not be loaded. The page tries again.", true);
+      await wait(pause);
+      pause = Math.min(2 * pause, 16000);
+      if (current()) picture.src = `/media/${token}?again=${Date.now()}`;
+    });
+    picture.src = `/media/${token}`;
     const caption = num === 1 ? [] : [make("figcaption", {}, num === 2 ? ["Left", "Right"][place] : `${place + 1}`, make("strong", { className: "place" }))];
     const frame = make("div", { className: "frame" }, picture);
     at("pictures").append(make("figure", {}, frame, ...caption));
   });
+}
+
+// A picture has come. An answer can be sent only when all are there; the time of judging begins then.
+function loaded() {
+  loading -= 1;
+  if (loading) return;
+  began = performance.now();
+  say("");
+  refresh();
 }
 
 const PICKS = [["first", "Left is better", "←"], ["tie", "Tie", "T"], ["both_bad", "Both bad", "B"], ["second", "Right is better", "→"]];
@@ -144,10 +166,8 @@ function options(index, field, choices) {
 
 function set(index, field, value) {
   const answer = answers[index];
+  if (field === "choice" && answer.choice !== value) delete answer.strength; // it was said about another choice
   answer[field] = value;
-  const decided = ["first", "second"].includes(answer.choice);
-  if (field === "choice" && decided && answer.strength === undefined) answer.strength = 0.5;
-  if (field === "choice" && !decided) delete answer.strength;
   refresh();
 }
 
@@ -188,19 +208,20 @@ function refresh() {
     frame.classList.toggle("chosen", answer.choice === ["first", "second"][place] && num === 2 || ranked);
   });
   document.querySelectorAll("figcaption .place").forEach((node, place) => { node.textContent = answer.ranks && answer.ranks[place] ? `number ${answer.ranks[place]}` : ""; });
-  if (at("submit")) at("submit").disabled = !answers.every(complete);
+  if (at("submit")) at("submit").disabled = loading > 0 || !answers.every(complete);
 }
 
 async function submit() {
   if (!item || busy) return;
+  if (loading) { say("Please wait until all pictures are loaded."); return; }
   const open = answers.findIndex((answer) => !complete(answer));
   if (open >= 0) { active = open; refresh(); say(item.criteria.length > 1 ? `Please answer: ${item.criteria[open]}` : "Please choose an answer."); return; }
   busy = true;
-  const told = {};
-  item.criteria.forEach((name, index) => { const { last, level, ...answer } = answers[index]; told[name] = answer; });
+  const given = {};
+  item.criteria.forEach((name, index) => { const { last, level, ...answer } = answers[index]; given[name] = answer; });
   const seconds = Math.min(86400, (performance.now() - began) / 1000);
   try {
-    await send("/api/judgements", { assignment: item.assignment, key, answers: told, seconds });
+    await send("/api/judgements", { assignment: item.assignment, key, answers: given, seconds });
   } catch (error) {
     busy = false;
     if (error.status !== 409 && error.status !== 404) { failed(error); return; }
