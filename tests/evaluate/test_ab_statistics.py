@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.statistics import bradley_terry, wilson
 from rewarddance.data.agreement import elo_ratings
 from rewarddance.evaluate.ab import (
     LEAST_CLUSTERS,
@@ -14,13 +15,11 @@ from rewarddance.evaluate.ab import (
     by_category,
     cluster_interval,
     compare,
-    fit_bradley_terry,
     needed,
     ratings,
     report,
     sign_test,
     visible,
-    wilson,
 )
 from rewarddance.evaluate.sequences import confidence_sequence, look, looks, refuted, units
 
@@ -126,11 +125,11 @@ def test_bradley_terry_is_the_mm_fit():
     for (w, l), num in wins.items():
         table["abc".index(w), "abc".index(l)] = num
     theirs = elo_ratings(wins, prior=0.0)
-    assert fit_bradley_terry(table) == pytest.approx([theirs[s] for s in "abc"], abs=1e-4)
+    assert bradley_terry(table) == pytest.approx([theirs[s] for s in "abc"], abs=1e-4)
 
 
 def test_two_systems_have_the_closed_form_of_bradley_terry():
-    assert np.diff(fit_bradley_terry(np.array([[0.0, 3.0], [1.0, 0.0]])))[0] == pytest.approx(-400 * np.log10(3))
+    assert np.diff(bradley_terry(np.array([[0.0, 3.0], [1.0, 0.0]])))[0] == pytest.approx(-400 * np.log10(3))
 
 
 def test_ratings_of_three_systems_recover_the_truth():

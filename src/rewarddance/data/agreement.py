@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.core.statistics import bradley_terry
-from rewarddance.core.statistics import share as share
 from rewarddance.core.streams import stream
 
 Array = NDArray[np.float64]

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.statistics import bradley_terry, wilson
 from rewarddance.core.streams import stream
 
 Array = NDArray[np.float64]
@@ -27,8 +28,6 @@ LEAST_CLUSTERS = 10
 """Clusters of each kind that a bootstrap interval needs; with fewer it is far too narrow."""
 ICC = 0.2
 """Correlation of two votes on one prompt that `needed` and `visible` expect."""
-ELO = 400 / math.log(10)
-"""Elo points of one unit of log-odds."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,6 @@ class Ballot:
 def between(ballots: Sequence[Ballot], a: str, b: str) -> list[Ballot]:
     """The votes between two systems."""
     return [v for v in ballots if {v.first, v.second} == {a, b}]
-
-
-def wilson(rate: float, num: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Wilson's interval of a share (1927), for independent votes.
-
-    Args:
-        rate: successes / `num`; ties may count as half a success.
-    """
-    if num == 0:
-        return 0.0, 1.0
-    z = float(norm.isf(alpha / 2))
-    middle = (rate + z * z / (2 * num)) / (1 + z * z / num)
-    half = z * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num)) / (1 + z * z / num)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
@@ -179,10 +164,10 @@ def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, 
         wins[row[v.prompt], i, j] += v.value
         wins[row[v.prompt], j, i] += 1 - v.value
     prior = 0.5 * ((wins.sum(0) + wins.sum(0).T) > 0)
-    point = fit_bradley_terry(wins.sum(0) + prior)
+    point = bradley_terry(wins.sum(0) + prior)
     rng = stream(0, "ab-ratings")
     weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=draws).astype(np.float64)
-    drawn = np.array([fit_bradley_terry(np.einsum("p,pij->ij", w, wins) + prior) for w in weights])
+    drawn = np.array([bradley_terry(np.einsum("p,pij->ij", w, wins) + prior) for w in weights])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     known = (np.ptp(drawn, axis=0) > 1e-6) & (len(prompts) >= LEAST_CLUSTERS)
     table: dict[str, dict[str, float | None]] = {}
@@ -190,27 +175,6 @@ def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, 
         interval = (float(low[i]), float(high[i])) if known[i] else (None, None)
         table[systems[i]] = {"elo": float(point[i]), "low": interval[0], "high": interval[1]}
     return table
-
-
-def fit_bradley_terry(wins: Array, steps: int = 50) -> Array:
-    """(N,) Elo ratings with mean 0 from (N, N) wins (of the row's system), by Newton steps on the log-likelihood.
-
-    Systems that are not linked by any vote keep their distance of 0.
-    """
-    num = len(wins)
-    games = wins + wins.T
-    theta = np.zeros(num)
-    for _ in range(steps):
-        p = 1 / (1 + np.exp(theta[None] - theta[:, None]))
-        gradient = (wins - games * p).sum(1)
-        weight = games * p * (1 - p)
-        hessian = np.diag(weight.sum(1)) - weight
-        step = np.linalg.lstsq(hessian + np.full((num, num), 1 / num), gradient, rcond=None)[0]
-        step *= min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
-        theta = theta + step
-        if np.abs(step).max() < 1e-10:
-            break
-    return np.asarray(ELO * (theta - theta.mean()))
 
 
 def needed(

@@ -12,7 +12,8 @@ from typing import Any
 from rewarddance.apps.annotate.answers import passed, votes_of
 from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.reading import Given
-from rewarddance.data.agreement import krippendorff, share
+from rewarddance.core.statistics import share
+from rewarddance.data.agreement import krippendorff
 from rewarddance.data.raters import cohen_kappa, dawid_skene, majority
 
 Unit = tuple[int, int, int]
@@ -78,8 +79,8 @@ def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, An
     """Dawid and Skene's model beside the majority, over the first criterion's pairs (not for ratings).
 
     Returns:
-        reliability: by person, 0 (blind) to 1; pairs: how many; differ: pairs on which model and majority differ, with
-        both labels and the model's probability.
+        reliability: by person, 1 (always right) over 0 (blind) to -1 (always the opposite); pairs: how many; differ:
+        pairs on which model and majority differ, with both labels and the model's probability.
     """
     if config.task == "rating":
         return {"reliability": {}, "pairs": 0, "differ": []}
