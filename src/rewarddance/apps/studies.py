@@ -205,7 +205,7 @@ class StudyHacking(Flags):
     seeds: tuple[int, ...] = tuple(range(10))
     arms: tuple[Literal["hacked", "sound"], ...] = ("hacked", "sound")
     num_pairs: Count = 200
-    hacked_steps: Count = 60
+    hacked_steps: Count = 20
     sound_steps: Count = 100
     every: Count = 5
     """Steps between probes."""

@@ -39,7 +39,7 @@ class HackingStudyConfig(Config):
     judge_steps: int = Field(60, ge=1)
     rate: float = Field(3e-3, gt=0)
     """Learning rate of the hacked runs."""
-    hacked_steps: int = Field(60, ge=1)
+    hacked_steps: int = Field(20, ge=1)
     sound_steps: int = Field(100, ge=1)
     every: int = Field(5, ge=1)
     """Steps between probes."""
