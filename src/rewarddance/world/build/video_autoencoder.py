@@ -126,7 +126,7 @@ def held_out_clips() -> Tensor:
 def reconstruct(vae: Any, clips: Tensor, batch: int = 64) -> Tensor:
     """uint8 clips through the autoencoder and back."""
     parts = []
-    for part in clips.split(batch):
+    for part in torch.split(clips, batch):
         mode = encode_moments(vae, signed(part)).chunk(2, 1)[0]
         parts.append(as_uint8(decode_clips(vae, mode)))
     return torch.cat(parts)

@@ -29,6 +29,7 @@ class ClipStreamConfig(Config):
     """Number of the newest clips that stay on the device. It is not used where all clips of a batch are fresh."""
     validation_clips: int = Field(48, ge=1, le=48)
     """Clips of held-out development prompts that the model is measured on every `loop.validate_every` steps."""
+    loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
