@@ -9,6 +9,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -325,7 +326,5 @@ class WanImageToVideoGenerator(WanGenerator):
 def cleaned(prompt: str) -> str:
     """A prompt as the pipelines clean it: by ftfy where it is installed, without HTML entities and double spaces."""
     if find_spec("ftfy") is not None:
-        import ftfy
-
-        prompt = ftfy.fix_text(prompt)
+        prompt = import_module("ftfy").fix_text(prompt)
     return " ".join(html.unescape(html.unescape(prompt)).split())

@@ -55,7 +55,8 @@ def _down(layer: Any, x: Tensor) -> Tensor:
     shortcut = layer.avg_shortcut(x)
     for resnet in layer.resnets:
         x = resnet(x)
-    return torch.as_tensor((x if layer.downsampler is None else _resample(layer.downsampler, x)) + shortcut)
+    x = x if layer.downsampler is None else _resample(layer.downsampler, x)
+    return torch.as_tensor(x + shortcut)
 
 
 def _up(block: WanUpBlock | WanResidualUpBlock, x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def _up(block: WanUpBlock | WanResidualUpBlock, x: Tensor) -> Tensor:
     for resnet in block.resnets:
         x = resnet(x)
     x = x if resample is None else _resample(resample, x)
-    return x if shortcut is None else x + shortcut
+    return x if shortcut is None else torch.as_tensor(x + shortcut)
 
 
 def _resample(layer: Any, x: Tensor) -> Tensor:
