@@ -3,8 +3,8 @@
 Usage: python benchmarks/data_memory.py [--rows 1000 4000] [--pictures 300] [--folder DIR]
 
 Each command runs in a process of its own, which prints its own peak resident size (`resource.getrusage`). Every two
-rows have a prompt of their own and two of the pictures; each row has one vote of one of 50 annotators. The pictures have
-24x24 pixels.
+rows have a prompt of their own and two of the pictures; each row has one vote of one of 50 annotators. The pictures
+have 24x24 pixels.
 """
 
 import argparse

@@ -60,7 +60,8 @@ def main() -> None:
             size = sum(f.stat().st_size for f in (Path(place) / name).glob("*.parquet"))
             print(
                 f"{name:<8} {pictures} pictures in {whole:.0f} s, {pictures / whole:.1f}/s; drawing "
-                f"{pictures / drawing:.1f}/s; load average {os.getloadavg()[0]:.1f}; {size / pictures:,.0f} bytes a picture",
+                f"{pictures / drawing:.1f}/s; load average {os.getloadavg()[0]:.1f}; "
+                f"{size / pictures:,.0f} bytes a picture",
                 flush=True,
             )
     print("equal pictures" if len(hashes) == 1 else "DIFFERENT pictures")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -43,9 +44,7 @@ def ray_engine(actors: int | None = None) -> Engine:
             try:
                 _draw_rounds(ray, parts, report, actors)
             except ray.exceptions.RayError as error:
-                raise RunError(
-                    f"{parts.folder}: Ray stopped: {_last_line(error)}; the same command continues"
-                ) from error
+                raise RunError(f"{parts.folder}: Ray stopped: {_reason(error)}; the same command continues") from error
 
     return draw
 
@@ -99,7 +98,11 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "not set")
+        raise RunError(f"no Ray answers (RAY_ADDRESS is {address}): {_reason(error)}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
@@ -108,7 +111,8 @@ def _connected(ray: Any) -> Iterator[None]:
         ray.shutdown()
 
 
-def _last_line(error: Exception) -> str:
-    """The last line of an error of Ray, which is the error in the actor. The lines before are tracebacks."""
+def _reason(error: Exception) -> str:
+    """The line of an error of Ray that names the error in the actor; the other lines are tracebacks and wrappers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    named = [line for line in lines if re.match(r"(?!ray\.exceptions\.)[\w.]+: \S", line)]
+    return (named or lines or [type(error).__name__])[-1]
