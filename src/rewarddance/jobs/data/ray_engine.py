@@ -78,6 +78,8 @@ def _draw_rounds(ray: Any, parts: Parts, report: ReportProgress, actors: int | N
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
+        results.context.enable_progress_bars = results.context.print_on_execution_start = False
+        results.context.execution_no_progress_timeout_s = -1  # by default Ray stops where a part takes 30 minutes
         done = num - sum(min(parts.size, num - start) for start in missing)
         report(done, num)
         for result in results.iter_rows():
@@ -104,7 +106,6 @@ def _connected(ray: Any) -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS", "not set")
         raise RunError(f"no Ray answers (RAY_ADDRESS is {address}): {_reason(error)}") from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
