@@ -1,5 +1,6 @@
 # make demo    the main job on the embedded world: judge, alignment, evaluation, report
 # make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
+# make ray     installs Ray and runs the tests that start one (included in make test-all once Ray is installed)
 # make check   format, lint, types, contracts of imports
 # make gpu     the gpu tests and the GPU's figures as one table (docs/results/gpu.md); installs nothing
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test test-all check bench gpu assets format
+.PHONY: demo test test-all ray check bench gpu assets format
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +24,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'not gpu' --timeout 900
+
+ray: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[data]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray --timeout 900
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks

@@ -49,6 +49,14 @@ def test_alpha_of_coin_flips_is_near_nought_and_its_interval_covers_it():
     assert found.low < 0 < found.high
 
 
+def test_the_interval_does_not_depend_on_the_size_of_the_blocks_of_draws(monkeypatch):
+    votes = np.random.default_rng(0).integers(0, 3, (50, 4)).astype(float).tolist()
+    whole = krippendorff(votes, "interval")
+    monkeypatch.setattr("rewarddance.data.agreement.BLOCK", 7 * 50)  # 57 blocks of 7 draws, and one draw
+    blocks = krippendorff(votes, "interval")
+    assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high), rel=1e-12)
+
+
 def test_bradley_terry_gives_the_odds_of_two_systems():
     ratings = elo_ratings({("a", "b"): 300.0, ("b", "a"): 100.0}, prior=0.0)
     assert ratings["a"] - ratings["b"] == pytest.approx(400 * np.log10(3), abs=1e-6)

@@ -59,7 +59,7 @@ class DataBuild(Flags):
 
     The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. A pool has pictures of every prompt,
     seed and setting, for `data select` and annotation tools; a stopped build continues, and several processes on one
-    folder share the work.
+    folder share the work. `--engine ray` draws it on the actors of a Ray cluster, which must share the folder.
 
     Example: rewarddance data build --out data/embedded --num-prompts 3000
 
@@ -82,6 +82,10 @@ class DataBuild(Flags):
     """With --prompts: side of the pictures in pixels; the checkpoint's own by default."""
     adapter: Path | None = None
     """With --prompts: a run folder of `rewarddance align`."""
+    engine: Literal["local", "ray"] = "local"
+    """With --prompts: who draws, this process or Ray's actors (RAY_ADDRESS, or a Ray that this command starts)."""
+    actors: SomeCount = None
+    """With --engine ray: actors, each with one generator; by default one for each GPU, or for each CPU without GPUs."""
     num_prompts: Count = 9600
     num_held_out: Count = 128
     """Prompts in each of the two held-out splits."""
@@ -100,7 +104,16 @@ class DataBuild(Flags):
     seed: int = 0
 
     def run(self) -> None:
-        pool = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
+        pool = {
+            "images_per_prompt",
+            "num_steps",
+            "guidance",
+            "sample_batch",
+            "resolution",
+            "adapter",
+            "engine",
+            "actors",
+        }
         world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
         idle = self.given() & (pool if self.prompts is None else world)
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
@@ -126,15 +139,18 @@ class DataBuild(Flags):
         say(f"wrote {folder}")
 
     def _build_pool(self, prompts: Path) -> None:
-        from rewarddance.jobs.data.pictures import Pool, build_pictures
+        from rewarddance.jobs.data.pictures import Pool, build_pictures, draw_here
+        from rewarddance.jobs.data.ray_engine import ray_engine
         from rewarddance.jobs.sample import Sampling
 
+        need(self.actors is None or self.engine == "ray", "data build: --actors needs --engine ray")
         need(
             min(self.num_steps, default=0) >= 1 and bool(self.guidance), "data build: needs --num-steps and --guidance"
         )
         sampling = Sampling(self.generator, sample_batch=self.sample_batch, resolution=self.resolution)
         pool = Pool(sampling, self.images_per_prompt, self.num_steps, self.guidance, self.seed)
-        made = build_pictures(prompts, self.out, pool, self.adapter)
+        engine = ray_engine(self.actors) if self.engine == "ray" else draw_here
+        made = build_pictures(prompts, self.out, pool, self.adapter, engine)
         show(made)
         if not made["complete"]:
             say("other processes are still drawing; the last one to end writes train.parquet")

@@ -15,6 +15,8 @@ from rewarddance.core.streams import stream
 Array = NDArray[np.float64]
 DRAWS = 400
 """Bootstrap draws of an interval."""
+BLOCK = 1 << 22
+"""Numbers that the weights of some bootstrap draws take at most (32 MiB); all draws at once take DRAWS x units."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ def krippendorff(units: Sequence[Sequence[float]], level: Literal["nominal", "in
     alpha = _alpha(np.ones((1, len(counts))), counts, observed, distance)[0]
     num = len(counts)
     rng = stream(0, "krippendorff")
-    weights = rng.multinomial(num, np.full(num, 1 / num), size=DRAWS).astype(np.float64)
-    drawn = _alpha(weights, counts, observed, distance)
+    each = max(1, BLOCK // num)
+    blocks = [
+        _alpha(rng.multinomial(num, np.full(num, 1 / num), size=size).astype(np.float64), counts, observed, distance)
+        for size in (min(each, DRAWS - first) for first in range(0, DRAWS, each))
+    ]
+    drawn = np.concatenate(blocks)
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
     finite = [float(x) if np.isfinite(x) else None for x in (alpha, low, high)]

@@ -16,6 +16,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import stored_rows
 from rewarddance.data.shards import split_files
+from rewarddance.data.text import key_of
 from rewarddance.data.votes import VERSION
 
 SPLITS = ("train", "id", "ood")
@@ -51,7 +52,7 @@ def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         kinds.update(m["kind"] for m in row["media"])
         annotators |= {v["annotator"] for v in row["votes"] if v["annotator"]}
         contents |= {m["sha256"] for m in row["media"] if m["sha256"]}
-        prompts.add(row["prompt"])
+        prompts.add(key_of(row["prompt"]))
         for preference in row["preferences"]:
             labels = [c["label"] for c in preference["choices"]]
             criteria[preference["criterion"]] += len(labels)

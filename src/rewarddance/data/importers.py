@@ -21,6 +21,7 @@ from rewarddance.data.names import Format
 from rewarddance.data.readers import READERS, detect, drafts
 from rewarddance.data.schema import row_of_votes
 from rewarddance.data.shards import split_files, write_shards
+from rewarddance.data.text import key_of
 from rewarddance.data.votes import VotedRecord
 
 
@@ -119,7 +120,7 @@ class ChoiceCounter:
 
     def __init__(self) -> None:
         self.repeated = self.contradicting = 0
-        self._sides: dict[tuple[str, str, str, str], set[bool | None]] = {}
+        self._sides: dict[bytes, int] = {}  # by prompt, criterion and pictures: the sum of the sides that were chosen
 
     def add(self, record: VotedRecord) -> None:
         names = [m.sha256 or m.path for m in record.candidates]
@@ -128,11 +129,12 @@ class ChoiceCounter:
             if a is None or b is None or single.weight != 1:
                 continue
             label = single.values[0]
-            side = None if label == 0.5 else (label > 0.5) == (a < b)  # is the smaller name better?
-            earlier = self._sides.setdefault((record.prompt, single.criterion, min(a, b), max(a, b)), set())
-            self.repeated += side in earlier
-            self.contradicting += side is not None and (not side) in earlier
-            earlier.add(side)
+            side = 1 if label == 0.5 else 2 if (label > 0.5) == (a < b) else 4  # a tie, the smaller or the larger name
+            key = key_of(record.prompt, single.criterion, min(a, b), max(a, b))
+            earlier = self._sides.get(key, 0)
+            self.repeated += bool(earlier & side)
+            self.contradicting += side > 1 and bool(earlier & (6 - side))
+            self._sides[key] = earlier | side
 
 
 def import_preferences(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,20 +19,39 @@ from rewarddance.data.agreement import elo_ratings, krippendorff
 from rewarddance.data.derive import pairwise, scaled
 from rewarddance.data.folder import check_manifest, counts, splits_of
 from rewarddance.data.parquet import count_rows, stored_rows, voted_records
-from rewarddance.data.text import normalised
+from rewarddance.data.text import key_of, normalised
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord
 
-Unit = tuple[str, str, str, str]
-"""Prompt, criterion and the two media of a judged pair. It does not depend on the record or row."""
 MOST_ANNOTATORS = 20
 """Annotators that are listed, those with most votes first."""
 
 
 @dataclass
-class Judged:
-    """The counts that `stats` collects from the votes of a split."""
+class Person:
+    """The votes of one annotator."""
 
-    pairs: dict[Unit, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    votes: int = 0
+    ties: int = 0
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, vote: Vote) -> None:
+        self.votes += 1
+        self.ties += vote.kind == "choice" and vote.values[0] == 0.5
+        if vote.seconds is not None:
+            self.seconds.append(vote.seconds)
+
+
+@dataclass
+class Judged:
+    """The counts that `stats` collects from the votes of a split.
+
+    Attributes:
+        pairs: by criterion, then by `key_of` a prompt and two media, whatever the record: the label of each voter.
+    """
+
+    pairs: dict[str, dict[bytes, dict[str, float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
     ratings: dict[str, dict[tuple[str, str], dict[str, float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
@@ -39,7 +59,8 @@ class Judged:
     sides: Counter[str] = field(default_factory=Counter)
     repeats: Counter[str] = field(default_factory=Counter)
     wins: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    people: dict[str, list[Vote]] = field(default_factory=lambda: defaultdict(list))
+    people: dict[str, Person] = field(default_factory=lambda: defaultdict(Person))
+    _names: dict[str, str] = field(default_factory=dict)
     _anonymous: int = 0
 
     def add(self, record: VotedRecord) -> None:
@@ -47,7 +68,7 @@ class Judged:
         names = [_name(m, record) for m in record.candidates]
         for vote in record.votes:
             if vote.annotator is not None:
-                self.people[vote.annotator].append(vote)
+                self.people[vote.annotator].add(vote)
             if vote.kind == "rating":
                 for i, value in zip(vote.media, scaled(vote), strict=True):
                     self.ratings[vote.criterion][prompt, names[i]][self._who(vote)] = value
@@ -60,7 +81,9 @@ class Judged:
     def _who(self, vote: Vote) -> str:
         """The annotator; each vote of nobody gets a name of its own."""
         self._anonymous += vote.annotator is None
-        return vote.annotator or f"\x00{self._anonymous}"
+        if not vote.annotator:
+            return f"\x00{self._anonymous}"
+        return self._names.setdefault(vote.annotator, vote.annotator)  # one string for all votes of a person
 
     def _add_pair(self, vote: Vote, prompt: str, names: list[str], record: VotedRecord) -> None:
         label = vote.values[0]
@@ -72,7 +95,7 @@ class Judged:
         if label not in (0, 0.5, 1):
             return  # a mean of several people says nothing about their agreement
         value = label if a < b else 1 - label
-        unit = self.pairs[prompt, vote.criterion, min(a, b), max(a, b)]
+        unit = self.pairs[vote.criterion][key_of(prompt, min(a, b), max(a, b))]
         for _ in range(round(vote.weight) if vote.annotator is None else 1):
             who = self._who(vote)
             if who in unit:
@@ -104,23 +127,23 @@ def vote_stats(records: Iterable[VotedRecord]) -> dict[str, Any]:
 def summary(judged: Judged) -> dict[str, Any]:
     """The figures of `Judged`."""
     decided = judged.labels["first"] + judged.labels["second"]
-    criteria = sorted({unit[1] for unit in judged.pairs})
     sides = judged.sides
-    by_criterion = {c: [list(v.values()) for u, v in judged.pairs.items() if u[1] == c] for c in criteria}
-    named = [{k: v for k, v in votes.items() if not k.startswith("\x00")} for votes in judged.pairs.values()]
+    units = [votes for criterion in judged.pairs.values() for votes in criterion.values()]
     return {
         "labels": dict(judged.labels),
         "first_preferred": share(judged.labels["first"], decided),
         "shown_first_preferred": share(sides["left"], sides["left"] + sides["right"]),
-        "agreement_on_choices": {c: asdict(krippendorff(units)) for c, units in by_criterion.items()},
+        "agreement_on_choices": {
+            c: asdict(krippendorff([list(v.values()) for v in own.values()])) for c, own in sorted(judged.pairs.items())
+        },
         "agreement_on_ratings": {
             c: asdict(krippendorff([list(v.values()) for v in media.values()], "interval"))
             for c, media in sorted(judged.ratings.items())
         },
-        "contradictions": sum({0.0, 1.0} <= set(votes.values()) for votes in judged.pairs.values()),
-        "judged_pairs": len(judged.pairs),
+        "contradictions": sum({0.0, 1.0} <= set(votes.values()) for votes in units),
+        "judged_pairs": len(units),
         "repeated_by_one_annotator": share(judged.repeats["equal"], sum(judged.repeats.values())),
-        "annotators": _people(judged, named),
+        "annotators": _people(judged, units),
         "systems": elo_ratings(judged.wins) if judged.wins else {},
     }
 
@@ -129,20 +152,19 @@ def _people(judged: Judged, units: list[dict[str, float]]) -> dict[str, Any]:
     """Votes, ties, side and speed of the most active annotators, and how often they agree with another one."""
     met: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for votes in units:
-        for (a, x), (b, y) in combinations(votes.items(), 2):
+        named = [(who, label) for who, label in votes.items() if not who.startswith("\x00")]
+        for (a, x), (b, y) in combinations(named, 2):
             for who in (a, b):
                 met[who][0] += x == y
                 met[who][1] += 1
-    listed = sorted(judged.people, key=lambda name: -len(judged.people[name]))[:MOST_ANNOTATORS]
+    listed = sorted(judged.people, key=lambda name: -judged.people[name].votes)[:MOST_ANNOTATORS]
     table: dict[str, Any] = {}
     for name in listed:
         own = judged.people[name]
-        picks = [v for v in own if v.kind == "choice"]
-        times = [v.seconds for v in own if v.seconds is not None]
         table[name] = {
-            "votes": len(own),
-            "ties": sum(v.values[0] == 0.5 for v in picks),
-            "median_seconds": median(times) if times else None,
+            "votes": own.votes,
+            "ties": own.ties,
+            "median_seconds": median(own.seconds) if own.seconds else None,
             "agrees_with_others": share(*met[name]),
         }
     return table
@@ -153,7 +175,7 @@ class Looked:
     """The pictures and prompts of a split, by record."""
 
     prompts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    exact: set[str] = field(default_factory=set)
+    exact: set[bytes] = field(default_factory=set)
     pixels: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     files: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     twins: int = 0
@@ -161,7 +183,7 @@ class Looked:
 
     def add(self, record: VotedRecord, keys: dict[str, str]) -> None:
         self.prompts[normalised(record.prompt)].append(self.num)
-        self.exact.add(record.prompt)
+        self.exact.add(key_of(record.prompt))
         own = []
         for ref in record.candidates:
             if ref.sha256 is None:

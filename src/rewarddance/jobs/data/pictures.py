@@ -3,6 +3,9 @@
 The work is cut into parts of `PART` prompts. Each process claims parts and draws them. A part appears only when it is
 whole. So several processes may work on one folder, and a killed process leaves no half part. A part is always drawn in
 the same batches, so the rows do not depend on the number of processes.
+
+An engine decides which processes draw: this one (`draw_here`), or actors of Ray (`jobs/data/ray_engine.py`). Both call
+`Parts.draw`, so they write the same rows.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from typing import Any
 import torch
 
 from rewarddance.core.lock import folder_lock
-from rewarddance.core.progress import progress
+from rewarddance.core.progress import ReportProgress, progress
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import same_settings
 from rewarddance.core.streams import seed_of
@@ -58,8 +62,72 @@ class Pool:
         return list(product(self.num_steps, self.guidance))
 
 
-def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Parts:
+    """The work of an engine: parts of `size` prompts, each one file below `folder`. A part has the number of its first
+    prompt.
+
+    Attributes:
+        source: what `load_generator` takes. Rows name the generator as `pool.sampling` does.
+        adapter, folder: absolute paths, because workers may start in another folder. Every worker must see them.
+    """
+
+    prompts: Sequence[Prompt]
+    pool: Pool
+    source: str
+    adapter: Path | None
+    folder: Path
+    size: int
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.prompts), self.size)
+
+    def path(self, start: int) -> Path:
+        return self.folder / ".parts" / f"{start:07d}" / "rows.parquet"
+
+    def missing(self) -> list[int]:
+        """Parts that nobody has finished."""
+        if split_files(self.folder / "train.parquet"):
+            return []
+        return [start for start in self.starts if not self.path(start).is_file()]
+
+    def load(self) -> Tunable:
+        return replace(self.pool.sampling, generator=self.source).load(self.adapter)
+
+    def draw(self, start: int, generator: Callable[[], Tunable]) -> bool:
+        """Draw a part, unless it is there or another process draws it. Returns whether this call has written it."""
+        path = self.path(start)
+        with folder_lock(path.parent) as claimed:
+            if not claimed or path.is_file() or split_files(self.folder / "train.parquet"):
+                return False
+            write_rows(_rows(generator(), self.prompts[start : start + self.size], start, self.pool), path)
+        return True
+
+
+Engine = Callable[[Parts, ReportProgress], None]
+"""Draws every missing part that no other process draws, and reports how many prompts are done."""
+
+
+def draw_here(parts: Parts, report: ReportProgress) -> None:
+    """The local engine: this process draws one part after the other."""
+    generator = cache(parts.load)
+    num = len(parts.prompts)
+    progressed = True
+    while progressed:  # another round takes over the parts of a process that was killed meanwhile
+        progressed = False
+        for start in parts.starts:
+            progressed |= parts.draw(start, generator)
+            report(min(start + parts.size, num), num)
+
+
+def build_pictures(
+    prompts: Path, out: Path, pool: Pool, adapter: Path | None = None, engine: Engine = draw_here
+) -> dict[str, Any]:
     """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
+
+    Args:
+        engine: which processes draw. It has no part in the rows, so a stopped build may continue with another one.
 
     Returns:
         Numbers of prompts and pictures, and whether all parts are there.
@@ -86,24 +154,19 @@ def build_pictures(prompts: Path, out: Path, pool: Pool, adapter: Path | None = 
     }
     same_settings(out / "pool.json", {k: "none" if v is None else v for k, v in made_with.items()})
     numbers = {"prompts": len(asked), "pictures": len(asked) * pool.images_per_prompt * len(pool.settings)}
-    target, parts = out / "train.parquet", out / ".parts"
-    if split_files(target):
-        return {**numbers, "complete": True}
-    folders = {start: parts / f"{start:07d}" for start in range(0, len(asked), PART)}
-    generator: Tunable | None = None
-    progressed = True
-    with progress("prompts") as bar:
-        while progressed:  # another round takes over the parts of a process that was killed meanwhile
-            progressed = False
-            for start, folder in folders.items():
-                with folder_lock(folder) as claimed:
-                    path = folder / "rows.parquet"
-                    if claimed and not path.is_file() and not split_files(target):
-                        generator = generator or sampling.load(adapter)
-                        write_rows(_rows(generator, asked[start : start + PART], start, pool), path)
-                        progressed = True
-                bar(min(start + PART, len(asked)), len(asked))
-    return {**numbers, "complete": _join(out, [f / "rows.parquet" for f in folders.values()], made_with)}
+    parts = Parts(
+        asked,
+        pool,
+        # the package's own generator may lie elsewhere on another machine
+        "tiny" if sampling.generator == "tiny" else str(find(sampling.generator, "generator").absolute()),
+        None if adapter is None else adapter.absolute(),
+        out.absolute(),
+        PART,
+    )
+    if parts.missing():
+        with progress("prompts") as bar:
+            engine(parts, bar)
+    return {**numbers, "complete": _join(out, [parts.path(start) for start in parts.starts], made_with)}
 
 
 def _join(out: Path, parts: Sequence[Path], made_with: dict[str, Any]) -> bool:
