@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +66,7 @@ class WandB:
         name = run.resolve().name
         marked = run / "wandb_id.txt"  # a resumed run continues its curves
         if not marked.is_file():
-            marked.write_text(wandb.util.generate_id())
+            marked.write_text(secrets.token_hex(4))
         project = os.environ.get("WANDB_PROJECT", "rewarddance")
         self.run = wandb.init(
             project=project, name=name, id=marked.read_text(), dir=str(run), config=dict(config), resume="allow"

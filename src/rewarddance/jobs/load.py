@@ -185,12 +185,13 @@ def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
     """`load_judge` for callers that need the model of one judge.
 
     Raises:
-        ConfigError: a composite.
+        ConfigError: a composite, or a judge on a server.
     """
     judge = load_judge(name, **settings)
     if not isinstance(judge, Judge):
-        kind = "on a server" if isinstance(judge, RemoteJudge) else "a composite"
-        raise ConfigError(f"{name}: {kind}; this takes a folder with the model of one judge")
+        if isinstance(judge, RemoteJudge):
+            raise ConfigError(f"{name}: is on a server; this needs the model itself, so name its folder")
+        raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
     return judge
 
 
