@@ -39,7 +39,7 @@ def free_port():
 def started(port, **environment):
     command = [sys.executable, "-m", "rewarddance", "serve", "--judge", "tiny", "--port", str(port)]
     process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
+    for _ in range(3000):
         assert process.poll() is None, process.stderr.read()
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=5).close()
@@ -49,6 +49,7 @@ def started(port, **environment):
             time.sleep(0.1)
         else:
             return process
+    ended(process)
     raise TimeoutError
 
 
