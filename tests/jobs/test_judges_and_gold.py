@@ -61,7 +61,7 @@ class Blueness:
 def test_every_algorithm_learns_from_a_set_and_is_watched_by_another_judge(algorithm, score, pipeline_folder, tmp_path):
     config = configured(
         algorithm, score, num_steps=2, refl=ReflConfig(num_steps=4), references={"num_candidates": 1, "kind": "random"}
-    )
+    ).model_copy(update={"gold_judge": "runs/other"})  # the page names it
     task = PromptTask(PROMPTS, PROMPTS[6:], gold=judge_gold(Blueness(), "overall"))
     run = tmp_path / "run"
     align_generator(config, Sd3Generator.load(pipeline_folder), a_set(), run, task=task)

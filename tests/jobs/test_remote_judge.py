@@ -74,10 +74,10 @@ def local():
 
 @pytest.fixture
 def asked(pictures):
-    small = Media(torch.rand(1, 3, 2, 2))
+    narrow = Media(torch.rand(1, 3, 1, 300))
     return [
         Comparison(PROMPT, pictures[0], pictures[1], "fidelity"),
-        Comparison(PROMPT, pictures[1], small),
+        Comparison(PROMPT, pictures[1], narrow),
         Comparison(PROMPT, pictures[2]),
         Comparison(PROMPT, pictures[1], pictures[0], "fidelity"),
         Comparison(PROMPT, pictures[3], pictures[0]),
@@ -118,12 +118,12 @@ def test_a_run_with_a_server_repeats_the_run_with_its_judge(server, pipeline_fol
     (tmp_path / "prompts.txt").write_text("".join(f"{PROMPT} {i}\n" for i in range(6)))
     config = config.model_copy(update={"prompts": str(tmp_path / "prompts.txt")})
     for name, judge in (("local", "tiny"), ("remote", server)):
-        align_from_names(config.model_copy(update={"judge": judge}), tmp_path / name)
-    keys = ("loss", "within_std", "reward", "probe/proxy")
+        align_from_names(config.model_copy(update={"judge": judge, "gold_judge": server}), tmp_path / name)
+    keys = ("loss", "within_std", "reward", "probe/proxy", "probe/gold")
     here, there = (trajectory(tmp_path / name, *keys) for name in ("local", "remote"))
     for key in keys:
         assert there[key] == pytest.approx(here[key], rel=1e-3, abs=1e-4), key
-    assert "probe/sensitivity" not in trajectory(tmp_path / "remote", "probe/sensitivity")
+    assert trajectory(tmp_path / "remote", "probe/sensitivity") == {"probe/sensitivity": []}
     record = json.loads((tmp_path / "remote" / "run.json").read_text())
     assert record["computes_in"]["judge"] == "fp32"
 
