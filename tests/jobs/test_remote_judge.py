@@ -1,13 +1,13 @@
 """A judge behind HTTP: a real server process gives the local judge's margins, and a bad one gives NaN with reasons."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -36,15 +36,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-def started(port, **environment):
+def started(port):
     command = [sys.executable, "-m", "rewarddance", "serve", "--judge", "tiny", "--port", str(port)]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for _ in range(3000):
         assert process.poll() is None, process.stderr.read()
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=5).close()
-        except urllib.error.HTTPError:
-            return process  # it demands a key
         except OSError:
             time.sleep(0.1)
         else:
@@ -151,27 +149,6 @@ def test_a_search_asks_a_server(server, tmp_path, capsys):
     assert (out / "samples.json").is_file()
 
 
-def test_a_server_that_ends_in_a_run_ends_the_run_with_its_reason(pipeline_folder, tmp_path, asked):
-    port = free_port()
-    process = started(port, REWARDDANCE_JUDGE_KEY="secret")
-    address = f"http://127.0.0.1:{port}?attempts=2&timeout=20"
-    with pytest.raises(ConfigError, match=r"401.*set REWARDDANCE_JUDGE_KEY to its key"):
-        load_judge(address)
-    os.environ["REWARDDANCE_JUDGE_KEY"] = "secret"
-    try:
-        judge = load_judge(address)
-    finally:
-        del os.environ["REWARDDANCE_JUDGE_KEY"]
-    assert judge.judge(asked).margin[0].isfinite()
-    ended(process)
-    verdict = judge.judge(asked)
-    assert verdict.margin.isnan().all()
-    assert len(verdict.refused) == 5
-    assert f"http://127.0.0.1:{port}: Connection error" in verdict.refused[0]
-    with pytest.raises(ConfigError, match="no answer from `rewarddance serve` there"):
-        load_judge(address)
-
-
 class Moody(BaseHTTPRequestHandler):
     """Answers `POST /judge` by the next entry of `server.moods`; each entry is a status, or a JSON answer."""
 
@@ -180,6 +157,7 @@ class Moody(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
+        self.server.keys.append(self.headers["authorization"])
         mood = self.server.moods.pop(0)
         if mood == "slow":
             time.sleep(1.5)
@@ -214,6 +192,20 @@ INFO = {
 GOOD = {"margins": [1.5], "answer_mass": [1.0]}
 
 
+@contextmanager
+def moody(moods):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
+    server.moods, server.keys, server.info = list(moods), [], INFO
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("moods", "reason"),
     [
@@ -228,23 +220,29 @@ GOOD = {"margins": [1.5], "answer_mass": [1.0]}
     ],
 )
 def test_a_bad_answer_is_repeated_or_refused_and_never_a_number(moods, reason, pictures):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
-    server.moods, server.info = list(moods), INFO
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with moody(moods) as server:
         judge = load_judge(f"http://127.0.0.1:{server.server_port}?attempts=3&timeout=0.4")
         verdict = judge.judge([Comparison(PROMPT, pictures[0], pictures[1])])
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
     assert not server.moods
     if reason is None:
         assert (verdict.margin.tolist(), verdict.refused) == (pytest.approx([1.5]), {})
     else:
         assert verdict.margin.isnan().all()
         assert reason in verdict.refused[0]
+
+
+def test_a_server_that_has_ended_refuses_everything_and_gets_the_key_before(pictures, monkeypatch):
+    asked = [Comparison(PROMPT, pictures[i], pictures[0]) for i in range(1, 4)]
+    monkeypatch.setenv("REWARDDANCE_JUDGE_KEY", "secret")
+    with moody([GOOD]) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        judge = load_judge(f"{address}?attempts=2&batch=1")
+        assert judge.judge(asked[:1]).margin.tolist() == pytest.approx([1.5])
+        assert server.keys == ["Bearer secret"]
+    verdict = judge.judge(asked)
+    assert verdict.margin.isnan().all()
+    assert sorted(verdict.refused) == [0, 1, 2]
+    assert f"{address}: Connection error" in verdict.refused[2]
 
 
 def test_addresses_are_checked(tmp_path):
@@ -286,6 +284,8 @@ def test_requests_that_are_wrong_or_too_large_are_refused_by_status(pictures):
         assert message in answer.text
     large = client.post("/judge", content=b"{}", headers={"content-length": str(MOST_BYTES + 1)})
     assert large.status_code == 413
+    locked = TestClient(create_app(Unasked(), JudgeInfo(**INFO), "secret"))
+    assert [locked.get("/info", headers=h).status_code for h in ({}, {"authorization": "Bearer secret"})] == [401, 200]
 
 
 def test_equal_pictures_are_sent_once_and_come_back_as_they_were(pictures):
