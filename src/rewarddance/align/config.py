@@ -71,7 +71,8 @@ class AlignConfig(Rolling):
     """Start from the adapter of a finished run (its folder), with that adapter's rank and alpha. The frozen policy of
     the KL stays the generator without any adapter."""
     judge: str = "tiny"
-    """`tiny`, a judge's run folder, or a local checkpoint."""
+    """`tiny`, a judge's run folder, a local checkpoint, the YAML file of several judges (docs/guides/composite.md), or
+    the address of a server (`http://HOST:PORT` of `rewarddance serve`; not for `refl`)."""
     algorithm: Literal["refl", "nft", "grpo", "ppo", "distill", "dpo", "sft"] = "refl"
     """`refl`: reward feedback with the judge's gradient. `nft` (DiffusionNFT), `grpo`, `ppo`, `distill` (best-of-N) and
     `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised
@@ -96,7 +97,7 @@ class AlignConfig(Rolling):
     probe_file: str | None = None
     """A file of prompts for the probes. They are held out if the file shares no prompt with `prompts`."""
     gold_judge: str | None = None
-    """A second judge (run folder or checkpoint) that training does not use. Its P(better than the start) is the gold
+    """A second judge (anything that `judge` takes) that training does not use. Its P(better than the start) is the gold
     standard of the probes, so that hacking can be noticed without an oracle."""
     batch_size: int = Field(24, ge=1)
     """Pictures of a step, over all processes; for algorithms with groups a multiple of `rollout.group_size`."""
@@ -148,6 +149,12 @@ class AlignConfig(Rolling):
         """Whether references are drawn from the current policy."""
         asks = self.algorithm == "refl" or (self.has_groups and self.rollout.score == "references")
         return asks and self.references.kind != "none"
+
+    @model_validator(mode="after")
+    def _probes_use_the_gold_judge(self) -> Self:
+        if self.algorithm == "sft" and self.gold_judge is not None:
+            raise ValueError("gold_judge: algorithm sft has no probes; ask a judge after training, with evaluate")
+        return self
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:

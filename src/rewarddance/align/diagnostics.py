@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +32,32 @@ def rank_disagreement(first: Array, second: Array) -> float:
     signs = np.sign(first[:, i] - first[:, j]) * np.sign(second[:, i] - second[:, j])
     decided = signs[(signs != 0) & ~np.isnan(signs)]
     return float(np.mean(decided < 0)) if decided.size else float("nan")
+
+
+def part_means(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean value of every part of a set of judges by name, from the values (N,); a part that answered nothing is left
+    out.
+    """
+    means = {name: float(values.detach().nanmean()) for name, values in parts.items()}
+    return {name: mean for name, mean in means.items() if not np.isnan(mean)}
+
+
+def set_disagreement(parts: Mapping[str, Array]) -> tuple[float, float]:
+    """How much the judges of a set disagree, from their standardised values (N,) by name.
+
+    Pictures that exploit one judge's mistakes please that judge more than the others, so disagreement grows (Coste et
+    al., arXiv 2310.02743).
+
+    Returns:
+        The mean over items of the standard deviation over judges, and the share of items on which two judges have
+        different signs. Items with fewer than two answers are left out; NaN where none is left.
+    """
+    values = np.stack(list(parts.values()))
+    values = values[:, (~np.isnan(values)).sum(0) > 1]
+    if not values.size:
+        return float("nan"), float("nan")
+    split = (np.nanmax(values, 0) > 0) & (np.nanmin(values, 0) < 0)
+    return float(np.nanstd(values, 0).mean()), float(split.mean())
 
 
 def pixel_diversity(pictures: Tensor) -> float:

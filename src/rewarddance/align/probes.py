@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,21 +12,24 @@ from torch import Tensor
 
 from rewarddance.align.diagnostics import (
     drift,
+    part_means,
     pixel_diversity,
     rank_disagreement,
     saturation,
+    set_disagreement,
     statistics,
     surface_sensitivity,
 )
 from rewarddance.align.divergence import KlProbe
+from rewarddance.align.grids import save_grid
 from rewarddance.core.loop import Metrics
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor
-from rewarddance.core.parallel import all_gather_dicts, all_reduce_sum, rank, world_size
+from rewarddance.core.parallel import all_gather_dicts, all_reduce_sum, is_leader, rank, world_size
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
 from rewarddance.core.task import Gold
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.generator.trace import draw
 
 FEW = 8
@@ -54,6 +58,21 @@ def _of_table(table: np.ndarray) -> Metrics:
     return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
+def _of_parts(verdict: Verdict) -> Metrics:
+    """The curves of a set of judges: every judge's mean value, and how much they disagree. A collective."""
+    own = {name: values.detach().double().cpu().numpy() for name, values in verdict.parts.items()}
+    everything = list(all_gather_dicts({rank(): own}).values())
+    names = sorted({name for parts in everything for name in parts})
+    if not names:
+        return {}
+    parts = {name: np.concatenate([part[name] for part in everything if name in part]) for name in names}
+    means = part_means({name: torch.from_numpy(values) for name, values in parts.items()})
+    metrics: Metrics = {f"probe/part/{name}": mean for name, mean in means.items()}
+    for name, value in zip(("probe/parts_std", "probe/parts_split"), set_disagreement(parts), strict=True):
+        metrics |= {} if np.isnan(value) else {name: value}
+    return metrics
+
+
 @dataclass
 class Prober:
     """Measures the proxy reward against the pictures of the start, and the gold standard, on fixed prompts and noises.
@@ -70,6 +89,8 @@ class Prober:
     seed: int
     gold: Gold | None
     batch: int = 128
+    samples: Path | None = None
+    """Folder for one picture grid a probe; None writes none."""
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
@@ -89,13 +110,16 @@ class Prober:
         # each sample is compared with the start's sample of the next noise, so that the start scores about one half
         start = [Media.from_bytes(self.references[[self._next_noise(i)]]) for i in rows]
         comparisons = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
-        columns = [self.judge.judge(comparisons).reward.tolist() if prompts else []]
+        verdict = self.judge.judge(comparisons) if prompts else Verdict.all_refused({})
+        columns = [verdict.reward.tolist()]
         if self.gold is not None:
             columns.append(self.gold(prompts, pictures, start) if prompts else [])
         entries = all_gather_dicts({row: [c[i] for c in columns] for i, row in enumerate(rows)})
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
         table = table.reshape(len(self.prompts), self.num_noises, len(columns))
-        looks = self._looks(pictures, own)
+        if self.samples is not None and is_leader():
+            save_grid(self.samples, step, [self.prompts[i] for i in own], pictures, self.num_noises)
+        looks = self._looks(pictures, own) | _of_parts(verdict)
         sensitivity = self._sensitivity(comparisons)
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table)
         return figures | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.align.config import ReflConfig
+from rewarddance.align.diagnostics import part_means
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.types import Comparison, RewardModel
@@ -107,7 +108,8 @@ def refl_step(
         loss = mean reward loss + kl_weight * kl; reward: mean P(yes); reward_std: its standard deviation over the
         batch; margin: mean log-odds; kl: mean KL of the gradient steps to the frozen policy, a dimension; time: where
         the gradient begins; num_judged: pictures with their copies (`copies`); num_answered: how many of them the judge
-        answered; reward, reward_std and margin are means over these (NaN without any).
+        answered; reward, reward_std and margin are means over these (NaN without any). With a set of judges also
+        part/NAME: the mean value of every judge that answered.
     """
     condition = generator.condition(prompts)
     index = gradient_index(config, rng)
@@ -141,4 +143,5 @@ def refl_step(
         "time": generator.times(config.num_steps)[index],
         "num_judged": torch.tensor(len(pictures)),
         "num_answered": answered.sum(),
+        **{f"part/{name}": torch.tensor(mean) for name, mean in part_means(verdict.parts).items()},
     }

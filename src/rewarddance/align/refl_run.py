@@ -12,7 +12,7 @@ from rewarddance.align.watched_run import WatchedRun
 from rewarddance.core.averages import WeightedMeans
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Metrics
-from rewarddance.core.parallel import all_reduce_gradients, all_reduce_sum, rank, world_size
+from rewarddance.core.parallel import all_gather_dicts, all_reduce_gradients, all_reduce_sum, rank, world_size
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.task import Task
 
@@ -34,7 +34,9 @@ class ReflRun(WatchedRun):
         means, refused = self._passes(index)
         supervised = self._supervise(index) if self.config.refl.supervised_weight else {}
         all_reduce_gradients(self.loop.parameters.values())
-        metrics: Metrics = dict(means.all_reduce(METRICS))
+        parts = {name for name in means.sums if name.startswith("part/")}
+        parts = {name for names in all_gather_dicts({rank(): parts}).values() for name in names}
+        metrics: Metrics = dict(means.all_reduce((*METRICS, *sorted(parts))))
         self.note_kl(metrics["kl"])
         metrics |= self.note_win_rate(metrics["reward"])
         return metrics | supervised | self._count_refused(index, refused)

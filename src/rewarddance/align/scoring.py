@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rewarddance.align.diagnostics import part_means
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.rank import rank_all
@@ -25,11 +26,13 @@ class Scores:
     Attributes:
         values: (P, K) fp32 on the CPU, NaN where the judge refused every question about a picture.
         refused: reasons of the questions that it refused; num_asked: all questions.
+        parts: mean value of every judge of a set, where pictures were not compared with one another.
     """
 
     values: Tensor
     refused: tuple[str, ...]
     num_asked: int
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -61,7 +64,8 @@ def score_groups(
         for picture in group
     ]
     verdict = judge.judge(comparisons)
-    return Scores(verdict.margin.float().cpu().view(-1, size), tuple(verdict.refused.values()), len(comparisons))
+    values, refused = verdict.margin.float().cpu().view(-1, size), tuple(verdict.refused.values())
+    return Scores(values, refused, len(comparisons), part_means(verdict.parts))
 
 
 def _win_rates(wins: Tensor) -> Tensor:

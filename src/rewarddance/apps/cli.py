@@ -56,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("training:Train", "train a judge on preferences"),
     "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
+    "serve": Command("serving:Serve", "serve a judge over HTTP"),
     "composite": Command("composing:FitComposite", "fit a composite reward to a reference set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),

@@ -22,6 +22,8 @@ SIGNS: dict[str, tuple[str, str]] = {
     "probe/proxy_std": ("Spread of the proxy", "Falls to 0 when all pictures please the judge alike."),
     "probe/saturation": ("Saturation", "Share of P(yes) above 0.95 or below 0.05: there the answer hardly changes."),
     "probe/disagreement": ("Disagreement of ranks", "Share of pairs that judge and gold standard order differently."),
+    "probe/parts_std": ("Disagreement of the judges", "Of a set of judges: standard deviation of their margins."),
+    "probe/parts_split": ("Judges with other signs", "Of a set of judges: share of pictures that they disagree about."),
     "probe/sensitivity": ("Surface sensitivity", "Fall of the margin by a small step against its gradient."),
     "probe/diversity": ("Diversity", "Distance between two samples of one prompt, root mean square of pixels."),
     "probe/drift_sharpness": ("Drift of sharpness", "In standard deviations of the start. Fine texture fools judges."),

@@ -83,6 +83,21 @@ def _winners(folder: Path) -> list[dict[str, Any]]:
     return selections
 
 
+MOST_GRIDS = 12
+"""Sample grids on a page at most, evenly spaced over the training."""
+
+
+def _strip(folder: Path) -> dict[str, Any] | None:
+    """Sample grids of an alignment run in the order of their steps, first and last included."""
+    listed, files = _read(folder / "grids.json"), sorted(folder.glob("step-*.png"))
+    if not (listed and files):
+        return None
+    num = min(MOST_GRIDS, len(files))
+    chosen = [files[round(i * (len(files) - 1) / max(1, num - 1))] for i in range(num)]
+    grids = [{"step": int(file.stem.removeprefix("step-")), "image": _image(file)} for file in chosen]
+    return {"prompts": listed["prompts"], "grids": grids}
+
+
 def _figure_list(figures: list[tuple[str, str | None]]) -> list[dict[str, str]]:
     return [{"title": title, "html": html} for title, html in figures if html]
 
@@ -102,12 +117,16 @@ def _gold_name(config: dict[str, Any]) -> str | None:
 def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
     metrics = RunFolder(run).metrics()
     probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)"}
+    parts = {key: key.removeprefix("probe/part/") for m in metrics for key in m if key.startswith("probe/part/")}
+    split = {"probe/parts_std": "standard deviation over the judges", "probe/parts_split": "share with both signs"}
     reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
     title = f"The judge and the gold standard ({gold_name}) on the probe" if gold_name else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}
     return _figure_list(
         [
             (title, curves(metrics, probe, "mean")),
+            ("Every judge of the set on the probe", curves(metrics, parts, "standardised margin")),
+            ("Disagreement of the judges on the probe", curves(metrics, split, "disagreement")),
             ("Reward during training", curves(metrics, reward, "P(yes)")),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
             ("Gap: rise of the judge's reward minus rise of the gold standard", curves(metrics, gap, "gap")),
@@ -135,7 +154,8 @@ def _alignment(folder: Path) -> dict[str, Any]:
         gains = {**evaluation["categories"], "all": evaluation["gain"]}
         content["categories"] = intervals(gains, f"gain in {gold_name}")
     pairs = _pairs(folder / ("samples" if evaluation else "samples_prompts"))
-    return content | {"figures": _align_figures(folder, gold_name), "pairs": pairs}
+    figures = _align_figures(folder, gold_name)
+    return content | {"figures": figures, "pairs": pairs, "strip": _strip(folder / "samples")}
 
 
 def _render(**content: Any) -> str:

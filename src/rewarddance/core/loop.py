@@ -25,6 +25,7 @@ from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import full_tensor, is_sharded
 from rewarddance.core.termination import Termination
+from rewarddance.core.trackers import check_trackers
 
 Metrics = dict[str, Any]
 Step = Callable[[int], Metrics]
@@ -137,6 +138,8 @@ class Loop:
         self.before_save: Callable[[], None] | None = None
         self.seconds = 0.0
         self.context = ""
+        check_trackers(config.trackers)
+        folder.trackers = config.trackers
 
     def save(self) -> None:
         """Write a checkpoint. A collective."""
@@ -270,7 +273,10 @@ class Loop:
                 if on_step is not None:
                     on_step(done, total, metrics)
 
-            self.run(step, validate, report, stop)
+            try:
+                self.run(step, validate, report, stop)
+            finally:
+                self.folder.close_trackers()
         if self.ema is not None:
             self.ema.put(self.parameters)
 

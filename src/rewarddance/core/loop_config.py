@@ -8,6 +8,8 @@ from pydantic import Field
 
 from rewarddance.core.config import Config
 
+TrackerName = Literal["tensorboard", "wandb"]
+
 
 class OptimConfig(Config):
     """Optimizer, schedule and weight averaging."""
@@ -36,3 +38,6 @@ class LoopConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     max_seconds: float | None = None
     """Stop after this many seconds, with a checkpoint to resume from."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: `tensorboard` (RUN/tensorboard) and `wandb`, each of which must be
+    installed."""

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 
 from rewarddance.core.config import Config, differing_keys
 from rewarddance.core.errors import RunError
+from rewarddance.core.loop_config import TrackerName
+from rewarddance.core.trackers import Tracker, numbers_of, open_trackers
 
 PACKAGES = ("rewarddance", "torch", "transformers", "diffusers", "peft", "numpy")
 
@@ -67,7 +69,7 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-_CHANGEABLE = frozenset({"shard", "micro_batch", "device", "workers", "loop.max_seconds", "optim.lr"})
+_CHANGEABLE = frozenset({"shard", "micro_batch", "device", "workers", "loop.max_seconds", "loop.trackers", "optim.lr"})
 """Keys that may change when a run is resumed: those that depend on the machine, and a rate that diverged."""
 
 
@@ -76,6 +78,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.trackers: Sequence[TrackerName] = ()
+        """Where `log` sends numbers besides `metrics.jsonl`."""
+        self._opened: list[Tracker] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -141,6 +146,16 @@ class RunFolder:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
+        if self.trackers and self._opened is None:
+            self._opened = open_trackers(self.trackers, self.path, self.read()["config"], step)
+        for tracker in self._opened or ():
+            tracker.log(step, numbers_of(metrics))
+
+    def close_trackers(self) -> None:
+        """Close the trackers that `log` has opened."""
+        for tracker in self._opened or ():
+            tracker.close()
+        self._opened = None
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`, in order."""

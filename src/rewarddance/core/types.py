@@ -71,6 +71,7 @@ class Verdict:
         disagreement: |m(x, ref) + m(ref, x)| / 2 where both orders were asked, otherwise None.
         refused: the reason of every item that was not answered, by index.
         parts: named components of a composite reward.
+        swapped_margin: margin of the swapped comparison, where that is not -margin (conservative ensembles), else None.
     """
 
     logp_yes: Tensor
@@ -79,6 +80,7 @@ class Verdict:
     disagreement: Tensor | None = None
     refused: Mapping[int, str] = field(default_factory=dict)
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    swapped_margin: Tensor | None = None
 
     @property
     def margin(self) -> Tensor:
@@ -139,6 +141,7 @@ class Verdict:
             logp_no=blanked(self.logp_no),
             disagreement=None if self.disagreement is None else blanked(self.disagreement),
             parts={k: blanked(v) for k, v in self.parts.items()},
+            swapped_margin=None if self.swapped_margin is None else blanked(self.swapped_margin),
             refused={**self.refused, **reasons},
         )
 
@@ -172,6 +175,7 @@ class Verdict:
             None if self.disagreement is None else spread(self.disagreement),
             {**{rows[i]: why for i, why in self.refused.items()}, **reasons},
             {name: spread(values) for name, values in self.parts.items()},
+            None if self.swapped_margin is None else spread(self.swapped_margin),
         )
 
 

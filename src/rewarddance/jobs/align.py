@@ -26,10 +26,19 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.seen import fingerprint, write_seen
 from rewarddance.core.task import Gold, Prompt, Task
+from rewarddance.core.trackers import check_trackers
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.prompt_task import PromptTask
 from rewarddance.data.prompts import read_prompts
-from rewarddance.jobs.load import adapter_folder, load_generator_of, load_judge, load_task, warn_of_cut_prompts
+from rewarddance.jobs.load import (
+    adapter_folder,
+    load_generator_of,
+    load_judge,
+    load_task,
+    same_judge,
+    warn_of_cut_prompts,
+)
+from rewarddance.reward.composite_config import JudgePartConfig, is_composite, load_composite_config
 from rewarddance.reward.objective import HasProblems
 
 
@@ -42,13 +51,16 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     Raises:
         InputError: a file of prompts is missing, empty, or not the one that the configuration was made with.
     """
+    check_trackers(config.loop.trackers)
     config, task = _task(config)  # before models are loaded, so that a wrong name is reported at once
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
         judge = load_judge(
             config.judge, precision=config.precision, image_cache=config.num_prompts, compile=config.compile
         )
+        _check_gradients(config, judge)
         if config.gold_judge is not None:
+            _warn_of_same_judge(config.judge, config.gold_judge)
             second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
             task = _with_gold(task, judge_gold(second, second.own_or(config.criterion or judge.criterion)))
     return align_generator(config, load_generator_of(config), judge, out, task=task, resume=resume)
@@ -66,6 +78,24 @@ def _task(config: AlignConfig) -> tuple[AlignConfig, Task]:
         prompts = prompts[: config.num_prompts]
     probes = _probe_prompts(config, prompts) if config.probe_file is not None else ()
     return config.model_copy(update={"prompts_sha256": sha256}), PromptTask(prompts, probes)
+
+
+def _check_gradients(config: AlignConfig, judge: RewardModel) -> None:
+    """Raises `ConfigError` where the algorithm needs the judge's gradient and the judge has none."""
+    if config.algorithm == "refl" and not getattr(judge, "differentiable", True):
+        raise ConfigError(
+            f"algorithm refl: needs the judge's gradient, and {config.judge} is (or asks) a server, which sends none; "
+            f"use --algorithm {', '.join(ALGORITHMS)}, or a judge in this process"
+        )
+
+
+def _warn_of_same_judge(judge: str, gold: str) -> None:
+    """Say it where the gold standard is the training judge, or a part of it."""
+    parts = [judge]
+    if is_composite(judge):
+        parts += [p.judge for p in load_composite_config(judge).parts.values() if isinstance(p, JudgePartConfig)]
+    if any(same_judge(part, gold) for part in parts):
+        say(f"gold_judge {gold}: training asks it too, so its probes cannot show hacking; name another judge")
 
 
 def _with_gold(task: Task, gold: Gold) -> Task:
@@ -124,6 +154,8 @@ def align_generator(
     config = config.model_copy(update={"criterion": criterion})
     if config.on_hacking != "warn" and task.gold is None and config.algorithm != "sft":
         raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
+    if judge is not None:
+        _check_gradients(config, judge)
     _check_question(config, judge, generator.side)
     task.check(generator.side)
     if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
@@ -203,7 +235,16 @@ def _run(
     bank = ReferenceBank(config.references, prompts, steps, criterion, config.seed, config.sample_batch)
     probes = [p.text for p in probing]
     prober = Prober(
-        generator, judge, probes, config.probe_noises, steps, criterion, config.seed, task.gold, config.sample_batch
+        generator,
+        judge,
+        probes,
+        config.probe_noises,
+        steps,
+        criterion,
+        config.seed,
+        task.gold,
+        config.sample_batch,
+        loop.folder.samples,
     )
     if config.has_groups:
         algorithm = ALGORITHMS[config.algorithm](config, generator, len(prompts))

@@ -22,7 +22,7 @@ from rewarddance.core.progress import say, tracked
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
 from rewarddance.data.text import normalised
-from rewarddance.jobs.load import SIZES, find, load_internvl, load_single_judge, weights_id
+from rewarddance.jobs.load import SIZES, find, load_internvl, load_judge, weights_id
 from rewarddance.reward.composite import Composite, Standard, fit_standard, load_standards, save_standards
 from rewarddance.reward.composite_config import (
     ClipPartConfig,
@@ -41,6 +41,7 @@ from rewarddance.reward.composition import composition
 from rewarddance.reward.harmony import colour_harmony
 from rewarddance.reward.novelty import NoveltyIndex
 from rewarddance.reward.parts import JudgePart, Measure, MeasurePart, Part
+from rewarddance.reward.remote import RemoteJudge, is_address
 from rewarddance.vlm.embedders import ClipEmbedder, holds_clip
 
 PictureFeatures = Callable[[Sequence[Media]], Tensor]
@@ -78,11 +79,14 @@ def _composite(
     weights, missing = normalised_weights(config)
     if missing:
         say(f"{source}: no part {', '.join(missing)}; the other weights are renormalised")
-    return Composite(parts, standards, weights, missing, config.optional, config.bound)
+    optional, bound = config.optional, config.bound
+    return Composite(parts, standards, weights, missing, optional, bound, config.combine, config.std_weight)
 
 
 def _files_of(name: str, part: PartConfig) -> dict[str, str]:
     """SHA-256 of the files that a part measures with: `model` (weights and settings) and `gallery` (pictures)."""
+    if isinstance(part, JudgePartConfig) and is_address(part.judge):
+        return {"model": RemoteJudge.connect(part.judge).info.weights}
     if isinstance(part, JudgePartConfig):
         return {"model": _model_id(find(part.judge, "judge"))}
     if isinstance(part, ClipPartConfig):
@@ -213,7 +217,9 @@ def build_parts(config: CompositeConfig, indices: dict[str, NoveltyIndex], **set
         if isinstance(part, JudgePartConfig):
             if is_composite(part.judge):
                 raise ConfigError(f"part {name}: a composite cannot be a part of another one")
-            out[name] = JudgePart(load_single_judge(part.judge, **settings), part.criterion)
+            judge = load_judge(part.judge, **settings)
+            assert not isinstance(judge, Composite)
+            out[name] = JudgePart(judge, part.criterion)
         elif isinstance(part, ClipPartConfig):
             out[name] = MeasurePart(_clip_measure(name, part))
         elif isinstance(part, CompositionPartConfig):

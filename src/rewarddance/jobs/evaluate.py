@@ -43,11 +43,13 @@ from rewarddance.jobs.load import (
     load_judge,
     load_single_judge,
     load_task,
+    same_judge,
     warn_of_cut_prompts,
     weights_id,
 )
 from rewarddance.jobs.train import held_out_sets
 from rewarddance.reward.composite import AnyJudge, Composite
+from rewarddance.reward.remote import RemoteJudge
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,14 @@ def evaluate_on_prompts(
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     kept = answered_prompts(wins)
     seen = read_seen(run / "adapter")
-    features = judge_features(ready)
-    spread = {"before": diversity(before, features), "after": diversity(after, features)} if num_noises > 1 else None
+    features = None if isinstance(ready, RemoteJudge) else judge_features(ready)  # a server gives margins only
+    spread = None
+    if features is not None and num_noises > 1:
+        spread = {"before": diversity(before, features), "after": diversity(after, features)}
     figures: dict[str, Any] = {
         **_setting(aligned, ready, len(prompts), num_noises, seed),
         "judge": judge or config["judge"],
-        "same_judge": judge is None or find(judge, "judge").resolve() == find(config["judge"], "judge").resolve(),
+        "same_judge": judge is None or same_judge(judge, config["judge"]),
         "trained_on": None if seen is None else float(np.mean([fingerprint(p) in seen for p in prompts])),
         "win_rate": bootstrap(wins[kept]).as_dict(),
         "refused_prompts": int((~kept).sum()),
@@ -306,8 +310,10 @@ def judge_features(judge: AnyJudge) -> Features:
     """Mean image tokens of the judge's backbone, a composite's first judge: features of pictures of any kind.
 
     Raises:
-        ConfigError: a composite without a judge.
+        ConfigError: no judge of which this process has the model.
     """
+    if isinstance(judge, RemoteJudge):
+        raise ConfigError("a judge on a server has no features to measure diversity with; name a folder")
     single = next(iter(judge.judges()), None) if isinstance(judge, Composite) else judge
     if single is None:
         raise ConfigError("a composite without a judge has no features to measure diversity with; name a judge")

@@ -21,6 +21,7 @@ from rewarddance.core.types import Comparison
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.remote import RemoteJudge, is_address
 from rewarddance.reward.saved import load_judge_folder
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.backbone import Backbone
@@ -45,7 +46,7 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     it is then the VLM without training. A composite's YAML file is its own path.
 
     Raises:
-        ConfigError: no such folder, or a download that failed.
+        ConfigError: no such folder, a download that failed, or the address of a server.
         RunError: a run folder without a model of this kind.
     """
     if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES):
@@ -55,6 +56,8 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
         return folder
     if str(name) in HUB if kind == "judge" else kind == "vlm" and is_hub_name(str(name)):
         return fetched(str(name))
+    if kind == "judge" and is_address(name):
+        raise ConfigError(f"judge {name}: is on a server; this needs the model itself, so name its folder")
     folder = Path(name)
     if kind == "judge" and is_composite(name):
         return folder
@@ -140,7 +143,8 @@ def load_judge(
 ) -> AnyJudge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
     or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of a composite
-    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`.
+    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or the address of
+    a server (`rewarddance serve`), which has settings of its own.
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
@@ -154,6 +158,10 @@ def load_judge(
         examples: labelled comparisons that such a checkpoint is shown before every question.
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
+    if is_address(name):
+        if tiles is not None or template is not None or examples:
+            raise ConfigError(f"{name}: tiles, template and examples are settings of the server")
+        return RemoteJudge.connect(str(name))
     if is_composite(name):
         # imported here because that module loads judges with this one
         from rewarddance.jobs.composite import load_composite
@@ -177,12 +185,21 @@ def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
     """`load_judge` for callers that need the model of one judge.
 
     Raises:
-        ConfigError: a composite.
+        ConfigError: a composite, or a judge on a server.
     """
     judge = load_judge(name, **settings)
     if not isinstance(judge, Judge):
+        if isinstance(judge, RemoteJudge):
+            raise ConfigError(f"{name}: is on a server; this needs the model itself, so name its folder")
         raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
     return judge
+
+
+def same_judge(a: str, b: str) -> bool:
+    """Whether two names stand for one judge. A server counts as the same only under the same address."""
+    if is_address(a) or is_address(b):
+        return a == b
+    return find(a, "judge").resolve() == find(b, "judge").resolve()
 
 
 def load_generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:

@@ -21,6 +21,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
 from rewarddance.core.sharding import direct_call
 from rewarddance.core.streams import seed_of, stream
+from rewarddance.core.trackers import check_trackers
 from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.calibration import Choices, fit_calibration
 from rewarddance.evaluate.judge import measure_judge
@@ -53,6 +54,7 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
 
     A data folder without held-out files gives a tenth of its prompts to validation.
     """
+    check_trackers(config.loop.trackers)
     known = seen_by_backbone(config)
     train, validation = load_sets(data_folder(config, out), config.seed, seen=known)
     if config.context.cot != "none" and not train.has_rationales:

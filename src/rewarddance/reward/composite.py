@@ -1,4 +1,4 @@
-"""A composite reward: R = sum of w_i z_i over standardised, bounded parts."""
+"""A composite reward R of standardised, bounded parts z_i: the sum of w_i z_i, or a conservative ensemble."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from rewarddance.core.config import Computed
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
+from rewarddance.reward.combine import combined
+from rewarddance.reward.composite_config import Combine
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.parts import JudgePart, Part
 from rewarddance.reward.rank import Ranking, rank
+from rewarddance.reward.remote import RemoteJudge
 
 CRITERION = "overall"
 UNMEASURED = "has no deviation for this kind of question, pictures alone or pairs; fit the composite again"
@@ -104,7 +107,7 @@ class _Measured:
 
 @dataclass
 class Composite:
-    """A weighted sum of parts, as a judge (`core.types.RewardModel`).
+    """Several parts as one judge (`core.types.RewardModel`).
 
     Attributes:
         parts, standards: by name.
@@ -112,6 +115,7 @@ class Composite:
         missing: parts of the preset that are left out.
         optional: parts that may refuse an item.
         bound: of standardised values.
+        combine, std_weight: how the parts become one margin (`combine.combined`).
     """
 
     parts: Mapping[str, Part]
@@ -120,12 +124,15 @@ class Composite:
     missing: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     bound: float = 3.0
+    combine: Combine = "sum"
+    std_weight: float = 1.0
 
     def judge(self, comparisons: Sequence[Comparison], *, on_refused: Literal["mark", "raise"] = "mark") -> Verdict:
         """Verdicts (N,) whose margin is R, differentiable to pixels; `parts` holds z by name, after the bound.
 
         Every z has deviation 1 on the reference set, so no part outweighs the others by its scale. `bound *
-        tanh(z / bound)` does the same for outliers.
+        tanh(z / bound)` does the same for outliers. A conservative ensemble (`combine`) is conservative about the
+        candidate; `swapped_margin` of the verdict is its margin where the reference is the candidate.
 
         Raises:
             JudgementError: with `on_refused="raise"`, where an item is refused.
@@ -152,10 +159,12 @@ class Composite:
         z = torch.stack(list(measured.z.values()), 1)
         known = z.isfinite()
         weights = z.new_tensor([self.weights[name] for name in measured.z]) * known
-        # NaN is replaced before it is multiplied, since 0 times NaN has no gradient
-        total = (weights * torch.where(known, z, 0.0)).sum(1) / weights.sum(1).clamp(min=1e-9)
-        reasons = self._reasons(len(z), measured.refused)
-        return replace(Verdict.from_margin(total), parts=measured.z).refuse(reasons)
+        z = torch.where(known, z, 0.0)  # NaN is replaced before it is multiplied, since 0 times NaN has no gradient
+        total, swapped = combined(z, weights, self.combine, self.std_weight), None
+        if self.combine != "sum":
+            swapped = combined(-z, weights, self.combine, self.std_weight)
+        verdict = replace(Verdict.from_margin(total), parts=measured.z, swapped_margin=swapped)
+        return verdict.refuse(self._reasons(len(z), measured.refused))
 
     def _reasons(self, num: int, refused: Mapping[str, Mapping[int, str]]) -> dict[int, str]:
         """Why items are refused: a part that is not optional refused, or all parts did."""
@@ -170,7 +179,7 @@ class Composite:
 
     @torch.no_grad()
     def explain(self, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-        """For every comparison R and the rows of its parts: raw value, z, weight, contribution to R.
+        """For every comparison R and the rows of its parts: raw value, z, weight, and in a sum the contribution to R.
 
         Parts that refused have null and a reason. `missing` names the preset's parts that are left out.
         """
@@ -187,7 +196,9 @@ class Composite:
                 rows[name] = {"raw": None, "z": None, "weight": 0.0, "refused": measured.refused[name][i]}
                 continue
             raw, z, weight = float(measured.raw[name][i]), float(measured.z[name][i]), self.weights[name] / share
-            rows[name] = {"raw": raw, "z": z, "weight": weight, "contribution": weight * z}
+            rows[name] = {"raw": raw, "z": z, "weight": weight}
+            if self.combine == "sum":
+                rows[name]["contribution"] = weight * z
         total = None if i in verdict.refused else float(verdict.margin[i])
         return {"R": total, "parts": rows, "missing": list(self.missing)}
 
@@ -203,15 +214,23 @@ class Composite:
     @property
     def precision(self) -> Computed:
         """bf16 if a judge among the parts computes in bf16, else fp32."""
-        return "bf16" if any(judge.precision == "bf16" for judge in self.judges()) else "fp32"
+        return "bf16" if any(judge.precision == "bf16" for judge in self._asked()) else "fp32"
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether R has gradients: no judge among the parts is behind HTTP."""
+        return all(judge.differentiable for judge in self._asked())
+
+    def _asked(self) -> list[Judge | RemoteJudge]:
+        return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]
 
     def judges(self) -> list[Judge]:
-        """The judges among the parts."""
-        return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]
+        """The judges among the parts whose models are in this process."""
+        return [judge for judge in self._asked() if isinstance(judge, Judge)]
 
     def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
         return rank(self, prompt, images, criterion)
 
 
-AnyJudge = Judge | Composite
+AnyJudge = Judge | Composite | RemoteJudge

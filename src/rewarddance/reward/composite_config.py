@@ -12,18 +12,20 @@ from pydantic import Field, field_validator
 from rewarddance.core.config import Config, load_recipe, parse_config
 from rewarddance.core.errors import ConfigError
 
+Combine = Literal["sum", "minimum", "mean_minus_std"]
 PRESETS: dict[str, dict[str, float]] = {
+    "equal": {},
     "default": {"fidelity": 0.40, "style": 0.25, "composition": 0.25, "novelty": 0.10},
     "colour": {"fidelity": 0.40, "style": 0.25, "colour_harmony": 0.25, "composition": 0.10},
 }
-"""Weights by name of the part."""
+"""Weights by name of the part. In `equal` every part weighs 1."""
 
 
 class JudgePartConfig(Config):
     """A judge's margin.
 
     Attributes:
-        judge: a name or folder that `load_judge` takes; not a composite.
+        judge: a name, folder or address that `load_judge` takes; not a composite.
         criterion: the criterion of its questions; the judge's own when None.
     """
 
@@ -93,13 +95,24 @@ class CompositeConfig(Config):
         optional: parts that may refuse an item; its other parts' weights are then renormalised. If another part
             refuses, the item is refused.
         bound: standardised values are bounded to (-bound, bound) by bound * tanh(z / bound).
+        combine: the weighted sum of the parts; `minimum`, the worst of them; or `mean_minus_std`, the weighted mean
+            minus `std_weight` weighted standard deviations over the parts.
     """
 
-    preset: Literal["default", "colour"] = "default"
+    preset: Literal["default", "colour", "equal"] = "default"
     weights: dict[str, float] = {}
     parts: dict[str, PartConfig] = Field(min_length=1)
     optional: tuple[str, ...] = ()
     bound: float = Field(3.0, gt=0)
+    combine: Combine = "sum"
+    std_weight: float = Field(1.0, ge=0)
+
+    @field_validator("parts")
+    @classmethod
+    def _have_names_for_metrics(cls, parts: dict[str, PartConfig]) -> dict[str, PartConfig]:
+        if wrong := [name for name in parts if name.endswith("_std")]:
+            raise ValueError(f"parts.{wrong[0]}: a name cannot end in _std, which marks deviations in the metrics")
+        return parts
 
     @field_validator("weights")
     @classmethod
@@ -140,7 +153,8 @@ def normalised_weights(config: CompositeConfig) -> tuple[dict[str, float], tuple
     Raises:
         ConfigError: a part without a weight, an optional part that does not exist, or weights that are all 0.
     """
-    weights: Mapping[str, float] = PRESETS[config.preset] | config.weights
+    preset = dict.fromkeys(config.parts, 1.0) if config.preset == "equal" else PRESETS[config.preset]
+    weights: Mapping[str, float] = preset | config.weights
     if unweighted := [name for name in config.parts if name not in weights]:
         raise ConfigError(f"parts {', '.join(unweighted)}: have no weight; add them under weights")
     if unknown := [name for name in config.optional if name not in config.parts]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -39,6 +39,8 @@ class Judge:
 
     spec: JudgeSpec
     single: GenerativeJudge | ScalarJudge
+    differentiable: bool = field(default=True, init=False)
+    """Whether margins have gradients to the pixels."""
 
     @property
     def engine(self) -> Engine:

@@ -13,6 +13,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media, check_size
 from rewarddance.core.types import Comparison
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.remote import RemoteJudge
 
 Measure = Callable[[Sequence[str], Sequence[Media]], Tensor]
 """N prompts and N pictures to N values, (N,)."""
@@ -36,7 +37,7 @@ class Part(Protocol):
 class JudgePart:
     """A judge's margin by one criterion."""
 
-    judge: Judge
+    judge: Judge | RemoteJudge
     criterion: str | None = None
 
     def values(self, comparisons: Sequence[Comparison]) -> PartValues:

@@ -57,25 +57,27 @@ def rank_all(
         for prompt, own in zip(prompts, images, strict=True)
         for i, j in all_pairs(len(own))
     ]
-    margins, refused = torch.zeros(0), dict[int, str]()
+    margins, swapped, refused = torch.zeros(0), torch.zeros(0), dict[int, str]()
     if comparisons:
         verdict = judge.judge(comparisons)
         margins, refused = verdict.margin.float().cpu(), dict(verdict.refused)
+        swapped = -margins if verdict.swapped_margin is None else verdict.swapped_margin.float().cpu()
     rankings, start = [], 0
     for own in images:
         pairs = all_pairs(len(own))
         reasons = {pair: refused[start + k] for k, pair in enumerate(pairs) if start + k in refused}
-        rankings.append(_ranking(len(own), margins[start : start + len(pairs)], reasons))
+        part = slice(start, start + len(pairs))
+        rankings.append(_ranking(len(own), margins[part], swapped[part], reasons))
         start += len(pairs)
     return rankings
 
 
-def _ranking(num: int, margins: Tensor, refused: Mapping[tuple[int, int], str]) -> Ranking:
-    """From the margins of all pairs (K (K - 1) / 2), NaN where refused."""
+def _ranking(num: int, margins: Tensor, swapped: Tensor, refused: Mapping[tuple[int, int], str]) -> Ranking:
+    """From the margins of all pairs (K (K - 1) / 2) and those of the swapped pairs, NaN where refused."""
     table = torch.zeros(num, num)
     if num > 1:
         rows, columns = torch.tensor(all_pairs(num)).T
-        table[rows, columns], table[columns, rows] = margins, -margins
+        table[rows, columns], table[columns, rows] = margins, swapped
     compared = ~table.isnan() & ~torch.eye(num, dtype=torch.bool)
     mean = table.nan_to_num().sum(1) / compared.sum(1)  # NaN where a picture was never compared
     if num == 1:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.errors import InputError
+from rewarddance.core.http import FATAL, HttpFailure, JsonServer
 from rewarddance.core.media import Media
 from rewarddance.data.parquet import png_bytes
 from rewarddance.jobs.data.rationales import Told
@@ -38,8 +39,6 @@ _ROLE = re.compile(r"\b(candidate|reference)\b", re.IGNORECASE)
 _PLACE = re.compile(
     r"\b(first|second|left|right|1st|2nd)\s+(image|picture|one)\b|\b(image|picture)\s+[12ab]\b", re.IGNORECASE
 )
-FATAL = frozenset({401, 403, 404, 405})
-"""Status codes of a wrong address or key; asking again would not help."""
 ALL_REFUSED = 8
 """Questions that a server may reject before it has answered any; after that the request itself must be wrong."""
 
@@ -71,17 +70,7 @@ class HttpTeacher:
     _num_rejected: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        try:
-            import openai
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "data rationales --url needs the openai client: pip install 'rewarddance[teacher]'"
-            ) from None
-        self._openai = openai
-        retries = self.attempts - 1
-        self._client = openai.OpenAI(
-            base_url=self.url, api_key=self.key or "none", timeout=self.timeout, max_retries=retries
-        )
+        self._server = JsonServer(self.url, "data rationales --url", self.key, self.attempts, self.timeout)
 
     @property
     def name(self) -> str:
@@ -108,22 +97,18 @@ class HttpTeacher:
             "temperature": 0,
             "messages": [{"role": "user", "content": content}],
         }
-        try:
-            raw = self._client.chat.completions.with_raw_response.create(**body)
-            answer = raw.http_response.json()
-        except self._openai.APIStatusError as error:
-            retried = error.status_code in (408, 409, 429) or error.status_code >= 500
-            return Told(None, problem="failed") if retried else self._rejected(error.status_code, error.response.text)
-        except (self._openai.OpenAIError, ValueError):
-            return Told(None, problem="failed")  # no connection, or a gateway's page instead of JSON
+        create = self._server.client.chat.completions.with_raw_response.create
+        answer = self._server.answer_of(lambda: create(**body).http_response.json())
+        if isinstance(answer, HttpFailure):
+            return self._rejected(answer) if answer.rejected else Told(None, problem="failed")
         self._answered = True
         return read_answer(answer)
 
-    def _rejected(self, status: int, text: str) -> Told:
+    def _rejected(self, failure: HttpFailure) -> Told:
         self._num_rejected += 1
-        if status in FATAL or (not self._answered and self._num_rejected >= ALL_REFUSED):
-            raise InputError(f"{self.url}: {status} {text[:200]!r}")
-        return Told(None, f"{status} {text[:200]}", "refused")
+        if failure.status in FATAL or (not self._answered and self._num_rejected >= ALL_REFUSED):
+            raise InputError(f"{self.url}: {failure.status} {failure.text!r}")
+        return Told(None, str(failure), "refused")
 
 
 def _image(media: Media, max_side: int) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""A judge behind HTTP (`rewarddance serve`), behind the same port as a judge in this process. It has no gradients."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from rewarddance.core.config import Computed, Config, parse_config
+from rewarddance.core.errors import ConfigError, JudgementError
+from rewarddance.core.http import HttpFailure, JsonServer
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison, Verdict
+from rewarddance.reward.judge import ALONE
+from rewarddance.reward.rank import Ranking, rank
+from rewarddance.reward.wire import AnswerData, Coding, JudgeInfo, Numbers, encoded
+
+KEY = "REWARDDANCE_JUDGE_KEY"
+"""Environment variable with the key of the server; both sides read it."""
+
+
+class RemoteConfig(Config):
+    """Settings behind the question mark of an address: `http://host:8600?pictures=png&timeout=30`."""
+
+    pictures: Coding = "safetensors"
+    """`safetensors` sends pixels as they are; `png` sends an eighth or less, rounded to 8 bits."""
+    timeout: float = Field(120.0, gt=0)
+    """Of one request, seconds."""
+    attempts: int = Field(6, ge=1)
+    """Requests for one batch at most."""
+    batch: int = Field(256, ge=1)
+    """Comparisons of one request at most."""
+
+
+def is_address(name: object) -> bool:
+    """Whether the name of a judge is the address of a server."""
+    return str(name).startswith(("http://", "https://"))
+
+
+@dataclass
+class RemoteJudge:
+    """Asks `POST {url}/judge`. Failed requests are repeated with growing pauses.
+
+    A batch that has no answer after all attempts is refused, with the reason: never a number, and never an exception.
+    """
+
+    server: JsonServer
+    config: RemoteConfig
+    info: JudgeInfo
+    differentiable: bool = field(default=False, init=False)
+
+    @classmethod
+    def connect(cls, address: str) -> RemoteJudge:
+        """Ask the server what it serves.
+
+        Raises:
+            ConfigError: wrong settings in the address, no server there, a wrong key, or another kind of server.
+        """
+        parts = urlsplit(address)
+        config = parse_config(RemoteConfig, dict(parse_qsl(parts.query)), address)
+        url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        server = JsonServer(url, f"judge {url}", os.environ.get(KEY), config.attempts, config.timeout)
+        answer = server.get("/info")
+        if isinstance(answer, HttpFailure):
+            hint = f"; set {KEY} to its key" if answer.status == 401 else ""
+            raise ConfigError(f"judge {url}: no answer from `rewarddance serve` there ({answer}){hint}")
+        try:
+            return cls(server, config, JudgeInfo.model_validate(answer))
+        except ValidationError:
+            raise ConfigError(f"judge {url}: not a server of `rewarddance serve` of this version") from None
+
+    @property
+    def criterion(self) -> str:
+        return self.info.criterion
+
+    @property
+    def precision(self) -> Computed:
+        """Precision of the server's passes."""
+        return self.info.precision
+
+    def own_or(self, criterion: str) -> str:
+        """The criterion if the judge knows it, else its own."""
+        return criterion if self.info.criteria is None or criterion in self.info.criteria else self.criterion
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why the judge cannot be asked about any such comparison. Other reasons come with its answers."""
+        return ALONE if comparison.reference is None and not self.info.pointwise else None
+
+    @torch.no_grad()
+    def judge(self, comparisons: Sequence[Comparison], *, on_refused: Literal["mark", "raise"] = "mark") -> Verdict:
+        """Verdicts (N,) on the CPU, without gradients.
+
+        Raises:
+            JudgementError: with `on_refused="raise"`, where an item is refused.
+        """
+        answers = [self._ask(part) for part in self._batches(comparisons)]
+        verdict = _verdict(answers) if answers else Verdict.all_refused({})
+        return verdict.or_raise(comparisons) if on_refused == "raise" else verdict
+
+    def _batches(self, comparisons: Sequence[Comparison]) -> Iterator[Sequence[Comparison]]:
+        """Parts of at most `batch` comparisons, whose pictures fit into a request if no two of them are equal."""
+        part: list[Comparison] = []
+        size = 0
+        for c in comparisons:
+            media = [m for m in (c.candidate, c.reference, c.condition) if m is not None]
+            own = sum(m.frames.numel() for m in media) * (6 if self.config.pictures == "safetensors" else 2)
+            if part and (len(part) >= self.config.batch or size + own > self.info.most_bytes):
+                yield part
+                part, size = [], 0
+            part.append(c)
+            size += own
+        if part:
+            yield part
+
+    def _ask(self, comparisons: Sequence[Comparison]) -> AnswerData:
+        body = encoded(comparisons, self.config.pictures).model_dump(mode="json")
+        answer = self.server.post("/judge", body)
+        if isinstance(answer, HttpFailure):
+            return _nothing(len(comparisons), f"{self.server.url}: {answer}")
+        try:
+            content = AnswerData.model_validate(answer)
+        except ValidationError:
+            return _nothing(len(comparisons), f"{self.server.url}: the answer cannot be read")
+        lists = [content.margins, content.answer_mass, content.disagreement, content.swapped_margins]
+        if {len(x) for x in (*lists, *content.parts.values()) if x is not None} != {len(comparisons)}:
+            return _nothing(len(comparisons), f"{self.server.url}: the answer has not {len(comparisons)} items")
+        silent = [i for i, m in enumerate(content.margins) if m is None and i not in content.refused]
+        reasons = dict.fromkeys(silent, f"{self.server.url}: the answer is not a number")
+        return content.model_copy(update={"refused": {**content.refused, **reasons}})
+
+    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+        """Order pictures of one prompt by round robin."""
+        return rank(self, prompt, images, criterion)
+
+    def explain(self, comparisons: Sequence[Comparison]) -> list[Any]:
+        """Raises `JudgementError`: the server answers with margins only."""
+        raise JudgementError(f"{self.server.url}: gives margins only; ask for reasons where the judge is")
+
+
+def _nothing(num: int, reason: str) -> AnswerData:
+    nulls: Numbers = (None,) * num
+    return AnswerData(margins=nulls, answer_mass=nulls, refused=dict.fromkeys(range(num), reason))
+
+
+def _tensor(parts: Sequence[tuple[Numbers | None, int]]) -> Tensor | None:
+    """Numbers of all answers, (N,), NaN where there is none; None where no answer has any.
+
+    Args:
+        parts: the numbers of every answer, and how many items it has.
+    """
+    if all(numbers is None for numbers, _ in parts):
+        return None
+    rows = [math.nan if v is None else v for numbers, num in parts for v in numbers or (None,) * num]
+    return torch.tensor(rows)
+
+
+def _verdict(answers: Sequence[AnswerData]) -> Verdict:
+    sizes = [len(a.margins) for a in answers]
+    margin, mass, gap, swapped = (
+        _tensor([(getattr(a, name), num) for a, num in zip(answers, sizes, strict=True)])
+        for name in ("margins", "answer_mass", "disagreement", "swapped_margins")
+    )
+    assert margin is not None
+    assert mass is not None
+    names = dict.fromkeys(name for a in answers for name in a.parts)
+    parts = {n: _tensor([(a.parts.get(n), num) for a, num in zip(answers, sizes, strict=True)]) for n in names}
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    refused = {start + i: why for start, a in zip(starts, answers, strict=True) for i, why in a.refused.items()}
+    known = {name: values for name, values in parts.items() if values is not None}
+    return replace(Verdict.from_margin(margin, mass, gap), parts=known, swapped_margin=swapped).refuse(refused)

@@ -1,0 +1,302 @@
+"""A judge behind HTTP: a real server process gives the local judge's margins, and a bad one gives NaN with reasons."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from small_runs import trajectory
+from test_rollout_runs import configured
+
+from rewarddance.apps.cli import main
+from rewarddance.core.errors import ConfigError, JudgementError
+from rewarddance.core.media import Media
+from rewarddance.core.types import Comparison
+from rewarddance.jobs.align import align_from_names
+from rewarddance.jobs.load import find, load_judge, weights_id
+from rewarddance.reward.composite import Composite, Standard
+from rewarddance.reward.parts import JudgePart
+from rewarddance.reward.remote import RemoteJudge, _verdict
+from rewarddance.reward.wire import answer_of, decoded, encoded
+from rewarddance.search.verifier import answers_alone
+
+PROMPT = "flat drawing of a red circle on white"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def started(port):
+    command = [sys.executable, "-m", "rewarddance", "serve", "--judge", "tiny", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(3000):
+        assert process.poll() is None, process.stderr.read()
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return process
+    ended(process)
+    raise TimeoutError
+
+
+def ended(process):
+    process.terminate()
+    process.wait(20)
+    process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    port = free_port()
+    process = started(port)
+    yield f"http://127.0.0.1:{port}"
+    ended(process)
+
+
+@pytest.fixture(scope="module")
+def local():
+    return load_judge("tiny", precision="fp32")
+
+
+@pytest.fixture
+def asked(pictures):
+    narrow = Media(torch.rand(1, 3, 1, 300))
+    return [
+        Comparison(PROMPT, pictures[0], pictures[1], "fidelity"),
+        Comparison(PROMPT, pictures[1], narrow),
+        Comparison(PROMPT, pictures[2]),
+        Comparison(PROMPT, pictures[1], pictures[0], "fidelity"),
+        Comparison(PROMPT, pictures[3], pictures[0]),
+    ]
+
+
+def test_a_server_gives_the_margins_of_its_judge(server, local, asked):
+    remote = load_judge(server)
+    assert isinstance(remote, RemoteJudge)
+    assert remote.info.weights == weights_id(find("tiny", "judge"))
+    assert (remote.criterion, remote.own_or("mood")) == (local.criterion, local.own_or("mood"))
+    assert answers_alone(remote) == answers_alone(local)
+    here, there = local.judge(asked), remote.judge(asked)
+    assert list(there.refused) == list(here.refused) == [1]
+    assert there.margin.isnan().tolist() == [False, True, False, False, False]
+    for name in ("margin", "answer_mass", "disagreement"):
+        a, b = getattr(here, name), getattr(there, name)
+        assert b.nan_to_num(7).tolist() == pytest.approx(a.nan_to_num(7).tolist(), abs=2e-4), name
+    parts = load_judge(f"{server}?batch=2").judge(asked)
+    assert parts.margin.nan_to_num(7).tolist() == pytest.approx(there.margin.nan_to_num(7).tolist(), abs=2e-4)
+    rounded = load_judge(f"{server}?pictures=png").judge(asked)
+    eight_bits = [
+        Comparison(
+            c.prompt, Media.from_bytes(c.candidate.to_bytes()), r and Media.from_bytes(r.to_bytes()), c.criterion
+        )
+        for c in asked
+        for r in [c.reference]
+    ]
+    expected = local.judge(eight_bits).margin
+    assert rounded.margin.nan_to_num(7).tolist() == pytest.approx(expected.nan_to_num(7).tolist(), abs=2e-4)
+    assert len(remote.judge([])) == 0
+    with pytest.raises(JudgementError, match="1 of 5 comparisons were refused"):
+        remote.judge(asked, on_refused="raise")
+
+
+def test_a_run_with_a_server_repeats_the_run_with_its_judge(server, pipeline_folder, tmp_path):
+    config = configured("nft", "pointwise", num_steps=2).model_copy(update={"generator": str(pipeline_folder)})
+    (tmp_path / "prompts.txt").write_text("".join(f"{PROMPT} {i}\n" for i in range(6)))
+    config = config.model_copy(update={"prompts": str(tmp_path / "prompts.txt")})
+    for name, judge in (("local", "tiny"), ("remote", server)):
+        align_from_names(config.model_copy(update={"judge": judge, "gold_judge": server}), tmp_path / name)
+    keys = ("loss", "within_std", "reward", "probe/proxy", "probe/gold")
+    here, there = (trajectory(tmp_path / name, *keys) for name in ("local", "remote"))
+    for key in keys:
+        assert there[key] == pytest.approx(here[key], rel=1e-3, abs=1e-4), key
+    assert trajectory(tmp_path / "remote", "probe/sensitivity") == {"probe/sensitivity": []}
+    record = json.loads((tmp_path / "remote" / "run.json").read_text())
+    assert record["computes_in"]["judge"] == "fp32"
+
+
+def test_a_set_may_ask_a_server_and_refl_refuses_it(server, local, asked, tmp_path, capsys):
+    unit = Standard(0.0, 1.0, 1.0)
+    parts = {"here": JudgePart(local), "there": JudgePart(load_judge(server))}
+    judge = Composite(parts, dict.fromkeys(parts, unit), dict.fromkeys(parts, 0.5), combine="minimum")
+    assert not judge.differentiable
+    verdict = judge.judge([asked[0], asked[4]])
+    assert verdict.parts["here"].tolist() == pytest.approx(verdict.parts["there"].tolist(), abs=2e-4)
+    again = _verdict([answer_of(verdict)])
+    assert again.swapped_margin.tolist() == pytest.approx(verdict.swapped_margin.tolist(), abs=1e-6)
+    assert again.parts["here"].tolist() == pytest.approx(verdict.parts["here"].tolist(), abs=1e-6)
+    assert main(["align", "--judge", server, "--algorithm", "refl", "--out", str(tmp_path / "run")]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("rewarddance: algorithm refl: needs the judge's gradient")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_asks_a_server(server, tmp_path, capsys):
+    search = ["--search", "best_of_n", "--nfe", "8", "--num-steps", "4", "--num", "1"]
+    out = tmp_path / "samples"
+    assert main(["sample", "--prompt", PROMPT, "--judge", server, *search, "--out", str(out)]) == 0
+    assert (out / "samples.json").is_file()
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Answers `POST /judge` by the next entry of `server.moods`; each entry is a status, or a JSON answer."""
+
+    def do_GET(self):
+        self.send(200, self.server.info)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.keys.append(self.headers["authorization"])
+        mood = self.server.moods.pop(0)
+        if mood == "slow":
+            time.sleep(1.5)
+            mood = 200
+        self.send(mood, {"detail": "busy"}) if isinstance(mood, int) else self.send(200, mood)
+
+    def send(self, status, content):
+        body = json.dumps(content).encode()
+        try:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            pass  # the client did not wait
+
+    def log_message(self, *args):
+        pass
+
+
+INFO = {
+    "format": 1,
+    "judge": "moody",
+    "weights": "0",
+    "criterion": "fidelity",
+    "criteria": ["fidelity"],
+    "precision": "fp32",
+    "pointwise": False,
+    "most_bytes": 1 << 20,
+}
+GOOD = {"margins": [1.5], "answer_mass": [1.0]}
+
+
+@contextmanager
+def moody(moods):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
+    server.moods, server.keys, server.info = list(moods), [], INFO
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("moods", "reason"),
+    [
+        ([503, 429, GOOD], None),
+        ([503, 500, 503], "503"),
+        (["slow", "slow", "slow"], "Request timed out"),
+        ([422], "422"),
+        ([{"margins": [1.0, 2.0], "answer_mass": [1.0, 1.0]}], "has not 1 items"),
+        ([{"margins": ["much"]}], "cannot be read"),
+        ([{"margins": [None], "answer_mass": [None]}], "is not a number"),
+        ([{**GOOD, "refused": {"0": "too dark"}}], "too dark"),
+    ],
+)
+def test_a_bad_answer_is_repeated_or_refused_and_never_a_number(moods, reason, pictures):
+    with moody(moods) as server:
+        judge = load_judge(f"http://127.0.0.1:{server.server_port}?attempts=3&timeout=0.4")
+        verdict = judge.judge([Comparison(PROMPT, pictures[0], pictures[1])])
+    assert not server.moods
+    if reason is None:
+        assert (verdict.margin.tolist(), verdict.refused) == (pytest.approx([1.5]), {})
+    else:
+        assert verdict.margin.isnan().all()
+        assert reason in verdict.refused[0]
+
+
+def test_a_server_that_has_ended_refuses_everything_and_gets_the_key_before(pictures, monkeypatch):
+    asked = [Comparison(PROMPT, pictures[i], pictures[0]) for i in range(1, 4)]
+    monkeypatch.setenv("REWARDDANCE_JUDGE_KEY", "secret")
+    with moody([GOOD]) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        judge = load_judge(f"{address}?attempts=2&batch=1")
+        assert judge.judge(asked[:1]).margin.tolist() == pytest.approx([1.5])
+        assert server.keys == ["Bearer secret"]
+    verdict = judge.judge(asked)
+    assert verdict.margin.isnan().all()
+    assert sorted(verdict.refused) == [0, 1, 2]
+    assert f"{address}: Connection error" in verdict.refused[2]
+
+
+def test_addresses_are_checked(tmp_path):
+    for address, message in (
+        ("http://127.0.0.1:1?attempts=1", "no answer from"),
+        ("http://127.0.0.1:1?attemps=1", "did you mean 'attempts'"),
+        ("http://127.0.0.1:1?timeout=0", "timeout"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_judge(address)
+    with pytest.raises(ConfigError, match="settings of the server"):
+        load_judge("http://127.0.0.1:1", tiles=2)
+    with pytest.raises(ConfigError, match="is on a server"):
+        find("http://127.0.0.1:1", "judge")
+
+
+def test_requests_that_are_wrong_or_too_large_are_refused_by_status(pictures):
+    from fastapi.testclient import TestClient
+
+    from rewarddance.apps.judge_server import MOST_BYTES, create_app
+    from rewarddance.reward.wire import JudgeInfo
+
+    class Unasked:
+        def judge(self, comparisons):
+            raise AssertionError
+
+    client = TestClient(create_app(Unasked(), JudgeInfo(**INFO)))
+    good = encoded([Comparison(PROMPT, pictures[0])], "png").model_dump()
+    for change, message in (
+        ({"pictures": [{"png": "bm90IGEgcGljdHVyZQ=="}]}, "not a picture"),
+        ({"pictures": [{"png": "%"}]}, "not base64"),
+        ({"pictures": [{"tensor": "0"}]}, "no tensor 0"),
+        ({"safetensors": "bm8="}, "safetensors: cannot be read"),
+        ({"pictures": []}, "there are only 0"),
+        ({"pictures": [{}]}, "either png or tensor"),
+    ):
+        answer = client.post("/judge", json={**good, **change})
+        assert answer.status_code == 422
+        assert message in answer.text
+    large = client.post("/judge", content=b"{}", headers={"content-length": str(MOST_BYTES + 1)})
+    assert large.status_code == 413
+    locked = TestClient(create_app(Unasked(), JudgeInfo(**INFO), "secret"))
+    assert [locked.get("/info", headers=h).status_code for h in ({}, {"authorization": "Bearer secret"})] == [401, 200]
+
+
+def test_equal_pictures_are_sent_once_and_come_back_as_they_were(pictures):
+    pairs = [Comparison(PROMPT, pictures[i], pictures[j], "mood") for i in range(4) for j in range(i)]
+    body = encoded(pairs, "safetensors")
+    assert len(body.pictures) == 4
+    for sent, came in zip(pairs, decoded(body), strict=True):
+        assert (came.prompt, came.criterion) == (sent.prompt, "mood")
+        assert torch.equal(came.candidate.frames, sent.candidate.frames)
+        assert torch.equal(came.reference.frames, sent.reference.frames)
+    clip = Media(torch.rand(3, 3, 8, 8), fps=8.0)
+    back = decoded(encoded([Comparison(PROMPT, clip, condition=pictures[0])], "png"))[0]
+    assert (back.candidate.fps, back.candidate.num_frames) == (8.0, 3)
+    assert torch.allclose(back.condition.frames, pictures[0].frames, atol=0.5 / 255 + 1e-6)
