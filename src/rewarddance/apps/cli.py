@@ -54,6 +54,7 @@ COMMANDS: dict[str, Command] = {
     "ab status": Command("ab:AbStatus", "progress of a study, and whether it is decided"),
     "ab report": Command("ab:AbReport", "a study's figures and page"),
     "train": Command("training:Train", "train a judge on preferences"),
+    "train learned": Command("training:TrainLearned", "train a learned reward, a small transformer, on ratings"),
     "plan": Command("planning:PlanCommand", "memory of a training on given GPUs, and what to switch on"),
     "score": Command("commands:Score", "judge one picture, two, or a whole data set"),
     "composite": Command("composing:FitComposite", "fit a composite reward to a reference set"),

@@ -27,8 +27,9 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
     """
     if "folds" in study:
         folds = study["folds"].items()
-        values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds if f.get("accuracy") is not None}
-        return "Cross-validation", [fold_table(study)], [("Accuracy by fold", dots(values, "ordered right"))]
+        key, axis = ("rating_spearman", "Spearman") if "rating_spearman" in study["mean"] else ("accuracy", "ordered right")
+        values = {name: {"held-out records": [f[key]]} for name, f in folds if f.get(key) is not None}
+        return "Cross-validation", [fold_table(study)], [("By fold", dots(values, axis))]
     if "arms" in study:
         gains = {n: a["gain"] for n, a in study["arms"].items()}
         gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}

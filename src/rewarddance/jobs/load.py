@@ -21,6 +21,8 @@ from rewarddance.core.types import Comparison
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.learned import LearnedJudge
+from rewarddance.reward.learned_saved import is_learned, load_learned
 from rewarddance.reward.saved import load_judge_folder
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.backbone import Backbone
@@ -140,7 +142,8 @@ def load_judge(
 ) -> AnyJudge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
     or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of a composite
-    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`.
+    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a run of
+    `rewarddance train learned`, which takes `device` and always computes in fp32.
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
@@ -161,8 +164,13 @@ def load_judge(
         if tiles is not None or template is not None or examples:
             raise ConfigError(f"{name}: a composite takes no tiles, template or examples; its judges have their own")
         return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
+    folder = find(name, "judge")
+    if is_learned(folder):
+        if tiles is not None or template is not None or examples:
+            raise ConfigError(f"{name}: a learned reward takes no tiles, template or examples; it is asked no question")
+        return load_learned(folder, device)
     return load_judge_folder(
-        find(name, "judge"),
+        folder,
         precision=precision,
         image_cache=image_cache,
         tiles=tiles,
@@ -174,12 +182,14 @@ def load_judge(
 
 
 def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
-    """`load_judge` for callers that need the model of one judge.
+    """`load_judge` for callers that need the VLM of one judge.
 
     Raises:
-        ConfigError: a composite.
+        ConfigError: a composite or a learned reward.
     """
     judge = load_judge(name, **settings)
+    if isinstance(judge, LearnedJudge):
+        raise ConfigError(f"{name}: a learned reward; this takes judges that are a VLM")
     if not isinstance(judge, Judge):
         raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
     return judge

@@ -28,6 +28,8 @@ FOLD_MEASURES = {
     "accuracy": "ordered right",
     "label_accuracy": "as people chose",
     "spearman": "rank correlation within a prompt",
+    "rating_spearman": "rank correlation with ratings, over all pictures",
+    "rating_spearman_within": "within a prompt",
     "disagreement": "disagreement of both orders",
     "answer_mass": "answer mass",
 }

@@ -16,6 +16,7 @@ from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.learned import LearnedJudge
 from rewarddance.reward.parts import JudgePart, Part
 from rewarddance.reward.rank import Ranking, rank
 
@@ -205,7 +206,7 @@ class Composite:
         """bf16 if a judge among the parts computes in bf16, else fp32."""
         return "bf16" if any(judge.precision == "bf16" for judge in self.judges()) else "fp32"
 
-    def judges(self) -> list[Judge]:
+    def judges(self) -> list[Judge | LearnedJudge]:
         """The judges among the parts."""
         return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]
 
@@ -214,4 +215,4 @@ class Composite:
         return rank(self, prompt, images, criterion)
 
 
-AnyJudge = Judge | Composite
+AnyJudge = Judge | LearnedJudge | Composite
