@@ -70,6 +70,7 @@ COMMANDS: dict[str, Command] = {
     "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),
     "study search": Command("studies:StudySearch", "searches at inference, at equal numbers of forward passes"),
+    "study weights": Command("studies:StudyWeights", "what a composite's parts are worth, and fitted weights"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
     "build video": Command("training:BuildVideo", "train the embedded video models from scratch"),

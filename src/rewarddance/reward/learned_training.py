@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -186,5 +185,3 @@ def usable(judge: LearnedJudge, rated: RatedSet) -> tuple[RatedSet, int]:
     if not kept:
         raise InputError(f"{rated.table.name}: no prompt has between 1 and {most} tokens")
     return RatedSet(rated.table, rated.columns, kept, rated.num_unrated), len(rated) - len(kept)
-
-
