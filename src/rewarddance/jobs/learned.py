@@ -134,20 +134,32 @@ def cross_validate_learned(
     embeddings = Embeddings()
     figures: dict[str, Any] = {}
     for i, fold in enumerate(folds, 1):
-        folder, title = fold_folder(out, fold), f"{fold.name} ({i} of {len(folds)})"
-        check_fold(fold, table, folder)
-        train = RatedSet.of(table.take(fold.train))
-        held = table.take(fold.held_out)
-        if (folder / "model" / "judge.json").is_file():
-            RunFolder(folder).must_be(KIND, config)
-        else:
-            resume = (folder / "run.json").is_file()
-            train_learned(config, train, {}, folder, known=known, embeddings=embeddings, resume=resume, title=title)
-        sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
-        figures[fold.name] = measured_once(
-            folder / "measured.json", lambda: sizes | measure_learned(load_learned(folder / "model"), held)
-        )
+        title = f"{fold.name} ({i} of {len(folds)})"
+        figures[fold.name] = _one_fold(config, fold, table, fold_folder(out, fold), title, known, embeddings)
     means = {name: students_interval([f[name] for f in figures.values()]) for name in AVERAGED}
     result = {"mean": means, "folds": figures, **environment(), "config": config.model_dump(mode="json")}
     write_json(out / "cross_validation.json", result)
     return result
+
+
+def _one_fold(
+    config: LearnedConfig,
+    fold: Fold,
+    table: RecordTable,
+    folder: Path,
+    title: str,
+    known: frozenset[str] | None,
+    embeddings: Embeddings,
+) -> dict[str, Any]:
+    check_fold(fold, table, folder)
+    if (folder / "model" / "judge.json").is_file():
+        RunFolder(folder).must_be(KIND, config)
+    else:
+        resume, train = (folder / "run.json").is_file(), RatedSet.of(table.take(fold.train))
+        train_learned(config, train, {}, folder, known=known, embeddings=embeddings, resume=resume, title=title)
+    sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}
+
+    def measure() -> dict[str, Any]:
+        return sizes | measure_learned(load_learned(folder / "model"), table.take(fold.held_out))
+
+    return measured_once(folder / "measured.json", measure)

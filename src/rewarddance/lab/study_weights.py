@@ -46,12 +46,14 @@ def study_weights(
         file: a fitted composite.
         data: a folder (its held-out prompts where it has some), or a Parquet file.
         goal, constraints: what the reward is for, and what the deployment forbids; kept with the figures.
-        criterion: of the records to use; all records when None, or the overall ones where the data has several criteria.
+        criterion: of the records to use. When None all records, or the overall ones where the data has several
+            criteria.
         most: records at most, evenly spread.
 
     Returns:
-        goal, constraints, weights (as they are), fitted (`fitted_weights`), ablation, suggestion, rationale (sentences),
-        num_choices, num_prompts, num_refused, num_known. Also in `out/study.json`, with tables in `out/table.md`.
+        goal, constraints, weights (as they are), fitted (`fitted_weights`), ablation, suggestion, rationale
+        (sentences), num_choices, num_prompts, num_refused, num_known. Also in `out/study.json`, with tables in
+        `out/table.md`.
 
     Raises:
         ConfigError: the composite cannot be loaded, or has one part alone.

@@ -1,5 +1,5 @@
-"""Learned rewards as folders: `judge.json` of kind `learned`, `head.safetensors` (the transformer), and `embedder/`, the
-frozen model in Hugging Face layout.
+"""Learned rewards as folders: `judge.json` of kind `learned`, `head.safetensors` (the transformer), and `embedder/`
+(the frozen model in Hugging Face layout).
 """
 
 from __future__ import annotations
