@@ -118,7 +118,9 @@ def test_what_cannot_be_answered_is_refused_and_harms_no_neighbour(judge, pictur
     ]
     verdict = judge.judge(asked)
     assert sorted(verdict.refused) == list(range(1, 8))
-    for i, word in enumerate(("empty", "tokens", "no ratings of 'novelty'", "not numbers", "clip", "narrow", "cond"), 1):
+    for i, word in enumerate(
+        ("empty", "tokens", "no ratings of 'novelty'", "not numbers", "clip", "narrow", "cond"), 1
+    ):
         assert word in verdict.refused[i]
     assert verdict.margin.isnan().tolist() == [False] + [True] * 7
     assert verdict.margin[0].item() == pytest.approx(judge.judge([good]).margin.item(), abs=1e-5)

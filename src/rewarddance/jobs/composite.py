@@ -22,7 +22,7 @@ from rewarddance.core.progress import say, tracked
 from rewarddance.core.types import Comparison
 from rewarddance.data.parquet import RecordTable
 from rewarddance.data.text import normalised
-from rewarddance.jobs.load import SIZES, find, load_internvl, load_judge, weights_id
+from rewarddance.jobs.load import SIZES, find, load_internvl, load_one_judge, weights_id
 from rewarddance.reward.composite import Composite, Standard, fit_standard, load_standards, save_standards
 from rewarddance.reward.composite_config import (
     ClipPartConfig,
@@ -213,9 +213,7 @@ def build_parts(config: CompositeConfig, indices: dict[str, NoveltyIndex], **set
         if isinstance(part, JudgePartConfig):
             if is_composite(part.judge):
                 raise ConfigError(f"part {name}: a composite cannot be a part of another one")
-            judge = load_judge(part.judge, **settings)
-            assert not isinstance(judge, Composite)
-            out[name] = JudgePart(judge, part.criterion)
+            out[name] = JudgePart(load_one_judge(part.judge, **settings), part.criterion)
         elif isinstance(part, ClipPartConfig):
             out[name] = MeasurePart(_clip_measure(name, part))
         elif isinstance(part, CompositionPartConfig):

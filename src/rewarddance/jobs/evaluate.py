@@ -42,6 +42,7 @@ from rewarddance.jobs.load import (
     load_generator_of,
     load_internvl,
     load_judge,
+    load_one_judge,
     load_task,
     warn_of_cut_prompts,
     weights_id,
@@ -265,9 +266,7 @@ def evaluate_judge_on_data(
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
-    judge, seen = load_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
-    if isinstance(judge, Composite):
-        raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
+    judge, seen = load_one_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()

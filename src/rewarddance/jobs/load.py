@@ -18,7 +18,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import Task
 from rewarddance.core.types import Comparison
-from rewarddance.reward.composite import AnyJudge
+from rewarddance.reward.composite import AnyJudge, Composite
 from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.learned import LearnedJudge
@@ -181,17 +181,27 @@ def load_judge(
     )
 
 
+def load_one_judge(name: str | Path = "tiny", **settings: Any) -> Judge | LearnedJudge:
+    """`load_judge` for callers that take one judge, a VLM or a learned reward.
+
+    Raises:
+        ConfigError: a composite.
+    """
+    judge = load_judge(name, **settings)
+    if isinstance(judge, Composite):
+        raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
+    return judge
+
+
 def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
     """`load_judge` for callers that need the VLM of one judge.
 
     Raises:
         ConfigError: a composite or a learned reward.
     """
-    judge = load_judge(name, **settings)
+    judge = load_one_judge(name, **settings)
     if isinstance(judge, LearnedJudge):
         raise ConfigError(f"{name}: a learned reward; this takes judges that are a VLM")
-    if not isinstance(judge, Judge):
-        raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
     return judge
 
 

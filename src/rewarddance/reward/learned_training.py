@@ -168,13 +168,14 @@ class LearnedTraining:
     @torch.no_grad()
     def all_outputs(self, rated: RatedSet, size: int = 16) -> list[Array]:
         """Outputs of all heads for every entry, (pictures, K) each."""
+        was_training = self.judge.module.training
         self.judge.module.eval()
         out: list[Array] = []
         for i in range(0, len(rated), size):
             part = rated.entries[i : i + size]
             rows = self.outputs(rated, part).double().cpu().numpy()
             out += np.split(rows, np.cumsum([len(e.ratings) for e in part])[:-1])
-        self.judge.module.train()
+        self.judge.module.train(was_training)
         return out
 
 
