@@ -75,7 +75,7 @@ def test_a_missing_overall_rating_is_the_mean_of_the_criteria(rated):
 
 
 def test_data_without_ratings_is_one_line(rated, tmp_path):
-    records = [r for r in RecordTable.open(rated / "train.parquet")[:5]]
+    records = RecordTable.open(rated / "train.parquet")[:5]
     write_rows(({**row_of(r), "preferences": _unrated(row_of(r))} for r in records), tmp_path / "train.parquet")
     with pytest.raises(InputError, match="no ratings, and a learned reward learns from them"):
         RatedSet.of(RecordTable.open(tmp_path / "train.parquet"))

@@ -113,7 +113,7 @@ def test_what_cannot_be_answered_is_refused_and_harms_no_neighbour(judge, pictur
         Comparison("a red circle", pictures[0], criterion="novelty"),
         Comparison("a red circle", broken),
         Comparison("a red circle", pictures[0], Media(torch.rand(3, 3, 48, 48), 8.0)),
-        Comparison("a red circle", Media(torch.rand(1, 3, 2, 48))),
+        Comparison("a red circle", Media(torch.rand(1, 3, 1, 300))),
         Comparison("a red circle", pictures[0], condition=pictures[1]),
     ]
     verdict = judge.judge(asked)

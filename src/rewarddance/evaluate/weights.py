@@ -76,7 +76,8 @@ def as_weights(coefficients: Array) -> Array:
     """Weights of a composite, which are 0 or more and sum to 1; NaN where no coefficient is positive."""
     positive = np.maximum(coefficients, 0.0)
     total = positive.sum(-1, keepdims=True)
-    return np.divide(positive, total, out=np.full_like(positive, np.nan), where=total > 0)
+    weights: Array = np.divide(positive, total, out=np.full_like(positive, np.nan), where=total > 0)
+    return weights
 
 
 def fitted_weights(ballot: Ballot, *, num: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:

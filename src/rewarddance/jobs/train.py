@@ -61,7 +61,7 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     warn_of_labels(train)
     if is_leader() and (warning := changed_question(config)):
         say(warning)
-    return train_judge(config, load_to_train(config), train, validation, out, known=known, resume=resume)
+    return train_judge(config, load_to_train(config), train, {**validation}, out, known=known, resume=resume)
 
 
 def train_judge(

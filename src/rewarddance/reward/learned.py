@@ -69,7 +69,8 @@ class RatingTransformer(nn.Module):
         )
         hidden = F.pad(padding, (x.shape[1] - padding.shape[1], 0), value=False)
         states = self.layers(x, src_key_padding_mask=hidden)[:, :num_queries]
-        return (states * self.heads).sum(-1) + self.bias
+        outputs: Tensor = (states * self.heads).sum(-1) + self.bias
+        return outputs
 
 
 def new_transformer(embedder: TokenEmbedder, spec: LearnedSpec) -> RatingTransformer:

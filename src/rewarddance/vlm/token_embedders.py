@@ -64,7 +64,8 @@ class VlmTokens:
         return self.backbone.max_tokens
 
     def pictures(self, media: Sequence[Media]) -> Tensor:
-        return self.backbone.image_tokens([(m, 0) for m in media]).float().unflatten(0, (len(media), -1))
+        tokens = self.backbone.image_tokens([(m, 0) for m in media]).float()
+        return tokens.view(len(media), -1, tokens.shape[-1])
 
     @torch.no_grad()
     def words(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
