@@ -94,14 +94,24 @@ def test_resumed_training_equals_unbroken_training(config, tmp_path):
     train_learned_from_data(config, tmp_path / "parts", resume=True)
     keys = ("loss", "grad_norm", "accuracy", "id/rating_spearman")
     same(trajectory(tmp_path / "whole", *keys), trajectory(tmp_path / "parts", *keys), rel=1e-4, abs=1e-6)
-    losses = trajectory(tmp_path / "whole", "loss")["loss"]
-    assert losses[-1] < losses[0]
     figures = json.loads((tmp_path / "whole" / "ratings.json").read_text())["id"]
     assert figures["by_criterion"].keys() == set(COLUMNS)
     # the saved judge has the figures of the last validation
     table = RecordTable.open(Path(config.data) / "id.parquet")
     again = measure_learned(load_judge(tmp_path / "whole"), table)
     assert again["rating_spearman"] == pytest.approx(figures["rating_spearman"])
+
+
+@pytest.mark.parametrize("loss", ["mse", "ranking"])
+def test_the_loss_falls(config, tmp_path, loss):
+    changes = {"loss": loss, "prompts_per_step": 10, "optim": OptimConfig(lr=2e-2)}
+    loop = LoopConfig(num_steps=8, validate_every=100)
+    shape = config.shape.model_copy(update={"dropout": 0.0})
+    train_learned_from_data(config.model_copy(update={**changes, "loop": loop, "shape": shape}), tmp_path)
+    losses = trajectory(tmp_path, "loss", "scalar_loss")
+    assert losses["loss"][-1] < 0.9 * losses["loss"][0]
+    if loss == "ranking":  # scores of 0 have the loss of a coin
+        assert losses["scalar_loss"][0] == pytest.approx(np.log(2), abs=1e-4)
 
 
 def test_folds_are_disjoint_kept_and_have_a_page(config, rated, tmp_path):
