@@ -95,8 +95,9 @@ class DataBuild(Flags):
     """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts it draws all
     pictures."""
     generator_share: float = 0.7
-    criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
-    """The criterion of the raters."""
+    criterion: Literal["fidelity", "style", "composition", "novelty", "overall", "each"] = "fidelity"
+    """The criterion of the raters. With `each` they judge the pictures of every prompt by all five, one record for each
+    criterion; `train learned` needs these ratings."""
     votes: Count = 5
     """Simulated raters who judge each pair; its label is their mean choice."""
     shuffle_labels: bool = False

@@ -108,7 +108,7 @@ class Evaluate(Flags):
             return "--vlm"
         need(self.run_folder is not None, "evaluate: name a run folder, --generator, --judge or --vlm")
         assert self.run_folder is not None
-        judged = RunFolder(self.run_folder).read()["kind"] == "judge"
+        judged = RunFolder(self.run_folder).read()["kind"] in ("judge", "learned")
         return "of a judge's run" if judged else "of an alignment run"
 
     def _measure(self, kind: str) -> dict[str, Any]:

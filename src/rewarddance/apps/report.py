@@ -194,5 +194,5 @@ def _run_page(folder: Path) -> str:
     title = f"{run['kind']} run {folder.name}"
     if run["kind"] == "align":
         return _render(title=title, by_judge=_read(folder / "evaluation_prompts.json"), **_alignment(folder))
-    judge = _read(folder / "evaluation.json") if run["kind"] == "judge" else None
+    judge = _read(folder / "evaluation.json") if run["kind"] in ("judge", "learned") else None
     return _render(title=title, judge=judge, figures=_judge_figures(folder), run=run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewarddance.apps.figures import dots, intervals
@@ -16,19 +16,35 @@ from rewarddance.lab.study_tables import (
     measures_of,
     search_tables,
     values_of,
+    weight_tables,
 )
 
 Figures = list[tuple[str, str | None]]
 
 
 def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
-    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, of searches, or of a
-    cross-validation.
+    """Title, tables and figures of a study of judges (paradigms or sizes), of alignment, of searches, of a composite's
+    weights, or of a cross-validation.
     """
     if "folds" in study:
         folds = study["folds"].items()
-        values = {name: {"held-out records": [f["accuracy"]]} for name, f in folds if f.get("accuracy") is not None}
-        return "Cross-validation", [fold_table(study)], [("Accuracy by fold", dots(values, "ordered right"))]
+        key, axis = (
+            ("rating_spearman", "Spearman") if "rating_spearman" in study["mean"] else ("accuracy", "ordered right")
+        )
+        values = {name: {"held-out records": [f[key]]} for name, f in folds if f.get(key) is not None}
+        return "Cross-validation", [fold_table(study)], [("By fold", dots(values, axis))]
+    if "ablation" in study:
+        shown = {n: _bar(f["weight"], f["weight_ci"]) for n, f in study["fitted"].items()}
+        changes = {
+            f"{r['change']} {r['part'] or 'all'}": _bar(r["accuracy_change"], r["accuracy_change_ci"])
+            for r in study["ablation"]
+            if "accuracy_change" in r
+        }
+        drawn: Figures = [
+            ("Fitted weights", intervals(shown, "weight, 95% interval over prompts")),
+            ("Agreement with people, less that of the weights as they are", intervals(changes, "difference")),
+        ]
+        return "Study of weights", weight_tables(study), drawn
     if "arms" in study:
         gains = {n: a["gain"] for n, a in study["arms"].items()}
         gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}
@@ -45,6 +61,10 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         return "Study of searches", search_tables(study), searched
     title = "Study of paradigms" if "variants" in study else "Study of sizes"
     return title, judge_tables(study), _judge_figures(study)
+
+
+def _bar(value: float, interval: Sequence[float]) -> dict[str, float]:
+    return {"mean": value, "ci_low": interval[0], "ci_high": interval[1]}
 
 
 def _judge_figures(study: Mapping[str, Any]) -> Figures:

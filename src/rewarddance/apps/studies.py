@@ -225,6 +225,48 @@ class StudyHacking(Flags):
 
 
 @dataclass(frozen=True)
+class StudyWeights(Flags):
+    """What the parts of a composite are worth: each one dropped, each one doubled, and all weights fitted to people's
+    choices by logistic regression, with 95% intervals over prompts.
+
+    Example: rewarddance study weights reward.yaml --data data/mine --goal "posters" --out runs/weights
+    """
+
+    file: tyro.conf.Positional[Path]
+    """A composite that is fitted (`rewarddance composite`)."""
+    data: Path
+    """A data folder (its held-out prompts where it has some), or a Parquet file of it."""
+    out: Path
+    """Folder of the study: study.json and table.md. `rewarddance report` makes its page."""
+    goal: str = ""
+    """What the reward is for, in words; kept as part of the reasons."""
+    constraints: str = ""
+    """What the deployment forbids, in words."""
+    criterion: str | None = None
+    """Criterion of the records to use. When not given all, or `overall` where the data has several criteria."""
+    most: Count = 1000
+    """Number of records to use at most, evenly spread."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from rewarddance.core.progress import say
+        from rewarddance.lab.study_tables import as_markdown, weight_tables
+        from rewarddance.lab.study_weights import study_weights
+
+        study = study_weights(
+            self.file,
+            self.data,
+            self.out,
+            goal=self.goal,
+            constraints=self.constraints,
+            criterion=self.criterion,
+            most=self.most,
+            seed=self.seed,
+        )
+        say(as_markdown(weight_tables(study)))
+
+
+@dataclass(frozen=True)
 class StudySearch(Flags):
     """Searches at inference against best-of-N, at equal numbers of forward passes (NFE), measured by the oracle.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,7 +14,25 @@ from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import say
 from rewarddance.lab.video_config import VideoBuildConfig, VideoPart
+from rewarddance.reward.learned_config import KIND, LearnedConfig
 from rewarddance.reward.train_config import RewardConfig
+
+if TYPE_CHECKING:
+    from rewarddance.data.parquet import RecordTable
+    from rewarddance.jobs.cross_validate import Fold
+
+
+def chosen_folds(table: RecordTable, num: int, group: str | None, seed: int) -> list[Fold]:
+    """The folds that the flags --cross-validate and --leave-one-out ask for.
+
+    Raises:
+        ConfigError: both were given.
+    """
+    from rewarddance.jobs.cross_validate import folds_by_group, folds_by_prompt
+
+    if num and group:
+        raise ConfigError("train: --cross-validate and --leave-one-out are two ways to make folds; choose one")
+    return folds_by_group(table.group(group), group) if group else folds_by_prompt(table.prompts, num, seed)
 
 
 @dataclass(frozen=True)
@@ -53,19 +71,50 @@ class Train(Flags):
         from rewarddance.apps.commands import show
         from rewarddance.core.parallel import is_leader
         from rewarddance.data.parquet import RecordTable
-        from rewarddance.jobs.cross_validate import cross_validate, folds_by_group, folds_by_prompt
+        from rewarddance.jobs.cross_validate import cross_validate
         from rewarddance.jobs.train import data_folder
 
-        if self.cross_validate and self.leave_one_out:
-            raise ConfigError("train: --cross-validate and --leave-one-out are two ways to make folds; choose one")
         table = RecordTable.open(data_folder(self.config, self.out) / "train.parquet")
-        if self.leave_one_out:
-            folds = folds_by_group(table.group(self.leave_one_out), self.leave_one_out)
-        else:
-            folds = folds_by_prompt(table.prompts, self.cross_validate, self.config.seed)
+        folds = chosen_folds(table, self.cross_validate, self.leave_one_out, self.config.seed)
         result = cross_validate(self.config, folds, table, self.out)
         if is_leader():
             show({"mean": result["mean"], "folds": result["folds"], "next": f"rewarddance report {self.out}"})
+
+
+@dataclass(frozen=True)
+class TrainLearned(Flags):
+    """Train a learned reward, a small transformer on frozen embeddings, on ratings of pictures.
+
+    It has a head for every criterion and a scalar head. Figures on held-out prompts are in RUN/ratings.json.
+
+    Example: rewarddance train learned recipes/tiny/learned.yaml --data data/rated --out runs/learned
+
+    Example: rewarddance train learned recipes/tiny/learned.yaml --data data/rated --out runs/folds --cross-validate 5
+    """
+
+    out: Path
+    """Run folder."""
+    config: Annotated[LearnedConfig, tyro.conf.arg(name="")]
+    resume: bool = False
+    """Continue from the run's newest checkpoint. Folds always continue."""
+    cross_validate: int = 0
+    """Train this many judges. Each is measured on the prompts that it was not trained on. 0 trains one judge."""
+    leave_one_out: str | None = None
+    """Train one judge for each value of a group (style, category, generator, annotator, source). Each is measured on
+    the records of its value, which it has not seen in training."""
+
+    def run(self) -> None:
+        from rewarddance.apps.commands import show
+        from rewarddance.data.parquet import RecordTable
+        from rewarddance.jobs.learned import cross_validate_learned, train_learned_from_data
+
+        if not (self.cross_validate or self.leave_one_out):
+            say(f"judge: {train_learned_from_data(self.config, self.out, resume=self.resume)}")
+            return
+        table = RecordTable.open(Path(self.config.data) / "train.parquet")
+        folds = chosen_folds(table, self.cross_validate, self.leave_one_out, self.config.seed)
+        result = cross_validate_learned(self.config, folds, table, self.out)
+        show({"mean": result["mean"], "folds": result["folds"], "next": f"rewarddance report {self.out}"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +158,8 @@ class Rerun(Flags):
         record: dict[str, Any] = RunFolder(self.run_folder).read()
         if record["kind"] == "judge":
             Train(self.out, parse_config(RewardConfig, record["config"], str(self.run_folder))).run()
+        elif record["kind"] == KIND:
+            TrainLearned(self.out, parse_config(LearnedConfig, record["config"], str(self.run_folder))).run()
         elif record["kind"] == "align":
             Align(self.out, parse_config(AlignConfig, record["config"], str(self.run_folder))).run()
         else:

@@ -173,6 +173,13 @@ class RecordTable(Sequence[PreferenceRecord]):
         return any(c.get("rationale") for row in self.light.column("choices").to_pylist() for c in row)
 
     @property
+    def ratings(self) -> list[list[float] | None]:
+        """Ratings of every record's pictures, None without any; no picture is decoded."""
+        if "ratings" not in self.light.column_names:
+            return [None] * len(self)
+        return [list(row) if row else None for row in self.light.column("ratings").to_pylist()]
+
+    @property
     def has_ratings(self) -> bool:
         """Whether every record has ratings."""
         return self._filled("ratings") == len(self)

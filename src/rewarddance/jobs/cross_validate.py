@@ -78,12 +78,10 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
     """
     warn_of_labels(table)
     known = seen_by_backbone(config)
-    shared = {p for p in table.prompts if fingerprint(p) in (known or ())}
-    if shared:
-        raise InputError(f"{config.backbone}: a judge that knows {len(shared)} of these prompts; no fold is new to it")
+    refuse_known(config.backbone, table, known)
     figures = {}
     for i, fold in enumerate(folds, 1):
-        folder = out / re.sub(r"[^\w.-]+", "_", fold.name)
+        folder = fold_folder(out, fold)
         figures[fold.name] = _one_fold(config, fold, table, folder, f"{fold.name} ({i} of {len(folds)})", known)
     means = {}
     for name in AVERAGED:
@@ -96,15 +94,40 @@ def cross_validate(config: RewardConfig, folds: Sequence[Fold], table: RecordTab
     return result
 
 
-def _one_fold(
-    config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str, known: frozenset[str] | None
-) -> dict[str, Any]:
+def refuse_known(backbone: str, table: RecordTable, known: frozenset[str] | None) -> None:
+    """Check that training does not start from a judge that knows prompts of the folds.
+
+    Raises:
+        InputError: it does.
+    """
+    shared = {p for p in table.prompts if fingerprint(p) in (known or ())}
+    if shared:
+        raise InputError(f"{backbone}: a judge that knows {len(shared)} of these prompts; no fold is new to it")
+
+
+def fold_folder(out: Path, fold: Fold) -> Path:
+    """The run folder of a fold."""
+    return out / re.sub(r"[^\w.-]+", "_", fold.name)
+
+
+def check_fold(fold: Fold, table: RecordTable, folder: Path) -> None:
+    """Write which rows a fold trains on and holds out, or check that they are the same as before. A collective.
+
+    Raises:
+        RunError: the folder was made with other rows.
+    """
     prompts, labels = table.prompts, table.choice_labels
     content = [[(prompts[i], list(labels[i])) for i in rows] for rows in (fold.train, fold.held_out)]
     if is_leader():
         rows_sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         same_settings(folder / "fold.json", {"rows_sha256": rows_sha256})
     barrier()
+
+
+def _one_fold(
+    config: RewardConfig, fold: Fold, table: RecordTable, folder: Path, title: str, known: frozenset[str] | None
+) -> dict[str, Any]:
+    check_fold(fold, table, folder)
 
     def measure() -> dict[str, Any]:
         sizes = {"num_train": len(fold.train), "num_held_out": len(fold.held_out)}

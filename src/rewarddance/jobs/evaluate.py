@@ -35,13 +35,14 @@ from rewarddance.evaluate.generator import (
     measure,
     proxy_reward,
 )
+from rewarddance.jobs.learned import measure_learned
 from rewarddance.jobs.load import (
     find,
     load_generator,
     load_generator_of,
     load_internvl,
     load_judge,
-    load_single_judge,
+    load_one_judge,
     load_task,
     same_judge,
     warn_of_cut_prompts,
@@ -49,6 +50,7 @@ from rewarddance.jobs.load import (
 )
 from rewarddance.jobs.train import held_out_sets
 from rewarddance.reward.composite import AnyJudge, Composite
+from rewarddance.reward.learned import LearnedJudge
 from rewarddance.reward.remote import RemoteJudge
 
 
@@ -259,7 +261,8 @@ def evaluate_judge_on_data(
         most: records of each file at most, evenly spread.
 
     Returns:
-        By set the figures of `measure_judge`, calibration, and num_trained_on: records left out because the judge was
+        By set the figures of `measure_judge` (of a learned reward also those of `measure_ratings`), calibration, and
+        num_trained_on: records left out because the judge was
         trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
         figures are a little too good.
 
@@ -267,11 +270,15 @@ def evaluate_judge_on_data(
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
-    judge, seen = load_single_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
+    judge, seen = load_one_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
     sets = held_out_sets(folder, seen, config.get("seed", seed), most)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
     }
+    if isinstance(judge, LearnedJudge):
+        for n, (records, _) in sets.items():
+            if records.has_ratings:
+                figures[n] |= measure_learned(judge, records)
     chosen = {"chose_by": next(iter(figures))} if config.get("patience") else {}
     return figures | chosen | {"computes_in": {"judge": judge.precision}}
 
@@ -317,6 +324,8 @@ def judge_features(judge: AnyJudge) -> Features:
     single = next(iter(judge.judges()), None) if isinstance(judge, Composite) else judge
     if single is None:
         raise ConfigError("a composite without a judge has no features to measure diversity with; name a judge")
+    if isinstance(single, LearnedJudge):
+        return torch.no_grad()(single.features)
     backbone = single.engine.backbone
 
     @torch.no_grad()

@@ -18,9 +18,11 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import Task
 from rewarddance.core.types import Comparison
-from rewarddance.reward.composite import AnyJudge
+from rewarddance.reward.composite import AnyJudge, Composite
 from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.learned import LearnedJudge
+from rewarddance.reward.learned_saved import is_learned, load_learned
 from rewarddance.reward.remote import RemoteJudge, is_address
 from rewarddance.reward.saved import load_judge_folder
 from rewarddance.reward.train_config import RewardConfig
@@ -143,8 +145,9 @@ def load_judge(
 ) -> AnyJudge:
     """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
     or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of a composite
-    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or the address of
-    a server (`rewarddance serve`), which has settings of its own.
+    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a run of
+    `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server
+    (`rewarddance serve`), which has settings of its own.
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
@@ -169,8 +172,13 @@ def load_judge(
         if tiles is not None or template is not None or examples:
             raise ConfigError(f"{name}: a composite takes no tiles, template or examples; its judges have their own")
         return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
+    folder = find(name, "judge")
+    if is_learned(folder):
+        if tiles is not None or template is not None or examples:
+            raise ConfigError(f"{name}: a learned reward takes no tiles, template or examples; it is asked no question")
+        return load_learned(folder, device)
     return load_judge_folder(
-        find(name, "judge"),
+        folder,
         precision=precision,
         image_cache=image_cache,
         tiles=tiles,
@@ -181,16 +189,16 @@ def load_judge(
     )
 
 
-def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
-    """`load_judge` for callers that need the model of one judge.
+def load_one_judge(name: str | Path = "tiny", **settings: Any) -> Judge | LearnedJudge:
+    """`load_judge` for callers that take one judge, a VLM or a learned reward.
 
     Raises:
         ConfigError: a composite, or a judge on a server.
     """
     judge = load_judge(name, **settings)
-    if not isinstance(judge, Judge):
-        if isinstance(judge, RemoteJudge):
-            raise ConfigError(f"{name}: is on a server; this needs the model itself, so name its folder")
+    if isinstance(judge, RemoteJudge):
+        raise ConfigError(f"{name}: is on a server; this needs the model itself, so name its folder")
+    if isinstance(judge, Composite):
         raise ConfigError(f"{name}: a composite; this takes the judges that it is made of, one at a time")
     return judge
 
@@ -200,6 +208,18 @@ def same_judge(a: str, b: str) -> bool:
     if is_address(a) or is_address(b):
         return a == b
     return find(a, "judge").resolve() == find(b, "judge").resolve()
+
+
+def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
+    """`load_judge` for callers that need the VLM of one judge.
+
+    Raises:
+        ConfigError: a composite or a learned reward.
+    """
+    judge = load_one_judge(name, **settings)
+    if isinstance(judge, LearnedJudge):
+        raise ConfigError(f"{name}: a learned reward; this takes judges that are a VLM")
+    return judge
 
 
 def load_generator_of(config: AlignConfig, adapter: str | Path | None = None) -> Tunable:

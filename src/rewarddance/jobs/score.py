@@ -57,8 +57,7 @@ def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
     been trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave
     out.
     """
-    held_out = data / "id.parquet"
-    file = data if data.is_file() else held_out if split_files(held_out) else data / "train.parquet"
+    file = scored_file(data)
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: no folder {out.parent}")
     table = RecordTable.open(file)
@@ -78,6 +77,12 @@ def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
 
         figures = measure_judge(judge, table, each=note)
     return {"file": str(file), **figures, "computes_in": judge.precision}
+
+
+def scored_file(data: Path) -> Path:
+    """A Parquet file itself; of a folder the held-out prompts where there are some, otherwise `train.parquet`."""
+    held_out = data / "id.parquet"
+    return data if data.is_file() else held_out if split_files(held_out) else data / "train.parquet"
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
 from rewarddance.reward.config import SCALAR, JudgeSpec
 from rewarddance.reward.judge import Judge, new_judge
+from rewarddance.reward.learned_config import LearnedConfig
 from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
@@ -62,7 +63,7 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     warn_of_labels(train)
     if is_leader() and (warning := changed_question(config)):
         say(warning)
-    return train_judge(config, load_to_train(config), train, validation, out, known=known, resume=resume)
+    return train_judge(config, load_to_train(config), train, {**validation}, out, known=known, resume=resume)
 
 
 def train_judge(
@@ -165,7 +166,7 @@ def _calibrate(run: JudgeTraining, records: Sequence[PreferenceRecord]) -> None:
     )
 
 
-def seen_by_backbone(config: RewardConfig) -> frozenset[str] | None:
+def seen_by_backbone(config: RewardConfig | LearnedConfig) -> frozenset[str] | None:
     """Fingerprints of the prompts that the backbone was trained on as a judge; none for a VLM that is not a judge.
 
     None, after a warning, for a judge whose folder does not say.
@@ -213,7 +214,7 @@ def data_folder(config: RewardConfig, out: Path) -> Path:
 
 def load_sets(
     folder: Path, seed: int, most: int = MAX_VALIDATION, seen: frozenset[str] | None = None
-) -> tuple[RecordTable, dict[str, Sequence[PreferenceRecord]]]:
+) -> tuple[RecordTable, dict[str, RecordTable]]:
     """Training records and named validation sets of a data folder, at most `most` records each, evenly spread.
 
     Args:
@@ -235,7 +236,7 @@ def load_sets(
 
 def held_out_sets(
     folder: Path, seen: frozenset[str] | None, seed: int, most: int
-) -> dict[str, tuple[Sequence[PreferenceRecord], int]]:
+) -> dict[str, tuple[RecordTable, int]]:
     """Named sets of prompts that a judge was not trained on, at most `most` records each, and how many were left out.
 
     They are the held-out files of a data folder, or all of it where it has none. If it is not known what was `seen`,

@@ -18,7 +18,7 @@ from rewarddance.core.streams import stream
 from rewarddance.core.types import RewardModel
 from rewarddance.evaluate.calibration import measured_and_calibrated
 from rewarddance.evaluate.judge import measure_margins, spearman
-from rewarddance.jobs.load import load_generator, load_single_judge
+from rewarddance.jobs.load import load_generator, load_one_judge
 from rewarddance.lab.blind_spots import judge_blind_spots
 from rewarddance.search.best_of_n import draw_candidates
 from rewarddance.world.build.preferences import (
@@ -50,7 +50,7 @@ def benchmark_judge(
     """Accuracy on rendered, corrupted and generated pairs, correlation of margins with the oracle, and blind spots.
 
     Args:
-        name: what `load_single_judge` takes.
+        name: what `load_one_judge` takes.
         num_prompts: prompts in each of the held-out and the out-of-distribution pairs, with four pictures each; the
             generator draws those of 70 in 100 prompts.
         every: use each `every`-th of the 240 benchmark prompts for the correlations. The generator draws 8 candidates
@@ -58,7 +58,7 @@ def benchmark_judge(
             fulfil the prompt, so that margins of different prompts are comparable. In `margins` they are renders with 0
             to 3 edits. In `margins_generator` they are the generator's pictures.
     """
-    judge, model = load_single_judge(name, precision=precision), load_generator(generator)
+    judge, model = load_one_judge(name, precision=precision), load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
     figures: dict[str, Any] = {}
     for title, split in splits.items():

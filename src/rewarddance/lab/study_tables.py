@@ -28,6 +28,8 @@ FOLD_MEASURES = {
     "accuracy": "ordered right",
     "label_accuracy": "as people chose",
     "spearman": "rank correlation within a prompt",
+    "rating_spearman": "rank correlation with ratings, over all pictures",
+    "rating_spearman_within": "within a prompt",
     "disagreement": "disagreement of both orders",
     "answer_mass": "answer mass",
 }
@@ -173,6 +175,57 @@ def _mean(figure: Mapping[str, float | None]) -> str:
     if figure["ci_low"] is None:
         return f"{figure['mean']:.3f}"
     return f"{figure['mean']:.3f} [{figure['ci_low']:.3f}, {figure['ci_high']:.3f}]"
+
+
+def weight_tables(study: Mapping[str, Any]) -> list[Table]:
+    """A study of a composite's weights: the rationale, the fitted weights, and every change."""
+    names = list(study["weights"])
+    reasons = Table("Why these weights", ["reason"], [[line] for line in study["rationale"]])
+    fitted = [
+        [
+            n,
+            f"{study['weights'][n]:.3f}",
+            _within(f["weight"], f["weight_ci"]),
+            _within(f["coefficient"], f["coefficient_ci"]),
+        ]
+        for n, f in study["fitted"].items()
+    ]
+    weights = Table(
+        f"Weights fitted to {study['num_choices']} choices on {study['num_prompts']} prompts [95%, by prompt]",
+        ["part", "weight as it is", "fitted weight", "coefficient"],
+        fitted,
+    )
+    rows = [
+        [
+            row["change"] + (f" {row['part']}" if row["part"] else ""),
+            ", ".join(f"{row['weights'][n]:.2f}" for n in names),
+            f"{row['accuracy']:.3f}",
+            _change(row, "accuracy"),
+            f"{row['log_loss']:.3f}",
+            _change(row, "log_loss"),
+        ]
+        for row in study["ablation"]
+    ]
+    head = [
+        "change",
+        f"weights of {', '.join(names)}",
+        "agrees with people",
+        "change [95%]",
+        "log loss",
+        "change [95%]",
+    ]
+    return [reasons, weights, Table("Changes of the weights; fitted weights are cross-fitted", head, rows)]
+
+
+def _within(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _change(row: Mapping[str, Any], key: str) -> str:
+    if f"{key}_change" not in row:
+        return "–"
+    low, high = row[f"{key}_change_ci"]
+    return f"{row[f'{key}_change']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def search_tables(study: Mapping[str, Any]) -> list[Table]:

@@ -18,6 +18,7 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.combine import combined
 from rewarddance.reward.composite_config import Combine
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.learned import LearnedJudge
 from rewarddance.reward.parts import JudgePart, Part
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.remote import RemoteJudge
@@ -221,16 +222,16 @@ class Composite:
         """Whether R has gradients: no judge among the parts is behind HTTP."""
         return all(judge.differentiable for judge in self._asked())
 
-    def _asked(self) -> list[Judge | RemoteJudge]:
+    def _asked(self) -> list[Judge | LearnedJudge | RemoteJudge]:
         return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]
 
-    def judges(self) -> list[Judge]:
+    def judges(self) -> list[Judge | LearnedJudge]:
         """The judges among the parts whose models are in this process."""
-        return [judge for judge in self._asked() if isinstance(judge, Judge)]
+        return [judge for judge in self._asked() if not isinstance(judge, RemoteJudge)]
 
     def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
         return rank(self, prompt, images, criterion)
 
 
-AnyJudge = Judge | Composite | RemoteJudge
+AnyJudge = Judge | LearnedJudge | Composite | RemoteJudge

@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rewarddance.core.errors import InputError
-from rewarddance.core.media import Media, check_size
+from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.learned import LearnedJudge
+from rewarddance.reward.problems import unusable
 from rewarddance.reward.remote import RemoteJudge
 
 Measure = Callable[[Sequence[str], Sequence[Media]], Tensor]
@@ -37,7 +38,7 @@ class Part(Protocol):
 class JudgePart:
     """A judge's margin by one criterion."""
 
-    judge: Judge | RemoteJudge
+    judge: Judge | LearnedJudge | RemoteJudge
     criterion: str | None = None
 
     def values(self, comparisons: Sequence[Comparison]) -> PartValues:
@@ -66,19 +67,3 @@ class MeasurePart:
         out = out.to(values.device).index_copy(0, torch.tensor(rows, device=values.device), values)
         broken = {rows[k]: "its value is not a number" for k in (~values.isfinite()).nonzero().flatten().tolist()}
         return PartValues(out.masked_fill(~out.isfinite(), torch.nan), refused | broken)
-
-
-def unusable(comparison: Comparison) -> str | None:
-    """Why the pictures of a comparison cannot be measured; None where they can."""
-    for media in (comparison.candidate, comparison.reference):
-        if media is None:
-            continue
-        try:
-            check_size(*media.size, media.origin)
-        except InputError as error:
-            return str(error)
-        if media.num_frames > 1:
-            return f"{media.origin or 'media'}: a clip of {media.num_frames} frames; this part measures pictures"
-        if not bool(torch.isfinite(media.frames.detach()).all()):
-            return f"{media.origin or 'picture'}: some pixels are not numbers"
-    return None

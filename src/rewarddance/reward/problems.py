@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Dialog, Media, check_size
 from rewarddance.core.types import Comparison
@@ -39,3 +41,19 @@ def _too_long(context: Context, engine: Engine, dialog: Dialog) -> str | None:
         return None
     num = engine.num_tokens(dialog)
     return f"the question has {num:,} tokens, and the model takes {most:,}" if num > most else None
+
+
+def unusable(comparison: Comparison) -> str | None:
+    """Why the pictures of a comparison cannot be measured; None where they can."""
+    for media in (comparison.candidate, comparison.reference):
+        if media is None:
+            continue
+        try:
+            check_size(*media.size, media.origin)
+        except InputError as error:
+            return str(error)
+        if media.num_frames > 1:
+            return f"{media.origin or 'media'}: a clip of {media.num_frames} frames; this part measures pictures"
+        if not bool(torch.isfinite(media.frames.detach()).all()):
+            return f"{media.origin or 'picture'}: some pixels are not numbers"
+    return None

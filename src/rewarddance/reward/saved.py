@@ -80,7 +80,7 @@ def read_spec(folder: Path) -> JudgeSpec:
     try:
         spec = JudgeSpec.model_validate_json(path.read_text())
     except (ValidationError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: not a judge's description ({error})") from None
+        raise RunError(f"{path}: not the description of a judge that is a VLM ({error})") from None
     if spec.format > FORMAT:
         raise RunError(f"{path}: format {spec.format}; this version reads up to {FORMAT}, install a newer rewarddance")
     return spec

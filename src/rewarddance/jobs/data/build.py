@@ -13,7 +13,13 @@ from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.load import load_generator
-from rewarddance.world.build.preferences import DrawImages, PreferencesConfig, draw_images, embedded_records
+from rewarddance.world.build.preferences import (
+    DrawImages,
+    PreferencesConfig,
+    draw_images,
+    embedded_records,
+    num_criteria,
+)
 from rewarddance.world.splits import Split
 
 SPLIT_FILES: dict[Split, str] = {"train": "train.parquet", "held_out": "id.parquet", "ood": "ood.parquet"}
@@ -70,8 +76,9 @@ def _build_split(config: PreferencesConfig, draw: DrawImages | None, target: Pat
 
         def rows(first: int) -> Iterator[dict[str, Any]]:
             report(first, config.num_prompts)  # show the bar before the first pictures are drawn
-            for i, record in enumerate(embedded_records(config, draw, first, first + SHARD), first + 1):
-                report(i, config.num_prompts)
+            of_a_prompt = num_criteria(config)
+            for i, record in enumerate(embedded_records(config, draw, first, first + SHARD), of_a_prompt):
+                report(first + i // of_a_prompt, config.num_prompts)
                 yield row_of(record)
 
         for k, part in enumerate(parts):

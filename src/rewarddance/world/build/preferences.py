@@ -16,8 +16,8 @@ from rewarddance.core.streams import stream
 from rewarddance.generator.trace import draw
 from rewarddance.world.corrupt import EDIT_WEIGHTS, damage_randomly, edit_scene
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, random_phrase
-from rewarddance.world.oracle import judge
-from rewarddance.world.raters import Rater, crowd, utility
+from rewarddance.world.oracle import Judgement, judge
+from rewarddance.world.raters import OVERALL_WEIGHTS, Rater, crowd, utility
 from rewarddance.world.reading import shows_held_out
 from rewarddance.world.render import Image, render
 from rewarddance.world.sampling import place, sample_spec
@@ -46,10 +46,11 @@ class PreferencesConfig(Config):
     mixed_share: float = 0.0
     """Share of the generator's training records in which half of the pictures are renders, so that a judge learns to
     compare the two kinds."""
-    criterion: Literal["fidelity", "style", "composition", "novelty", "overall"] = "fidelity"
+    criterion: Literal["fidelity", "style", "composition", "novelty", "overall", "each"] = "fidelity"
+    """`each` gives one record for every criterion, with the same pictures; the raters rate them by all five."""
     overall_share: float = 0.2
     """Share of training records that raters judge overall (by the weighted sum of all criteria) instead of by
-    `criterion`, so that a judge learns both questions."""
+    `criterion`, so that a judge learns both questions. Has no part in `each`."""
     shuffle_labels: bool = False
     """Random choices, for the control judge."""
     num_raters: int = 8
@@ -119,7 +120,8 @@ def choices(
 def embedded_records(
     config: PreferencesConfig, draw_pictures: DrawImages | None = None, first: int = 0, last: int | None = None
 ) -> Iterator[PreferenceRecord]:
-    """Records `first` to `last`. Those with a generator's pictures come first. Without `draw_pictures` there are none.
+    """Records of the prompts `first` to `last`. Prompts with a generator's pictures come first. Without `draw_pictures`
+    there are none. A prompt has one record, or five with the criterion `each`.
 
     Every record is a pure function of the seed, its index and the generator's pictures. In the training split, the
     generator's pictures that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
@@ -152,7 +154,9 @@ def embedded_records(
                 half = images[: -(-config.pictures // 2)]
                 images = [*half, *corrupted_pictures(spec, mixing, config.pictures - len(half), train=True)]
                 source = "mixed"
-            yield _record(config, i, prompt, spec, images, source, raters, rng)
+            judged = [judge(x, spec) for x in images]
+            for criterion in _criteria(config, i):
+                yield _record(config, i, prompt, spec, images, judged, source, raters, rng, criterion)
 
 
 def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
@@ -162,20 +166,33 @@ def _spec(config: PreferencesConfig, rng: np.random.Generator) -> Spec:
             return spec
 
 
+def num_criteria(config: PreferencesConfig) -> int:
+    """Number of records of a prompt."""
+    return len(OVERALL_WEIGHTS) + 1 if config.criterion == "each" else 1
+
+
+def _criteria(config: PreferencesConfig, index: int) -> tuple[str, ...]:
+    """The criteria by which the pictures of a prompt are judged."""
+    if config.criterion == "each":
+        return (*OVERALL_WEIGHTS, "overall")
+    asks_overall = stream(config.seed, "criterion", f"{config.split}-{index}").random() < config.overall_share
+    return ("overall" if config.split == "train" and asks_overall else config.criterion,)
+
+
 def _record(
     config: PreferencesConfig,
     index: int,
     prompt: str,
     spec: Spec,
     images: list[Image],
+    judged: list[Judgement],
     source: Source,
     raters: Sequence[Rater],
     rng: np.random.Generator,
+    criterion: str,
 ) -> PreferenceRecord:
-    name = f"{config.split}-{index}"
-    asks_overall = stream(config.seed, "criterion", name).random() < config.overall_share
-    criterion = "overall" if config.split == "train" and asks_overall else config.criterion
-    truth = [utility(judge(x, spec), criterion) for x in images]
+    name = f"{config.split}-{index}" + (f"-{criterion}" if config.criterion == "each" else "")
+    truth = [utility(j, criterion) for j in judged]
     utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
     labelled = choices(utilities, raters, rng, config.votes)
