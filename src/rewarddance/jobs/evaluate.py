@@ -315,7 +315,7 @@ def judge_features(judge: AnyJudge) -> Features:
 
     @torch.no_grad()
     def features(media: Sequence[Media]) -> torch.Tensor:
-        return torch.stack([backbone.image_tokens([(m, 0)]).mean(0) for m in media])
+        return torch.stack([backbone.image_tokens([(m, (0,))]).mean(0) for m in media])
 
     return features
 

@@ -21,17 +21,19 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
 from rewarddance.core.sharding import direct_call
 from rewarddance.core.streams import seed_of, stream
+from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.calibration import Choices, fit_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
-from rewarddance.reward.config import SCALAR, JudgeSpec
+from rewarddance.reward.config import SCALAR, JudgeSpec, columns_of
 from rewarddance.reward.judge import Judge, new_judge
 from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
     JudgeTraining,
     criteria_of,
+    kinds_of,
     mix_in,
     num_epochs,
     prepare_backbone,
@@ -130,9 +132,15 @@ def _new_judge(
     config: RewardConfig, backbone: Backbone, train: Sequence[PreferenceRecord], showing: Sequence[PreferenceRecord]
 ) -> Judge:
     backbone.tile(config.tiles)
+    backbone.sample_clips(config.clips)
+    kinds = kinds_of(train)
+    context = config.context.resolved(clips="clip" in kinds)
     spec = JudgeSpec(
         paradigm=config.paradigm,
-        context=config.context.resolved(),
+        context=context,
+        clips=config.clips,
+        kinds=kinds,
+        columns=columns_of(config.paradigm, context, kinds),
         precision=config.precision,
         tiles=config.tiles,
         criteria=criteria_of(train),
@@ -243,6 +251,8 @@ def held_out_sets(
         InputError: nothing is left of a set.
     """
     named = _held_out_files(folder)
+    if split_files(folder / CHANGES_FILE):
+        named["changes"] = RecordTable.open(folder / CHANGES_FILE)
     if not named:
         table = RecordTable.open(folder / "train.parquet")
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
