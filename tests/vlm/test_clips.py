@@ -15,6 +15,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.vlm.engine import Engine
 from rewarddance.vlm.patches import PatchPreprocessor
+from rewarddance.vlm.qwen import CLIP_CONTEXT, MARKS
 from rewarddance.vlm.registry import load_backbone_folder
 
 KINDS = ("internvl", "qwen2_5_vl", "qwen3_vl")
@@ -133,12 +134,13 @@ def test_the_text_is_that_of_transformers_processors(make, kind, clips):
         height, width = (n for n in backbone._grid(clip))
         inputs = {"video_grid_thw": torch.tensor([[3, height, width]])}
         inputs["video_metadata"] = [SimpleNamespace(fps=8.0, frames_indices=[0, 2, 4, 6, 8])]
-        own = SimpleNamespace(video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2), vision_start_token="<|vision_start|>",
-                              vision_end_token="<|vision_end|>", video_token="<|video_pad|>")  # fmt: skip
+        start, context, end = MARKS[0], CLIP_CONTEXT, MARKS[2]
+        own = SimpleNamespace(video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+                              vision_start_token=start, vision_end_token=end, video_token=context)  # fmt: skip
         own._calculate_timestamps = lambda *args: Qwen3VLProcessor._calculate_timestamps(own, *args)
         text = Qwen3VLProcessor.replace_video_token(own, inputs, 0)
         if kind == "qwen2_5_vl":
-            text = f"<|vision_start|>{'<|video_pad|>' * 3 * count}<|vision_end|>"
+            text = f"{start}{context * 3 * count}{end}"
         else:
             assert text.startswith("<0.1 seconds>")
     wanted = backbone.tokenizer(around[0] + text + around[1], add_special_tokens=False)["input_ids"]

@@ -179,7 +179,7 @@ class Score(JudgeFlags):
         from rewarddance.core.types import Comparison
 
         named = (self.candidate, self.reference)
-        need(not self.files or named == (None, None), "score: give the files in place, or by --candidate and --reference")
+        need(not self.files or named == (None, None), "score: give files, or --candidate and --reference, not both")
         need(len(self.files) <= 2, f"score: {len(self.files)} files; give a candidate and a reference, or `rank` them")
         candidate, reference = (*self.files, None, None)[:2] if self.files else named
         if self.prompt is None or candidate is None:

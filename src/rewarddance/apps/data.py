@@ -18,10 +18,10 @@ from rewarddance.data.names import Format, SplitBy, Strategy
 class DataBuild(Flags):
     """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
 
-    The embedded world gives train.parquet, id.parquet (held out) and ood.parquet; clips also changes.parquet, held-out
-    pairs with a single thing wrong, which `evaluate --judge` reports by what it is. A pool has pictures of every prompt,
-    seed and setting, for `data select` and annotation tools; a stopped build continues, and several processes on one
-    folder share the work.
+    The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. Clips have changes.parquet too:
+    held-out pairs with a single thing wrong, which `evaluate --judge` reports by what it is. A pool has pictures of
+    every prompt, seed and setting, for `data select` and annotation tools; a stopped build continues, and several
+    processes on one folder share the work.
 
     Example: rewarddance data build --out data/embedded --num-prompts 3000
 
@@ -104,19 +104,20 @@ class DataBuild(Flags):
         say(f"wrote {folder}")
 
     def _build_clips(self) -> None:
-        from rewarddance.jobs.data.build import build_clips
-        from rewarddance.world.build.clip_preferences import ClipPreferencesConfig
+        from rewarddance.jobs.data.build import build_moving
 
-        config = ClipPreferencesConfig(
-            seed=self.seed,
-            task=self.task,  # type: ignore[arg-type]
+        folder = build_moving(
+            self.out,
+            self.seed,
+            self.num_held_out,
+            task=self.task,
             num_prompts=self.num_prompts,
             clips=self.pictures,
-            criterion=self.criterion,  # type: ignore[arg-type]
+            criterion=self.criterion,
             votes=self.votes,
             shuffle_labels=self.shuffle_labels,
         )
-        say(f"wrote {build_clips(config, self.num_held_out, self.out)}")
+        say(f"wrote {folder}")
 
     def _build_pool(self, prompts: Path) -> None:
         from rewarddance.jobs.data.pictures import Pool, build_pictures

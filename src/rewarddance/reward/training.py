@@ -72,10 +72,7 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
 
 def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[Kind, ...]:
     """What the records compare. Of a table no picture is decoded."""
-    if isinstance(records, RecordTable):
-        clips = set(records.are_clips)
-    else:
-        clips = {r.media[0].is_clip for r in records}
+    clips = set(records.are_clips if isinstance(records, RecordTable) else (r.media[0].is_clip for r in records))
     kinds: tuple[tuple[Kind, bool], ...] = (("picture", False), ("clip", True))
     return tuple(kind for kind, is_clip in kinds if is_clip in clips)
 

@@ -288,8 +288,9 @@ class Engine:
         plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
         whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
         first_row = np.array([0, *itertools.accumulate(distinct.sizes)])
+        contexts = self.backbone.encoder.context_ids
         sequences = [
-            sequenced(encoded, self.backbone.encoder.context_ids, distinct, len(before.ids) if every else len(encoded.ids))
+            sequenced(encoded, contexts, distinct, len(before.ids) if every else len(encoded.ids))
             for before, encoded in zip(plain, whole, strict=True)
         ]
         earliest: dict[Key, Sequenced] = {}  # equal dialogs are computed once, from the earliest start that is wanted

@@ -68,7 +68,8 @@ class InternVLBackbone(Backbone):
             by_size.setdefault((media.size, media.is_clip), []).append(i)
         squares_of: list[Tensor] = [torch.empty(0)] * len(frames)
         for (_, is_clip), rows in by_size.items():
-            stacked = torch.stack([media.frames[index].to(self.device) for i in rows for media, (index,) in [frames[i]]])
+            own = (frames[i] for i in rows)
+            stacked = torch.stack([media.frames[index].to(self.device) for media, (index,) in own])
             prepare = replace(self.prepare, tiles=1) if is_clip else self.prepare
             for i, squares in zip(rows, prepare.squares(stacked, frames[rows[0]][0].origin), strict=True):
                 squares_of[i] = squares

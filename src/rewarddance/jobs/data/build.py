@@ -72,6 +72,11 @@ CLIPS_MADE = 1
 """As `MADE`, for clips."""
 
 
+def build_moving(folder: Path, seed: int = 0, num_held_out: int = NUM_HELD_OUT, **preferences: Any) -> Path:
+    """`build_clips` with the fields of `ClipPreferencesConfig`."""
+    return build_clips(ClipPreferencesConfig(seed=seed, **preferences), num_held_out, folder)
+
+
 def build_clips(config: ClipPreferencesConfig, num_held_out: int, out: Path, changes: int = CHANGES_EACH) -> Path:
     """Preferences between clips of the moving world: the three files of `build_data`, and `changes.parquet`.
 
@@ -96,9 +101,7 @@ def build_clips(config: ClipPreferencesConfig, num_held_out: int, out: Path, cha
     return out
 
 
-def _build_split(
-    num_prompts: int, records: Callable[[int, int], Iterator[PreferenceRecord]], target: Path
-) -> None:
+def _build_split(num_prompts: int, records: Callable[[int, int], Iterator[PreferenceRecord]], target: Path) -> None:
     """Write parts of `SHARD` prompts, then join them.
 
     Args:

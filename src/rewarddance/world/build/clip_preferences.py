@@ -132,9 +132,7 @@ def clip_records(config: ClipPreferencesConfig, first: int = 0, last: int | None
         given = render(scene)[0] if config.task == "i2v" else None
         clips = corrupted_clips(spec, scene, rng, config)
         rates = [FPS * float(rng.choice((0.5, 2))) if rng.random() < config.rate_share else FPS for _ in clips]
-        truth = [
-            utility(judge(c, spec, r, given), config.criterion) for c, r in zip(clips, rates, strict=True)
-        ]
+        truth = [utility(judge(c, spec, r, given), config.criterion) for c, r in zip(clips, rates, strict=True)]
         utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
         name = f"{config.task}-{config.split}-{i}"
         yield PreferenceRecord(
