@@ -82,14 +82,16 @@ class ChatEncoder:
         self.start, self.context, self.end = marks or tuple(str(getattr(tokenizer, name)) for name in own)
         self._picture = f"{self.start}{self.context}{self.end}"
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
-        self.clips = ClipFrames()
-        self.form = form or NumberedFrames()
-        clip_id = tokenizer.convert_tokens_to_ids(self.form.context) if self.form.context else None
-        self.clip_context_id: int = self.context_id if clip_id is None else clip_id
-        self.context_ids = frozenset((self.context_id, self.clip_context_id))
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
         self.special = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         """Texts that the tokenizer reads as one special token, the longest first."""
+        self.clips = ClipFrames()
+        self.form = form or NumberedFrames()
+        known = self.form.context is None or self.form.context in self.special
+        self.clip_context = (self.form.context or self.context) if known else None
+        """None where the tokenizer has no context token for clips; the model then takes none."""
+        self.clip_context_id: int = tokenizer.convert_tokens_to_ids(self.clip_context or self.context)
+        self.context_ids = frozenset((self.context_id, self.clip_context_id))
         self._special = re.compile("|".join(map(re.escape, self.special)))
         self._templates: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         self._cache: dict[tuple[Any, ...], tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]] = {}
@@ -116,7 +118,9 @@ class ChatEncoder:
             return self._picture
         sampled = self.sampled(part)
         shifts.extend(self.form.shifts(sampled))
-        return self.form.text(sampled, self.start, self.form.context or self.context, self.end)
+        if self.clip_context is None:
+            raise ConfigError(f"the tokenizer has no token {self.form.context}; this model takes no clips")
+        return self.form.text(sampled, self.start, self.clip_context, self.end)
 
     def sampled(self, clip: Media) -> SampledFrames:
         """The frames of a clip that are shown.
