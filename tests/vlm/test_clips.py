@@ -110,7 +110,8 @@ def test_gradients_to_pixels_are_those_of_transformers(make, kind, clips, pictur
     dialogs = dialogs_of(media, pictures[0])
 
     def gradients(logits):
-        return torch.autograd.grad((logits[:, 0] - logits[:, 1]).square().sum(), [m.frames for m in media])
+        weights = torch.arange(1.0, 1 + len(logits))
+        return torch.autograd.grad((weights * (logits[:, 0] - logits[:, 1])).sum(), [m.frames for m in media])
 
     ours = gradients(Engine(backbone).answer_logits(dialogs, WORDS).logits)
     theirs = gradients(answers(backbone, dialogs))
