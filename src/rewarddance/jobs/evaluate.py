@@ -255,7 +255,8 @@ def evaluate_judge_on_data(
         most: records of each file at most, evenly spread.
 
     Returns:
-        By set the figures of `measure_judge`, calibration, and num_trained_on: records left out because the judge was
+        By set the figures of `measure_judge` (of `changes.parquet`, `accuracy_<change>` is the share of right answers
+        where that one thing is wrong), calibration, and num_trained_on: records left out because the judge was
         trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
         figures are a little too good.
 

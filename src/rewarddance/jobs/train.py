@@ -244,8 +244,8 @@ def held_out_sets(
 ) -> dict[str, tuple[Sequence[PreferenceRecord], int]]:
     """Named sets of prompts that a judge was not trained on, at most `most` records each, and how many were left out.
 
-    They are the held-out files of a data folder, or all of it where it has none. If it is not known what was `seen`,
-    they are the tenth that a training with this seed would hold out.
+    They are the held-out files of a data folder (with `changes.parquet`), or all of it where it has none. If it is not
+    known what was `seen`, they are the tenth that a training with this seed would hold out.
 
     Raises:
         InputError: nothing is left of a set.
