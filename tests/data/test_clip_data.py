@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from rewarddance.apps.cli import main
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
@@ -12,6 +13,7 @@ from rewarddance.data.export import export
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.parquet import RecordTable, row_of, voted_records, write_rows
 from rewarddance.jobs.data.build import build_clips
+from rewarddance.jobs.data.rationales import OracleTeacher, add_rationales
 from rewarddance.jobs.train import held_out_sets, load_sets
 from rewarddance.world.build.clip_preferences import CHANGES, ClipPreferencesConfig, change_records, clip_records
 from rewarddance.world.motion.grammar import parse
@@ -120,3 +122,22 @@ def test_broken_clips_are_rows_that_are_listed(own, tmp_path):
     report = import_preferences(own, "videogen", tmp_path, tmp_path / "kept", "skip", store_clips=True)
     assert [place for place, _ in report.rejected] == [1]
     assert "b.mp4" in report.rejected[0][1]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--task", "t2v", "--generator", "tiny"], "--task t2v is made of renders alone; leave generator out"),
+    (["--task", "t2v", "--criterion", "style"], "--task t2v has no criterion style"),
+    (["--task", "t2v", "--criterion", "first_frame"], "first_frame needs --task i2v"),
+    (["--criterion", "motion"], "--task t2i has no criterion motion"),
+    (["--task", "t2v", "--prompts", "p.txt"], "--task has no part in a build with --prompts"),
+])  # fmt: skip
+def test_flags_of_a_build_that_do_not_fit_are_one_line(flags, message, tmp_path, capsys):
+    assert main(["data", "build", "--out", str(tmp_path / "x"), *flags]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_teachers_of_reasons_refuse_clips(tmp_path):
+    build_clips(ClipPreferencesConfig(num_prompts=1, clips=2), 1, tmp_path, changes=0)
+    with pytest.raises(InputError, match="holds clips, and teachers are shown pictures"):
+        add_rationales(tmp_path, OracleTeacher(), tmp_path / "out")

@@ -12,7 +12,7 @@ from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.data.build import build_clips
 from rewarddance.jobs.load import load_judge
 from rewarddance.jobs.train import held_out_sets, train_from_data
-from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.config import JudgeSpec, columns_of
 from rewarddance.reward.context import Context
 from rewarddance.reward.judge import new_judge
 from rewarddance.reward.train_config import RewardConfig
@@ -95,6 +95,14 @@ def test_what_cannot_be_judged_is_one_line(backbone, pair, pictures):
     assert "no instruction for criterion 'style'; known: overall, fidelity, motion" in refused[2]
     assert "no instruction for criterion 'motion'" in refused[3]
     assert 4 not in refused
+
+
+def test_a_head_of_ratings_has_the_criteria_of_clips():
+    pictures = columns_of("regression", Context())
+    assert "motion" not in pictures
+    assert columns_of("regression", Context(), ("clip",)) == tuple(Context().clip_words.criteria)
+    assert columns_of("regression", Context(), ("picture", "clip"))[: len(pictures)] == pictures
+    assert "motion" in columns_of("regression", Context(), ("picture", "clip"))
 
 
 @pytest.fixture(scope="module")
