@@ -73,24 +73,26 @@ QWEN_TEXT = {
 
 
 def qwen_tokenizer():
-    from rewarddance.vlm.qwen import MARKS
+    from rewarddance.vlm.qwen import CLIP_CONTEXT, MARKS
     from rewarddance.world.build.tiny_vlm import new_tokenizer
 
     tokenizer = new_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)}, replace_extra_special_tokens=False)
+    marks = [*MARKS, CLIP_CONTEXT]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks}, replace_extra_special_tokens=False)
     return tokenizer
 
 
 def qwen_model(kind, tokenizer):
     from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
-    from rewarddance.vlm.qwen import CLASSES, MARKS
+    from rewarddance.vlm.qwen import CLASSES, CLIP_CONTEXT, MARKS
 
     torch.manual_seed(3)
     ids = {
         name: tokenizer.convert_tokens_to_ids(mark) for name, mark in zip(("start", "image", "end"), MARKS, strict=True)
     }
     common = {"image_token_id": ids["image"], "vision_start_token_id": ids["start"], "vision_end_token_id": ids["end"]}
+    common["video_token_id"] = tokenizer.convert_tokens_to_ids(CLIP_CONTEXT)
     text = QWEN_TEXT | {"vocab_size": len(tokenizer)}
     if kind == "qwen2_5_vl":
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
@@ -116,7 +118,8 @@ def new_qwen():
         tokenizer = qwen_tokenizer()
         model = qwen_model(kind, tokenizer)
         patch = model.config.vision_config.patch_size
-        return QwenBackbone(model, tokenizer, PatchPreprocessor(patch, min_pixels=16, max_pixels=120_000))
+        prepare = PatchPreprocessor(patch, min_pixels=16, max_pixels=120_000, whole_clips=kind == "qwen3_vl")
+        return QwenBackbone(model, tokenizer, prepare)
 
     return make
 

@@ -119,9 +119,9 @@ def test_even_rate():
         even_rate([0, 0, 0, 0], 1e-3, "x")
 
 
-def write(path, times, audio_only=False, format=None):
+def write(path, times, audio_only=False, options=None):
     """A file with frames at these time stamps (in milliseconds), or with a tone and no video."""
-    with av.open(str(path), "w", format=format) as container:
+    with av.open(str(path), "w", options=options or {}) as container:
         if audio_only:
             stream = container.add_stream("aac", rate=8000, layout="mono")
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
@@ -175,6 +175,27 @@ def test_long_and_large_clips_are_refused_at_once(tmp_path):
     with pytest.raises(InputError, match=r"long.mp4: over the limit of 1,024 frames"):
         Media.open(tmp_path / "long.mp4")
     assert time.process_time() - began < 1
+
+
+def test_a_stream_without_a_length_stops_at_the_limit(tmp_path, monkeypatch):
+    """A fragmented MP4, as cameras and browsers record it, does not say how many frames it has."""
+    live = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    write(tmp_path / "live.mp4", [40 * k for k in range(60)], options=live)
+    with av.open(str(tmp_path / "live.mp4")) as container:
+        assert container.streams.video[0].frames == 0
+    assert Media.open(tmp_path / "live.mp4").num_frames == 60
+    whole = (tmp_path / "live.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: int(0.5 * len(whole))])
+    cut = Media.open(tmp_path / "cut.mp4")  # a recording may stop at any frame
+    assert cut.num_frames < 60
+    assert cut.fps == pytest.approx(25)
+    decoded = []
+    check = clips._check_amount
+    monkeypatch.setattr(clips, "MAX_FRAMES", 20)
+    monkeypatch.setattr(clips, "_check_amount", lambda num, *more: (decoded.append(num), check(num, *more)))
+    with pytest.raises(InputError, match=r"live\.mp4: over the limit of 20 frames"):
+        Media.open(tmp_path / "live.mp4")
+    assert max(decoded) == 21
 
 
 def test_the_pixel_limit_counts_all_frames(clip, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     get_optimal_tiled_canvas,
 )
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.vlm.encoding import ChatEncoder
@@ -19,16 +20,17 @@ def test_layout_of_a_question(backbone, pictures):
     text = backbone.tokenizer.decode(e.ids)
     context = "<IMG_CONTEXT>" * backbone.model.config.image_seq_length
     assert text == f"<|user|>look: <img>{context}</img> well?<|assistant|>"
-    assert e.images == ((pictures[0], 0),)
+    assert e.images == ((pictures[0], (0,)),)
     assert not any(e.answers)
 
 
 def test_videos_are_numbered_frames(backbone):
     video = Media(torch.rand(2, 3, 48, 48), fps=4.0)
+    backbone.sample_clips(ClipFrames(fps=4))
     e = backbone.encoder.chat([("user", [video, "what happens?"])])
     text = backbone.tokenizer.decode(e.ids).replace("<IMG_CONTEXT>" * 16, "*")
     assert text == "<|user|>Frame1: <img>*</img>\nFrame2: <img>*</img>\nwhat happens?<|assistant|>"
-    assert [i for _, i in e.images] == [0, 1]
+    assert [i for _, i in e.images] == [(0,), (1,)]
 
 
 def test_answers_and_their_ends_are_marked(backbone):
@@ -62,7 +64,7 @@ def test_unknown_folders_are_refused(tmp_path):
 def test_a_backbone_survives_the_disk(backbone, pictures, tmp_path):
     backbone.save(tmp_path)
     again = InternVLBackbone.load(tmp_path)
-    frames = [(pictures[0], 0)]
+    frames = [(pictures[0], (0,))]
     assert torch.equal(again.image_tokens(frames), backbone.image_tokens(frames))
     question = [("user", ["prompt: x\n", pictures[0]])]
     assert again.encoder.chat(question).ids == backbone.encoder.chat(question).ids
@@ -95,9 +97,9 @@ def test_resizing_is_the_official_ones_but_for_rounding(kind, size):
 
 def test_pictures_of_several_sizes_keep_their_order(backbone):
     media = [Media(torch.rand(1, 3, s, s)) for s in (48, 20, 48, 33)]
-    together = backbone.image_tokens([(m, 0) for m in media]).chunk(len(media))
+    together = backbone.image_tokens([(m, (0,)) for m in media]).chunk(len(media))
     for rows, m in zip(together, media, strict=True):
-        assert torch.allclose(rows, backbone.image_tokens([(m, 0)]), atol=1e-5)
+        assert torch.allclose(rows, backbone.image_tokens([(m, (0,))]), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (4, 4000)])
@@ -151,12 +153,13 @@ def test_a_tiled_picture_is_seen_in_parts_and_once_whole(backbone, pictures):
     encoded = backbone.encoder.chat([("user", ["x", wide, pictures[0]])])
     single = backbone.model.config.image_seq_length
     assert encoded.counts == (3 * single, single)
-    seen = backbone.image_tokens([(wide, 0), (pictures[0], 0)])
+    seen = backbone.image_tokens([(wide, (0,)), (pictures[0], (0,))])
     assert len(seen) == 4 * single
     backbone.tile(1)
-    torch.testing.assert_close(seen[3 * single :], backbone.image_tokens([(pictures[0], 0)]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen[2 * single : 3 * single], backbone.image_tokens([(wide, 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[3 * single :], backbone.image_tokens([(pictures[0], (0,))]), rtol=1e-4, atol=1e-5)
+    whole = backbone.image_tokens([(wide, (0,))])
+    torch.testing.assert_close(seen[2 * single : 3 * single], whole, rtol=1e-4, atol=1e-5)
     left = Media(wide.frames[..., :48].detach())
-    torch.testing.assert_close(seen[:single], backbone.image_tokens([(left, 0)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[:single], backbone.image_tokens([(left, (0,))]), rtol=1e-4, atol=1e-5)
     seen.square().sum().backward()
     assert wide.frames.grad.abs().min() > 0

@@ -18,7 +18,7 @@ DIALOGS = st.lists(st.tuples(st.sampled_from("ab"), *[st.sampled_from(SHOWN)] * 
 @settings(max_examples=60, deadline=None)
 @given(DIALOGS, st.integers(1, 9), st.integers(8, 40))
 def test_portions_hold_everything_once_within_bounds_and_know_what_comes_again(dialogs, most, room):
-    found = list(portions(dialogs, most, lambda m: 2 * m.num_frames, room))
+    found = list(portions(dialogs, most, lambda m: {m.key: 2 * m.num_frames}, room))
     assert sorted(i for p in found for i in p.rows) == list(range(len(dialogs)))
     shown = [{m for i in p.rows for m in dialogs[i][1:]} for p in found]
     for number, p in enumerate(found):

@@ -41,7 +41,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("commands:Demo", "the main job on the embedded world, with a report"),
-    "data build": Command("commands:DataBuild", "preferences of the embedded world as Parquet"),
+    "data build": Command("data:DataBuild", "preferences of the embedded world as Parquet"),
     "data import": Command("data:DataImport", "preferences of any format to Parquet, with every vote"),
     "data stats": Command("data:DataStats", "labels, agreement, side bias, duplicates, leakage"),
     "data split": Command("data:DataSplit", "hold out prompts, styles, models or annotators; folds"),

@@ -54,110 +54,6 @@ class Demo(Flags):
 
 
 @dataclass(frozen=True)
-class DataBuild(Flags):
-    """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
-
-    The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. A pool has pictures of every prompt,
-    seed and setting, for `data select` and annotation tools; a stopped build continues, and several processes on one
-    folder share the work. `--engine ray` draws it on the actors of a Ray cluster, which must share the folder.
-
-    Example: rewarddance data build --out data/embedded --num-prompts 3000
-
-    Example: rewarddance data build --prompts prompts.txt --images-per-prompt 4 --guidance 1 4.5 --out data/pool
-    """
-
-    out: Path
-    """Folder to write."""
-    prompts: Path | None = None
-    """A file of prompts: text, JSONL with `prompt` (GenEval's too), or JSON of COCO's captions or VBench."""
-    images_per_prompt: Count = 4
-    """With --prompts: seeds of every prompt and setting."""
-    num_steps: tuple[int, ...] = (20,)
-    """With --prompts: sampling steps; every one is combined with every guidance."""
-    guidance: tuple[float, ...] = (1.0,)
-    """With --prompts: guidance scales."""
-    sample_batch: Count = 128
-    """With --prompts: pictures sampled and decoded at once."""
-    resolution: SomeCount = None
-    """With --prompts: side of the pictures in pixels; the checkpoint's own by default."""
-    adapter: Path | None = None
-    """With --prompts: a run folder of `rewarddance align`."""
-    engine: Literal["local", "ray"] = "local"
-    """With --prompts: who draws, this process or Ray's actors (RAY_ADDRESS, or a Ray that this command starts)."""
-    actors: SomeCount = None
-    """With --engine ray: actors, each with one generator; by default one for each GPU, or for each CPU without GPUs."""
-    num_prompts: Count = 9600
-    num_held_out: Count = 128
-    """Prompts in each of the two held-out splits."""
-    pictures: Annotated[int, Least(2)] = 4
-    """Pictures of each prompt of the embedded world."""
-    generator: str = "tiny"
-    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts it draws all
-    pictures."""
-    generator_share: float = 0.7
-    criterion: Literal["fidelity", "style", "composition", "novelty", "overall", "each"] = "fidelity"
-    """The criterion of the raters. With `each` they judge the pictures of every prompt by all five, one record for each
-    criterion; `train learned` needs these ratings."""
-    votes: Count = 5
-    """Simulated raters who judge each pair; its label is their mean choice."""
-    shuffle_labels: bool = False
-    """Random labels, for the control judge."""
-    seed: int = 0
-
-    def run(self) -> None:
-        pool = {
-            "images_per_prompt",
-            "num_steps",
-            "guidance",
-            "sample_batch",
-            "resolution",
-            "adapter",
-            "engine",
-            "actors",
-        }
-        world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
-        idle = self.given() & (pool if self.prompts is None else world)
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
-        which = "without" if self.prompts is None else "with"
-        need(not flags, f"data build: {flags} has no part in a build {which} --prompts")
-        if self.prompts is not None:
-            self._build_pool(self.prompts)
-            return
-        from rewarddance.jobs.data.build import build_embedded
-
-        folder = build_embedded(
-            self.out,
-            self.seed,
-            self.num_held_out,
-            None if self.generator == "none" else self.generator,
-            num_prompts=self.num_prompts,
-            pictures=self.pictures,
-            generator_share=self.generator_share,
-            criterion=self.criterion,
-            votes=self.votes,
-            shuffle_labels=self.shuffle_labels,
-        )
-        say(f"wrote {folder}")
-
-    def _build_pool(self, prompts: Path) -> None:
-        from rewarddance.jobs.data.pictures import Pool, build_pictures, draw_here
-        from rewarddance.jobs.data.ray_engine import ray_engine
-        from rewarddance.jobs.sample import Sampling
-
-        need(self.actors is None or self.engine == "ray", "data build: --actors needs --engine ray")
-        need(
-            min(self.num_steps, default=0) >= 1 and bool(self.guidance), "data build: needs --num-steps and --guidance"
-        )
-        sampling = Sampling(self.generator, sample_batch=self.sample_batch, resolution=self.resolution)
-        pool = Pool(sampling, self.images_per_prompt, self.num_steps, self.guidance, self.seed)
-        engine = ray_engine(self.actors) if self.engine == "ray" else draw_here
-        made = build_pictures(prompts, self.out, pool, self.adapter, engine)
-        show(made)
-        if not made["complete"]:
-            say("other processes are still drawing; the last one to end writes train.parquet")
-
-
-@dataclass(frozen=True)
 class DataRationales(Flags):
     """Ask a teacher for reasons and keep those whose verdict agrees with the label; for chain-of-thought judges.
 
@@ -215,6 +111,9 @@ class JudgeFlags(Flags):
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    clip_fps: Annotated[float | None, Least(0.01)] = None
+    """Frames of a second of a clip that the judge sees; as in training when not given, 2 for a checkpoint that was not
+    trained to judge."""
     precision: Precision | None = None
     """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
     on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
@@ -222,23 +121,36 @@ class JudgeFlags(Flags):
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
     def load(self, *, compile: bool) -> AnyJudge:
+        from rewarddance.core.clip_frames import ClipFrames
         from rewarddance.jobs.load import load_judge
 
         settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
+        if self.clip_fps is not None:
+            settings["clips"] = ClipFrames(fps=self.clip_fps)  # type: ignore[assignment]
         return load_judge(self.judge, **settings, compile=compile)  # type: ignore[arg-type]
+
+
+MEDIA_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".mp4", ".webm", ".mov", ".m4v", ".mkv"),
+)
+"""Endings of pictures and clips, which `score` tells from data by."""
 
 
 @dataclass(frozen=True)
 class Score(JudgeFlags):
-    """Judge one picture (pointwise), two (candidate against reference), or every comparison of a data folder.
+    """Judge one picture or clip (pointwise), two (candidate against reference), or every comparison of a data folder.
 
     Example: rewarddance score --prompt "a red circle" --candidate a.png --reference b.png
+
+    Example: rewarddance score a.mp4 b.mp4 --prompt "a red circle moving left" --judge runs/clips
 
     Example: rewarddance score data/mine --judge runs/judge --out scores.jsonl
     """
 
-    data: Annotated[Path | None, tyro.conf.Positional] = None
-    """A folder written by `data build` or `data import`, or a Parquet file of it."""
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """A folder written by `data build` or `data import`, or a Parquet file of it; or the candidate and its reference,
+    pictures or clips."""
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
@@ -250,14 +162,15 @@ class Score(JudgeFlags):
     def run(self) -> None:
         from rewarddance.jobs.score import score_data, score_one
 
-        unused = {"out"} if self.data is None else {"prompt", "candidate", "reference", "criterion", "explain"}
-        kind = "one picture" if self.data is None else "a data folder, whose records have their own"
+        data = self.files[0] if len(self.files) == 1 and _is_data(self.files[0]) else None
+        unused = {"out"} if data is None else {"prompt", "candidate", "reference", "criterion", "explain"}
+        kind = "one picture" if data is None else "a data folder, whose records have their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(unused & self.given()))
         need(not flags, f"score: {flags} cannot be used with {kind}")
-        comparison = None if self.data is not None else self._comparison()
-        judge = self.load(compile=self.data is not None)
-        if self.data is not None:
-            show(score_data(self.data, judge, self.out))
+        comparison = None if data is not None else self._comparison()
+        judge = self.load(compile=data is not None)
+        if data is not None:
+            show(score_data(data, judge, self.out))
         elif comparison is not None:
             show(score_one(judge, comparison, self.explain))
 
@@ -266,15 +179,24 @@ class Score(JudgeFlags):
         from rewarddance.core.media import Media
         from rewarddance.core.types import Comparison
 
-        if self.prompt is None or self.candidate is None:
+        named = (self.candidate, self.reference)
+        need(not self.files or named == (None, None), "score: give files, or --candidate and --reference, not both")
+        need(len(self.files) <= 2, f"score: {len(self.files)} files; give a candidate and a reference, or `rank` them")
+        candidate, reference = (*self.files, None, None)[:2] if self.files else named
+        if self.prompt is None or candidate is None:
             raise UsageError("score: give a data folder, or --prompt and --candidate")
-        reference = None if self.reference is None else Media.open(self.reference)
-        return Comparison(self.prompt, Media.open(self.candidate), reference, self.criterion)
+        against = None if reference is None else Media.open(reference)
+        return Comparison(self.prompt, Media.open(candidate), against, self.criterion)
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a path is a data folder or a split of one, and not a picture or a clip."""
+    return path.is_dir() or path.suffix.lower() not in MEDIA_SUFFIXES
 
 
 @dataclass(frozen=True)
 class Rank(JudgeFlags):
-    """Order pictures of one prompt by round robin.
+    """Order pictures or clips of one prompt by round robin.
 
     `order` in the result is best first. `wins` is P(row is better than column), in the order in which the pictures were
     given.

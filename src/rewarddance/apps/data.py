@@ -1,4 +1,4 @@
-"""Commands on preference data: import, statistics, splits, export, and which pairs to label next."""
+"""Commands on preference data: build, import, statistics, splits, export, and which pairs to label next."""
 
 from __future__ import annotations
 
@@ -12,6 +12,137 @@ from rewarddance.apps.commands import show
 from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.progress import say
 from rewarddance.data.names import Format, SplitBy, Strategy
+
+
+@dataclass(frozen=True)
+class DataBuild(Flags):
+    """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
+
+    The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. Clips have changes.parquet too:
+    held-out pairs with a single thing wrong, which `evaluate --judge` reports by what it is. A pool has pictures of
+    every prompt, seed and setting, for `data select` and annotation tools; a stopped build continues, and several
+    processes on one folder share the work. `--engine ray` draws it on the actors of a Ray cluster, which must share the
+    folder.
+
+    Example: rewarddance data build --out data/embedded --num-prompts 3000
+
+    Example: rewarddance data build --task t2v --criterion overall --num-prompts 4800 --out data/clips
+
+    Example: rewarddance data build --prompts prompts.txt --images-per-prompt 4 --guidance 1 4.5 --out data/pool
+    """
+
+    out: Path
+    """Folder to write."""
+    prompts: Path | None = None
+    """A file of prompts: text, JSONL with `prompt` (GenEval's too), or JSON of COCO's captions or VBench."""
+    images_per_prompt: Count = 4
+    """With --prompts: seeds of every prompt and setting."""
+    num_steps: tuple[int, ...] = (20,)
+    """With --prompts: sampling steps; every one is combined with every guidance."""
+    guidance: tuple[float, ...] = (1.0,)
+    """With --prompts: guidance scales."""
+    sample_batch: Count = 128
+    """With --prompts: pictures sampled and decoded at once."""
+    resolution: SomeCount = None
+    """With --prompts: side of the pictures in pixels; the checkpoint's own by default."""
+    adapter: Path | None = None
+    """With --prompts: a run folder of `rewarddance align`."""
+    engine: Literal["local", "ray"] = "local"
+    """With --prompts: who draws, this process or Ray's actors (RAY_ADDRESS, or a Ray that this command starts)."""
+    actors: SomeCount = None
+    """With --engine ray: actors, each with one generator; by default one for each GPU, or for each CPU without GPUs."""
+    task: Literal["t2i", "t2v", "i2v"] = "t2i"
+    """What the embedded world shows: pictures, clips of prompts, or clips that go on from a given first frame."""
+    num_prompts: Count = 9600
+    num_held_out: Count = 128
+    """Prompts in each of the two held-out splits."""
+    pictures: Annotated[int, Least(2)] = 4
+    """Pictures (or clips) of each prompt of the embedded world."""
+    generator: str = "tiny"
+    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts it draws all
+    pictures."""
+    generator_share: float = 0.7
+    criterion: Literal[
+        "fidelity", "style", "composition", "novelty", "overall", "each", "motion", "consistency", "first_frame"
+    ] = "fidelity"
+    """The criterion of the raters. Clips: `fidelity`, `motion`, `consistency`, `first_frame` (i2v) or `overall`. With
+    `each` they judge the pictures of every prompt by all five criteria of pictures, one record for each; `train
+    learned` needs these ratings."""
+    votes: Count = 5
+    """Simulated raters who judge each pair; its label is their mean choice."""
+    shuffle_labels: bool = False
+    """Random labels, for the control judge."""
+    seed: int = 0
+
+    def run(self) -> None:
+        pool = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
+        pool |= {"engine", "actors"}
+        world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
+        world |= {"task"}
+        idle = self.given() & (pool if self.prompts is None else world)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+        which = "without" if self.prompts is None else "with"
+        need(not flags, f"data build: {flags} has no part in a build {which} --prompts")
+        if self.prompts is not None:
+            self._build_pool(self.prompts)
+            return
+        clips = self.task != "t2i"
+        idle = self.given() & {"generator", "generator_share"} if clips else set()
+        need(not idle, f"data build: --task {self.task} is made of renders alone; leave {', '.join(sorted(idle))} out")
+        alone = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
+        need(self.criterion not in alone, f"data build: --task {self.task} has no criterion {self.criterion}")
+        need(self.task == "i2v" or self.criterion != "first_frame", "data build: first_frame needs --task i2v")
+        if clips:
+            self._build_clips()
+            return
+        from rewarddance.jobs.data.build import build_embedded
+
+        folder = build_embedded(
+            self.out,
+            self.seed,
+            self.num_held_out,
+            None if self.generator == "none" else self.generator,
+            num_prompts=self.num_prompts,
+            pictures=self.pictures,
+            generator_share=self.generator_share,
+            criterion=self.criterion,
+            votes=self.votes,
+            shuffle_labels=self.shuffle_labels,
+        )
+        say(f"wrote {folder}")
+
+    def _build_clips(self) -> None:
+        from rewarddance.jobs.data.build import build_moving
+
+        folder = build_moving(
+            self.out,
+            self.seed,
+            self.num_held_out,
+            task=self.task,
+            num_prompts=self.num_prompts,
+            clips=self.pictures,
+            criterion=self.criterion,
+            votes=self.votes,
+            shuffle_labels=self.shuffle_labels,
+        )
+        say(f"wrote {folder}")
+
+    def _build_pool(self, prompts: Path) -> None:
+        from rewarddance.jobs.data.pictures import Pool, build_pictures, draw_here
+        from rewarddance.jobs.data.ray_engine import ray_engine
+        from rewarddance.jobs.sample import Sampling
+
+        need(self.actors is None or self.engine == "ray", "data build: --actors needs --engine ray")
+        need(
+            min(self.num_steps, default=0) >= 1 and bool(self.guidance), "data build: needs --num-steps and --guidance"
+        )
+        sampling = Sampling(self.generator, sample_batch=self.sample_batch, resolution=self.resolution)
+        pool = Pool(sampling, self.images_per_prompt, self.num_steps, self.guidance, self.seed)
+        engine = ray_engine(self.actors) if self.engine == "ray" else draw_here
+        made = build_pictures(prompts, self.out, pool, self.adapter, engine)
+        show(made)
+        if not made["complete"]:
+            say("other processes are still drawing; the last one to end writes train.parquet")
 
 
 @dataclass(frozen=True)
@@ -49,15 +180,26 @@ class DataImport(Flags):
     --context.instructions`."""
     shard_mib: Count = 512
     """MiB of pictures at which a new Parquet file begins."""
+    store_clips: bool = False
+    """Keep the files of clips in the data, so that judges can be trained and evaluated on them. Without it a record
+    only names its clips."""
 
     def run(self) -> None:
         from rewarddance.data.importers import import_preferences
         from rewarddance.reward.context import Context
 
-        known = (*Context().words.criteria, *self.criteria)
+        words = Context()
+        known = (*dict.fromkeys([*words.words.criteria, *words.clip_words.criteria]), *self.criteria)
         root = self.media_root or (self.file if self.file.is_dir() else self.file.parent)
         report = import_preferences(
-            self.file, self.format, root, self.out, self.on_error, known, shard_bytes=self.shard_mib << 20
+            self.file,
+            self.format,
+            root,
+            self.out,
+            self.on_error,
+            known,
+            shard_bytes=self.shard_mib << 20,
+            store_clips=self.store_clips,
         )
         show({k: v for k, v in report.as_dict().items() if k != "rejected"})
         for line in report.messages(known):

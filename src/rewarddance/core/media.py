@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,21 @@ def _names_picture(head: bytes) -> bool:
 _unique = itertools.count()
 
 
+def _digest(frames: Tensor, more: str) -> str:
+    """A hash of pixels, shape and type."""
+    # flatten before contiguous: a single pixel counts as contiguous with any strides
+    content = frames.detach().cpu().flatten().contiguous()
+    digest = hashlib.blake2b(content.view(torch.uint8).numpy().tobytes(), digest_size=16)
+    digest.update(f"{tuple(frames.shape)}{content.dtype}{more}".encode())
+    return digest.hexdigest()
+
+
+def _few(frames: Tensor) -> tuple[Any, ...]:
+    """Shape, type and a few pixels."""
+    content = frames.detach().flatten()
+    return (tuple(frames.shape), str(frames.dtype), *content[:: max(1, len(content) // 16)].tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class Media:
     """One picture (F = 1) or video.
@@ -88,10 +104,17 @@ class Media:
             raise InputError(f"{self.origin or 'media'}: needs frames of shape (F, 3, H, W), got {tuple(f.shape)}")
         if not f.is_floating_point():
             raise InputError(f"{self.origin or 'media'}: needs float pixels in [0, 1], got {f.dtype}; use from_numpy")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise InputError(f"{self.origin or 'media'}: {self.fps} frames per second; needs a number above 0")
 
     @property
     def num_frames(self) -> int:
         return self.frames.shape[0]
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is a clip; a clip may have a single frame."""
+        return self.num_frames > 1 or self.fps is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,21 +129,37 @@ class Media:
         """
         if self.frames.requires_grad:
             return f"grad-{next(_unique)}"
-        # flatten before contiguous: a single pixel counts as contiguous with any strides
-        content = self.frames.detach().cpu().flatten().contiguous()
-        digest = hashlib.blake2b(content.view(torch.uint8).numpy().tobytes(), digest_size=16)
-        rate = "" if self.fps is None else f" {self.fps}"  # of two equal clips, the faster one may be the better
-        digest.update(f"{tuple(self.frames.shape)}{content.dtype}{rate}".encode())
-        return digest.hexdigest()
+        # of two equal clips, the faster one may be the better
+        return _digest(self.frames, "" if self.fps is None else f" {self.fps}")
+
+    def frame_key(self, index: int) -> str:
+        """As `key`, of one frame. A frame of a clip and a picture with the same pixels have the same key."""
+        if not self.is_clip:
+            return self.key
+        if self.frames.requires_grad:
+            return f"{self.key}-{index}"
+        if index not in self._frame_keys:
+            self._frame_keys[index] = _digest(self.frames[index : index + 1], "")
+        return self._frame_keys[index]
+
+    @cached_property
+    def _frame_keys(self) -> dict[int, str]:
+        return {}
 
     @cached_property
     def sketch(self) -> tuple[Any, ...]:
         """Shape and a few pixels: equal for equal pictures and different for most others. Much cheaper than `key`."""
         if self.frames.requires_grad:
             return (next(_unique),)
-        content = self.frames.detach().flatten()
-        few = content[:: max(1, len(content) // 16)].tolist()
-        return (tuple(self.frames.shape), str(self.frames.dtype), self.fps, *few)
+        return (*_few(self.frames), self.fps)
+
+    def frame_sketch(self, index: int) -> tuple[Any, ...]:
+        """As `sketch`, of one frame."""
+        if not self.is_clip:
+            return self.sketch
+        if self.frames.requires_grad:
+            return (*self.sketch, index)
+        return (*_few(self.frames[index : index + 1]), None)
 
     @classmethod
     def from_tensor(cls, pixels: Tensor, *, fps: float | None = None, origin: str | None = None) -> Media:

@@ -114,7 +114,7 @@ def export(
     counts = {"records": 0, "rows": 0}
 
     def put(ref: MediaRef) -> str:
-        if ref.kind != "image":
+        if ref.kind != "image" and ref.data is None:
             return ref.path or ""
         if ref.data is None:
             raise Unfit("a picture without its file")

@@ -21,6 +21,8 @@ from rewarddance.data.votes import VERSION
 
 SPLITS = ("train", "id", "ood")
 """Names of the splits of a data folder: training, held-out prompts, held-out prompts of another kind."""
+CHANGES_FILE = "changes.parquet"
+"""Held-out pairs in which one thing is wrong, for `evaluate` (clips of the embedded world)."""
 _MARK = "<!-- written by rewarddance data; delete this line to keep your own text -->"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

@@ -57,7 +57,7 @@ class ImportReport:
         """Count an accepted record."""
         self.accepted += 1
         kinds = {m.kind for m in record.candidates}
-        self.clips += "video" in kinds
+        self.clips += any(m.kind == "video" and m.data is None for m in record.candidates)
         self.systems += "none" in kinds
         self.without_prompt += not record.prompt
         self.without_votes += not record.votes
@@ -93,8 +93,8 @@ class ImportReport:
             lines.append(f"{self.contradicting} choices prefer the other picture than an earlier row (both are kept)")
         if self.clips:
             lines.append(
-                f"{self.clips} records are of clips, kept as references to their files: training and scoring cannot "
-                "open clips yet; `data stats`, `data split` and `data export` can"
+                f"{self.clips} records are of clips, kept as references to their files: `data stats`, `data split` and "
+                "`data export` read them; for training and scoring import with --store-clips"
             )
         if self.systems:
             lines.append(f"{self.systems} records compare systems without pictures: `data stats` rates the systems")
@@ -145,6 +145,7 @@ def import_preferences(
     on_error: Literal["stop", "skip"] = "stop",
     criteria: Collection[str] = ("overall",),
     shard_bytes: int | None = None,
+    store_clips: bool = False,
 ) -> ImportReport:
     """Read `source` and write `out/train.parquet` (or its shards), `manifest.json`, `README.md` and `import.json`.
 
@@ -155,6 +156,8 @@ def import_preferences(
         format: a name of `READERS`, or `auto` to tell it by the first rows.
         criteria: accepted values of the column `criterion` of own rows. A row without it means "overall". The criteria
             of public formats are always accepted.
+        store_clips: open clips and keep their files in the data, so that judges can be trained on them. Without it a
+            record names its clips.
         shard_bytes: size of pictures at which a new file begins; `shards.SHARD_BYTES` where None.
 
     Raises:
@@ -179,7 +182,9 @@ def import_preferences(
             for place, draft in drafts(source, name):
                 report.rows += 1
                 bar(report.rows, max(total, report.rows + 1))
-                record = _accepted(draft, place, report, media_root, out / "clips", criteria, source)
+                record = _accepted(
+                    draft, place, report, media_root, None if store_clips else out / "clips", criteria, source
+                )
                 if record is not None:
                     counter.add(record)
                     report.note(record)
@@ -202,18 +207,22 @@ def _accepted(
     place: int,
     report: ImportReport,
     media_root: Path,
-    clips: Path,
+    clips: Path | None,
     criteria: Collection[str],
     source: Path,
 ) -> VotedRecord | None:
-    """The record of a row; None where the row is broken or not a judgement, which the report then counts."""
+    """The record of a row; None where the row is broken or not a judgement, which the report then counts.
+
+    Args:
+        clips: folder for clips that the source holds the bytes of; None stores all clips in the record.
+    """
     try:
         if isinstance(draft, InputError):
             raise draft
         for vote in draft.record.votes if draft.own_criteria else ():
             if vote.criterion not in criteria:
                 raise InputError(f"unknown criterion {vote.criterion!r}; known: {', '.join(criteria)}")
-        record = load(draft, media_root, clips)
+        record = load(draft, media_root, clips, store_clips=clips is None)
         return record if record.source or draft.own_criteria else replace(record, source=report.format)
     except Ambiguous as error:
         raise InputError(f"{source}: row {place}: {error}") from None

@@ -32,18 +32,19 @@ def inside(root: Path, path: str) -> Path:
     return resolved
 
 
-def load(draft: Draft, root: Path, clips: Path | None = None) -> VotedRecord:
+def load(draft: Draft, root: Path, clips: Path | None = None, store_clips: bool = False) -> VotedRecord:
     """The record of a draft with its pictures opened and checked.
 
     Args:
         clips: folder for clips whose bytes the file holds; they are written there by content.
+        store_clips: open and check clips too, and keep their files in the record.
 
     Raises:
         InputError: a file is missing, outside `root`, no picture or not one that a judge can look at; two candidates
             are the same picture; or a vote does not fit the candidates.
     """
     record = draft.record
-    media = tuple(_loaded(m, root, clips) for m in record.media)
+    media = tuple(_loaded(m, root, clips, store_clips) for m in record.media)
     candidates = [m for m in media if m.role == "candidate"]
     for i, ref in enumerate(candidates):
         twin = next((c for c in candidates[:i] if ref.sha256 and c.sha256 == ref.sha256), None)
@@ -55,12 +56,32 @@ def load(draft: Draft, root: Path, clips: Path | None = None) -> VotedRecord:
     return by_content(record) if draft.winner_first else record
 
 
-def _loaded(ref: MediaRef, root: Path, clips: Path | None) -> MediaRef:
+def _loaded(ref: MediaRef, root: Path, clips: Path | None, store_clips: bool) -> MediaRef:
     if ref.kind == "image":
         return _picture(ref, root)
     if ref.kind == "video":
-        return _clip(ref, root, clips)
+        return _stored_clip(ref, root) if store_clips else _clip(ref, root, clips)
     return ref
+
+
+def _stored_clip(ref: MediaRef, root: Path) -> MediaRef:
+    """A clip with its file, opened and checked."""
+    content = ref.data
+    if content is None:
+        if ref.path is None:
+            raise InputError("a clip of single frames; only files of clips can be stored")
+        if is_link(ref.path):
+            raise InputError(f"{ref.path}: a link; download the clips, and name their folder with --media-root")
+        path = inside(root, ref.path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        content = path.read_bytes()
+    name = ref.path or "clip"
+    clip = Media.open(io.BytesIO(content), origin=name)
+    if not clip.is_clip:
+        raise InputError(f"{name}: one frame, not a clip")
+    check_size(*clip.size, clip.origin)
+    return replace(ref, data=content, sha256=hash_of(content), fps=clip.fps, num_frames=clip.num_frames)
 
 
 def _picture(ref: MediaRef, root: Path) -> MediaRef:

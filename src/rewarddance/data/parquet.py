@@ -16,9 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
@@ -35,8 +37,12 @@ KEEP_GROUPS = 4
 """Row groups of encoded pictures that an open file keeps in memory."""
 
 
+FILES = ("images", "clips")
+"""Columns of encoded files."""
+
+
 class _Pictures:
-    """Decoded pictures of a split by row. It reads row groups from the disk and keeps the latest pictures.
+    """Decoded pictures and clips of a split by row. It reads row groups from the disk and keeps the latest pictures.
 
     Several threads may call it; a lock serves them one after the other.
     """
@@ -46,36 +52,45 @@ class _Pictures:
         self._places = [(file, g) for file in files for g in range(file.metadata.num_row_groups)]
         sizes = [file.metadata.row_group(g).num_rows for file, g in self._places]
         self._starts = list(itertools.accumulate(sizes, initial=0))
-        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
         self._kept: OrderedDict[int, tuple[Media, ...]] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
 
-    def of(self, row: int) -> tuple[Media, ...]:
+    def of(self, row: int, kinds: Sequence[str] | None = None) -> tuple[Media, ...]:
+        """Pictures and clips of a row, in the order of their `kinds`; pictures only when None."""
         with self._lock:
-            return self._of(row)
+            return self._of(row, kinds)
 
-    def _of(self, row: int) -> tuple[Media, ...]:
+    def _of(self, row: int, kinds: Sequence[str] | None) -> tuple[Media, ...]:
         if row in self._kept:
             self._kept.move_to_end(row)
             return self._kept[row]
         origin = f"{self.name} row {row + 1}"
-        media = tuple(Media.open_picture(io.BytesIO(x["bytes"]), origin=origin) for x in self._encoded(row))
+        stored = self._encoded(row)
+        pictures, clips = (iter(stored.get(name) or ()) for name in ("images", "clips"))
+        media = tuple(
+            Media.open(io.BytesIO(next(clips)["bytes"]), origin=origin)
+            if kind == "video"
+            else Media.open_picture(io.BytesIO(next(pictures)["bytes"]), origin=origin)
+            for kind in kinds or ["image"] * len(stored["images"])
+        )
         self._kept[row] = media
         self._held += _size(media)
         while self._held > self.keep_bytes:
             self._held -= _size(self._kept.popitem(last=False)[1])
         return media
 
-    def _encoded(self, row: int) -> list[dict[str, Any]]:
+    def _encoded(self, row: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._starts, row) - 1
         if group not in self._groups:
             file, own = self._places[group]
-            self._groups[group] = file.read_row_group(own, columns=["images"]).column("images")
+            names = [n for n in FILES if n in file.schema_arrow.names]
+            self._groups[group] = file.read_row_group(own, columns=names)
             if len(self._groups) > KEEP_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
-        return list(self._groups[group][row - self._starts[group]].as_py())
+        return dict(self._groups[group].slice(row - self._starts[group], 1).to_pylist()[0])
 
 
 class RecordTable(Sequence[PreferenceRecord]):
@@ -107,8 +122,11 @@ class RecordTable(Sequence[PreferenceRecord]):
     def _get(self, index: int) -> PreferenceRecord:
         row = self.light.slice(index, 1).to_pylist()[0]
         truth, ratings = row.get("truth"), row.get("ratings")
-        media = self.pictures.of(self.rows[index])
-        conditions = sum(m["role"] == "condition" for m in row.get("media") or ())
+        entries = row.get("media")
+        media = self.pictures.of(self.rows[index], None if entries is None else [m["kind"] for m in entries])
+        conditions = sum(m["role"] == "condition" for m in entries or ())
+        # the source pictures of edits are not shown; the first frame of a clip is
+        shown = media[-1] if conditions == 1 and media[0].is_clip else None
         return PreferenceRecord(
             row["id"],
             row["prompt"],
@@ -119,7 +137,15 @@ class RecordTable(Sequence[PreferenceRecord]):
             tuple(truth) if truth else None,
             tuple(ratings) if ratings else None,
             {g["name"]: g["value"] for g in row.get("groups") or ()},
+            shown,
         )
+
+    @property
+    def are_clips(self) -> list[bool]:
+        """Whether the first candidate of every record is a clip. Decodes none."""
+        if "media" not in self.light.column_names:
+            return [False] * len(self)
+        return [bool(row) and row[0]["kind"] == "video" for row in self.light.column("media").to_pylist()]
 
     @property
     def prompts(self) -> list[str]:
@@ -247,11 +273,11 @@ def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
     """
     names = file.schema_arrow.names
     old = _is_old(names, path)
-    light = file.read(columns=[n for n in names if n not in ("images", "votes")])
+    light = file.read(columns=[n for n in names if n not in (*FILES, "votes")])
     rows = pa.array(range(light.num_rows), pa.int64())
     if old:
         return light.append_column("row", rows)
-    _check_rows(light, path)
+    _check_rows(light, path, _stored_clips(file))
     listed = light.column("preferences").combine_chunks()
     parents = pc.list_parent_indices(listed)
     each = pc.list_flatten(listed)
@@ -261,17 +287,28 @@ def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
     return light
 
 
-def _check_rows(light: pa.Table, path: Path) -> None:
+def _stored_clips(file: pq.ParquetFile) -> NDArray[np.int64]:
+    """Number of clips that each row holds the files of. Only their names are read."""
+    if "clips" not in file.schema_arrow.names:
+        return np.zeros(file.metadata.num_rows, np.int64)
+    names = file.read(columns=["clips.list.element.path"]).column("clips")
+    return np.asarray(pc.fill_null(pc.list_value_length(names), 0).to_numpy(), np.int64)
+
+
+def _check_rows(light: pa.Table, path: Path, stored: NDArray[np.int64]) -> None:
     newest = pc.max(light.column("version")).as_py()
     if newest is not None and newest > VERSION:
         raise InputError(f"{path}: version {newest} of the schema; this is version {VERSION}, update rewarddance")
     media = light.column("media").combine_chunks()
-    odd = pc.not_equal(pc.struct_field(pc.list_flatten(media), "kind"), "image")
-    others = len(pc.unique(pc.list_parent_indices(media).filter(odd)))
+    kinds = pc.struct_field(pc.list_flatten(media), "kind").to_numpy(zero_copy_only=False)
+    parents = pc.list_parent_indices(media).to_numpy()
+    clips, systems = (np.bincount(parents[kinds == k], minlength=light.num_rows) for k in ("video", "none"))
+    others = int(((clips > stored) | (systems > 0)).sum())
     if others:
         raise InputError(
-            f"{path}: {others} of {light.num_rows} records are of clips or of systems without pictures, which training "
-            "and scoring cannot open yet; `data stats`, `data split` and `data export` read them"
+            f"{path}: {others} of {light.num_rows} records are of clips or of systems without pictures, and the data "
+            "do not hold their files, which training and scoring need (`data import --store-clips` keeps clips); "
+            "`data stats`, `data split` and `data export` read them"
         )
 
 
@@ -287,7 +324,7 @@ def stored_rows(path: Path, pictures: bool = True) -> Iterator[dict[str, Any]]:
     for file in _open(path):
         names = file.schema_arrow.names
         old = _is_old(names, path)
-        columns = names if pictures or old else [n for n in names if n != "images"]
+        columns = names if pictures or old else [n for n in names if n not in FILES]
         for group in range(file.metadata.num_row_groups):
             for row in file.read_row_group(group, columns=columns).to_pylist():
                 yield migrate(row)

@@ -1,7 +1,8 @@
 """Records as Parquet rows that `datasets.load_dataset` reads.
 
-Columns of version 2: version, id, prompt, source, images (encoded pictures, candidates before conditions), media (what
-each candidate and condition is), votes, preferences (derived: criterion, choices, ratings), truth, groups. A row holds
+Columns of version 2: version, id, prompt, source, images (encoded pictures, candidates before conditions), clips (the
+same for clips whose files the row holds; files from before clips have no such column), media (what each candidate and
+condition is), votes, preferences (derived: criterion, choices, ratings), truth, groups. A row holds
 all votes and criteria of its candidates, so each row stores its pictures once. Rows that were made without votes (the
 embedded world, whose labels are means) have only preferences.
 
@@ -14,10 +15,12 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from rewarddance.core.clips import encode_clip
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
@@ -77,6 +80,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("source", pa.string()),
         ("images", pa.list_(_IMAGE)),
+        ("clips", pa.list_(_IMAGE)),
         ("media", pa.list_(_MEDIA)),
         ("votes", pa.list_(_VOTE)),
         ("preferences", pa.list_(_PREFERENCE)),
@@ -102,6 +106,8 @@ def suffix_of(content: bytes) -> str:
         return ".webp"
     if content[4:8] == b"ftyp":
         return ".avif" if content[8:12] in (b"avif", b"avis", b"mif1") else ".mp4"
+    if content.startswith(b"\x1a\x45\xdf\xa3"):
+        return ".webm"
     return next((suffix for magic, suffix in _SUFFIXES if content.startswith(magic)), ".bin")
 
 
@@ -123,10 +129,39 @@ def png_bytes(media: Media) -> bytes:
     return buffer.getvalue()
 
 
+def mp4_bytes(clip: Media) -> bytes:
+    """A clip as MP4 that keeps every value.
+
+    Raises:
+        InputError: PyAV is missing, or the clip has no frames per second.
+    """
+    if clip.fps is None:
+        raise InputError(f"{clip.origin or 'clip'}: a clip is stored with its frames per second; this one has none")
+    pixels = clip.to_bytes().permute(0, 2, 3, 1).numpy()
+    return encode_clip(pixels, clip.fps, Path(f"{clip.origin or 'clip'}.mp4"), lossless=True)
+
+
+def _stored(media: Media) -> MediaRef:
+    """A picture as PNG, or a clip as lossless MP4."""
+    if not media.is_clip:
+        content = png_bytes(media)
+        return MediaRef(sha256=hash_of(content), data=content)
+    content = mp4_bytes(media)
+    return MediaRef("video", sha256=hash_of(content), data=content, fps=media.fps, num_frames=media.num_frames)
+
+
 def row_of(record: PreferenceRecord, encoded: Sequence[bytes] | None = None) -> dict[str, Any]:
-    """A Parquet row of a record without votes. With `encoded` it holds these files instead of new PNGs."""
-    files = encoded if encoded is not None else [png_bytes(m) for m in record.media]
-    refs = [MediaRef(sha256=hash_of(b), data=b) for b in files]
+    """A Parquet row of a record without votes. With `encoded` it holds these pictures instead of new files.
+
+    Raises:
+        InputError: a clip that cannot be stored (`mp4_bytes`).
+    """
+    if encoded is not None:
+        refs = [MediaRef(sha256=hash_of(b), data=b) for b in encoded]
+    else:
+        refs = [_stored(m) for m in record.media]
+    if record.condition is not None:
+        refs.append(replace(_stored(record.condition), role="condition"))
     preference = Preference(record.criterion, record.choices, record.ratings)
     return _row(
         record.record_id,
@@ -170,6 +205,7 @@ def _row(
         "prompt": prompt,
         "source": source,
         "images": [{"bytes": m.data, "path": stored_name(m)} for m in media if m.kind == "image"],
+        "clips": [{"bytes": m.data, "path": stored_name(m)} for m in media if m.kind == "video" and m.data is not None],
         "media": [media_row(m) for m in media],
         "votes": [vote_row(v) for v in votes],
         "preferences": [
@@ -288,11 +324,11 @@ def voted(row: dict[str, Any]) -> VotedRecord:
     that names one annotator among its groups gives its votes to that annotator.
     """
     row = migrate(row)
-    images = iter(row.get("images") or [])
+    files = {"image": iter(row.get("images") or []), "video": iter(row.get("clips") or [])}
     media = []
     for entry in row["media"]:
-        image = next(images, None) if entry["kind"] == "image" else None
-        media.append(media_of(entry, image["bytes"] if image else None))
+        file = next(files.get(entry["kind"], iter(())), None)
+        media.append(media_of(entry, file["bytes"] if file else None))
     groups = {g["name"]: g["value"] for g in row["groups"] or ()}
     votes = tuple(vote_of(v) for v in row["votes"])
     if not votes:

@@ -46,7 +46,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def _picture_bytes(row: dict[str, Any]) -> int:
-    return sum(len(image["bytes"]) for image in row["images"])
+    return sum(len(file["bytes"]) for file in (*row["images"], *(row.get("clips") or ())))
 
 
 def write_shards(rows: Iterable[dict[str, Any]], path: Path, shard_bytes: int | None = None) -> list[Path]:

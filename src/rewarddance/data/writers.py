@@ -66,7 +66,7 @@ def _image(ref: MediaRef) -> dict[str, Any]:
 
 def jsonl(record: VotedRecord, put: Put) -> Rows:
     """Whole records; nothing is lost."""
-    media = [media_row(m) | {"path": put(m) if m.kind == "image" else m.path} for m in record.media]
+    media = [media_row(m) | {"path": m.path if m.kind != "image" and m.data is None else put(m)} for m in record.media]
     row: dict[str, Any] = {"id": record.record_id, "prompt": record.prompt, "media": media}
     row |= {"votes": [vote_row(v) for v in record.votes], "groups": dict(record.groups)}
     row |= {"source": record.source, "truth": None if record.truth is None else list(record.truth)}

@@ -261,8 +261,9 @@ def evaluate_judge_on_data(
         most: records of each file at most, evenly spread.
 
     Returns:
-        By set the figures of `measure_judge` (of a learned reward also those of `measure_ratings`), calibration, and
-        num_trained_on: records left out because the judge was
+        By set the figures of `measure_judge` (of a learned reward also those of `measure_ratings`; of
+        `changes.parquet`, `accuracy_<change>` is the share of right answers where that one thing is wrong),
+        calibration, and num_trained_on: records left out because the judge was
         trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
         figures are a little too good.
 
@@ -330,7 +331,7 @@ def judge_features(judge: AnyJudge) -> Features:
 
     @torch.no_grad()
     def features(media: Sequence[Media]) -> torch.Tensor:
-        return torch.stack([backbone.image_tokens([(m, 0)]).mean(0) for m in media])
+        return torch.stack([backbone.image_tokens([(m, (0,))]).mean(0) for m in media])
 
     return features
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.config import Precision
 from rewarddance.core.device import resolve_device, resolve_precision
 from rewarddance.core.errors import ConfigError, RunError
@@ -43,7 +44,8 @@ _EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-t
 def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
     """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
 
-    The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be a short
+    The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be
+    `judge-tiny`, the embedded judge as the beginning of another one, a short
     name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once. A judge may be a short name too;
     it is then the VLM without training. A composite's YAML file is its own path.
 
@@ -51,8 +53,9 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
         ConfigError: no such folder, a download that failed, or the address of a server.
         RunError: a run folder without a model of this kind.
     """
-    if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES):
-        folder = ASSETS / _EMBEDDED[kind]
+    trained_on = kind == "vlm" and str(name) == _EMBEDDED["judge"]
+    if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES) or trained_on:
+        folder = ASSETS / _EMBEDDED["judge" if trained_on else kind]
         if not folder.is_dir():
             raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
         return folder
@@ -139,6 +142,7 @@ def load_judge(
     device: str = "auto",
     image_cache: int = 0,
     tiles: int | None = None,
+    clips: ClipFrames | None = None,
     template: str | None = None,
     examples: Sequence[Comparison] = (),
     compile: bool = False,
@@ -156,6 +160,8 @@ def load_judge(
         image_cache: pictures whose tokens are kept from one call to the next, for references that come again.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12). 1 uses the small view alone. As in training when None.
+        clips: which frames of a clip the judge sees; as in training when None, two frames a second for a checkpoint
+            that was not trained to judge.
         template: words for a checkpoint that was not trained to judge: `rewarddance` (the default), another named set,
             or a file (docs/guides/wording.md).
         examples: labelled comparisons that such a checkpoint is shown before every question.
@@ -169,8 +175,10 @@ def load_judge(
         # imported here because that module loads judges with this one
         from rewarddance.jobs.composite import load_composite
 
-        if tiles is not None or template is not None or examples:
-            raise ConfigError(f"{name}: a composite takes no tiles, template or examples; its judges have their own")
+        if tiles is not None or clips is not None or template is not None or examples:
+            raise ConfigError(
+                f"{name}: a composite takes no tiles, clips, template or examples; its judges have their own"
+            )
         return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
     folder = find(name, "judge")
     if is_learned(folder):
@@ -182,6 +190,7 @@ def load_judge(
         precision=precision,
         image_cache=image_cache,
         tiles=tiles,
+        clips=clips,
         device=device,
         template=template,
         examples=examples,

@@ -22,11 +22,12 @@ from rewarddance.core.seen import FILE, fingerprint, read_seen, write_seen
 from rewarddance.core.sharding import direct_call
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.trackers import check_trackers
+from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import RecordTable, split_files
 from rewarddance.evaluate.calibration import Choices, fit_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
-from rewarddance.reward.config import SCALAR, JudgeSpec
+from rewarddance.reward.config import SCALAR, JudgeSpec, columns_of
 from rewarddance.reward.judge import Judge, new_judge
 from rewarddance.reward.learned_config import LearnedConfig
 from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
@@ -34,6 +35,7 @@ from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
     JudgeTraining,
     criteria_of,
+    kinds_of,
     mix_in,
     num_epochs,
     prepare_backbone,
@@ -133,9 +135,15 @@ def _new_judge(
     config: RewardConfig, backbone: Backbone, train: Sequence[PreferenceRecord], showing: Sequence[PreferenceRecord]
 ) -> Judge:
     backbone.tile(config.tiles)
+    backbone.sample_clips(config.clips)
+    kinds = kinds_of(train)
+    context = config.context.resolved(clips="clip" in kinds)
     spec = JudgeSpec(
         paradigm=config.paradigm,
-        context=config.context.resolved(),
+        context=context,
+        clips=config.clips,
+        kinds=kinds,
+        columns=columns_of(config.paradigm, context, kinds),
         precision=config.precision,
         tiles=config.tiles,
         criteria=criteria_of(train),
@@ -239,13 +247,15 @@ def held_out_sets(
 ) -> dict[str, tuple[RecordTable, int]]:
     """Named sets of prompts that a judge was not trained on, at most `most` records each, and how many were left out.
 
-    They are the held-out files of a data folder, or all of it where it has none. If it is not known what was `seen`,
-    they are the tenth that a training with this seed would hold out.
+    They are the held-out files of a data folder (with `changes.parquet`), or all of it where it has none. If it is not
+    known what was `seen`, they are the tenth that a training with this seed would hold out.
 
     Raises:
         InputError: nothing is left of a set.
     """
     named = _held_out_files(folder)
+    if split_files(folder / CHANGES_FILE):
+        named["changes"] = RecordTable.open(folder / CHANGES_FILE)
     if not named:
         table = RecordTable.open(folder / "train.parquet")
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}

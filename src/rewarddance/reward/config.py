@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.config import Config, Precision
 from rewarddance.reward.context import Context
 from rewarddance.reward.wording import load_wording
@@ -26,11 +28,17 @@ FORMAT = 1
 """Version of `judge.json`. Format 0 had no version and kept only the criteria's names."""
 
 
-def columns_of(paradigm: Paradigm, context: Context) -> tuple[str, ...]:
+Kind = Literal["picture", "clip"]
+"""What a judge looks at."""
+
+
+def columns_of(paradigm: Paradigm, context: Context, kinds: Sequence[Kind] = ("picture",)) -> tuple[str, ...]:
     """Names of a scalar head's outputs, in order; empty for a generative judge."""
     if paradigm not in SCALAR:
         return ()
-    by_paradigm = {"uncertainty": ("mean", "log_std"), "regression": tuple(context.words.criteria)}
+    criteria = [*(context.words.criteria if "picture" in kinds else ())]
+    criteria += [c for c in (context.clip_words.criteria if "clip" in kinds else ()) if c not in criteria]
+    by_paradigm = {"uncertainty": ("mean", "log_std"), "regression": tuple(criteria)}
     return by_paradigm.get(paradigm, ("score",))
 
 
@@ -61,6 +69,10 @@ class JudgeSpec(Config):
     calibration: Calibration = Calibration()
     tiles: int = 1
     """Parts that training cut a large picture into, beside a view of the whole."""
+    clips: ClipFrames = ClipFrames()
+    """Which frames of a clip it sees."""
+    kinds: tuple[Kind, ...] = ("picture",)
+    """What its training records compared."""
     criteria: tuple[str, ...] = ()
     """The criteria of its training records, the most frequent first."""
     columns: tuple[str, ...] = ()

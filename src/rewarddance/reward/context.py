@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 from rewarddance.core.errors import InputError
-from rewarddance.reward.wording import Wording, load_wording, spellings
+from rewarddance.reward.wording import CLIPS, NAMED, Wording, load_wording, spellings
 
 if TYPE_CHECKING:  # both import torch, and configurations must not
     from rewarddance.core.media import Dialog, Media, Part
@@ -43,6 +43,9 @@ class Context(Config):
     of your own (docs/guides/wording.md)."""
     wording: Wording | None = None
     """The resolved words; filled in when a judge is saved."""
+    clip_wording: Wording | None = None
+    """The same for questions about clips; filled in when a judge of clips is saved. A named template has a set for
+    them, for example `embedded-clips`. A file of your own is used for both."""
     instruction: bool = True
     """Say what "better" means before the prompt."""
     instructions: dict[str, str] = {}
@@ -96,28 +99,48 @@ class Context(Config):
     def words(self) -> Wording:
         """The wording with this context's own sentences and answer words."""
         base = self.wording or load_wording(self.template)
+        return self._with_own(base, self.wording is None)
+
+    @cached_property
+    def clip_words(self) -> Wording:
+        """The same for questions about clips."""
+        if self.clip_wording is not None:
+            return self._with_own(self.clip_wording, False)
+        if self.wording is not None or self.template not in NAMED:
+            return self.words
+        return self._with_own(load_wording(self.template + CLIPS), True)
+
+    def _with_own(self, base: Wording, replace_words: bool) -> Wording:
         changes: dict[str, Any] = {"criteria": base.criteria | self.instructions}
         for name in ("yes", "no"):
-            if (word := getattr(self, name)) is not None and self.wording is None:
+            if (word := getattr(self, name)) is not None and replace_words:
                 changes[name] = spellings(word)
         return base.model_copy(update=changes)
 
+    def words_about(self, media: Media) -> Wording:
+        """The words of questions about a picture, or about a clip."""
+        return self.clip_words if media.is_clip else self.words
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("words", None)  # cached from the fields before the update
+        for name in ("words", "clip_words"):
+            copied.__dict__.pop(name, None)  # cached from the fields before the update
         return copied
 
-    def resolved(self) -> Context:
-        """The same context with its whole wording in it, for saving."""
-        return self.model_copy(update={"wording": self.words})
+    def resolved(self, clips: bool = False) -> Context:
+        """The same context with its whole wording in it, for saving; with `clips` also the wording about clips."""
+        both = clips or self.clip_wording is not None
+        return self.model_copy(update={"wording": self.words} | ({"clip_wording": self.clip_words} if both else {}))
 
     def problem(self, comparison: Comparison) -> str | None:
         """Why this comparison cannot be asked; None where it can."""
         if not comparison.prompt.strip():
             return "a comparison needs a prompt; it is empty"
-        name = comparison.criterion or UNNAMED
-        if self.instruction and name not in self.words.criteria:
-            known = ", ".join(self.words.criteria)
+        name, criteria = comparison.criterion or UNNAMED, self.words_about(comparison.candidate).criteria
+        if comparison.reference is not None and comparison.reference.is_clip != comparison.candidate.is_clip:
+            return "a clip and a picture cannot be compared; give two of a kind"
+        if self.instruction and name not in criteria:
+            known = ", ".join(criteria)
             return f"no instruction for criterion {name!r}; known: {known}; context.instructions takes your own"
         return None
 
@@ -128,9 +151,9 @@ class Context(Config):
             InputError: see `problem`.
         """
         if comparison.reference is None:
-            return self._render(comparison, [comparison.candidate], self.words.pointwise, candidate=1)
+            return self._render(comparison, [comparison.candidate], "pointwise", candidate=1)
         pictures = [comparison.reference, comparison.candidate]
-        return self._render(comparison, pictures, self.words.pairwise, candidate=2, reference=1)
+        return self._render(comparison, pictures, "pairwise", candidate=2, reference=1)
 
     def render_reversed(self, comparison: Comparison) -> Dialog:
         """The question whether the candidate is better, with the candidate shown first.
@@ -139,21 +162,29 @@ class Context(Config):
         """
         assert comparison.reference is not None
         pictures = [comparison.candidate, comparison.reference]
-        return self._render(comparison, pictures, self.words.pairwise, candidate=1, reference=2)
+        return self._render(comparison, pictures, "pairwise", candidate=1, reference=2)
 
     def render_listed(self, comparison: Comparison, pictures: Sequence[Media]) -> Dialog:
         """The question about two of several pictures that are all shown. Both must be among them (by identity)."""
         first, second = (
             next(i for i, m in enumerate(pictures, 1) if m is x) for x in (comparison.candidate, comparison.reference)
         )
-        return self._render(comparison, pictures, self.words.listwise or "", candidate=first, reference=second)
+        return self._render(comparison, pictures, "listwise", candidate=first, reference=second)
 
-    def _render(self, comparison: Comparison, pictures: Sequence[Media], question: str, **numbers: int) -> Dialog:
+    def _render(
+        self,
+        comparison: Comparison,
+        pictures: Sequence[Media],
+        kind: Literal["pairwise", "pointwise", "listwise"],
+        **numbers: int,
+    ) -> Dialog:
         if problem := self.problem(comparison):
             raise InputError(problem)
-        words, name = self.words, comparison.criterion or UNNAMED
+        words, name = self.words_about(comparison.candidate), comparison.criterion or UNNAMED
+        question = getattr(words, kind) or ""
+        request = self._request(words)
         instruction = words.instruction.format(sentence=words.criteria[name]) if self.instruction else ""
-        text = words.opening.format(instruction=instruction, request=self._request, prompt=comparison.prompt)
+        text = words.opening.format(instruction=instruction, request=request, prompt=comparison.prompt)
         parts: list[Part] = []
         shown: list[tuple[str, Media]] = []
         if comparison.condition is not None:
@@ -166,12 +197,10 @@ class Context(Config):
             before, after = around.split(_PICTURE)
             parts += [text + before, picture]
             text = after
-        return (*parts, text + question.format(request=self._request, **numbers))
+        return (*parts, text + question.format(request=request, **numbers))
 
-    @property
-    def _request(self) -> str:
+    def _request(self, words: Wording) -> str:
         """How the answer is to be given."""
-        words = self.words
         text = {
             "none": words.request,
             "answer_first": words.request_answer_first,
@@ -179,14 +208,16 @@ class Context(Config):
         }[self.cot]
         return text.format(yes=words.yes[0].strip(), no=words.no[0].strip())
 
-    def answer(self, yes: bool, rationale: str) -> tuple[str, str, str]:
+    def answer(self, yes: bool, rationale: str, about: Media | None = None) -> tuple[str, str, str]:
         """A whole answer with its reason: the text before the verdict, the verdict, and the text after it.
 
         Args:
             rationale: calls the pictures candidate and reference; the answer calls them as the question did.
+            about: the candidate; None for a picture.
         """
-        names, reason = self.words.names_in_reasons, rationale.strip()
-        word = (self.words.yes if yes else self.words.no)[0].strip()
+        words = self.words if about is None else self.words_about(about)
+        names, reason = words.names_in_reasons, rationale.strip()
+        word = (words.yes if yes else words.no)[0].strip()
         if names:
             reason = _ROLE.sub(lambda match: names[match[1].lower()], reason)
         if self.cot == "reason_first":

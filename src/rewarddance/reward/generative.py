@@ -111,7 +111,7 @@ class GenerativeJudge:
             return verdict, nothing.to(verdict.margin.device)
         tails, verdict_at = [], []
         for c in comparisons:
-            before, word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "")
+            before, word, after = self.context.answer((c.label or 0.0) >= 0.5, c.rationale or "", c.candidate)
             start = self.engine.tokens(before)
             rest = [*self.engine.tokens(after), *self.engine.end_of_turn] if c.rationale else []
             tails.append([*start, self.engine.word_ids((word,))[0], *rest])

@@ -60,7 +60,8 @@ class Judge:
 
     def own_or(self, criterion: str) -> str:
         """The criterion if this judge was trained on it (or, not trained, has words for it); else its own."""
-        known = self.spec.criteria or tuple(self.spec.context.words.criteria)
+        context = self.spec.context
+        known = self.spec.criteria or (*context.words.criteria, *context.clip_words.criteria)
         return criterion if criterion in known else self.criterion
 
     def problem(self, comparison: Comparison) -> str | None:
@@ -69,9 +70,10 @@ class Judge:
         compares_only = spec.paradigm == "generative_pairwise" and spec.trained and not spec.pointwise
         if compares_only and comparison.reference is None:
             return ALONE
-        media = [m for m in (comparison.candidate, comparison.reference) if m is not None]
-        if spec.trained and (frames := max(m.num_frames for m in media)) > 1:
-            return f"a clip of {frames} frames; this judge was trained on pictures"
+        media = comparison.candidate
+        if spec.trained and ("clip" if media.is_clip else "picture") not in spec.kinds:
+            shown = f"a clip of {media.num_frames} frames" if media.is_clip else "a picture"
+            return f"{shown}; this judge was trained on {spec.kinds[0]}s"
         learnt = spec.criteria if spec.paradigm == "regression" else ()
         if learnt and comparison.criterion not in learnt:
             return f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(learnt)}"

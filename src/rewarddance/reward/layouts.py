@@ -35,7 +35,7 @@ def example_turns(context: Context, examples: Sequence[Comparison]) -> Dialog:
     """Labelled comparisons as turns: each question, followed by the right answer (with its reason, where wanted)."""
     parts: list[Part] = []
     for example in examples:
-        before, word, after = context.answer((example.label or 0.0) > 0.5, example.rationale or "")
+        before, word, after = context.answer((example.label or 0.0) > 0.5, example.rationale or "", example.candidate)
         full = before + word + after if context.cot != "none" and example.rationale else word.strip()
         parts += [*context.render(example), Reply(full)]
     return tuple(parts)

@@ -8,6 +8,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Dialog, Media, check_size
 from rewarddance.core.types import Comparison
 from rewarddance.reward.context import Context
+from rewarddance.vlm.encoding import NO_RATE
 from rewarddance.vlm.engine import Engine
 
 
@@ -27,6 +28,8 @@ def problem_of(comparison: Comparison, context: Context, engine: Engine, example
             check_size(*media.size, media.origin)
         except InputError as error:
             return str(error)
+        if media.is_clip and media.fps is None:
+            return f"{media.origin or 'clip'}: {NO_RATE.format(media.num_frames)}"
     return _too_long(context, engine, (*examples, *context.render(comparison)))
 
 

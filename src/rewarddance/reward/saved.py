@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.config import Precision
 from rewarddance.core.device import resolve_device, resolve_precision
 from rewarddance.core.errors import RunError
@@ -92,6 +93,7 @@ def load_judge_folder(
     precision: Precision | None = None,
     image_cache: int = 0,
     tiles: int | None = None,
+    clips: ClipFrames | None = None,
     device: str = "auto",
     template: str | None = None,
     examples: Sequence[Comparison] = (),
@@ -105,6 +107,7 @@ def load_judge_folder(
         precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
         image_cache: pictures whose tokens are kept from one call to the next.
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
+        clips: which frames of a clip are shown; as in training when None.
         template: words for a VLM that was not trained to judge (`context.template`).
         examples: labelled comparisons to show before every question, for such a VLM.
         compile: compile the layers of a large model on a GPU (`vlm/compiled.py`), for long work.
@@ -122,7 +125,9 @@ def load_judge_folder(
     backbone = load_backbone_folder(folder, torch.bfloat16 if computed == "bf16" else torch.float32)
     backbone.module.requires_grad_(False)
     backbone.module.to(where)
+    spec = spec if clips is None else spec.model_copy(update={"clips": clips})
     backbone.tile(spec.tiles if tiles is None else tiles)
+    backbone.sample_clips(spec.clips)
     if (folder / EXAMPLES).is_file():
         examples = [_as_example(r) for r in RecordTable.open(folder / EXAMPLES)]
     judge = new_judge(spec, backbone, strict=True, image_cache=image_cache, examples=examples)

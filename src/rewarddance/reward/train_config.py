@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.config import Config, Precision
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.reward.config import Paradigm
@@ -59,6 +60,8 @@ class RewardConfig(Config):
     tiles: int = Field(1, ge=1)
     """Parts that a large picture is cut into at most, beside a view of the whole (InternVL; its own processor takes
     12). 1 uses the view of the whole alone, made square. Kept with the judge."""
+    clips: ClipFrames = ClipFrames()
+    """Which frames of a clip the judge sees. Kept with the judge."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of attention weights (and of adapters' inputs) that is dropped in training."""
     lora: LoraSettings = LoraSettings()

@@ -24,6 +24,7 @@ from rewarddance.core.sharding import ForwardCall, full_state, shard, sharded_li
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.reward.accumulate import Accumulator
+from rewarddance.reward.config import Kind
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.temperature import fitting_rows, starting_temperature
@@ -67,6 +68,13 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
     """Criteria of the records, the most frequent first. No picture is decoded."""
     names = records.criteria if isinstance(records, RecordTable) else [r.criterion for r in records]
     return tuple(name for name, _ in Counter(names).most_common())
+
+
+def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[Kind, ...]:
+    """What the records compare. Of a table no picture is decoded."""
+    clips = set(records.are_clips if isinstance(records, RecordTable) else (r.media[0].is_clip for r in records))
+    kinds: tuple[tuple[Kind, bool], ...] = (("picture", False), ("clip", True))
+    return tuple(kind for kind, is_clip in kinds if is_clip in clips)
 
 
 def prompts_of(records: Sequence[PreferenceRecord]) -> list[str]:

@@ -17,6 +17,8 @@ from rewarddance.core.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "wordings"
 NAMED = ("embedded", "embedded-roles", "rewarddance")
+CLIPS = "-clips"
+"""The words of a named set about clips have its name with this ending."""
 _SLOTS: dict[str, set[str]] = {
     "instruction": {"sentence"},
     "opening": {"instruction", "request", "prompt"},
@@ -88,7 +90,7 @@ def load_wording(name: str) -> Wording:
     Raises:
         ConfigError: no such set or file, or a wrong field; names it.
     """
-    if name in NAMED:
+    if name.removesuffix(CLIPS) in NAMED:
         return parse_config(Wording, load_recipe(FOLDER / f"{name}.yaml"), name)
     if not Path(name).is_file():
         raise ConfigError(f"context.template {name!r}: known are {', '.join(NAMED)}, or a YAML file of your own")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Dialog
 from rewarddance.vlm.attention import attach
@@ -78,9 +79,13 @@ class Backbone(ABC):
                 f"tiles: {self.model.config.model_type} sees pictures whole, whatever their size; leave 1"
             )
 
+    def sample_clips(self, clips: ClipFrames) -> None:
+        """From now on show these frames of a clip."""
+        self.encoder.clips = clips
+
     @abstractmethod
     def image_tokens(self, frames: Sequence[Frame]) -> Tensor:
-        """Image tokens of all frames, one after another, (sum of their counts, C); differentiable to pixels."""
+        """Image tokens of all images, one after another, (sum of their counts, C); differentiable to pixels."""
 
     @abstractmethod
     def positions(self, encoded: Encoded) -> Ints:
@@ -102,7 +107,7 @@ class Backbone(ABC):
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
         if temperature > 0:
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-        types = {"mm_token_type_ids": (ids == self.image_token_id).int()} if self.needs_types else {}
+        types = {"mm_token_type_ids": self._types(ids)} if self.needs_types else {}
         written = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -114,6 +119,11 @@ class Backbone(ABC):
         )
         texts: list[str] = self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
         return [t.strip() for t in texts]
+
+    def _types(self, ids: Tensor) -> Tensor:
+        """0 for text, 1 for pictures, 2 for clips."""
+        pictures, clips = (ids == i for i in (self.encoder.context_id, self.encoder.clip_context_id))
+        return torch.where(pictures, 1, torch.where(clips, 2, 0)).int()
 
     needs_types: ClassVar[bool] = False
     """Whether the model needs an argument that says which tokens are pictures."""

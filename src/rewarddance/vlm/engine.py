@@ -31,7 +31,7 @@ from rewarddance.vlm.memory import MemoryBudget, TrialPass
 from rewarddance.vlm.plan import Key, Tree, batches, build_tree
 from rewarddance.vlm.portions import portions
 from rewarddance.vlm.sequenced import Sequenced, sequenced
-from rewarddance.vlm.vision_pass import VisionPass, distinct_frames
+from rewarddance.vlm.vision_pass import Name, VisionPass, distinct_frames, name_of
 
 HEAD_ROWS = 512
 """Questions whose logits over the whole vocabulary are in memory at once."""
@@ -212,8 +212,8 @@ class Engine:
         return len(self.backbone.encoder.chat(messages_of(dialog)).ids)
 
     def num_image_tokens(self, media: Media) -> int:
-        """Image tokens of a picture, or of all frames of a video."""
-        return self.backbone.encoder.count(media) * media.num_frames
+        """Image tokens of a picture, or of all images of a clip."""
+        return self.backbone.encoder.count(media) * len(self.backbone.encoder.images_of(media))
 
     @property
     def end_of_turn(self) -> list[int]:
@@ -257,7 +257,7 @@ class Engine:
         with torch.no_grad():
             if len(dialogs) <= self.portion and self._image_tokens_at_most(dialogs) <= PORTION_IMAGE_TOKENS:
                 return self._all_states(dialogs, ends, every)
-            for p in portions(dialogs, self.portion, self.num_image_tokens, PORTION_IMAGE_TOKENS):
+            for p in portions(dialogs, self.portion, self._named_tokens, PORTION_IMAGE_TOKENS):
                 self._vision.needed_later = p.needed_later
                 part = self._all_states([dialogs[i] for i in p.rows], [ends[i] for i in p.rows], every)
                 states.update(zip(p.rows, part, strict=True))
@@ -266,6 +266,12 @@ class Engine:
     def _image_tokens_at_most(self, dialogs: Sequence[Dialog]) -> int:
         shown = {id(p): p for d in dialogs for p in d if isinstance(p, Media)}
         return sum(map(self.num_image_tokens, shown.values()))
+
+    def _named_tokens(self, media: Media) -> dict[Name, int]:
+        """Image tokens of every image of a picture or clip, by its name."""
+        encoder = self.backbone.encoder
+        count = encoder.count(media)
+        return {name_of((media, frames), count): count for frames in encoder.images_of(media)}
 
     def _wants_gradient(self, dialogs: Sequence[Dialog]) -> bool:
         """Whether gradients are on and a weight or a picture requires one."""
@@ -276,14 +282,15 @@ class Engine:
 
     def _all_states(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]], every: bool) -> list[Tensor]:
         """The states of `_hidden` for dialogs that are in memory at once."""
-        distinct = distinct_frames(dialogs, self.backbone.encoder.count)
+        distinct = distinct_frames(dialogs, self.backbone.encoder)
         image_tokens = self._vision.table(distinct)  # on CUDA it is computed while the host plans the tree
         self.work.images = self._vision.num_encoded
         plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
         whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
         first_row = np.array([0, *itertools.accumulate(distinct.sizes)])
+        contexts = self.backbone.encoder.context_ids
         sequences = [
-            sequenced(encoded, self.backbone.image_token_id, distinct, len(before.ids) if every else len(encoded.ids))
+            sequenced(encoded, contexts, distinct, len(before.ids) if every else len(encoded.ids))
             for before, encoded in zip(plain, whole, strict=True)
         ]
         earliest: dict[Key, Sequenced] = {}  # equal dialogs are computed once, from the earliest start that is wanted

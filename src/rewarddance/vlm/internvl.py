@@ -43,6 +43,8 @@ class InternVLBackbone(Backbone):
         return ChatEncoder(self.tokenizer, self._count)
 
     def _count(self, media: Media) -> int:
+        if media.is_clip:  # its frames are not cut, as in InternVL's own processor
+            return self._square_tokens
         rows, columns = self.prepare.grid(*media.size)
         squares = rows * columns + 1 if rows * columns > 1 else 1
         return squares * self._square_tokens
@@ -61,13 +63,15 @@ class InternVLBackbone(Backbone):
 
     def _pixels(self, frames: Sequence[Frame]) -> Tensor:
         """Squares of all frames, in their order. Frames of one size are prepared together."""
-        by_size: dict[tuple[int, int], list[int]] = {}
+        by_size: dict[tuple[tuple[int, int], bool], list[int]] = {}
         for i, (media, _) in enumerate(frames):
-            by_size.setdefault(media.size, []).append(i)
+            by_size.setdefault((media.size, media.is_clip), []).append(i)
         squares_of: list[Tensor] = [torch.empty(0)] * len(frames)
-        for rows in by_size.values():
-            stacked = torch.stack([frames[i][0].frames[frames[i][1]].to(self.device) for i in rows])
-            for i, squares in zip(rows, self.prepare.squares(stacked, frames[rows[0]][0].origin), strict=True):
+        for (_, is_clip), rows in by_size.items():
+            own = (frames[i] for i in rows)
+            stacked = torch.stack([media.frames[index].to(self.device) for media, (index,) in own])
+            prepare = replace(self.prepare, tiles=1) if is_clip else self.prepare
+            for i, squares in zip(rows, prepare.squares(stacked, frames[rows[0]][0].origin), strict=True):
                 squares_of[i] = squares
         return torch.cat(squares_of)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rewarddance.core.media import Dialog, Media
 
@@ -15,25 +16,27 @@ class Portion:
 
     Attributes:
         rows: indices into the list.
-        needed_later: keys of pictures, shown so far, whose tokens are kept because a later portion shows them too. If
+        needed_later: names of images, shown so far, whose tokens are kept because a later portion shows them too. If
             they do not all fit, those are kept that are needed for the last time soonest; the others are encoded again.
     """
 
     rows: list[int]
-    needed_later: frozenset[str]
+    needed_later: frozenset[Any]
 
 
-def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int], room: int) -> Iterator[Portion]:
+def portions(
+    dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], Mapping[Any, int]], room: int
+) -> Iterator[Portion]:
     """Cut a list into portions of at most `most` dialogs. Dialogs that begin alike stand together.
 
     Args:
-        tokens: number of image tokens of a picture (of all frames of a video).
+        tokens: number of image tokens of every image of a picture or clip, by name.
         room: image tokens of a portion at most (a single dialog may show more), and as many again kept for later.
     """
     order = sorted(range(len(dialogs)), key=lambda i: [p.key if isinstance(p, Media) else str(p) for p in dialogs[i]])
-    pictures = [{p.key: tokens(p) for p in d if isinstance(p, Media)} for d in dialogs]
-    cuts, shown, taken = [0], set[str](), 0
-    last_portion: dict[str, int] = {}
+    pictures = [{k: n for p in d if isinstance(p, Media) for k, n in tokens(p).items()} for d in dialogs]
+    cuts, shown, taken = [0], set[Any](), 0
+    last_portion: dict[Any, int] = {}
     for place, i in enumerate(order):
         new = {k: n for k, n in pictures[i].items() if k not in shown}
         if place > cuts[-1] and (place - cuts[-1] == most or taken + sum(new.values()) > room):
@@ -42,7 +45,7 @@ def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int
         shown |= new.keys()
         taken += sum(new.values())
         last_portion.update(dict.fromkeys(pictures[i], len(cuts) - 1))
-    held = dict[str, int]()
+    held = dict[Any, int]()
     for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(dialogs)], strict=True)):
         rows = order[start:stop]
         for i in rows:
@@ -52,7 +55,7 @@ def portions(dialogs: Sequence[Dialog], most: int, tokens: Callable[[Media], int
         yield Portion(rows, frozenset(held))
 
 
-def _first_that_fit(sizes: dict[str, int], room: int) -> dict[str, int]:
+def _first_that_fit(sizes: dict[Any, int], room: int) -> dict[Any, int]:
     """The first entries whose sizes fit together."""
     sums = itertools.accumulate(sizes.values())
     return {k: n for (k, n), total in zip(sizes.items(), sums, strict=True) if total <= room}

@@ -18,6 +18,7 @@ from rewarddance.core.media import Media, check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_SETTINGS = "video_preprocessor_config.json"
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
@@ -43,12 +44,37 @@ def processor_settings(folder: Path) -> dict[str, Any]:
     )
 
 
+def clip_settings(folder: Path) -> dict[str, Any]:
+    """Settings of a checkpoint's processor of clips: `video_preprocessor_config.json`, or a part of
+    `processor_config.json`; empty where it has none, and clips are prepared as pictures.
+    """
+    single, shared = folder / CLIP_SETTINGS, folder / "processor_config.json"
+    settings: Any = None
+    if single.is_file():
+        settings = json.loads(single.read_text())
+    elif shared.is_file():
+        settings = json.loads(shared.read_text()).get("video_processor")
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
 def save_settings(
     folder: Path, kind: str, size: Mapping[str, int], mean: Sequence[float], std: Sequence[float], **settings: int
 ) -> None:
     """Write `preprocessor_config.json` of a transformers image processor."""
+    _write(folder / "preprocessor_config.json", {"image_processor_type": kind, **settings}, size, mean, std)
+
+
+def save_clip_settings(
+    folder: Path, kind: str, size: Mapping[str, int], mean: Sequence[float], std: Sequence[float], **settings: int
+) -> None:
+    """Write `video_preprocessor_config.json` of a transformers video processor."""
+    _write(folder / CLIP_SETTINGS, {"video_processor_type": kind, **settings}, size, mean, std)
+
+
+def _write(
+    path: Path, settings: Mapping[str, Any], size: Mapping[str, int], mean: Sequence[float], std: Sequence[float]
+) -> None:
     content = {
-        "image_processor_type": kind,
         **settings,
         "size": size,
         "image_mean": list(mean),
@@ -59,7 +85,7 @@ def save_settings(
         "rescale_factor": 1 / 255,
         "resample": 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

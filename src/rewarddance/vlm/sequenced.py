@@ -18,7 +18,9 @@ class Sequenced:
     """A dialog as a token sequence.
 
     Attributes:
-        key: its units, with -1 - index in place of every picture. Dialogs that begin alike have keys that begin alike.
+        key: its units, with -1 - number in place of every image. Dialogs that begin alike have keys that begin alike.
+            The number is the image's index, plus the number of all images times its shift: equal frames at another time
+            have other positions, so they are not the same unit.
         offsets: tokens before every unit.
         start: the first token whose state is wanted; all later ones are too.
     """
@@ -32,20 +34,22 @@ class Sequenced:
         """Token ids, with -1 - row in place of every image token, (S,).
 
         Args:
-            first_row: for every picture the row of its first token in the table of image tokens.
+            first_row: for every image the row of its first token in the table of image tokens, and their sum.
         """
         units, offsets = np.array(self.key), np.array(self.offsets)
         widths = np.diff(offsets)
-        values = np.where(units < 0, -1 - first_row[np.maximum(-1 - units, 0)], units)
+        index = np.maximum(-1 - units, 0) % max(1, len(first_row) - 1)
+        values = np.where(units < 0, -1 - first_row[index], units)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], widths)
         return np.repeat(values, widths) - np.where(np.repeat(units, widths) < 0, within, 0)
 
 
-def sequenced(encoded: Encoded, image_token: int, distinct: DistinctFrames, stop: int) -> Sequenced:
+def sequenced(encoded: Encoded, image_tokens: frozenset[int], distinct: DistinctFrames, stop: int) -> Sequenced:
     """A dialog whose states are wanted from token `stop` - 1 on."""
     units, widths = list(encoded.units), [1] * len(encoded.units)
-    place = -1
-    for (media, i), count in zip(encoded.images, encoded.counts, strict=True):
-        place = units.index(image_token, place + 1)
-        units[place], widths[place] = -1 - distinct.index_of[id(media), i], count
+    places = (place for place, token in enumerate(encoded.units) if token in image_tokens)
+    images = zip(encoded.images, encoded.counts, encoded.shifts, places, strict=True)
+    for (media, frames), count, shift, place in images:
+        number = distinct.index_of[id(media), frames] + len(distinct.frames) * shift
+        units[place], widths[place] = -1 - number, count
     return Sequenced(tuple(units), tuple(itertools.accumulate(widths, initial=0)), encoded, stop - 1)

@@ -64,7 +64,7 @@ class VlmTokens:
         return self.backbone.max_tokens
 
     def pictures(self, media: Sequence[Media]) -> Tensor:
-        tokens = self.backbone.image_tokens([(m, 0) for m in media]).float()
+        tokens = self.backbone.image_tokens([(m, (0,)) for m in media]).float()
         return tokens.view(len(media), -1, tokens.shape[-1])
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,48 +15,57 @@ from rewarddance.core.media import Dialog, Media
 from rewarddance.core.memory import out_of_memory
 from rewarddance.core.parallel import all_reduce_max
 from rewarddance.vlm.backbone import Backbone
-from rewarddance.vlm.encoding import Frame
+from rewarddance.vlm.clip_forms import Frames
+from rewarddance.vlm.encoding import ChatEncoder, Frame
 from rewarddance.vlm.memory import MemoryBudget, TrialPass
 from rewarddance.vlm.plan import shares
 
+Name = tuple[tuple[str, ...], int]
+"""Keys of the frames of an image, and its tokens. Equal names mean equal image tokens."""
 TRIAL_PICTURES = 8
 """Pictures in the pass that memory is measured on."""
 
 
 @dataclass(frozen=True)
 class DistinctFrames:
-    """Frames with different pixels, in order of appearance.
+    """Pictures and images of clips with different pixels, in order of appearance.
 
     Attributes:
-        sizes: image tokens of each frame.
-        index_of: number of every frame that was shown, by (id of the media, frame index).
+        sizes: image tokens of each.
+        index_of: number of every image that was shown, by (id of the media, frame indices).
     """
 
     frames: list[Frame]
     sizes: list[int]
-    index_of: dict[tuple[int, int], int]
+    index_of: dict[tuple[int, Frames], int]
 
 
-def distinct_frames(dialogs: Sequence[Dialog], count: Callable[[Media], int]) -> DistinctFrames:
-    """The frames of several dialogs, equal pixels once.
+def name_of(frame: Frame, count: int) -> Name:
+    """The name of an image of `count` tokens. A temporal patch that repeats one frame is named as the frame alone."""
+    media, frames = frame
+    keys = tuple(media.frame_key(i) for i in frames)
+    return (keys if len(set(keys)) > 1 else keys[:1]), count
 
-    Pictures are told apart by a few of their pixels; all pixels are hashed only where those are equal.
 
-    Args:
-        count: image tokens of one frame.
+def distinct_frames(dialogs: Sequence[Dialog], encoder: ChatEncoder) -> DistinctFrames:
+    """The images of several dialogs, equal pixels once: pictures, frames of clips, temporal patches of clips.
+
+    They are told apart by a few of their pixels; all pixels are hashed only where those are equal.
     """
     distinct = DistinctFrames([], [], {})
-    alike: dict[tuple[Any, ...], list[Media]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for media in {id(p): p for d in dialogs for p in d if isinstance(p, Media)}.values():
-        others = alike.setdefault(media.sketch, [])
-        same = next((m for m in others if m.key == media.key), None)
-        others.append(media)
-        for i in range(media.num_frames):
+        count = encoder.count(media)
+        for frames in dict.fromkeys(encoder.images_of(media)):
+            frame = (media, frames)
+            sketches = dict.fromkeys(media.frame_sketch(i) for i in frames)
+            others = alike.setdefault((*sketches, count), [])
+            same = next((k for k in others if name_of(distinct.frames[k], count) == name_of(frame, count)), None)
             if same is None:
-                distinct.frames.append((media, i))
-                distinct.sizes.append(count(media))
-            known = len(distinct.frames) - 1 if same is None else distinct.index_of[id(same), i]
-            distinct.index_of[id(media), i] = known
+                others.append(same := len(distinct.frames))
+                distinct.frames.append(frame)
+                distinct.sizes.append(count)
+            distinct.index_of[id(media), frames] = same
     return distinct
 
 
@@ -71,7 +80,7 @@ class VisionPass:
 
     Attributes:
         num_encoded: pictures that went through the tower in this call.
-        needed_later: keys of pictures that a later table of this call shows again, where no gradient is wanted.
+        needed_later: names of images that a later table of this call shows again, where no gradient is wanted.
     """
 
     backbone: Backbone
@@ -80,9 +89,9 @@ class VisionPass:
     memory: MemoryBudget
     lockstep: bool
     num_encoded: int = 0
-    needed_later: frozenset[str] = frozenset()
-    _cached: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict, repr=False)
-    _held: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+    needed_later: frozenset[Name] = frozenset()
+    _cached: OrderedDict[Name, Tensor] = field(default_factory=OrderedDict, repr=False)
+    _held: dict[Name, Tensor] = field(default_factory=dict, repr=False)
 
     def begin_call(self) -> None:
         """Start a new call, which may need several tables."""
@@ -118,20 +127,20 @@ class VisionPass:
         """Tokens of each picture: from this call's earlier tables or the cache if they are there, else encoded."""
         if not (cache or self._held or self.needed_later):
             return self._encode(frames, sizes)
-        names = [(media.key, i) for media, i in frames]
+        names = [name_of(frame, size) for frame, size in zip(frames, sizes, strict=True)]
         known = self._cached | self._held
         missing = [i for i, name in enumerate(names) if name not in known]
         new = self._encode([frames[i] for i in missing], [sizes[i] for i in missing])
         encoded = dict(zip((names[i] for i in missing), new, strict=True))
         tokens = [encoded[name] if name in encoded else known[name] for name in names]
         # clones, because the new tensors are views of one large tensor
-        lasting = {n: t.clone() for n, t in encoded.items() if cache or n[0] in self.needed_later}
+        lasting = {n: t.clone() for n, t in encoded.items() if cache or n in self.needed_later}
         for name in names if cache else ():
             self._cached[name] = lasting[name] if name in lasting else known[name]
             self._cached.move_to_end(name)
         while len(self._cached) > cache:
             self._cached.popitem(last=False)
-        self._held = {n: t for n, t in (known | lasting).items() if n[0] in self.needed_later}
+        self._held = {n: t for n, t in (known | lasting).items() if n in self.needed_later}
         return tokens
 
     def _encode(self, frames: list[Frame], sizes: list[int]) -> list[Tensor]:

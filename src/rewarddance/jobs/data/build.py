@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings
+from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.load import load_generator
+from rewarddance.world.build.clip_preferences import ClipPreferencesConfig, change_records, clip_records
 from rewarddance.world.build.preferences import (
     DrawImages,
     PreferencesConfig,
@@ -64,21 +68,62 @@ def build_data(
         num = config.num_prompts if split == "train" else num_held_out
         shuffled = config.shuffle_labels and split == "train"
         part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})
-        _build_split(part, draw, out / name)
+        _build_split(num, partial(embedded_records, part, draw), out / name, num_criteria(part))
     return out
 
 
-def _build_split(config: PreferencesConfig, draw: DrawImages | None, target: Path) -> None:
-    """Write parts of `SHARD` prompts, then join them."""
+CHANGES_EACH = 48
+"""Held-out pairs for every kind of change to a clip."""
+CLIPS_MADE = 1
+"""As `MADE`, for clips."""
+
+
+def build_moving(folder: Path, seed: int = 0, num_held_out: int = NUM_HELD_OUT, **preferences: Any) -> Path:
+    """`build_clips` with the fields of `ClipPreferencesConfig`."""
+    return build_clips(ClipPreferencesConfig(seed=seed, **preferences), num_held_out, folder)
+
+
+def build_clips(config: ClipPreferencesConfig, num_held_out: int, out: Path, changes: int = CHANGES_EACH) -> Path:
+    """Preferences between clips of the moving world: the three files of `build_data`, and `changes.parquet`.
+
+    `changes.parquet` holds held-out pairs of a right clip and one with a single change, `changes` of every kind; the
+    kind is the source of the record. Clips are stored as lossless MP4, so this needs PyAV.
+
+    Raises:
+        RunError: the folder holds data of another configuration.
+        InputError: PyAV is missing.
+    """
+    settings = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "changes": changes, "made": CLIPS_MADE}
+    same_settings(out / "data.json", settings)
+    for split, name in SPLIT_FILES.items():
+        num = config.num_prompts if split == "train" else num_held_out
+        shuffled = config.shuffle_labels and split == "train"
+        part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})
+        if not (out / name).is_file():
+            _build_split(num, partial(clip_records, part), out / name)
+    if changes and not (out / CHANGES_FILE).is_file():
+        held_out = config.model_copy(update={"split": "held_out", "shuffle_labels": False})
+        write_rows(map(row_of, change_records(held_out, changes)), out / CHANGES_FILE)
+    return out
+
+
+def _build_split(
+    num_prompts: int, records: Callable[[int, int], Iterator[PreferenceRecord]], target: Path, of_a_prompt: int = 1
+) -> None:
+    """Write parts of `SHARD` prompts, then join them.
+
+    Args:
+        records: the records of the prompts from the first to the last number.
+        of_a_prompt: number of records of a prompt.
+    """
     folder = target.with_name(f".{target.stem}.parts")
-    parts = [folder / f"{first:07d}.parquet" for first in range(0, config.num_prompts, SHARD)]
+    parts = [folder / f"{first:07d}.parquet" for first in range(0, num_prompts, SHARD)]
     with progress(target.name) as report:
 
         def rows(first: int) -> Iterator[dict[str, Any]]:
-            report(first, config.num_prompts)  # show the bar before the first pictures are drawn
-            of_a_prompt = num_criteria(config)
-            for i, record in enumerate(embedded_records(config, draw, first, first + SHARD), of_a_prompt):
-                report(first + i // of_a_prompt, config.num_prompts)
+            report(first, num_prompts)  # show the bar before the first pictures are drawn
+            for i, record in enumerate(records(first, first + SHARD), of_a_prompt):
+                report(first + i // of_a_prompt, num_prompts)
                 yield row_of(record)
 
         for k, part in enumerate(parts):

@@ -143,6 +143,8 @@ def add_rationales(
     """
     records = source / "train.parquet"
     table = RecordTable.open(records)
+    if any(table.are_clips):
+        raise InputError(f"{records}: holds clips, and teachers are shown pictures; leave the clips out")
     same_settings(out / "asked.json", {"teacher": teacher.name, "train_sha256": _digest(split_files(records))})
     answers = _Answers(out / "answers.jsonl")
     chosen = [(i, j) for i, row in enumerate(table.choice_labels) for j, x in enumerate(row) if x != 0.5][:limit]

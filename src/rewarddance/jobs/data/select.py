@@ -192,7 +192,7 @@ def _asked(
             done += len(part)
             bar(done, done + 1)
     if not pairs:
-        why = f"; {left_out} records are of clips, which judges cannot open yet" if left_out else ""
+        why = f"; {left_out} records are of clips, which this command does not open" if left_out else ""
         raise InputError(f"{source}: every pair has votes by {criterion} already{why}")
     return pairs, np.concatenate(beliefs, 1), np.concatenate(vectors) if vectors else None
 
