@@ -203,6 +203,18 @@ def write_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: bool
     Raises:
         InputError: PyAV is missing, another ending, or a rate that the format cannot hold.
     """
+    content = encode_clip(pixels, fps, path, lossless)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def encode_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: bool = False) -> bytes:
+    """The bytes of a file that `write_clip` writes; `path` names the format and, in messages, the clip.
+
+    Raises:
+        InputError: as `write_clip`.
+    """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: clips are saved as {', '.join(SUFFIXES)}; pictures of one frame as .png")
@@ -217,9 +229,7 @@ def write_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: bool
             _encode(av, container, pixels, fps, suffix, lossless)
     except (av.FFmpegError, ValueError) as error:
         raise InputError(f"{path}: cannot encode {pixels.shape} at {fps:g} frames a second ({error})") from None
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    return buffer.getvalue()
 
 
 def _codec(suffix: str, lossless: bool, odd: bool) -> tuple[str, str, dict[str, str]]:
