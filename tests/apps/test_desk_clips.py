@@ -168,7 +168,7 @@ def test_a_missing_pyav_and_bad_clips_are_one_clear_line_at_the_start(clip_desk,
 
 
 TIMES = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
-PLAYING = "[...document.querySelectorAll('video')].every(v => !v.paused && v.currentTime > 0)"
+PLAYING = "() => [...document.querySelectorAll('video')].every(v => !v.paused && v.currentTime > 0)"
 
 
 @pytest.mark.browser
@@ -182,7 +182,7 @@ def test_two_clips_loop_in_sync_and_are_judged_by_keyboard(new_page, tmp_path):
         enter(page, links["ada"])
         wait_for_count(page, "0 done")
         page.keyboard.press("ArrowLeft")
-        page.wait_for_function("[...document.querySelectorAll('video')].some(v => v.readyState === 4)")
+        page.wait_for_function("() => [...document.querySelectorAll('video')].some(v => v.readyState === 4)")
         assert page.is_disabled("#submit")
         while not held:
             page.wait_for_timeout(20)
@@ -196,7 +196,7 @@ def test_two_clips_loop_in_sync_and_are_judged_by_keyboard(new_page, tmp_path):
             assert abs(left - right) < 0.1
         shoot(page, "clips")
         page.keyboard.press("p")
-        page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.paused && !v.seeking)")
+        page.wait_for_function("() => [...document.querySelectorAll('video')].every(v => v.paused && !v.seeking)")
         left, right = page.evaluate(TIMES)
         assert left == right
         at = round(left * 40 - 0.5)
@@ -225,3 +225,26 @@ def test_two_clips_loop_in_sync_and_are_judged_by_keyboard(new_page, tmp_path):
         [f"secret/r{i}-0.mp4", f"secret/r{i}-1.webm"] for i in (0, 1)
     ]
     assert [len(r.votes) for r in records] == [1, 1]
+
+
+def test_a_blind_study_of_clips(tmp_path):
+    """Two folders of clips. On one of three prompts both systems made the same clip, which nobody is asked about."""
+    from rewarddance.apps.annotate.database import open_database
+    from rewarddance.apps.annotate.filling import fill
+
+    made = {"a": [clip(0), clip(1), clip(2)], "b": [clip(3), clip(1), clip(4)]}
+    for system, clips in made.items():
+        (tmp_path / system).mkdir()
+        entries = [{"file": f"{i}.mp4", "prompt": f"a clip {i}"} for i in range(3)]
+        (tmp_path / system / "samples.json").write_text(json.dumps(entries))
+        for i, content in enumerate(clips):
+            (tmp_path / system / f"{i}.mp4").write_bytes(content)
+    (tmp_path / "prompts.txt").write_text("".join(f"a clip {i}\n" for i in range(3)))
+    study = tmp_path / "study"
+    systems = ["--a", str(tmp_path / "a"), "--b", str(tmp_path / "b")]
+    assert main(["ab", "create", *systems, "--prompts", str(tmp_path / "prompts.txt"), "--out", str(study)]) == 0
+    assert json.loads((study / "study.json").read_text())["identical"] == {"A-B": 1}
+    database = open_database(f"sqlite:///{tmp_path}/desk.db")
+    filled = fill(database, study, DeskConfig(checks=0, repeats=0, judgements=1))
+    assert (filled.items, filled.passed_over) == (2, 1)
+    database.close()

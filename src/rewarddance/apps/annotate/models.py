@@ -23,7 +23,7 @@ class Desk(Base):
 
 
 class Picture(Base):
-    """An encoded picture as it came. People see only a copy that is encoded again (`media.py`)."""
+    """An encoded picture or clip as it came. People see only a copy that is encoded again (`media.py`, `clips.py`)."""
 
     __tablename__ = "picture"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -32,7 +32,8 @@ class Picture(Base):
 
 
 class Record(Base):
-    """A record of the data. `media` are rows of `data.schema.media_row`; `facts` holds source, groups and truth."""
+    """A record of the data. `media` are rows of `data.schema.media_row`; `facts` holds source, groups and truth, and `clips`:
+    the shapes of candidates that are clips (`clips.Shape`; None for others)."""
 
     __tablename__ = "record"
     id: Mapped[int] = mapped_column(primary_key=True)
