@@ -232,7 +232,7 @@ def test_a_blind_study_of_clips(tmp_path):
     from rewarddance.apps.annotate.database import open_database
     from rewarddance.apps.annotate.filling import fill
 
-    made = {"a": [clip(0), clip(1), clip(2)], "b": [clip(3), clip(1), clip(4)]}
+    made = {"a": [clip(0), clip(1), clip(2)], "b": [clip(3), clip(1), clip(2, frames=12)]}
     for system, clips in made.items():
         (tmp_path / system).mkdir()
         entries = [{"file": f"{i}.mp4", "prompt": f"a clip {i}"} for i in range(3)]

@@ -32,8 +32,13 @@ class Picture(Base):
 
 
 class Record(Base):
-    """A record of the data. `media` are rows of `data.schema.media_row`; `facts` holds source, groups and truth, and `clips`:
-    the shapes of candidates that are clips (`clips.Shape`; None for others)."""
+    """A record of the data.
+
+    Attributes:
+        media: rows of `data.schema.media_row`.
+        facts: source, groups and truth. Also `clips` where candidates are clips: a `clips.Shape` as a dictionary for
+            each candidate, and None for a picture.
+    """
 
     __tablename__ = "record"
     id: Mapped[int] = mapped_column(primary_key=True)

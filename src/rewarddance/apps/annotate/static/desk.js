@@ -94,7 +94,7 @@ function showMedia() {
   const num = item.media.length, narrow = innerWidth <= 640;
   const columns = num === 1 ? 1 : num <= 2 || narrow ? 2 : num === 4 ? 4 : Math.min(num, 3);
   const rows = Math.ceil(num / columns);
-  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6)) / rows));
+  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6) - (item.fps ? 60 : 0)) / rows));
   loading = num;
   began = performance.now();
   at("pictures").style.setProperty("--columns", columns);
