@@ -77,9 +77,9 @@ def measure(url: str, data: Path, names: list[str], seconds: float, pause: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--pause", type=float, default=0.0)
-    parser.add_argument("--records", type=int, default=500)
+    parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
     args = parser.parse_args()
     if args.people > ServerConfig().logins_per_minute:

@@ -1,97 +1,18 @@
 """The desk in a real browser: from the link to the export without a mouse, on a phone, and what a page must have."""
 
-import os
 import re
-import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from desk_pages import enter, shoot, stored, submit_by_key, wait_for_count
 from desks import new_data, process
-from sqlalchemy import select
 
 from rewarddance.apps import annotate
-from rewarddance.apps.annotate.database import open_database
-from rewarddance.apps.annotate.models import Judgement
 from rewarddance.apps.cli import main
 from rewarddance.core.runs import RunFolder
 
-CHROMIUM = shutil.which("chromium")
 CSS = (Path(annotate.__file__).parent / "static" / "desk.css").read_text()
-SHOTS = os.environ.get("DESK_SHOTS")
-"""A folder for screenshots, where somebody wants to look at the pages."""
-
-
-def shoot(page, name):
-    if SHOTS:
-        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def new_page(browser):
-    """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test.
-
-    A page that is still open when the server ends asks for its pictures again, which is no problem.
-    """
-    problems, contexts = [], []
-
-    def note(message, ignored):
-        if message.type == "error" and not any(part in message.text for part in ignored):
-            problems.append(message.text)
-
-    def make(width=1280, height=800, expected="favicon", **how):
-        ignored = (expected, "ERR_CONNECTION_REFUSED")
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **how))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(240_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: note(m, ignored))
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert not problems
-
-
-def enter(page, link):
-    page.goto(link)
-    page.wait_for_function("() => document.activeElement.matches('button.main')")  # `autofocus` comes after the load
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#questions, main.wide", state="attached")
-
-
-def wait_for_count(page, text):
-    page.wait_for_function("text => document.getElementById('count').textContent.startsWith(text)", arg=text)
-
-
-def submit_by_key(page, *keys):
-    """Press keys, and Enter as soon as both pictures are loaded and an answer can be sent."""
-    for key in keys:
-        page.keyboard.press(key)
-    page.wait_for_function("() => document.getElementById('submit')?.disabled === false")
-    page.keyboard.press("Enter")
-
-
-def stored(url):
-    """The answers in a desk's database, in order."""
-    database = open_database(url)
-    with database.read() as session:
-        answers = [row.answers for row in session.scalars(select(Judgement).order_by(Judgement.id))]
-    database.close()
-    return answers
 
 
 @pytest.mark.browser

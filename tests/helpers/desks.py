@@ -25,7 +25,9 @@ from rewarddance.apps.annotate import auth
 from rewarddance.apps.annotate.app import create_app
 from rewarddance.apps.annotate.config import DeskConfig, ServerConfig
 from rewarddance.apps.annotate.database import open_database
+from rewarddance.apps.annotate.export import voted_records
 from rewarddance.apps.annotate.filling import fill
+from rewarddance.core.clips import encode_clip
 from rewarddance.data.schema import hash_of, row_of_votes
 from rewarddance.data.shards import write_rows
 from rewarddance.data.votes import MediaRef, VotedRecord
@@ -64,6 +66,44 @@ def new_data(folder, records=8, pictures=2):
         row_of_votes(new_record(f"r{i}", [0.8 - 0.15 * k + 0.01 * (i % 7) for k in range(pictures)]))
         for i in range(records)
     ]
+    write_rows(rows, folder / "train.parquet")
+    return folder
+
+
+def clip(place, size=(48, 64), frames=16, fps=8.0, suffix=".mp4"):
+    """A clip of a square that moves, with a secret in its metadata where the container holds any."""
+    import av
+
+    height, width = size
+    pixels = np.full((frames, height, width, 3), 40 + 60 * place, np.uint8)
+    for k in range(frames):
+        pixels[k, 8:24, 2 * k : 2 * k + 16] = (220, 40, 60)
+    content = encode_clip(pixels, fps, Path(f"clip{suffix}"))
+    if suffix == ".gif":
+        return content
+    buffer, form = io.BytesIO(), suffix[1:]
+    with av.open(io.BytesIO(content)) as source, av.open(buffer, "w", format=form) as target:
+        target.metadata["comment"] = "model: secret-model-b"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return buffer.getvalue()
+
+
+def new_clip_data(folder, records=2, clips=None):
+    """A data folder that names clips, which lie beside it in `secret`, as an import leaves them."""
+    made = clips or [(clip(0), ".mp4"), (clip(1, (64, 48), 15, 10.0, ".webm"), ".webm")]
+    (folder / "secret").mkdir(parents=True)
+    rows = []
+    for i in range(records):
+        media = []
+        for place, (content, suffix) in enumerate(made):
+            path = f"secret/r{i}-{place}{suffix}"
+            (folder / path).write_bytes(content)
+            media.append(MediaRef("video", path, hash_of(content), f"secret-model-{place}"))
+        rows.append(row_of_votes(VotedRecord(f"r{i}", f"a clip called r{i}", tuple(media))))
     write_rows(rows, folder / "train.parquet")
     return folder
 
@@ -153,6 +193,11 @@ class DeskServer:
 
     def admin(self):
         return Client(self.http(), self.link(role=auth.ADMIN))
+
+
+def export(desk):
+    with desk.database.read() as session:
+        return list(voted_records(session))
 
 
 def free_port():

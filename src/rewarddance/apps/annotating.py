@@ -1,4 +1,4 @@
-"""`rewarddance annotate`: pages on which people judge pictures, and the export of their judgements."""
+"""`rewarddance annotate`: pages on which people judge pictures and clips, and the export of their judgements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def database_of(data: Path, given: str | None) -> str:
 
 @dataclass(frozen=True)
 class Annotate(Flags):
-    """Serve pages on which people judge pictures. A database keeps every judgement that was saved.
+    """Serve pages on which people judge pictures or clips. A database keeps every judgement that was saved.
 
     People log in by personal links. They see pictures without names of systems or files, on sides that the server
     draws. When the server starts, it prints links for --invite and one for the admin page, which shows progress,

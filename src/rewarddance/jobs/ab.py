@@ -12,7 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from rewarddance.core.clips import SUFFIXES
 from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.media import Media
 from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder, same_settings
 from rewarddance.core.task import Prompt
@@ -85,11 +87,10 @@ def create(study: Study, out: Path) -> dict[str, Any]:
     identical = {f"{a}-{b}": 0 for a, b in pairs}
     rows, unequal = [], 0
     for place, prompt in enumerate(prompts):
-        content = {letter: files[letter][prompt.text].read_bytes() for letter in study.systems}
-        media = {name: MediaRef(model=name, sha256=hash_of(data), data=data) for name, data in content.items()}
+        media = {letter: _medium(files[letter][prompt.text], letter, out) for letter in study.systems}
         for a, b in pairs:
             identical[f"{a}-{b}"] += media[a].sha256 == media[b].sha256
-        unequal += len({_size(data) for data in content.values()}) > 1
+        unequal += len({_size(ref) for ref in media.values()}) > 1
         groups = {"category": prompt.category} if prompt.category else {}
         record = VotedRecord(f"{place:05d}", prompt.text, tuple(media.values()), source="rewarddance ab", groups=groups)
         rows.append(row_of_votes(record))
@@ -134,8 +135,23 @@ def _pictures(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
     return made
 
 
-def _size(content: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(content)) as image:
+def _medium(file: Path, model: str, out: Path) -> MediaRef:
+    """A picture, or a clip, which is copied to `out/clips`, since records name their clips."""
+    data = file.read_bytes()
+    name = hash_of(data)
+    if file.suffix.lower() not in SUFFIXES:
+        return MediaRef(model=model, sha256=name, data=data)
+    path = f"clips/{name}{file.suffix.lower()}"
+    (out / "clips").mkdir(parents=True, exist_ok=True)
+    (out / path).write_bytes(data)
+    return MediaRef("video", path, name, model, data=data)
+
+
+def _size(ref: MediaRef) -> tuple[int, int]:
+    content = io.BytesIO(ref.data or b"")
+    if ref.kind == "video":
+        return Media.open(content, origin=ref.path).size
+    with Image.open(content) as image:
         return image.size
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Form, Header, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -19,12 +19,14 @@ from sqlalchemy import select
 from rewarddance.apps.annotate import auth, judging
 from rewarddance.apps.annotate.answers import Answer
 from rewarddance.apps.annotate.auth import RateLimiter, Who
+from rewarddance.apps.annotate.clips import equal_clips
 from rewarddance.apps.annotate.config import DeskConfig, ServerConfig
 from rewarddance.apps.annotate.database import Database
 from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.guard import PROBLEMS, Annotator, SignedIn, install
-from rewarddance.apps.annotate.media import Blinded
-from rewarddance.apps.annotate.models import Assignment, Picture, Shown
+from rewarddance.apps.annotate.judging import shapes_of
+from rewarddance.apps.annotate.media import KEPT_CLIPS, KEPT_PICTURES, Remembered, blinded, part_of
+from rewarddance.apps.annotate.models import Assignment, Item, Picture, Record, Shown
 
 HERE = Path(__file__).parent
 router = APIRouter()
@@ -40,7 +42,8 @@ class State:
     clock: Callable[[], float] = time.time
     people: RateLimiter = field(init=False)
     logins: RateLimiter = field(init=False)
-    pictures: Blinded = field(default_factory=Blinded)
+    pictures: Remembered[bytes] = field(default_factory=lambda: Remembered(KEPT_PICTURES))
+    clips: Remembered[list[bytes]] = field(default_factory=lambda: Remembered(KEPT_CLIPS))
 
     def __post_init__(self) -> None:
         self.people = RateLimiter(self.server.requests_per_minute)
@@ -214,12 +217,23 @@ def undo(who: Annotator, desk: Desk) -> Work:
     return _work(who, desk, undone=True)
 
 
-@router.get("/media/{token}", response_class=Response, responses={200: {"content": {"image/png": {}}}, **PROBLEMS})
-def media(token: str, who: SignedIn, desk: Desk) -> Response:
-    """A picture of one of the person's own assignments."""
+@router.get(
+    "/media/{token}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}, "video/mp4": {}}},
+        206: {"description": "The part that `Range` asks for"},
+        416: {"description": "`Range` lies beyond the end"},
+        **PROBLEMS,
+    },
+)
+def media(
+    token: str, who: SignedIn, desk: Desk, wanted: Annotated[str | None, Header(alias="range", max_length=100)] = None
+) -> Response:
+    """A picture or clip of one of the person's own assignments, or a part of it."""
     with desk.database.read() as session:
         query = (
-            select(Picture.id, Picture.sha256)
+            select(Picture.id, Picture.sha256, Assignment.item_id)
             .join(Shown, Shown.picture_id == Picture.id)
             .join(Assignment, Assignment.id == Shown.assignment_id)
             .where(Shown.token == token, Assignment.person_id == who.person)
@@ -227,7 +241,19 @@ def media(token: str, who: SignedIn, desk: Desk) -> Response:
         row = session.execute(query).first()
         if row is None:
             raise HTTPException(404, "no such picture")
-        number = row.id
-        png = desk.pictures.get(row.sha256, lambda: session.get_one(Picture, number).content)
-    headers = {"Cache-Control": "private, max-age=3600, immutable"}
-    return Response(png, media_type="image/png", headers=headers)
+        item = session.get_one(Item, row.item_id)
+        shapes = shapes_of(session.get_one(Record, item.record_id), item)
+        pictures = list(item.pictures)
+
+    def load(number: int) -> bytes:
+        with desk.database.read() as session:
+            return session.get_one(Picture, number).content
+
+    if shapes:
+        clips = desk.clips.get(str(row.item_id), lambda: equal_clips([load(n) for n in pictures], shapes))
+        content = clips[pictures.index(row.id)]
+    else:
+        content = desk.pictures.get(row.sha256, lambda: blinded(load(row.id)))
+    part = part_of(content, wanted)
+    headers = {"Cache-Control": "private, max-age=3600, immutable", **part.headers}
+    return Response(part.content, part.status, headers, "video/mp4" if shapes else "image/png")

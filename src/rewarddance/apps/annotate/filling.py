@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.assignment import groups_of
+from rewarddance.apps.annotate.clips import need_pyav, shape_of, shuffled_clip
 from rewarddance.apps.annotate.config import CHANGEABLE, MOST_RANKED, DeskConfig
 from rewarddance.apps.annotate.database import Database, lock_desk
 from rewarddance.apps.annotate.media import noise_of
@@ -22,7 +24,7 @@ from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.streams import seed_of
 
 if TYPE_CHECKING:
-    from rewarddance.data.votes import VotedRecord
+    from rewarddance.data.votes import MediaRef, VotedRecord
 
 CHECKS_AT_LEAST = 10
 """Number of checks that are made (if there are so many records), because nobody sees a check twice."""
@@ -101,7 +103,8 @@ def fill(
         given: names of the settings that an old desk takes from `config`; the fields that were set when None.
 
     Raises:
-        InputError: a record is there already with other pictures, or nothing can be judged.
+        InputError: a record is there already with other pictures, nothing can be judged, a clip is missing or damaged,
+            or there are clips and PyAV is missing.
         RunError: the desk was made with other settings.
     """
     filled, stamp = Filled(), stamp_of(folder)
@@ -109,6 +112,8 @@ def fill(
         desk, filled.changed = configure(session, config, config.model_fields_set if given is None else given)
         config = settings_of(session)
         lock_desk(session)
+        if any("clips" in facts for facts in session.scalars(select(Record.facts))):
+            need_pyav()
         if stamp and desk.source == stamp:
             return filled
         desk.source = stamp
@@ -120,6 +125,7 @@ def fill(
                 if known[record.record_id] != [m.sha256 for m in record.media]:
                     raise InputError(f"record {record.record_id}: the desk has it with other pictures")
                 continue
+            record = with_clips(record, folder)
             if _add(session, record, config, num_checks + filled.checks, filled):
                 known[record.record_id] = [m.sha256 for m in record.media]
         if not known:
@@ -135,19 +141,54 @@ def _records(folder: Path) -> Iterator[VotedRecord]:
     return voted_records(splits.get("train") or next(iter(splits.values())))
 
 
+def with_clips(record: VotedRecord, data: Path) -> VotedRecord:
+    """The record with the files of its clips. Links and clips that are given as single frames stay as they are.
+
+    A clip lies in the data folder, or in the folder `--media-root` of the import that made the data.
+
+    Raises:
+        InputError: a clip is in neither, or its file is not the one that was imported.
+    """
+    from rewarddance.data.loading import inside, is_link
+    from rewarddance.data.schema import hash_of
+
+    folder = data if data.is_dir() else data.parent
+    manifest = folder / "manifest.json"
+    imported = json.loads(manifest.read_text()).get("imported") if manifest.is_file() else None
+    roots = [folder, *([Path(imported["media_root"])] if imported else [])]
+    media = []
+    for ref in record.media:
+        if ref.kind == "video" and ref.data is None and ref.path and not is_link(ref.path):
+            origin = f"record {record.record_id}: {ref.path}"
+            file = next((p for p in (inside(root, ref.path) for root in roots) if p.is_file()), None)
+            if file is None:
+                raise InputError(f"{origin}: no such clip in {' or '.join(map(str, roots))}")
+            ref = replace(ref, data=file.read_bytes())
+            if ref.sha256 != hash_of(ref.data or b""):
+                raise InputError(f"{origin}: the clip has changed since the import; import it again")
+        media.append(ref)
+    return replace(record, media=tuple(media))
+
+
 def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: int, filled: Filled) -> bool:
     from rewarddance.data.schema import media_row
 
-    usable = [i for i, m in enumerate(record.candidates) if m.data is not None and m.kind == "image"]
     seed = seed_of(config.seed, "pairs", record.record_id)
     groups = groups_of(len(record.candidates), config, random.Random(seed))
-    groups = [g for g in groups if set(g) <= set(usable) and _distinct(record, g)]
+    groups = [g for g in groups if _comparable(record, g)]
     if config.task == "ranking" and len(record.candidates) > MOST_RANKED:
         raise InputError(f"record {record.record_id}: {len(record.candidates)} pictures; rank at most {MOST_RANKED}")
     if not groups:
         filled.passed_over += 1
         return False
-    facts = {"source": record.source, "groups": dict(record.groups), "truth": record.truth and list(record.truth)}
+    facts: dict[str, Any] = {
+        "source": record.source,
+        "groups": dict(record.groups),
+        "truth": record.truth and list(record.truth),
+    }
+    clips = [_clip_shape(record, m) for m in record.candidates]
+    if any(clips):
+        facts["clips"] = clips
     row = Record(name=record.record_id, prompt=record.prompt, media=[media_row(m) for m in record.media], facts=facts)
     session.add(row)
     session.flush()
@@ -162,9 +203,18 @@ def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: 
     return True
 
 
-def _distinct(record: VotedRecord, group: tuple[int, ...]) -> bool:
-    hashes = [record.candidates[i].sha256 for i in group]
-    return len(set(hashes)) == len(hashes)
+def _comparable(record: VotedRecord, group: tuple[int, ...]) -> bool:
+    """Whether these candidates are different pictures or different clips, and their files are there."""
+    media = [record.candidates[i] for i in group]
+    hashes = {m.sha256 for m in media}
+    return all(m.data is not None for m in media) and len({m.kind for m in media}) == 1 and len(hashes) == len(media)
+
+
+def _clip_shape(record: VotedRecord, ref: MediaRef) -> dict[str, Any] | None:
+    if ref.kind != "video" or ref.data is None:
+        return None
+    need_pyav()
+    return asdict(shape_of(ref.data, f"record {record.record_id}: {ref.path or 'clip'}"))
 
 
 def _picture(session: Session, content: bytes) -> int:
@@ -188,8 +238,10 @@ def _add_check(
     pictures: list[int | None],
     config: DeskConfig,
 ) -> None:
-    """A copy of an item whose last picture is noise."""
-    content = record.candidates[group[-1]].data or b""
-    noise = _picture(session, noise_of(content, config.seed))
+    """A copy of an item whose last picture (or clip) is noise."""
+    ref = record.candidates[group[-1]]
+    content = ref.data or b""
+    made = shuffled_clip(content, config.seed, "check") if ref.kind == "video" else noise_of(content, config.seed)
+    noise = _picture(session, made)
     item = Item(record_id=row.id, members=list(group), pictures=[*pictures[:-1], noise], noise=len(group) - 1)
     session.add(item)

@@ -23,6 +23,7 @@ from rewarddance.apps.annotate.assignment import (
     sides,
     turned,
 )
+from rewarddance.apps.annotate.clips import Shape, common_shape
 from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.database import lock_desk
 from rewarddance.apps.annotate.models import Assignment, Item, Judgement, Person, Record, Shown
@@ -127,16 +128,28 @@ def _give(session: Session, person: int, item: int, config: DeskConfig, now: flo
 
 
 def described(session: Session, assignment: Assignment, config: DeskConfig) -> dict[str, Any]:
-    """An assignment as the page needs it. It says nothing about systems, files, checks, or repeats."""
+    """An assignment as the page needs it. It says nothing about systems, files, checks, or repeats.
+
+    `fps` is the common rate of clips, and None for pictures.
+    """
     item = session.get_one(Item, assignment.item_id)
     shown = select(Shown.token).where(Shown.assignment_id == assignment.id).order_by(Shown.place)
+    record = session.get_one(Record, item.record_id)
+    shapes = shapes_of(record, item)
     return {
         "assignment": assignment.token,
         "task": config.task,
         "criteria": list(config.asked),
-        "prompt": session.get_one(Record, item.record_id).prompt,
+        "prompt": record.prompt,
         "media": list(session.scalars(shown)),
+        "fps": common_shape(shapes).fps if shapes else None,
     }
+
+
+def shapes_of(record: Record, item: Item) -> list[Shape]:
+    """Shapes of an item's clips; empty for pictures."""
+    clips = record.facts.get("clips")
+    return [Shape(**clips[i]) for i in item.members] if clips and clips[item.members[0]] else []
 
 
 def judge(

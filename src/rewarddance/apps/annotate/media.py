@@ -1,11 +1,18 @@
-"""The pictures that people see: encoded again as PNG, without metadata. Also makes the noise for checks."""
+"""The pictures that people see: encoded again as PNG, without metadata. Also makes the noise for checks.
+
+`clips.py` does the same for clips. What a server encoded is remembered, and sent whole or in parts.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,8 +20,11 @@ from PIL import Image
 from rewarddance.core.pictures import as_rgb, upright
 from rewarddance.core.streams import stream
 
-KEPT = 64
+KEPT_PICTURES = 64
 """Encoded pictures that a server keeps in memory."""
+KEPT_CLIPS = 16
+"""Items whose encoded clips a server keeps in memory."""
+T = TypeVar("T")
 LARGEST = 2048
 """Longest side in pixels that is sent; larger pictures are made smaller, by area."""
 
@@ -39,25 +49,64 @@ def blinded(content: bytes) -> bytes:
     return _png(_pixels(content))
 
 
-class Blinded:
-    """`blinded` pictures by the hash of their files; the latest `KEPT` are remembered. Threads share it."""
+class Remembered(Generic[T]):
+    """The latest `most` values by key. Threads share it, and each value is made once."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[str, Future[T]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, sha256: str, load: Callable[[], bytes]) -> bytes:
-        """The picture with this hash. `load` gives its file where it is not remembered."""
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """The value of this key, from `make` where it is not remembered."""
         with self._lock:
-            if sha256 in self._kept:
-                self._kept.move_to_end(sha256)
-                return self._kept[sha256]
-        png = blinded(load())
-        with self._lock:
-            self._kept[sha256] = png
-            while len(self._kept) > KEPT:
+            future = self._kept.get(key)
+            new = future is None
+            if future is None:
+                future = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most:
                 self._kept.popitem(last=False)
-        return png
+        if new:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+        return future.result()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A response to a request for a file: status, bytes, and headers."""
+
+    status: int
+    content: bytes
+    headers: dict[str, str]
+
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+def part_of(content: bytes, wanted: str | None) -> Part:
+    """The bytes that a `Range` header asks for, as RFC 9110 says. Browsers need this to move within a clip.
+
+    The whole file where there is no header, or one of another unit or with several ranges.
+    """
+    whole = Part(200, content, {"Accept-Ranges": "bytes"})
+    match = _RANGE.fullmatch((wanted or "").strip())
+    if match is None or match.group() == "bytes=-":
+        return whole
+    first, last = match.groups()
+    length = len(content)
+    begin = int(first) if first else max(0, length - int(last))
+    end = min(length - 1, int(last)) if first and last else length - 1
+    if first and last and int(last) < int(first):
+        return whole
+    if begin >= length or (not first and int(last) == 0):
+        return Part(416, b"", {"Content-Range": f"bytes */{length}", **whole.headers})
+    return Part(206, content[begin : end + 1], {"Content-Range": f"bytes {begin}-{end}/{length}", **whole.headers})
 
 
 def noise_of(content: bytes, seed: int) -> bytes:

@@ -23,7 +23,7 @@ class Desk(Base):
 
 
 class Picture(Base):
-    """An encoded picture as it came. People see only a copy that is encoded again (`media.py`)."""
+    """An encoded picture or clip as it came. People see only a copy that is encoded again (`media.py`, `clips.py`)."""
 
     __tablename__ = "picture"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -32,7 +32,13 @@ class Picture(Base):
 
 
 class Record(Base):
-    """A record of the data. `media` are rows of `data.schema.media_row`; `facts` holds source, groups and truth."""
+    """A record of the data.
+
+    Attributes:
+        media: rows of `data.schema.media_row`.
+        facts: source, groups and truth. Also `clips` where candidates are clips: a `clips.Shape` as a dictionary for
+            each candidate, and None for a picture.
+    """
 
     __tablename__ = "record"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -65,6 +65,7 @@ function show(work) {
   at("undo").disabled = work.done === 0;
   at("questions").replaceChildren();
   at("pictures").replaceChildren();
+  player.open([], 1);
   at("work").classList.toggle("ended", !item);
   if (!item) {
     at("prompt").textContent = work.done ? "Thank you. Nothing is left to judge." : "There is nothing to judge at the moment.";
@@ -72,9 +73,9 @@ function show(work) {
     return;
   }
   key = crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
-  at("prompt").textContent = item.prompt || "Which picture is better?";
+  at("prompt").textContent = item.prompt || `Which ${noun()} is better?`;
   zoom.reset();
-  showPictures();
+  showMedia();
   answers = item.criteria.map((name) => (item.answers && item.answers[name]) || empty());
   item.criteria.forEach((name, index) => at("questions").append(question(name, index)));
   const submit = make("button", { type: "submit", className: "main", id: "submit" }, "Submit ", make("kbd", {}, "Enter"));
@@ -86,35 +87,50 @@ function show(work) {
 
 const empty = () => (item.task === "ranking" ? { ranks: item.media.map(() => 0) } : {});
 
-function showPictures() {
+const noun = () => (item.fps ? "clip" : "picture");
+const named = (place) => `${item.fps ? "Clip" : "Picture"} ${place + 1}`;
+
+function showMedia() {
   const num = item.media.length, narrow = innerWidth <= 640;
   const columns = num === 1 ? 1 : num <= 2 || narrow ? 2 : num === 4 ? 4 : Math.min(num, 3);
   const rows = Math.ceil(num / columns);
-  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6)) / rows));
+  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6) - (item.fps ? 60 : 0)) / rows));
   loading = num;
   began = performance.now();
   at("pictures").style.setProperty("--columns", columns);
   at("pictures").style.setProperty("--side", `${side}px`);
+  at("pictures").style.removeProperty("--aspect");
   item.media.forEach((token, place) => {
-    const picture = make("img", { alt: `Picture ${place + 1}`, draggable: false }), assignment = item.assignment;
+    const picture = item.fps ? newClip(place) : make("img", { alt: named(place), draggable: false });
+    const assignment = item.assignment;
     let pause = 1000;
     const current = () => item && item.assignment === assignment && picture.isConnected;
-    picture.addEventListener("load", () => {
+    picture.addEventListener(item.fps ? "canplaythrough" : "load", () => {
       picture.classList.toggle("pixels", picture.naturalWidth <= 128);
       if (current()) loaded();
-    });
+    }, { once: true });
     picture.addEventListener("error", async () => {
       if (!current()) return;
-      say("A picture could not be loaded. The page tries again.", true);
+      say(`A ${noun()} could not be loaded. The page tries again.`, true);
       await wait(pause);
       pause = Math.min(2 * pause, 16000);
       if (current()) picture.src = `/media/${token}?again=${Date.now()}`;
     });
     picture.src = `/media/${token}`;
+    if (item.fps) player.play(picture); // some browsers load a clip only when it plays
     const caption = num === 1 ? [] : [make("figcaption", {}, num === 2 ? ["Left", "Right"][place] : `${place + 1}`, make("strong", { className: "place" }))];
     const frame = make("div", { className: "frame" }, picture);
     at("pictures").append(make("figure", {}, frame, ...caption));
   });
+  if (item.fps) player.open([...document.querySelectorAll("video")], item.fps);
+}
+
+// A clip stops as soon as it can be played to its end, and begins again when all others can be, too.
+function newClip(place) {
+  const clip = make("video", { muted: true, playsInline: true, preload: "auto", disablePictureInPicture: true, ariaLabel: named(place) });
+  clip.addEventListener("loadedmetadata", () => at("pictures").style.setProperty("--aspect", clip.videoWidth / clip.videoHeight));
+  clip.addEventListener("canplaythrough", () => clip.pause(), { once: true });
+  return clip;
 }
 
 // A picture has come. An answer can be sent only when all are there; the time of judging begins then.
@@ -124,6 +140,7 @@ function loaded() {
   began = performance.now();
   say("");
   refresh();
+  if (item.fps) player.start();
 }
 
 const PICKS = [["first", "Left is better", "←"], ["tie", "Tie", "T"], ["both_bad", "Both bad", "B"], ["second", "Right is better", "→"]];
@@ -136,7 +153,7 @@ function question(name, index) {
   const box = make("fieldset", { className: several ? "several" : "" }, make("legend", { className: several ? "" : "single" }, title));
   box.addEventListener("focusin", () => { active = index; refresh(); });
   if (item.task === "ranking") {
-    const buttons = item.media.map((_, place) => make("button", { type: "button", onclick: () => rank(index, place) }, `Picture ${place + 1} `, make("span", { className: "place" })));
+    const buttons = item.media.map((_, place) => make("button", { type: "button", onclick: () => rank(index, place) }, `${named(place)} `, make("span", { className: "place" })));
     box.append(make("div", { className: "options" }, ...buttons, make("button", { type: "button", className: "plain", onclick: () => unrank(index) }, "Take out")));
     return box;
   }
@@ -213,7 +230,7 @@ function refresh() {
 
 async function submit() {
   if (!item || busy) return;
-  if (loading) { say("Please wait until all pictures are loaded."); return; }
+  if (loading) { say(`Please wait until all ${noun()}s are loaded.`); return; }
   const open = answers.findIndex((answer) => !complete(answer));
   if (open >= 0) { active = open; refresh(); say(item.criteria.length > 1 ? `Please answer: ${item.criteria[open]}` : "Please choose an answer."); return; }
   busy = true;
@@ -280,7 +297,7 @@ for (const name of ["pointerup", "pointercancel"]) at("pictures").addEventListen
 at("pictures").addEventListener("dblclick", () => (zoom.scale > 1 ? zoom.reset() : zoom.by(4)));
 
 function common(pressed) {
-  const steps = { "+": () => zoom.by(1.5), "-": () => zoom.by(1 / 1.5), "0": () => zoom.reset(), w: () => zoom.move(0, 0.15), s: () => zoom.move(0, -0.15), a: () => zoom.move(0.15, 0), d: () => zoom.move(-0.15, 0), u: () => turn("/api/undo"), "?": help };
+  const steps = { "+": () => zoom.by(1.5), "-": () => zoom.by(1 / 1.5), "0": () => zoom.reset(), w: () => zoom.move(0, 0.15), s: () => zoom.move(0, -0.15), a: () => zoom.move(0.15, 0), d: () => zoom.move(-0.15, 0), u: () => turn("/api/undo"), p: () => player.toggle(), ",": () => player.step(-1), ".": () => player.step(1), "?": help };
   if (steps[pressed]) { steps[pressed](); return true; }
   return false;
 }
@@ -298,7 +315,7 @@ function answerKey(pressed) {
     return true;
   } else if (item.task === "ranking") {
     if (/^[1-9]$/.test(pressed)) { rank(index, Number(pressed) - 1, answers[index].level); return true; }
-    if (pressed === "=") { answers[index].level = true; say("The next picture is level with the last one."); return true; }
+    if (pressed === "=") { answers[index].level = true; say(`The next ${noun()} is level with the last one.`); return true; }
     if (pressed === "Backspace") { unrank(index); return true; }
   }
   if (answers.length > 1 && (pressed === "ArrowDown" || pressed === "ArrowUp")) {
