@@ -4,6 +4,8 @@ The class itself takes a clip in chunks of four frames and keeps the last frames
 chunk. One pass over all frames computes the same numbers with fewer and larger operations. A gradient can pass through
 both.
 
+`decode_chunks` needs less memory for a gradient: it decodes a few latent frames at a time.
+
 Shapes: clips (B, 3, F, H, W) in [-1, 1] with F = 1 + a multiple of the temporal factor; latents (B, C, f, h, w).
 """
 
@@ -21,6 +23,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CONTEXT = 2
+"""Latent frames before a chunk that its gradient takes into account."""
 
 
 def encode_moments(vae: Any, clips: Tensor) -> Tensor:
@@ -41,6 +47,47 @@ def decode_clips(vae: Any, z: Tensor) -> Tensor:
         x = _up(block, x)
     x = _end(decoder, x)
     return x if vae.config.patch_size is None else torch.as_tensor(unpatchify(x, vae.config.patch_size))
+
+
+@torch.no_grad()
+def decode_frames(vae: Any, z: Tensor) -> Tensor:
+    """`decode_clips` without gradient, one latent frame at a time, as the class does it."""
+    vae.clear_cache()
+    x, parts = vae.post_quant_conv(z), []
+    for i in range(z.shape[2]):
+        vae._conv_idx = [0]
+        part = vae.decoder(x[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
+        parts.append(part)
+    vae.clear_cache()
+    clips = torch.cat(parts, 2)
+    return clips if vae.config.patch_size is None else torch.as_tensor(unpatchify(clips, vae.config.patch_size))
+
+
+def decode_chunks(vae: Any, z: Tensor, num: int) -> Tensor:
+    """The pixels of `decode_clips` with nearly its gradient, for less memory.
+
+    The gradient of every `num` latent frames is that of a clip of its own, which begins `CONTEXT` latent frames before
+    them; what lies further back is left out. Its activations are computed again in the backward pass, so that those of
+    one chunk are in memory at a time.
+
+    Args:
+        z: (B, C, f, h, w).
+        num: latent frames of a chunk.
+    """
+    exact, parts, before = decode_frames(vae, z.detach()), [], 0
+    for first in range(0, z.shape[2], num):
+        part = z[:, :, max(0, first - CONTEXT) : first + num]
+        clip = torch.as_tensor(checkpoint(decode_clips, vae, part, use_reentrant=False))
+        end = exact.shape[2] - (z.shape[2] - min(first + num, z.shape[2])) * _factor(exact, z)
+        parts.append(clip[:, :, clip.shape[2] - (end - before) :])
+        before = end
+    clips = torch.cat(parts, 2)
+    return exact + (clips - clips.detach())
+
+
+def _factor(clips: Tensor, z: Tensor) -> int:
+    """Frames of every latent frame after the first."""
+    return 1 if z.shape[2] == 1 else (clips.shape[2] - 1) // (z.shape[2] - 1)
 
 
 def _end(part: Any, x: Tensor) -> Tensor:
@@ -96,10 +143,14 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class WanAutoencoder:
-    """`AutoencoderKLWan` between clips in [-1, 1] and normalised latents."""
+    """`AutoencoderKLWan` between clips in [-1, 1] and normalised latents.
+
+    Attributes:
+        chunk: latent frames that are decoded at a time where a gradient is needed; 0 decodes whole clips.
+    """
 
     def __init__(self, vae: Any) -> None:
-        self.vae = vae
+        self.vae, self.chunk = vae, 0
 
     def encode(self, pixels: Tensor) -> Tensor:
         mode = encode_moments(self.vae, pixels).chunk(2, 1)[0]
@@ -109,4 +160,7 @@ class WanAutoencoder:
     def decode(self, z: Tensor) -> Tensor:
         z = z.to(self.vae.dtype)
         mean, std = latent_statistics(self.vae, z)
-        return decode_clips(self.vae, z * std + mean)
+        z = z * std + mean
+        if self.chunk and z.requires_grad and torch.is_grad_enabled():
+            return decode_chunks(self.vae, z, self.chunk)
+        return decode_clips(self.vae, z)
