@@ -118,9 +118,8 @@ class AlignConfig(Rolling):
     gradient_checkpointing: bool = False
     """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
     decode_chunk: int = Field(0, ge=0)
-    """Of clips: latent frames that are decoded with gradient at a time, each chunk with a few frames before it; 0
-    decodes the whole clip at once. Pixels stay the same and memory falls; the gradient is nearly that of the whole
-    clip (docs/guides/video.md)."""
+    """Of clips: latent frames that are decoded with gradient at a time; 0 decodes the whole clip at once. Pixels and
+    gradient stay the same, memory falls, and decoding takes longer (docs/guides/video.md)."""
     on_hacking: Literal["warn", "stop", "rollback"] = "warn"
     """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: print and log
     it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""

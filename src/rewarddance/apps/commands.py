@@ -279,8 +279,9 @@ class Rank(JudgeFlags):
 
 @dataclass(frozen=True)
 class Sample(Flags):
-    """Draw pictures of prompts, or clips with a Wan folder (MP4 files and a sheet.png of all). With --best-of N the judge keeps the best of N candidates; with --search the judge is
-    the verifier of a search. Also writes samples.json, with the cost of a search.
+    """Draw pictures of prompts, or clips with a Wan folder (MP4 files, and a sheet.png of all). With --best-of N the
+    judge keeps the best of N candidates; with --search the judge is the verifier of a search. Also writes samples.json,
+    with the cost of a search.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
 

@@ -153,8 +153,7 @@ class Tunable(Generator, Protocol):
         ...
 
     def decode_in_chunks(self, num: int) -> None:
-        """Decode with gradient `num` latent frames at a time, which needs less memory and gives nearly the same
-        gradient; the pixels stay the same.
+        """Decode with gradient `num` latent frames at a time, which needs less memory and more time.
 
         Raises:
             ConfigError: the generator draws pictures.

@@ -112,6 +112,6 @@ def clip_features(features: Features) -> Features:
             return features(media)
         chosen = np.linspace(0, media[0].num_frames - 1, num).round().astype(int).tolist()
         frames = [features([Media(m.frames[[k]]) for m in media]).float() for k in chosen]
-        return torch.cat(frames, 1) / num**0.5
+        return torch.cat(frames, 1).div(num**0.5)
 
     return of

@@ -25,8 +25,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CONTEXT = 2
-"""Latent frames before a chunk that its gradient takes into account."""
+Cache = tuple[Tensor | str | None, ...]
+"""Entries of the class's own cache: frames of an input, None before the first, or a mark at the first upsampling."""
 
 
 def encode_moments(vae: Any, clips: Tensor) -> Tensor:
@@ -49,45 +49,40 @@ def decode_clips(vae: Any, z: Tensor) -> Tensor:
     return x if vae.config.patch_size is None else torch.as_tensor(unpatchify(x, vae.config.patch_size))
 
 
-@torch.no_grad()
-def decode_frames(vae: Any, z: Tensor) -> Tensor:
-    """`decode_clips` without gradient, one latent frame at a time, as the class does it."""
-    vae.clear_cache()
-    x, parts = vae.post_quant_conv(z), []
-    for i in range(z.shape[2]):
-        vae._conv_idx = [0]
-        part = vae.decoder(x[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
-        parts.append(part)
-    vae.clear_cache()
-    clips = torch.cat(parts, 2)
-    return clips if vae.config.patch_size is None else torch.as_tensor(unpatchify(clips, vae.config.patch_size))
-
-
 def decode_chunks(vae: Any, z: Tensor, num: int) -> Tensor:
-    """The pixels of `decode_clips` with nearly its gradient, for less memory.
+    """`decode_clips` with the same gradient, for less memory: `num` latent frames at a time.
 
-    The gradient of every `num` latent frames is that of a clip of its own, which begins `CONTEXT` latent frames before
-    them; what lies further back is left out. Its activations are computed again in the backward pass, so that those of
-    one chunk are in memory at a time.
+    As in the class's own decode, the last two frames of the input of every convolution are kept for the next chunk;
+    gradients pass through them. The other activations are computed again in the backward pass, so that those of one
+    chunk are in memory at a time.
 
     Args:
         z: (B, C, f, h, w).
         num: latent frames of a chunk.
     """
-    exact, parts, before = decode_frames(vae, z.detach()), [], 0
+    x, parts = vae.post_quant_conv(z), []
+    cache: Cache = (None,) * vae._cached_conv_counts["decoder"]
     for first in range(0, z.shape[2], num):
-        part = z[:, :, max(0, first - CONTEXT) : first + num]
-        clip = torch.as_tensor(checkpoint(decode_clips, vae, part, use_reentrant=False))
-        end = exact.shape[2] - (z.shape[2] - min(first + num, z.shape[2])) * _factor(exact, z)
-        parts.append(clip[:, :, clip.shape[2] - (end - before) :])
-        before = end
+        chunk = x[:, :, first : first + num]
+        part, cache = checkpoint(decode_part, vae, chunk, cache, first == 0, use_reentrant=False)
+        parts.append(part)
     clips = torch.cat(parts, 2)
-    return exact + (clips - clips.detach())
+    return clips if vae.config.patch_size is None else torch.as_tensor(unpatchify(clips, vae.config.patch_size))
 
 
-def _factor(clips: Tensor, z: Tensor) -> int:
-    """Frames of every latent frame after the first."""
-    return 1 if z.shape[2] == 1 else (clips.shape[2] - 1) // (z.shape[2] - 1)
+def decode_part(vae: Any, x: Tensor, cache: Cache, begins: bool) -> tuple[Tensor, Cache]:
+    """Frames of some latent frames, and what the next ones need of them.
+
+    Args:
+        x: (B, C, n, h, w), after `post_quant_conv`.
+        cache: for every convolution over time the last frames of its input so far.
+        begins: whether the clip begins here.
+    """
+    entries, parts = list(cache), []
+    for i in range(x.shape[2]):
+        part = vae.decoder(x[:, :, i : i + 1], feat_cache=entries, feat_idx=[0], first_chunk=begins and i == 0)
+        parts.append(part)
+    return torch.cat(parts, 2), tuple(entries)
 
 
 def _end(part: Any, x: Tensor) -> Tensor:

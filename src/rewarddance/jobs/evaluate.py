@@ -357,7 +357,9 @@ def save_pairs(
     reward: np.ndarray | None = None,
     num: int = 24,
 ) -> None:
-    """First noise of some prompts, before and after, as PNG files (contact sheets of clips) with a list of prompts and values (P, noises).
+    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
+
+    Clips become contact sheets.
 
     Args:
         reward: the judge's P(after is better), (P, noises), where the values are another measure.

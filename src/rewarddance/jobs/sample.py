@@ -1,4 +1,7 @@
-"""`rewarddance sample`: pictures or clips of prompts to a folder; with best-of-N or another search the judge keeps the best."""
+"""`rewarddance sample`: pictures or clips of prompts to a folder.
+
+With best-of-N or another search the judge keeps the best.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +103,10 @@ def sample_to_folder(
     criterion: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `num` PNG files a prompt, or MP4 files and one `sheet.png` for a generator of clips, each the judge's best of `best_of` samples or the result of `searching`, and
-    `samples.json`. A prompt's picture is cut and scaled to the generator's size.
+    """Write `num` PNG files a prompt, or MP4 files and one `sheet.png` for a generator of clips, and `samples.json`.
+
+    Each is the judge's best of `best_of` samples, or the result of `searching`. A prompt's picture is cut and scaled to
+    the generator's size.
 
     Returns:
         samples: what `samples.json` holds: file and prompt of every picture. With `best_of` also the mean log-odds of

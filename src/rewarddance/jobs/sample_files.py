@@ -58,7 +58,7 @@ class SampleFiles:
 def _small(clip: Media) -> NDArray[np.uint8]:
     """Up to `COLUMNS` frames, evenly spread, each no larger than `SIDE`."""
     chosen = np.linspace(0, clip.num_frames - 1, min(COLUMNS, clip.num_frames)).round().astype(int)
-    frames = clip.to_numpy()[chosen]
+    frames: NDArray[np.uint8] = clip.to_numpy()[chosen]
     height, width = clip.size
     scale = min(1.0, SIDE / max(height, width))
     if scale == 1:
