@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.clips import animation
 from rewarddance.core.config import Precision
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
@@ -359,7 +360,7 @@ def save_pairs(
 ) -> None:
     """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
 
-    Clips become contact sheets.
+    Clips become contact sheets, and one animated WebP of both.
 
     Args:
         reward: the judge's P(after is better), (P, noises), where the values are another measure.
@@ -370,6 +371,9 @@ def save_pairs(
         for name, samples in (("before", before), ("after", after)):
             media, file = samples.media[k][0], folder / f"{k:03d}_{name}.png"
             (media.to_pil() if media.num_frames == 1 else media.contact_sheet()).save(file)
+        both = [s.media[k][0] for s in (before, after)]
+        if (fps := both[0].fps) is not None:
+            (folder / f"{k:03d}.webp").write_bytes(animation([m.to_numpy() for m in both], fps))
         entry: dict[str, Any] = {"index": k, "prompt": text_of(before.prompts[k])}
         values = {"before": value_before, "after": value_after} | ({} if reward is None else {"reward": reward})
         listed.append(entry | {n: None if np.isnan(v[k, 0]) else float(v[k, 0]) for n, v in values.items()})
