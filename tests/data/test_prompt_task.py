@@ -1,10 +1,12 @@
 """A file of prompts behind the task port: what is trained on, what is probed, and what it has not got."""
 
 import pytest
+import torch
 
 from rewarddance.align.probes import judge_gold
 from rewarddance.core.errors import ConfigError
-from rewarddance.core.task import Prompt
+from rewarddance.core.media import Media
+from rewarddance.core.task import Drawn, Prompt
 from rewarddance.data.prompt_task import PromptTask
 
 TRAIN = tuple(Prompt(f"prompt {i}", "a" if i % 2 else "b") for i in range(5))
@@ -44,6 +46,12 @@ def test_what_it_has_not_got_is_said_with_what_to_do():
         task.build_preferences(None, 0)
 
 
-def test_any_generator_can_do_it():
+def test_any_generator_that_begins_as_the_prompts_do_can_do_it():
+    pictured = [Prompt("a", condition=Media(torch.zeros(1, 3, 8, 8)))]
     for side in (48, 512, 1024):
-        PromptTask(TRAIN).check(side)
+        PromptTask(TRAIN).check(Drawn(side))
+    PromptTask(pictured).check(Drawn(48, 9, 8.0, from_picture=True))
+    with pytest.raises(ConfigError, match="1 of 1 prompts have a picture to begin with"):
+        PromptTask(pictured).check(Drawn(48, 9, 8.0))
+    with pytest.raises(ConfigError, match=rf"{len(TRAIN)} of {len(TRAIN) + 1} prompts have no picture"):
+        PromptTask(TRAIN, pictured).check(Drawn(48, 9, 8.0, from_picture=True))

@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator, Tunable
+from rewarddance.core.task import Prompt
 from rewarddance.generator.families import load_generator_folder
 from rewarddance.generator.trace import sample_latents, trace
 from rewarddance.generator.wan import CLIP_FILE, ClipShape, WanGenerator, WanImageToVideoGenerator, cleaned
@@ -61,6 +62,10 @@ def pictures(n, side=48):
     return [Media.from_numpy(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(n)]
 
 
+def with_pictures(media):
+    return [Prompt(text, condition=picture) for text, picture in zip(PROMPTS, media, strict=False)]
+
+
 def call(generator, noise, prompts, guidance, num_steps, picture=None):
     """What the pipeline draws itself. Its image-to-video cleans prompts with ftfy, so it gets them embedded."""
     pipeline = generator.pipeline
@@ -103,7 +108,7 @@ def test_text_to_video_equals_the_pipelines_own_call(kind, guidance):
 def test_image_to_video_equals_the_pipelines_own_call(kind, guidance):
     generator = generator_of(kind, guidance)
     noise, (picture,) = noise_of(generator, 1), pictures(1)
-    ours = draw(generator, noise, generator.condition(PROMPTS[:1], [picture]), 3)
+    ours = draw(generator, noise, generator.condition([Prompt(PROMPTS[0], condition=picture)]), 3)
     theirs = call(generator, noise, PROMPTS[:1], guidance, 3, picture)
     assert theirs.std() > 0.01
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
@@ -111,7 +116,7 @@ def test_image_to_video_equals_the_pipelines_own_call(kind, guidance):
 
 def test_a_first_frame_at_time_zero_is_predicted_as_it_is():
     generator = generator_of("ti2v")
-    condition = generator.condition(PROMPTS[:1], pictures(1))
+    condition = generator.condition(with_pictures(pictures(1)))
     (step,) = trace(generator, condition, noise_of(generator, 1), torch.tensor([0.7, 0.0]))
     torch.testing.assert_close(step.clean[:, :, :1], condition.picture, rtol=0, atol=1e-5)
 
@@ -132,7 +137,7 @@ def test_image_embeddings_reach_the_transformer_as_in_the_pipeline():
         WanImageToVideoGenerator(pipeline, 1.0, SHAPE)
     generator = WanImageToVideoGenerator(pipeline, 2.0, ClipShape(9, 8.0, 48, 512))
     noise, (picture,) = noise_of(generator, 1), pictures(1)
-    ours = draw(generator, noise, generator.condition(PROMPTS[:1], [picture]), 2)
+    ours = draw(generator, noise, generator.condition([Prompt(PROMPTS[0], condition=picture)]), 2)
     theirs = call(generator, noise, PROMPTS[:1], 2.0, 2, picture)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
 
@@ -149,11 +154,11 @@ def test_the_gradient_of_a_step_agrees_with_finite_differences(kind):
         for p in weights:
             p.add_(0.2 * torch.randn(p.shape, generator=rng))
     direction = [torch.randn(p.shape, generator=rng) for p in weights]
-    given = [pictures(1)] if kind == "i2v" else []
+    asked = with_pictures(pictures(1)) if kind == "i2v" else PROMPTS[:1]
     with torch.no_grad():  # so that no pixel is clamped, where the slope jumps
         for p in generator.vae.decoder.conv_out.parameters():
             p.mul_(0.3)
-    z, condition = 0.3 * noise_of(generator, 1), generator.condition(PROMPTS[:1], *given)
+    z, condition = 0.3 * noise_of(generator, 1), generator.condition(asked)
     probe = torch.randn(1, 9, 3, 48, 48, generator=rng).double()
 
     def value():
@@ -247,10 +252,12 @@ def test_times_are_the_schedulers_own():
 
 def test_bad_input_is_one_line(tmp_path):
     generator = generator_of("i2v")
-    with pytest.raises(InputError, match="one picture for each of the 2 prompts, got 0"):
+    with pytest.raises(InputError, match="image-to-video needs the picture to begin with"):
         generator.condition(PROMPTS)
+    with pytest.raises(InputError, match="has a picture to begin with, but this generator draws from text alone"):
+        generator_of("t2v").condition(with_pictures(pictures(1)))
     with pytest.raises(InputError, match="32x32 pixels; this generator needs 48x48"):
-        generator.condition(PROMPTS[:1], pictures(1, 32))
+        generator.condition(with_pictures(pictures(1, 32)))
     with pytest.raises(ConfigError, match=r"8 frames: this generator draws 1 \+ a multiple of 2"):
         generator_of("t2v", shape=ClipShape(8, 8.0, 48, 24))
     with pytest.raises(ConfigError, match="multiples of 8"):

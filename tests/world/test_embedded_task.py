@@ -6,6 +6,7 @@ import torch
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Drawn
 from rewarddance.jobs.load import load_task
 from rewarddance.world.batches import captioned_batch
 from rewarddance.world.benchmark import benchmark_prompts
@@ -76,9 +77,9 @@ def test_a_supervised_batch_is_a_pure_function_of_its_arguments():
 
 
 def test_only_generators_of_its_own_pictures_can_do_it():
-    EmbeddedTask().check(48)
+    EmbeddedTask().check(Drawn(48))
     with pytest.raises(ConfigError, match=r"draws 512 pixels and the embedded world has 48, .* --prompts FILE"):
-        EmbeddedTask().check(512)
+        EmbeddedTask().check(Drawn(512))
 
 
 def test_preferences_are_built_by_the_data_job(tmp_path, monkeypatch):

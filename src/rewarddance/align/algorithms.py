@@ -22,6 +22,7 @@ from rewarddance.align.scoring import group_advantages
 from rewarddance.core.loop import Metrics
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Algorithm(ABC):
     num_prompts: int
     metrics: ClassVar[tuple[str, ...]]
 
-    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+    def draw(self, prompts: Sequence[Request], places: Sequence[int], index: int) -> Rollouts:
         """Rollouts of one pass of step `index`: without noise, by the trained policy."""
         config = self.config.rollout
         rngs = streams_of(self.config.seed, "rollout", index, places)
@@ -113,7 +114,7 @@ class Nft(ForwardProcess):
     def __post_init__(self) -> None:
         self.generator.add_old()
 
-    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+    def draw(self, prompts: Sequence[Request], places: Sequence[int], index: int) -> Rollouts:
         with torch.no_grad(), self.generator.policy("old"):
             return super().draw(prompts, places, index)
 
@@ -183,7 +184,7 @@ class Grpo(Algorithm):
     def settings(self) -> PolicyGradientConfig:
         return self.config.grpo
 
-    def draw(self, prompts: Sequence[str], places: Sequence[int], index: int) -> Rollouts:
+    def draw(self, prompts: Sequence[Request], places: Sequence[int], index: int) -> Rollouts:
         rollout, config, seed = self.config.rollout, self.settings, self.config.seed
         coin = torch.Generator().manual_seed(seed_of(seed, "window", index))  # the same window in every process
         start = policy_gradient.window_start(rollout.num_steps, config, coin)

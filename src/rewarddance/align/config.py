@@ -66,7 +66,7 @@ class AlignConfig(Rolling):
     """A generator, a judge, a task and an algorithm."""
 
     generator: str = "tiny"
-    """`tiny`, or a local folder of an SD3, FLUX.1, Qwen-Image or Z-Image pipeline."""
+    """`tiny`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
     adapter: str | None = None
     """Start from the adapter of a finished run (its folder), with that adapter's rank and alpha. The frozen policy of
     the KL stays the generator without any adapter."""
@@ -86,7 +86,8 @@ class AlignConfig(Rolling):
     max_sequence_length: int = Field(256, ge=1)
     """Tokens of a prompt that a T5 text encoder reads; the rest is cut."""
     task: str = "embedded"
-    """Where prompts and the gold standard come from: `embedded`, or `package.module:attribute` of a task of your own
+    """Where prompts and the gold standard come from: `embedded` (pictures), `embedded-video`,
+    `embedded-image-to-video`, or `package.module:attribute` of a task of your own
     (`core/task.py`). With `prompts` the task is that file."""
     prompts: str | None = None
     """A file of prompts to train on: text with one prompt a line, or JSONL with a field `prompt`."""
@@ -117,6 +118,9 @@ class AlignConfig(Rolling):
     """Type of the frozen weights. The adapter and the autoencoder are always fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
+    decode_chunk: int = Field(0, ge=0)
+    """Of clips: latent frames that are decoded with gradient at a time; 0 decodes the whole clip at once. Pixels and
+    gradient stay the same, memory falls, and decoding takes longer (docs/guides/video.md)."""
     on_hacking: Literal["warn", "stop", "rollback"] = "warn"
     """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: print and log
     it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request
 from rewarddance.generator import flow
 from rewarddance.generator.trace import trace
 
@@ -48,7 +49,7 @@ class KlProbe:
     """
 
     generator: Generator
-    prompts: Sequence[str]
+    prompts: Sequence[Request]
     num_steps: int
     seed: int
     batch: int = 128

@@ -22,18 +22,20 @@ from rewarddance.align.diagnostics import (
 )
 from rewarddance.align.divergence import KlProbe
 from rewarddance.align.grids import save_grid
+from rewarddance.core.dynamics import dynamic_degree
 from rewarddance.core.loop import Metrics
-from rewarddance.core.media import Media
+from rewarddance.core.mapped import map_bytes, stored_rows
+from rewarddance.core.media import Media, StoredMedia
 from rewarddance.core.monitors import HackingMonitor
-from rewarddance.core.parallel import all_gather_dicts, all_reduce_sum, is_leader, rank, world_size
+from rewarddance.core.parallel import all_gather_dicts, is_leader, rank, world_size
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
-from rewarddance.core.task import Gold
+from rewarddance.core.task import Gold, Request, texts_of
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.generator.trace import draw
 
-FEW = 8
-"""Comparisons that the judge's surface sensitivity is measured on."""
+FEW, FEW_CLIPS = 8, 2
+"""Comparisons of pictures, and of clips, that the judge's surface sensitivity is measured on."""
 
 
 def judge_gold(judge: RewardModel, criterion: str) -> Gold:
@@ -43,11 +45,16 @@ def judge_gold(judge: RewardModel, criterion: str) -> Gold:
     fool the other (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
     """
 
-    def measure(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
-        comparisons = [Comparison(p, x, s, criterion) for p, x, s in zip(prompts, media, start, strict=True)]
+    def measure(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
+        comparisons = [Comparison.of(p, x, s, criterion) for p, x, s in zip(prompts, media, start, strict=True)]
         return [float(v) for v in judge.judge(comparisons).reward.cpu()]
 
     return measure
+
+
+def _mean_statistics(samples: Tensor) -> Tensor:
+    """`statistics` of N samples (N, F, 3, H, W), mean over their frames, (N, 4)."""
+    return statistics(samples.flatten(0, 1)).view(*samples.shape[:2], -1).mean(1)
 
 
 def _of_table(table: np.ndarray) -> Metrics:
@@ -58,9 +65,10 @@ def _of_table(table: np.ndarray) -> Metrics:
     return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
-def _of_parts(verdict: Verdict) -> Metrics:
+def _of_parts(verdicts: Sequence[Verdict]) -> Metrics:
     """The curves of a set of judges: every judge's mean value, and how much they disagree. A collective."""
-    own = {name: values.detach().double().cpu().numpy() for name, values in verdict.parts.items()}
+    parts_of = [{name: x.detach().double().cpu().numpy() for name, x in v.parts.items()} for v in verdicts]
+    own = {name: np.concatenate([p[name] for p in parts_of]) for name in (parts_of[0] if parts_of else ())}
     everything = list(all_gather_dicts({rank(): own}).values())
     names = sorted({name for parts in everything for name in parts})
     if not names:
@@ -82,13 +90,15 @@ class Prober:
 
     generator: Tunable
     judge: RewardModel
-    prompts: Sequence[str]
+    prompts: Sequence[Request]
     num_noises: int
     num_steps: int
     criterion: str
     seed: int
     gold: Gold | None
     batch: int = 128
+    folder: Path = Path()
+    """Where files of clips lie."""
     samples: Path | None = None
     """Folder for one picture grid a probe; None writes none."""
 
@@ -96,7 +106,8 @@ class Prober:
         self.monitor = HackingMonitor()
         self.divergence = KlProbe(self.generator, self.prompts, self.num_steps, self.seed, self.batch)
         self.references: Tensor | None = None
-        """Pictures of the first probe, uint8 (prompts * noises, 3, H, W), those of one prompt together."""
+        """Samples of the first probe, those of one prompt together: pictures uint8 (prompts * noises, 3, H, W), clips
+        uint8 (prompts * noises, F, 3, H, W) in a mapped file."""
 
     @torch.no_grad()
     def probe(self, step: int) -> Metrics:
@@ -106,43 +117,80 @@ class Prober:
         prompts = [self.prompts[i] for i in own for _ in range(self.num_noises)]
         pictures = self._draw(prompts, rows)
         if self.references is None:
-            self.references = self._all_gather(pictures, rows)
-        # each sample is compared with the start's sample of the next noise, so that the start scores about one half
-        start = [Media.from_bytes(self.references[[self._next_noise(i)]]) for i in rows]
-        comparisons = [Comparison(p, x, r, self.criterion) for p, x, r in zip(prompts, pictures, start, strict=True)]
-        verdict = self.judge.judge(comparisons) if prompts else Verdict.all_refused({})
-        columns = [verdict.reward.tolist()]
-        if self.gold is not None:
-            columns.append(self.gold(prompts, pictures, start) if prompts else [])
-        entries = all_gather_dicts({row: [c[i] for c in columns] for i, row in enumerate(rows)})
+            num = len(self.prompts) * self.num_noises
+            self.references = stored_rows(pictures, rows, num, self.shape, self.file)
+        values: dict[int, list[float]] = {}
+        verdicts: list[Verdict] = []
+        at_once = self.batch if self._draws_clips else max(1, len(rows))
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
+            start = self._start(rows[part])
+            verdicts.append(self.judge.judge(self._comparisons(prompts[part], pictures[part], start)))
+            columns = [verdicts[-1].reward.tolist()]
+            if self.gold is not None:
+                columns.append(self.gold(prompts[part], pictures[part], start))
+            values |= {row: [c[i] for c in columns] for i, row in enumerate(rows[part])}
+        entries = all_gather_dicts(values)
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
-        table = table.reshape(len(self.prompts), self.num_noises, len(columns))
+        table = table.reshape(len(self.prompts), self.num_noises, -1)
         if self.samples is not None and is_leader():
-            save_grid(self.samples, step, [self.prompts[i] for i in own], pictures, self.num_noises)
-        looks = self._looks(pictures, own) | _of_parts(verdict)
-        sensitivity = self._sensitivity(comparisons)
+            save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
+        looks = self._looks(pictures, own) | _of_parts(verdicts)
+        few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
+        sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table)
         return figures | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one sample, (F, 3, H, W)."""
+        drawn = self.generator.drawn
+        return drawn.num_frames, 3, drawn.side, drawn.side
+
+    @property
+    def file(self) -> Path:
+        """Where `references` lie if they are clips."""
+        return self.folder / "probe_references.bytes"
+
+    @property
+    def _draws_clips(self) -> bool:
+        return self.generator.drawn.num_frames > 1
+
+    def _start(self, rows: Sequence[int]) -> list[Media]:
+        """For each sample the start's sample of the next noise, so that the start scores about one half."""
+        assert self.references is not None
+        stored = StoredMedia(self.references, self.generator.drawn.fps)
+        return [stored[self._next_noise(i)] for i in rows]
+
+    def _comparisons(
+        self, prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]
+    ) -> list[Comparison]:
+        return [Comparison.of(p, x, r, self.criterion) for p, x, r in zip(prompts, media, start, strict=True)]
+
     def _sensitivity(self, comparisons: Sequence[Comparison]) -> float | None:
         """`surface_sensitivity` of a few comparisons; None for a judge without gradients."""
-        value = surface_sensitivity(self.judge, comparisons[:FEW]) if comparisons else None
+        value = surface_sensitivity(self.judge, comparisons) if comparisons else None
         values = [v for v in all_gather_dicts({rank(): value}).values() if v is not None and not np.isnan(v)]
         return float(np.mean(values)) if values else None
 
     def _looks(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
         """Diversity of the pictures, and how far their statistics are from the start's."""
-        entries: dict[int, tuple[float, Tensor]] = {}
+        entries: dict[int, tuple[float, Tensor, float]] = {}
         for place, prompt in enumerate(own):
             group = pictures[place * self.num_noises : (place + 1) * self.num_noises]
-            pixels = torch.cat([m.frames[:1] for m in group]).cpu().float()
-            entries[prompt] = (pixel_diversity(pixels[None]), statistics(pixels))
+            pixels = torch.stack([m.frames for m in group]).cpu().float()
+            moves = float(np.mean([dynamic_degree(x) for x in pixels]))
+            entries[prompt] = (pixel_diversity(pixels[None]), _mean_statistics(pixels), moves)
         everything = [look for _, look in sorted(all_gather_dicts(entries).items())]
         assert self.references is not None
-        start = torch.cat([statistics(part.float() / 255) for part in torch.split(self.references, 256)])
-        changes = drift(torch.cat([s for _, s in everything]), start)
-        diversity = float(np.mean([d for d, _ in everything]))
-        return {"probe/diversity": diversity} | {f"probe/drift_{name}": value for name, value in changes.items()}
+        at_once = 256 // self.shape[0] + 1 if self._draws_clips else 256
+        parts = (part.view(-1, *self.shape) for part in torch.split(self.references, at_once))
+        start = torch.cat([_mean_statistics(part.float() / 255) for part in parts])
+        changes = drift(torch.cat([s for _, s, _ in everything]), start)
+        looks = {"probe/diversity": float(np.mean([d for d, _, _ in everything]))}
+        if self._draws_clips:
+            looks["probe/dynamics"] = float(np.mean([m for _, _, m in everything]))
+        return looks | {f"probe/drift_{name}": value for name, value in changes.items()}
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
         """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""
@@ -156,17 +204,17 @@ class Prober:
             return {"probe/proxy": float(kept.mean()), "probe/proxy_std": float(kept.std())} | counted
         return self.monitor.add(step, proxy, table[..., 1]) | counted
 
-    def _draw(self, prompts: Sequence[str], rows: Sequence[int]) -> list[Media]:
+    def _draw(self, prompts: Sequence[Request], rows: Sequence[int]) -> Sequence[Media]:
+        """One sample for every row. Clips go to a mapped file one by one."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, "probes"))
         noise = self.generator.noise(len(self.prompts) * self.num_noises, rng)[list(rows)]
-        return list(draw(self.generator, prompts, noise, self.num_steps, batch=self.batch, title="probes"))
-
-    def _all_gather(self, pictures: Sequence[Media], rows: Sequence[int]) -> Tensor:
-        side = self.generator.side
-        everything = torch.zeros(len(self.prompts) * self.num_noises, 3, side, side, dtype=torch.uint8)
-        if pictures:  # a process may have no prompts
-            everything[list(rows)] = torch.cat([m.to_bytes() for m in pictures])
-        return all_reduce_sum(everything)
+        drawn = draw(self.generator, prompts, noise, self.num_steps, batch=self.batch, title="probes")
+        if not self._draws_clips or not rows:  # a process may have no prompts
+            return list(drawn)
+        mapped = map_bytes(self.folder / f"probe_now_{rank()}.bytes", (len(rows), *self.shape), new=True)
+        for place, clip in enumerate(drawn):
+            mapped[place] = clip.to_bytes()
+        return StoredMedia(mapped, self.generator.drawn.fps, origin="generator")
 
     def _next_noise(self, i: int) -> int:
         row, column = divmod(i, self.num_noises)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rewarddance.align.config import ReferenceConfig
-from rewarddance.core.media import Media
+from rewarddance.core.mapped import stored_rows
+from rewarddance.core.media import Media, StoredMedia
 from rewarddance.core.parallel import all_reduce_sum, rank, world_size
 from rewarddance.core.progress import tracked
-from rewarddance.core.protocols import Generator
+from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request
 from rewarddance.core.types import RewardModel
 from rewarddance.search.best_of_n import draw_candidates, select
 
@@ -23,14 +26,16 @@ class ReferenceBank:
     """One reference a prompt, drawn from the current policy: the judge's best of N, or the first of them.
 
     Attributes:
-        pictures: uint8 (P, 3, H, W) in main memory, in the order of the prompts; None before the first drawing.
+        pictures: in the order of the prompts; None before the first drawing. Pictures are uint8 (P, 3, H, W) in main
+            memory, clips are uint8 (P, F, 3, H, W) in a mapped file.
+        folder: where files of clips lie; fps: frames per second of clips.
         drawn_at: the step of the last drawing.
         win_rate: running mean of the rewards since then.
         num_unranked: prompts whose reference is the first candidate, because the judge refused all comparisons.
     """
 
     config: ReferenceConfig
-    prompts: tuple[str, ...]
+    prompts: tuple[Request, ...]
     num_steps: int
     criterion: str
     seed: int
@@ -39,11 +44,14 @@ class ReferenceBank:
     drawn_at: int = -1
     win_rate: float = 0.5
     num_unranked: int = 0
+    folder: Path = Path()
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         self._rows = {p: i for i, p in enumerate(self.prompts)}
+        self._unranked = 0
 
-    def draw(self, generator: Generator, judge: RewardModel, step: int) -> None:
+    def draw(self, generator: Tunable, judge: RewardModel, step: int) -> None:
         """Draw all references again with the generator as it is: a function of seed, step, weights and of how many
         processes share the prompts.
 
@@ -54,29 +62,37 @@ class ReferenceBank:
             return
         rng = torch.Generator().manual_seed(seed_of(self.seed, "references", step, rank()))
         num = self.config.num_candidates if self.config.kind == "best_of_n" else 1
-        winners, unranked = self._winners(generator, judge, self.prompts[rank() :: world_size()], num, rng)
-        own = torch.cat(winners)
-        self.pictures = own.new_zeros(len(self.prompts), *own.shape[1:])
-        self.pictures[rank() :: world_size()] = own
-        all_reduce_sum(self.pictures)
-        self.num_unranked = int(all_reduce_sum(torch.tensor(unranked)))
-        self.drawn_at, self.win_rate = step, 0.5
+        rows, self._unranked, drawn = range(rank(), len(self.prompts), world_size()), 0, generator.drawn
+        winners = self._winners(generator, judge, [self.prompts[i] for i in rows], num, rng)
+        shape = (drawn.num_frames, 3, drawn.side, drawn.side)
+        self.pictures = stored_rows(winners, rows, len(self.prompts), shape, self.file(step))
+        self.num_unranked = int(all_reduce_sum(torch.tensor(self._unranked)))
+        self.fps, self.drawn_at, self.win_rate = drawn.fps, step, 0.5
+
+    def file(self, step: int) -> Path:
+        """Where the clips lie that were drawn at a step."""
+        return self.folder / f"references-{step:06d}.bytes"
+
+    def forget_files(self, kept: Collection[int]) -> None:
+        """Remove the files of all drawings but those of these steps."""
+        names = {self.file(step).name for step in kept}
+        for file in self.folder.glob("references-*.bytes"):
+            if file.name not in names:
+                file.unlink()
 
     def _winners(
-        self, generator: Generator, judge: RewardModel, prompts: Sequence[str], num: int, rng: torch.Generator
-    ) -> tuple[list[Tensor], int]:
-        """The judge's best of `num` for every prompt, uint8 (1, 3, H, W) each, and how many prompts it refused."""
-        winners: list[Tensor] = []
-        unranked, at_once = 0, max(1, self.batch // num)
+        self, generator: Tunable, judge: RewardModel, prompts: Sequence[Request], num: int, rng: torch.Generator
+    ) -> Iterator[Media]:
+        """The judge's best of `num` for every prompt. Counts the prompts that it refused in `_unranked`."""
+        at_once = max(1, self.batch // num)
         for start in tracked(range(0, len(prompts), at_once), "references"):
             part = prompts[start : start + at_once]
             candidates = draw_candidates(generator, part, num, rng, self.num_steps, self.batch)
             best: list[int | None] = [0] * len(part)
             if num > 1:
                 best = [s.best for s in select(judge, part, candidates, self.criterion)]
-            unranked += best.count(None)
-            winners += [c[b or 0].to_bytes() for c, b in zip(candidates, best, strict=True)]
-        return winners, unranked
+            self._unranked += best.count(None)
+            yield from (c[b or 0] for c, b in zip(candidates, best, strict=True))
 
     @property
     def num_drawn(self) -> int:
@@ -84,11 +100,12 @@ class ReferenceBank:
         each = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
         return len(self.prompts) * each[self.config.kind]
 
-    def of(self, prompts: Sequence[str]) -> list[Media | None]:
+    def of(self, prompts: Sequence[Request]) -> list[Media | None]:
         """References of a batch; None where the pointwise question is asked."""
         if self.pictures is None:
             return [None] * len(prompts)
-        return [Media.from_bytes(self.pictures[self._rows[p]][None], origin="generator") for p in prompts]
+        stored = StoredMedia(self.pictures, self.fps, origin="generator")
+        return [stored[self._rows[p]] for p in prompts]
 
     def note(self, reward: float) -> None:
         """Update the win rate with the mean reward of a step."""

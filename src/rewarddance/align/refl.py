@@ -18,6 +18,7 @@ from rewarddance.align.config import ReflConfig
 from rewarddance.align.diagnostics import part_means
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator import flow
 from rewarddance.generator.trace import trace
@@ -94,7 +95,7 @@ def gradient_steps(
 def refl_step(
     generator: Generator,
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     references: Sequence[Media | None],
     config: ReflConfig,
     criterion: str,
@@ -125,7 +126,7 @@ def refl_step(
     pictures = [x for latent in latents for x in generator.decode(latent)]
     asked = [(p, r) for _ in latents for p, r in zip(prompts, references, strict=True)]
     comparisons = [
-        Comparison(p, shifted(x, *shift), r, criterion)
+        Comparison.of(p, shifted(x, *shift), r, criterion)
         for shift in view_shifts(pictures, config.views, rng)
         for x, (p, r) in zip(pictures, asked, strict=True)
     ]

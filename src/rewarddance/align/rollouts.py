@@ -17,6 +17,7 @@ from rewarddance.align.policy_gradient import Decision
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request
 from rewarddance.generator.trace import trace
 
 
@@ -32,7 +33,7 @@ class Rollouts:
     """
 
     places: tuple[int, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[Request, ...]
     condition: Any
     latents: Tensor
     pictures: list[list[Media]]
@@ -64,7 +65,7 @@ def noise_of(generator: Generator, num: int, rngs: Sequence[torch.Generator]) ->
 @torch.no_grad()
 def roll_out(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     places: Sequence[int],
     size: int,
     num_steps: int,

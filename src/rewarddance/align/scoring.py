@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rewarddance.align.diagnostics import part_means
 from rewarddance.core.media import Media
+from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, RewardModel
-from rewarddance.reward.rank import rank_all
+from rewarddance.search.ranking import rank_requests
 
 EPSILON = 1e-4
 """Added to a group's standard deviation (Flow-GRPO)."""
@@ -38,7 +39,7 @@ class Scores:
 @torch.no_grad()
 def score_groups(
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     groups: Sequence[Sequence[Media]],
     way: Way,
     criterion: str,
@@ -52,14 +53,14 @@ def score_groups(
     """
     size = len(groups[0])
     if way in ("round_robin", "win_rate"):
-        rankings = rank_all(judge, prompts, groups, criterion)
+        rankings = rank_requests(judge, prompts, groups, criterion)
         refused = tuple(why for r in rankings for why in r.refused.values())
         asked = len(groups) * size * (size - 1) // 2
         rows = [r.margin if way == "round_robin" else _win_rates(r.wins) for r in rankings]
         return Scores(torch.stack(rows), refused, asked)
     against = references if way == "references" else [None] * len(prompts)
     comparisons = [
-        Comparison(prompt, picture, reference, criterion)
+        Comparison.of(prompt, picture, reference, criterion)
         for prompt, group, reference in zip(prompts, groups, against, strict=True)
         for picture in group
     ]

@@ -14,6 +14,7 @@ from rewarddance.align.probes import Prober
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.run import AlignRun
 from rewarddance.core.loop import Loop, Metrics
+from rewarddance.core.mapped import map_bytes
 from rewarddance.core.monitors import ProbeResult
 from rewarddance.core.parallel import is_leader
 from rewarddance.core.progress import say
@@ -102,9 +103,15 @@ class WatchedRun(AlignRun, ABC):
 
     def save_state(self) -> None:
         loop, probes = self.loop, self.prober.monitor.probes
-        loop.extra |= {"drawn_at": self.bank.drawn_at, "win_rate": self.bank.win_rate}
         loop.extra["probe_steps"] = [p.step for p in probes]
+        before = loop.extra.get("drawn_at", -1)
         tensors = {"bank": self.bank.pictures, "probe_references": self.prober.references}
+        clips = {k: list(v.shape) for k, v in tensors.items() if v is not None and v.ndim == 5}
+        loop.extra["clips"] = clips  # they are in files of their own
+        tensors = {k: v for k, v in tensors.items() if k not in clips}
+        if is_leader():
+            self.bank.forget_files({before, self.bank.drawn_at})  # the newest checkpoint still needs the first one
+        loop.extra |= {"drawn_at": self.bank.drawn_at, "win_rate": self.bank.win_rate}
         if probes:
             tensors["probe_proxy"] = torch.from_numpy(np.stack([p.proxy for p in probes]))
             tensors["probe_gold"] = torch.from_numpy(np.stack([p.gold for p in probes]))
@@ -116,6 +123,11 @@ class WatchedRun(AlignRun, ABC):
         tensors, extra = self.loop.extra_tensors, self.loop.extra
         self.bank.drawn_at, self.bank.win_rate = extra.get("drawn_at", -1), extra.get("win_rate", 0.5)
         self.bank.pictures, self.prober.references = tensors.get("bank"), tensors.get("probe_references")
+        shapes = extra.get("clips", {})
+        if "bank" in shapes and self.bank.drawn_at >= 0:
+            self.bank.pictures = map_bytes(self.bank.file(self.bank.drawn_at), shapes["bank"])
+        if "probe_references" in shapes:
+            self.prober.references = map_bytes(self.prober.file, shapes["probe_references"])
         self.good_step = extra.get("good_step", 0)
         self.good = {k.removeprefix("good/"): v for k, v in tensors.items() if k.startswith("good/")}
         for i, step in enumerate(extra.get("probe_steps", [])):

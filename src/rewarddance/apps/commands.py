@@ -219,12 +219,15 @@ class Rank(JudgeFlags):
 
 @dataclass(frozen=True)
 class Sample(Flags):
-    """Draw pictures of prompts. With --best-of N the judge keeps the best of N candidates; with --search the judge is
-    the verifier of a search. Also writes samples.json, with the cost of a search.
+    """Draw pictures of prompts, or clips with a Wan folder (MP4 files, and a sheet.png of all). With --best-of N the
+    judge keeps the best of N candidates; with --search the judge is the verifier of a search. Also writes samples.json,
+    with the cost of a search.
 
     Example: rewarddance sample --prompt "flat drawing of a red circle on white" --num 4 --best-of 8 --out samples
 
     Example: rewarddance sample --prompts prompts.txt --adapter runs/refl --best-of 4 --judge runs/judge --out samples
+
+    Example: rewarddance sample --prompt "the boat leaves" --condition boat.png --generator Wan2.1-I2V --out clips
 
     Example: rewarddance sample --prompts prompts.txt --search paths --nfe 400 --out samples
     """
@@ -233,13 +236,16 @@ class Sample(Flags):
     prompt: str | None = None
     prompts: Path | None = None
     """A file of prompts instead of --prompt: text with one prompt a line, or JSONL with a field `prompt`."""
+    condition: Path | None = None
+    """The picture that the clips of --prompt begin with (image-to-video). A JSONL file of prompts has a field
+    `condition` instead."""
     num: Count = 4
-    """Pictures of each prompt."""
+    """Pictures or clips of each prompt."""
     adapter: Path | None = None
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are those of that run, unless you give them."""
     generator: str | None = None
-    """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image or Z-Image pipeline."""
+    """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None
@@ -269,6 +275,8 @@ class Sample(Flags):
     seed: int = 0
 
     def run(self) -> None:
+        from rewarddance.core.media import Media
+        from rewarddance.core.task import Prompt
         from rewarddance.data.prompts import read_prompts
         from rewarddance.jobs.sample import Sampling, sample_to_folder
 
@@ -281,7 +289,12 @@ class Sample(Flags):
                 flag not in self.given() or self.best_of > 1 or self.search is not None,
                 f"sample: --{flag} chooses among candidates; add --best-of N",
             )
-        prompts = [self.prompt or ""] if self.prompts is None else [p.text for p in read_prompts(self.prompts)[0]]
+        need(self.condition is None or self.prompt is not None, "sample: --condition goes with --prompt")
+        if self.prompts is not None:
+            prompts = read_prompts(self.prompts)[0]
+        else:
+            picture = None if self.condition is None else Media.open_picture(self.condition)
+            prompts = (Prompt(self.prompt or "", condition=picture),)
         names = ("generator", "num_steps", "guidance", "sample_batch", "resolution", "max_sequence_length", "precision")
         flags: dict[str, Any] = {name: getattr(self, name) for name in names} | {"dtype": self.generator_dtype}
         run = Sampling.of_run(self.adapter)

@@ -63,12 +63,30 @@ def _image(path: Path) -> str:
 
 
 def _pairs(folder: Path) -> list[dict[str, Any]]:
-    """Samples before and after training, as `evaluate` wrote them."""
+    """Samples before and after training, as `evaluate` wrote them. Clips are one animation of both."""
     return [
-        {"prompt": entry["prompt"], "gold": entry}
-        | {f"{side}_image": _image(folder / f"{entry['index']:03d}_{side}.png") for side in ("before", "after")}
+        {"prompt": entry["prompt"], "gold": entry} | _pair_images(folder, entry["index"])
         for entry in _read(folder / "samples.json") or []
     ]
+
+
+def _pair_images(folder: Path, index: int) -> dict[str, str]:
+    clips = folder / f"{index:03d}.webp"
+    if clips.is_file():
+        return {"clips": "data:image/webp;base64," + base64.b64encode(clips.read_bytes()).decode()}
+    return {f"{side}_image": _image(folder / f"{index:03d}_{side}.png") for side in ("before", "after")}
+
+
+def _clip_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Rows of the table of clips: name, before, after, gain with its interval."""
+    clips = (evaluation or {}).get("clips")
+    if not clips:
+        return []
+    rows = {f"oracle {name}": row for name, row in clips["criteria"].items()}
+    rows |= {"share of moving clips": clips["moving"], "dynamic degree": clips["dynamic_degree"]}
+    if "alignment" in clips:
+        rows["video-text alignment, 0 to 2, simulated raters"] = clips["alignment"]
+    return [{"name": name, **row} for name, row in rows.items()]
 
 
 def _winners(folder: Path) -> list[dict[str, Any]]:
@@ -150,6 +168,7 @@ def _alignment(folder: Path) -> dict[str, Any]:
     run, evaluation = RunFolder(folder).read(), _read(folder / "evaluation.json")
     gold_name = _gold_name(run["config"])
     content: dict[str, Any] = {"run": run, "evaluation": evaluation, "gold_name": gold_name}
+    content["clip_rows"] = _clip_rows(evaluation)
     if evaluation:
         gains = {**evaluation["categories"], "all": evaluation["gain"]}
         content["categories"] = intervals(gains, f"gain in {gold_name}")

@@ -291,9 +291,9 @@ class Media:
         return (self.frames.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
 
     @classmethod
-    def from_bytes(cls, frames: Tensor, *, origin: str | None = None) -> Media:
+    def from_bytes(cls, frames: Tensor, *, fps: float | None = None, origin: str | None = None) -> Media:
         """The inverse of `to_bytes`, from uint8 (F, 3, H, W)."""
-        return cls(frames.float() / 255, origin=origin)
+        return cls(frames.float() / 255, fps, origin)
 
     def to_numpy(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) for a picture, (F, H, W, 3) for a video."""
@@ -309,10 +309,16 @@ class Media:
 
 
 class StoredMedia(Sequence[Media]):
-    """Pictures of one size, stored as bytes, uint8 (N, 3, H, W): a quarter of the memory of a list of `Media`."""
+    """Pictures of one size, stored as bytes: a quarter of the memory of a list of `Media`.
 
-    def __init__(self, frames: Tensor) -> None:
-        self.frames = frames
+    Args:
+        frames: uint8 (N, 3, H, W) of pictures or (N, F, 3, H, W) of clips, in memory or in a mapped file
+            (`core/mapped.py`).
+        fps: frames per second of clips.
+    """
+
+    def __init__(self, frames: Tensor, fps: float | None = None, origin: str | None = None) -> None:
+        self.frames, self.fps, self.origin = frames, fps, origin
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -324,7 +330,8 @@ class StoredMedia(Sequence[Media]):
     def __getitem__(self, index: int | slice) -> Media | list[Media]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return Media.from_bytes(self.frames[index][None])
+        frames = self.frames[index]
+        return Media.from_bytes(frames if frames.ndim == 4 else frames[None], fps=self.fps, origin=self.origin)
 
 
 @dataclass(frozen=True)

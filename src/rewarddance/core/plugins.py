@@ -11,7 +11,11 @@ from typing import Any
 
 from rewarddance.core.errors import ConfigError
 
-TASKS = {"embedded": "rewarddance.world.task:EmbeddedTask"}
+TASKS = {
+    "embedded": "rewarddance.world.task:EmbeddedTask",
+    "embedded-video": "rewarddance.world.motion.task:EmbeddedVideoTask",
+    "embedded-image-to-video": "rewarddance.world.motion.task:EmbeddedImageToVideoTask",
+}
 EMBEDDED_VLM = {
     "grown": "rewarddance.world.build.grow:grown",
     "config": "rewarddance.world.build.tiny_vlm:config_of",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
+from rewarddance.core.task import Drawn, Request
 
 Policy = Literal["trained", "reference", "old"]
 """The weights that a generator computes with: the trained ones, the frozen start, or a slow copy of the trained
@@ -40,8 +41,12 @@ class Generator(Protocol):
         """Forward passes for one velocity: two where guidance needs a pass of its own."""
         ...
 
-    def condition(self, prompts: Sequence[str]) -> Any:
-        """The embedded prompts, one entry a prompt."""
+    def condition(self, prompts: Sequence[Request]) -> Any:
+        """The embedded prompts, one entry a prompt; image-to-video embeds the prompts' pictures too.
+
+        Raises:
+            InputError: a prompt has a picture and the generator draws from text alone, or the other way round.
+        """
         ...
 
     def noise(self, n: int, rng: torch.Generator) -> Tensor:
@@ -78,6 +83,11 @@ class Tunable(Generator, Protocol):
         """Side of its pictures in pixels."""
         ...
 
+    @property
+    def drawn(self) -> Drawn:
+        """What it draws: size, frames, and whether it begins with a picture."""
+        ...
+
     def num_parameters(self) -> int:
         """Parameters of all parts."""
         ...
@@ -87,10 +97,10 @@ class Tunable(Generator, Protocol):
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures (B, 3, H, W) in [0, 1], as `decode` takes them."""
+        """Latents of pictures (B, 3, H, W) or clips (B, F, 3, H, W) in [0, 1], as `decode` takes them."""
         ...
 
-    def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
+    def sample(self, prompts: Sequence[Request], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
         """One picture for each prompt."""
         ...
 
@@ -140,6 +150,14 @@ class Tunable(Generator, Protocol):
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass instead of keeping them, also in the decoder."""
+        ...
+
+    def decode_in_chunks(self, num: int) -> None:
+        """Decode with gradient `num` latent frames at a time, which needs less memory and more time.
+
+        Raises:
+            ConfigError: the generator draws pictures.
+        """
         ...
 
     def save_adapter(self, folder: Path) -> Path:

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rewarddance.core.media import Media
-
-Gold = Callable[[Sequence[str], Sequence[Media], Sequence[Media]], list[float]]
-"""A measure that training never sees. Arguments: N prompts, N pictures, and for each the picture that the generator
-drew before training (from another noise of the same prompt in probes, from the same noise in evaluations)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,51 @@ class Prompt:
     text: str
     category: str = ""
     condition: Media | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+Request = str | Prompt
+"""What a generator draws: a text, or a text with the picture that the clip begins with."""
+Gold = Callable[[Sequence[Request], Sequence[Media], Sequence[Media]], list[float]]
+"""A measure that training never sees. Arguments: N prompts, N pictures, and for each the picture that the generator
+drew before training (from another noise of the same prompt in probes, from the same noise in evaluations)."""
+Criteria = Callable[[Sequence[Request], Sequence[Media]], Mapping[str, Sequence[float]]]
+"""The parts of a gold standard by name, each in [0, 1], of N prompts and N samples."""
+
+
+Rate = Callable[[Mapping[str, NDArray[np.float64]], int], NDArray[np.int64]]
+"""Simulated raters: scores from 0 to 2 of how well samples agree with their prompts, (N, K, raters), from the criteria
+of K samples of N prompts, (N, K) each, and a seed."""
+
+
+def text_of(request: Request) -> str:
+    return request if isinstance(request, str) else request.text
+
+
+def texts_of(requests: Sequence[Request]) -> list[str]:
+    return [text_of(r) for r in requests]
+
+
+def picture_of(request: Request) -> Media | None:
+    """The picture that the sample begins with; None for text alone."""
+    return None if isinstance(request, str) else request.condition
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a generator draws, for `Task.check`.
+
+    Attributes:
+        side: height and width in pixels.
+        num_frames: 1 for pictures.
+        fps: frames per second of clips, None for pictures.
+        from_picture: whether every sample begins with a given picture (image-to-video).
+    """
+
+    side: int
+    num_frames: int = 1
+    fps: float | None = None
+    from_picture: bool = False
 
 
 class Task(Protocol):
@@ -57,6 +99,16 @@ class Task(Protocol):
         """Name of the VLM whose vision tower measures diversity; None takes the judge's."""
         ...
 
+    @property
+    def criteria(self) -> Criteria | None:
+        """The parts of `gold`, where it has several; None where it is one number."""
+        ...
+
+    @property
+    def rate(self) -> Rate | None:
+        """Simulated raters, where the task has any."""
+        ...
+
     def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """Prompts to train on, and other prompts for probes. At most as many as are asked for."""
         ...
@@ -69,8 +121,17 @@ class Task(Protocol):
         """
         ...
 
-    def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
-        """`size` captions with their pictures, (B, 3, H, W) in [0, 1]; a pure function of its arguments.
+    def development(self) -> tuple[Prompt, ...]:
+        """Held-out prompts to choose settings on; none of them is in `benchmark`.
+
+        Raises:
+            ConfigError: the task has none.
+        """
+        ...
+
+    def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[Sequence[Request], Tensor]:
+        """`size` captions with their pictures, (B, 3, H, W) in [0, 1], or clips, (B, F, 3, H, W); a pure function of
+        its arguments.
 
         Raises:
             ConfigError: the task has no pictures.
@@ -85,8 +146,8 @@ class Task(Protocol):
         """
         ...
 
-    def check(self, side: int) -> None:
-        """Raises `ConfigError` where a generator of pictures with this side (pixels) cannot do the task."""
+    def check(self, drawn: Drawn) -> None:
+        """Raises `ConfigError` where a generator that draws this cannot do the task."""
         ...
 
     def build_preferences(self, folder: Path, seed: int) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Request, picture_of, text_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Comparison:
     label: float | None = None
     rationale: str | None = None
     condition: Media | None = None
+
+    @classmethod
+    def of(
+        cls, request: Request, candidate: Media, reference: Media | None = None, criterion: str | None = None
+    ) -> Comparison:
+        """About a sample of a generator's request, with the request's picture as `condition`."""
+        return cls(text_of(request), candidate, reference, criterion, condition=picture_of(request))
 
     def swapped(self) -> Comparison:
         """The same two samples with their roles exchanged."""

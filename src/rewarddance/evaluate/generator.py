@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from rewarddance.core.errors import ConfigError, JudgementError
+from rewarddance.core.mapped import map_bytes
 from rewarddance.core.media import Media, StoredMedia
 from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.statistics import Interval, bootstrap, paired_bootstrap
-from rewarddance.core.task import Task
+from rewarddance.core.task import Request, Task
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.trace import draw
 
@@ -26,26 +28,38 @@ Features = Callable[[Sequence[Media]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures of every prompt: `media[prompt][noise]`, kept as bytes, as in files."""
+    """Pictures or clips of every prompt: `media[prompt][noise]`, kept as bytes, as in files."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Request, ...]
     media: tuple[Sequence[Media], ...]
 
 
 def fixed_samples(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     num_noises: int = 4,
     num_steps: int = 20,
     seed: int = 0,
     batch: int = 120,
     title: str = "samples",
+    file: Path | None = None,
 ) -> Samples:
-    """Draw `num_noises` samples a prompt; prompt i, noise j starts from the same latent for equal seeds."""
+    """Draw `num_noises` samples a prompt; prompt i, noise j starts from the same latent for equal seeds.
+
+    Args:
+        file: where the bytes of clips lie, so that they are not all in memory.
+    """
     flat = [p for p in prompts for _ in range(num_noises)]
     noise = generator.noise(len(flat), torch.Generator().manual_seed(seed))
-    pictures = [m.to_bytes() for m in draw(generator, flat, noise, num_steps, batch=batch, title=title)]
-    rows = (StoredMedia(torch.cat(pictures[i : i + num_noises])) for i in range(0, len(pictures), num_noises))
+    pixels, fps = torch.empty(0, dtype=torch.uint8), None
+    for place, media in enumerate(draw(generator, flat, noise, num_steps, batch=batch, title=title)):
+        content = media.to_bytes() if media.num_frames > 1 else media.to_bytes()[0]
+        if place == 0:
+            shape, fps = (len(flat), *content.shape), media.fps
+            on_disk = file is not None and media.num_frames > 1
+            pixels = map_bytes(file, shape, new=True) if file and on_disk else torch.empty(shape, dtype=torch.uint8)
+        pixels[place] = content
+    rows = (StoredMedia(part, fps) for part in torch.split(pixels, num_noises))
     return Samples(tuple(prompts), tuple(rows))
 
 
@@ -95,7 +109,7 @@ def diversity(samples: Samples, features: Features) -> dict[str, float]:
     by_feature, by_pixel = [], []
     for row in samples.media:
         f = features(row).float()
-        x = torch.cat([m.frames[:1] for m in row]).flatten(1).float()
+        x = torch.stack([m.frames for m in row]).flatten(1).float()
         upper = torch.triu_indices(len(row), len(row), 1)
         by_feature.append(torch.cdist(f, f)[upper[0], upper[1]].mean().item())
         by_pixel.append((torch.cdist(x, x)[upper[0], upper[1]] / x.shape[1] ** 0.5).mean().item())
@@ -110,7 +124,7 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
     """
     comparisons: list[Comparison] = []
     for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
-        pairs = [Comparison(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
+        pairs = [Comparison.of(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
         comparisons += [c.swapped() if k % 2 else c for k, c in enumerate(pairs)]
     parts = []
     for i in tracked(range(0, len(comparisons), 256), "after against before, by the judge"):

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rewarddance.core.config import Computed
 from rewarddance.core.device import SMALL_MODEL, autocast, num_parameters
-from rewarddance.core.errors import ConfigError
+from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Policy
+from rewarddance.core.task import Drawn, Request, picture_of, text_of, texts_of
 from rewarddance.generator.autoencoders import Autoencoder
 from rewarddance.generator.lora import Lora
 from rewarddance.generator.trace import draw
@@ -178,7 +179,21 @@ class PipelineGenerator(ABC):
     def num_cut(self, prompts: Sequence[str]) -> int: ...
 
     @abstractmethod
-    def condition(self, prompts: Sequence[str]) -> Any: ...
+    def embed(self, prompts: Sequence[str]) -> Any:
+        """The embedded texts, one entry a prompt."""
+
+    def condition(self, prompts: Sequence[Request]) -> Any:
+        for prompt in prompts:
+            if picture_of(prompt) is not None:
+                raise InputError(
+                    f"prompt {text_of(prompt)[:60]!r} has a picture to begin with, but this generator draws from text "
+                    "alone"
+                )
+        return self.embed(texts_of(prompts))
+
+    @property
+    def drawn(self) -> Drawn:
+        return Drawn(self.side)
 
     @property
     @abstractmethod
@@ -224,7 +239,7 @@ class PipelineGenerator(ABC):
     def decode(self, z: Tensor) -> list[Media]:
         return [Media(x[None], origin="generator") for x in self.decode_tensor(z)]
 
-    def sample(self, prompts: Sequence[str], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
+    def sample(self, prompts: Sequence[Request], *, num_steps: int = 20, seed: int = 0, batch: int = 16) -> list[Media]:
         """One picture for each prompt; equal seeds and prompts give equal pictures with any batch."""
         noise = self.noise(len(prompts), torch.Generator().manual_seed(seed))
         return list(draw(self, prompts, noise, num_steps, batch=batch))
@@ -234,6 +249,9 @@ class PipelineGenerator(ABC):
         self.transformer.enable_gradient_checkpointing()
         if self.vae._supports_gradient_checkpointing:
             self.vae.enable_gradient_checkpointing()
+
+    def decode_in_chunks(self, num: int) -> None:
+        raise ConfigError("decode_chunk: cuts clips into parts, and this generator draws pictures; leave it at 0")
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)

@@ -69,7 +69,7 @@ class FluxGenerator(PipelineGenerator):
         """How many prompts are longer than T5 reads."""
         return num_longer(self.pipeline.tokenizer_2, prompts, self.max_sequence_length)
 
-    def condition(self, prompts: Sequence[str]) -> FluxCondition:
+    def embed(self, prompts: Sequence[str]) -> FluxCondition:
         """Embed prompts; gradients flow to text encoders that require them."""
         with quiet_diffusers(), autocast(self.device, self.precision):
             embeds, pooled, _ = self.pipeline.encode_prompt(

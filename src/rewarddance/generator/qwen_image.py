@@ -90,7 +90,7 @@ class QwenImageGenerator(PipelineGenerator):
             embeds, mask = self.pipeline.encode_prompt(list(prompts), max_sequence_length=self.max_sequence_length)
         return Text(embeds, mask)
 
-    def condition(self, prompts: Sequence[str]) -> QwenImageCondition:
+    def embed(self, prompts: Sequence[str]) -> QwenImageCondition:
         """Embed prompts; gradients flow to a text encoder that requires them."""
         text = self._embed(prompts)
         if self.guidance == 1.0:

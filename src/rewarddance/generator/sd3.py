@@ -109,7 +109,7 @@ class Sd3Generator(PipelineGenerator):
             tokenizer, prompts, int(tokenizer.model_max_length) if t5 is None else self.max_sequence_length
         )
 
-    def condition(self, prompts: Sequence[str]) -> Sd3Condition:
+    def embed(self, prompts: Sequence[str]) -> Sd3Condition:
         """Embed prompts; gradients flow to text encoders that require them."""
         embeds, pooled = self._embed(prompts)
         if self.guidance == 1.0:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rewarddance.core.media import Media
 from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.generator import flow
 from rewarddance.generator.flow import Gaussian
 
@@ -101,7 +102,7 @@ def sample_latents(generator: Generator, condition: Any, z: Tensor, num_steps: i
 @torch.no_grad()
 def draw(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     noise: Tensor,
     num_steps: int,
     *,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
@@ -21,6 +21,7 @@ from torch import Tensor
 from rewarddance.core.device import autocast
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Drawn, Request, picture_of, text_of, texts_of
 from rewarddance.generator import flow
 from rewarddance.generator.base import PipelineGenerator, checked_side, load_pipeline, num_longer
 from rewarddance.generator.whole_clip import WanAutoencoder
@@ -94,6 +95,7 @@ class WanGenerator(PipelineGenerator):
     """
 
     kind = WanPipeline
+    from_picture: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, guidance: float = 1.0, shape: ClipShape | None = None) -> None:
         self.shape = shape or ClipShape()
@@ -183,6 +185,10 @@ class WanGenerator(PipelineGenerator):
             raise ConfigError("LoRA: training of two experts is not supported; load a Wan with one transformer")
         super().add_lora(rank, alpha)
 
+    def decode_in_chunks(self, num: int) -> None:
+        """See `whole_clip.decode_chunks`."""
+        self.autoencoder.chunk = num
+
     def num_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
         return num_longer(self.pipeline.tokenizer, [cleaned(p) for p in prompts], self.shape.max_sequence_length)
@@ -197,7 +203,12 @@ class WanGenerator(PipelineGenerator):
             states = self.pipeline.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return torch.as_tensor(states * tokens.attention_mask[..., None].to(states.dtype))
 
-    def condition(self, prompts: Sequence[str]) -> WanCondition:
+    @property
+    def drawn(self) -> Drawn:
+        shape = self.shape
+        return Drawn(self.side, shape.num_frames, shape.fps if shape.num_frames > 1 else None, self.from_picture)
+
+    def embed(self, prompts: Sequence[str]) -> WanCondition:
         """Embed prompts; gradients flow to a text encoder that requires them."""
         embeds = self._embed(prompts)
         if self.guidance == 1.0:
@@ -255,22 +266,22 @@ class WanGenerator(PipelineGenerator):
 
 
 class WanImageToVideoGenerator(WanGenerator):
-    """Wan image-to-video. `condition` takes the picture that each clip begins with."""
+    """Wan image-to-video. `condition` takes prompts with the picture that each clip begins with."""
 
     kind = WanImageToVideoPipeline
+    from_picture = True
 
-    def condition(self, prompts: Sequence[str], pictures: Sequence[Media] | None = None) -> WanCondition:
-        """Embed prompts and pictures.
-
-        Args:
-            pictures: one of `side` pixels for every prompt.
+    def condition(self, prompts: Sequence[Request]) -> WanCondition:
+        """Embed prompts and their pictures of `side` pixels.
 
         Raises:
-            InputError: no picture for every prompt, or another size.
+            InputError: a prompt without a picture, or a picture of another size.
         """
-        if pictures is None or len(pictures) != len(prompts):
-            given = 0 if pictures is None else len(pictures)
-            raise InputError(f"image-to-video needs one picture for each of the {len(prompts)} prompts, got {given}")
+        pictures: list[Media] = []
+        for prompt in prompts:
+            if (picture := picture_of(prompt)) is None:
+                raise InputError(f"prompt {text_of(prompt)[:60]!r}: image-to-video needs the picture to begin with")
+            pictures.append(picture)
         for picture in pictures:
             if picture.size != (self.side, self.side):
                 raise InputError(
@@ -279,7 +290,7 @@ class WanImageToVideoGenerator(WanGenerator):
                 )
         first = torch.stack([p.frames[0] for p in pictures]).to(self.device).float() * 2 - 1
         image = self._image_embeds(pictures) if self._reads_images else None
-        return replace(super().condition(prompts), picture=self.picture_latents(first), image=image)
+        return replace(self.embed(texts_of(prompts)), picture=self.picture_latents(first), image=image)
 
     @torch.no_grad()
     def picture_latents(self, first: Tensor) -> Tensor:

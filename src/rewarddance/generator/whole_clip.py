@@ -4,6 +4,8 @@ The class itself takes a clip in chunks of four frames and keeps the last frames
 chunk. One pass over all frames computes the same numbers with fewer and larger operations. A gradient can pass through
 both.
 
+`decode_chunks` needs less memory for a gradient: it decodes a few latent frames at a time.
+
 Shapes: clips (B, 3, F, H, W) in [-1, 1] with F = 1 + a multiple of the temporal factor; latents (B, C, f, h, w).
 """
 
@@ -21,6 +23,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Cache = tuple[Tensor | str | None, ...]
+"""Entries of the class's own cache: frames of an input, None before the first, or a mark at the first upsampling."""
 
 
 def encode_moments(vae: Any, clips: Tensor) -> Tensor:
@@ -41,6 +47,42 @@ def decode_clips(vae: Any, z: Tensor) -> Tensor:
         x = _up(block, x)
     x = _end(decoder, x)
     return x if vae.config.patch_size is None else torch.as_tensor(unpatchify(x, vae.config.patch_size))
+
+
+def decode_chunks(vae: Any, z: Tensor, num: int) -> Tensor:
+    """`decode_clips` with the same gradient, for less memory: `num` latent frames at a time.
+
+    As in the class's own decode, the last two frames of the input of every convolution are kept for the next chunk;
+    gradients pass through them. The other activations are computed again in the backward pass, so that those of one
+    chunk are in memory at a time.
+
+    Args:
+        z: (B, C, f, h, w).
+        num: latent frames of a chunk.
+    """
+    x, parts = vae.post_quant_conv(z), []
+    cache: Cache = (None,) * vae._cached_conv_counts["decoder"]
+    for first in range(0, z.shape[2], num):
+        chunk = x[:, :, first : first + num]
+        part, cache = checkpoint(decode_part, vae, chunk, cache, first == 0, use_reentrant=False)
+        parts.append(part)
+    clips = torch.cat(parts, 2)
+    return clips if vae.config.patch_size is None else torch.as_tensor(unpatchify(clips, vae.config.patch_size))
+
+
+def decode_part(vae: Any, x: Tensor, cache: Cache, begins: bool) -> tuple[Tensor, Cache]:
+    """Frames of some latent frames, and what the next ones need of them.
+
+    Args:
+        x: (B, C, n, h, w), after `post_quant_conv`.
+        cache: for every convolution over time the last frames of its input so far.
+        begins: whether the clip begins here.
+    """
+    entries, parts = list(cache), []
+    for i in range(x.shape[2]):
+        part = vae.decoder(x[:, :, i : i + 1], feat_cache=entries, feat_idx=[0], first_chunk=begins and i == 0)
+        parts.append(part)
+    return torch.cat(parts, 2), tuple(entries)
 
 
 def _end(part: Any, x: Tensor) -> Tensor:
@@ -97,10 +139,14 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class WanAutoencoder:
-    """`AutoencoderKLWan` between clips in [-1, 1] and normalised latents."""
+    """`AutoencoderKLWan` between clips in [-1, 1] and normalised latents.
+
+    Attributes:
+        chunk: latent frames that are decoded at a time where a gradient is needed; 0 decodes whole clips.
+    """
 
     def __init__(self, vae: Any) -> None:
-        self.vae = vae
+        self.vae, self.chunk = vae, 0
 
     def encode(self, pixels: Tensor) -> Tensor:
         mode = encode_moments(self.vae, pixels).chunk(2, 1)[0]
@@ -110,4 +156,7 @@ class WanAutoencoder:
     def decode(self, z: Tensor) -> Tensor:
         z = z.to(self.vae.dtype)
         mean, std = latent_statistics(self.vae, z)
-        return decode_clips(self.vae, z * std + mean)
+        z = z * std + mean
+        if self.chunk and z.requires_grad and torch.is_grad_enabled():
+            return decode_chunks(self.vae, z, self.chunk)
+        return decode_clips(self.vae, z)

@@ -80,7 +80,7 @@ class ZImageGenerator(PipelineGenerator):
             )
         return tuple(embeds)
 
-    def condition(self, prompts: Sequence[str]) -> ZImageCondition:
+    def embed(self, prompts: Sequence[str]) -> ZImageCondition:
         """Embed prompts; gradients flow to a text encoder that requires them."""
         embeds = self._embed(prompts)
         if self.guidance == 1.0:

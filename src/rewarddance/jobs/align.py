@@ -25,7 +25,7 @@ from rewarddance.core.progress import say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.seen import fingerprint, write_seen
-from rewarddance.core.task import Gold, Prompt, Task
+from rewarddance.core.task import Drawn, Gold, Prompt, Task
 from rewarddance.core.trackers import check_trackers
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.data.prompt_task import PromptTask
@@ -156,8 +156,8 @@ def align_generator(
         raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
     if judge is not None:
         _check_gradients(config, judge)
-    _check_question(config, judge, generator.side)
-    task.check(generator.side)
+    _check_question(config, judge, generator.drawn)
+    task.check(generator.drawn)
     if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
         task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
@@ -195,12 +195,12 @@ def align_generator(
     return out / "adapter"
 
 
-def _check_question(config: AlignConfig, judge: RewardModel | None, side: int) -> None:
+def _check_question(config: AlignConfig, judge: RewardModel | None, drawn: Drawn) -> None:
     """Raises `ConfigError` where the algorithm asks about single pictures and the judge can only compare."""
     alone = config.rollout.score == "pointwise" if config.has_groups else config.references.kind == "none"
     if config.algorithm == "sft" or not alone or not isinstance(judge, HasProblems):
         return
-    picture = Media(torch.full((1, 3, side, side), 0.5))
+    picture = Media(torch.full((1, 1, 1, 1), 0.5).expand(drawn.num_frames, 3, drawn.side, drawn.side), drawn.fps)
     if problem := judge.problem(Comparison("a picture", picture, None, config.criterion)):
         key = "rollout.score: pointwise" if config.has_groups else "references.kind: none"
         raise ConfigError(f"{key}: {problem}")
@@ -215,6 +215,8 @@ def _make_trainable(generator: Tunable, config: AlignConfig) -> None:
         generator.add_lora(config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         generator.checkpoint_gradients()
+    if config.decode_chunk:
+        generator.decode_in_chunks(config.decode_chunk)
 
 
 def _run(
@@ -231,22 +233,23 @@ def _run(
     if judge is None:
         raise ConfigError(f"algorithm {config.algorithm}: needs a judge")
     steps, criterion = config.num_steps, config.criterion or ""
-    prompts = tuple(p.text for p in training)
-    bank = ReferenceBank(config.references, prompts, steps, criterion, config.seed, config.sample_batch)
-    probes = [p.text for p in probing]
+    seed, batch, clips = config.seed, config.sample_batch, loop.folder.path / "clips"
+    fps = generator.drawn.fps
+    bank = ReferenceBank(config.references, tuple(training), steps, criterion, seed, batch, folder=clips, fps=fps)
     prober = Prober(
         generator,
         judge,
-        probes,
+        probing,
         config.probe_noises,
         steps,
         criterion,
-        config.seed,
+        seed,
         task.gold,
-        config.sample_batch,
-        loop.folder.samples,
+        batch,
+        folder=clips,
+        samples=loop.folder.samples,
     )
     if config.has_groups:
-        algorithm = ALGORITHMS[config.algorithm](config, generator, len(prompts))
+        algorithm = ALGORITHMS[config.algorithm](config, generator, len(training))
         return RolloutRun(config, generator, loop, judge, bank, prober, algorithm=algorithm)
     return ReflRun(config, generator, loop, judge, bank, prober, task=task)

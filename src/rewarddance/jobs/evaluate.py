@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.clips import animation
 from rewarddance.core.config import Precision
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
@@ -20,9 +20,10 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.task import Task
+from rewarddance.core.task import Request, Task, text_of, texts_of
 from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluate.calibration import measured_and_calibrated
+from rewarddance.evaluate.clips import clip_features, compare_clips, same_width
 from rewarddance.evaluate.generator import (
     Features,
     Samples,
@@ -61,6 +62,8 @@ class Aligned:
     generator: Tunable
     num_steps: int
     batch: int
+    folder: Path
+    """Of the run; the bytes of clips lie in its `clips/` while it is measured."""
 
     @classmethod
     def of_run(
@@ -69,17 +72,35 @@ class Aligned:
         own = AlignConfig.model_validate(config)
         changes = {"precision": precision} | ({} if guidance is None else {"guidance": guidance})
         generator = load_generator_of(own.model_copy(update=changes), run)
-        return cls(generator, num_steps or own.num_steps, own.sample_batch)
+        return cls(generator, num_steps or own.num_steps, own.sample_batch, run)
 
-    def sample(self, title: str, prompts: Sequence[str], noises: int, seed: int) -> Samples:
+    def sample(self, title: str, prompts: Sequence[Request], noises: int, seed: int) -> Samples:
         """Pictures of every prompt. The noises depend on the seed alone, not on the generator's weights."""
-        return fixed_samples(self.generator, prompts, noises, self.num_steps, seed, self.batch, f"samples {title}")
+        file = self.folder / "clips" / f"evaluation-{title}-{seed}.bytes"
+        return fixed_samples(
+            self.generator, prompts, noises, self.num_steps, seed, self.batch, f"samples {title}", file
+        )
 
-    def pair(self, prompts: Sequence[str], noises: int, seed: int) -> tuple[Samples, Samples]:
+    def pair(self, prompts: Sequence[Request], noises: int, seed: int) -> tuple[Samples, Samples]:
         """Samples of the frozen policy and of the aligned one, from the same noises."""
         with self.generator.reference():
             before = self.sample("before", prompts, noises, seed)
         return before, self.sample("after", prompts, noises, seed)
+
+    @property
+    def draws_clips(self) -> bool:
+        return self.generator.drawn.num_frames > 1
+
+    def forget_clips(self) -> None:
+        """Remove the files of clips that were measured."""
+        for file in (self.folder / "clips").glob("evaluation-*.bytes"):
+            file.unlink()
+
+    def same_width(self, task: Task, noises: int, seed: int, every: int = 1) -> float:
+        """Of the frozen policy's clips of the task's development prompts (`evaluate.clips.same_width`)."""
+        with self.generator.reference():
+            samples = self.sample("development", task.development()[::every], max(2, noises), seed)
+        return same_width(measure(samples, task))
 
 
 def align_config(run: Path) -> dict[str, Any]:
@@ -108,6 +129,8 @@ def evaluate_alignment(
 ) -> dict[str, Any]:
     """Before and after on the task's benchmark: gold by category with intervals, proxy reward, diversity, samples.
 
+    Clips also have the figures of `compare_clips`; "same" there is as wide as development prompts say.
+
     `hacking` in the result compares the judge's P(after is better) with the gold standard's gain.
 
     Args:
@@ -124,11 +147,12 @@ def evaluate_alignment(
     prompts = [p.text for p in chosen]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     judge = load_judge(config["judge"], precision=precision, compile=True)
-    before, after = aligned.pair(prompts, num_noises, seed)
+    width = aligned.same_width(task, num_noises, seed + 2, every) if aligned.draws_clips else None
+    before, after = aligned.pair(chosen, num_noises, seed)
     gold_before, gold_after = (measure(s, task) for s in (before, after))
     proxy = proxy_reward(judge, after, before, config["criterion"])
     kept = answered_prompts(proxy)
-    few = prompts[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
+    few = chosen[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
     features = task_features(task, judge)
     spread = [diversity(s, features) for s in aligned.pair(few, diversity_noises, seed + 1)]
     figures = {
@@ -148,8 +172,11 @@ def evaluate_alignment(
             "proxy": [None if np.isnan(p) else float(p) for p in proxy.mean(1)],
         },
     }
+    if width is not None:
+        figures["clips"] = compare_clips(after, before, task, width, seed)
     write_json(run / "evaluation.json", figures)
     save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
+    aligned.forget_clips()
     return figures
 
 
@@ -191,11 +218,12 @@ def evaluate_on_prompts(
         on, None where the run does not say; diversity. With another judge also the figures of `compare_judges`.
     """
     config = align_config(run)
-    prompts = [p.text for p in read_prompts(file)[0]]
+    requests = read_prompts(file)[0]
+    prompts = texts_of(requests)
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     warn_of_cut_prompts(aligned.generator, prompts, AlignConfig.model_validate(config).max_sequence_length)
     ready = load_judge(judge or config["judge"], precision=precision, compile=True)
-    before, after = aligned.pair(prompts, num_noises, seed)
+    before, after = aligned.pair(requests, num_noises, seed)
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     kept = answered_prompts(wins)
     seen = read_seen(run / "adapter")
@@ -215,6 +243,7 @@ def evaluate_on_prompts(
     }
     write_json(run / "evaluation_prompts.json", figures)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
+    aligned.forget_clips()
     if not figures["same_judge"]:
         del ready, features, aligned  # free their memory for the next judge
         training_judge = load_judge(config["judge"], precision=precision, compile=True)
@@ -240,7 +269,7 @@ def evaluate_generator(
     asked = load_task(task)
     chosen = asked.benchmark()[::every]
     generator = load_generator(name, guidance=guidance, precision=precision)
-    samples = fixed_samples(generator, [p.text for p in chosen], num_noises, num_steps, seed)
+    samples = fixed_samples(generator, chosen, num_noises, num_steps, seed)
     found = levels(measure(samples, asked), [p.category for p in chosen])
     setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
     return {
@@ -311,7 +340,7 @@ def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
         out: torch.Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
         return out
 
-    return features
+    return clip_features(features)
 
 
 def judge_features(judge: AnyJudge) -> Features:
@@ -333,7 +362,7 @@ def judge_features(judge: AnyJudge) -> Features:
     def features(media: Sequence[Media]) -> torch.Tensor:
         return torch.stack([backbone.image_tokens([(m, (0,))]).mean(0) for m in media])
 
-    return features
+    return clip_features(features)
 
 
 def save_pairs(
@@ -347,6 +376,8 @@ def save_pairs(
 ) -> None:
     """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
 
+    Clips become contact sheets, and one animated WebP of both.
+
     Args:
         reward: the judge's P(after is better), (P, noises), where the values are another measure.
     """
@@ -354,8 +385,12 @@ def save_pairs(
     listed = []
     for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
         for name, samples in (("before", before), ("after", after)):
-            Image.fromarray(samples.media[k][0].to_numpy()).save(folder / f"{k:03d}_{name}.png")
-        entry: dict[str, Any] = {"index": k, "prompt": before.prompts[k]}
+            media, file = samples.media[k][0], folder / f"{k:03d}_{name}.png"
+            (media.to_pil() if media.num_frames == 1 else media.contact_sheet()).save(file)
+        both = [s.media[k][0] for s in (before, after)]
+        if (fps := both[0].fps) is not None:
+            (folder / f"{k:03d}.webp").write_bytes(animation([m.to_numpy() for m in both], fps))
+        entry: dict[str, Any] = {"index": k, "prompt": text_of(before.prompts[k])}
         values = {"before": value_before, "after": value_after} | ({} if reward is None else {"reward": reward})
         listed.append(entry | {n: None if np.isnan(v[k, 0]) else float(v[k, 0]) for n, v in values.items()})
     write_json(folder / "samples.json", listed)

@@ -77,6 +77,8 @@ def evaluate_metrics(
         say(f"CLIP reads {cut} of {len(prompts)} prompts in part only")
     reference = StoredMedia((task.reference_pictures(prompts, num_noises, seed) * 255).round().to(torch.uint8))
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
+    if aligned.draws_clips:
+        raise ConfigError(f"{run}: draws clips, and --metrics measures pictures")
     table, values = metrics_table(*aligned.pair(prompts, num_noises, seed), reference, extractors)
     figures = {
         "prompts": len(prompts),

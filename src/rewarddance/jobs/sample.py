@@ -1,9 +1,12 @@
-"""`rewarddance sample`: pictures of prompts to a folder; with best-of-N or another search the judge keeps the best."""
+"""`rewarddance sample`: pictures or clips of prompts to a folder.
+
+With best-of-N or another search the judge keeps the best.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +20,10 @@ from rewarddance.core.progress import progress, say
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request, picture_of, text_of, texts_of
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator, load_judge, warn_of_cut_prompts
+from rewarddance.jobs.sample_files import SampleFiles, fitted
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.search.anchors import verifier_of
 from rewarddance.search.best_of_n import Selection, select
@@ -86,7 +91,7 @@ class Searching:
 
 
 def sample_to_folder(
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     out: Path,
     sampling: Sampling,
     *,
@@ -98,8 +103,10 @@ def sample_to_folder(
     criterion: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `num` PNG files a prompt, each the judge's best of `best_of` samples or the result of `searching`, and
-    `samples.json`.
+    """Write `num` PNG files a prompt, or MP4 files and one `sheet.png` for a generator of clips, and `samples.json`.
+
+    Each is the judge's best of `best_of` samples, or the result of `searching`. A prompt's picture is cut and scaled to
+    the generator's size.
 
     Returns:
         samples: what `samples.json` holds: file and prompt of every picture. With `best_of` also the mean log-odds of
@@ -110,10 +117,15 @@ def sample_to_folder(
     if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
     generator = sampling.load(adapter)
-    warn_of_cut_prompts(generator, prompts, sampling.max_sequence_length)
+    prompts = [_ready(p, generator.side) for p in prompts]
+    pictured = any(picture_of(p) is not None for p in prompts)
+    if pictured and searching is not None:
+        raise ConfigError("sample: a search takes prompts without pictures; use --best-of for image-to-video")
+    warn_of_cut_prompts(generator, texts_of(prompts), sampling.max_sequence_length)
     ready = load_judge(judge, precision=sampling.precision) if best_of > 1 or searching is not None else None
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
+    files = SampleFiles(out)
     each = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
     prompts_at_once = max(1, sampling.sample_batch // (num * each))
     with progress("prompts") as report:
@@ -121,15 +133,16 @@ def sample_to_folder(
             part = prompts[start : start + prompts_at_once]
             asked = [p for p in part for _ in range(num)]
             if searching is not None and ready is not None:
-                for result in _search(generator, ready, asked, searching, sampling, criterion, seed):
-                    listed.append(_write_result(out, len(listed), result))
+                for result in _search(generator, ready, texts_of(asked), searching, sampling, criterion, seed):
+                    listed.append(_write_result(files, result))
             else:
                 drawn = _draw(generator, part, num * best_of, sampling, seed)
                 groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
                 chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
                 for prompt, group, selection in zip(asked, groups, chosen, strict=True):
-                    listed.append(_write(out, len(listed), prompt, group, selection))
+                    listed.append(_write(files, text_of(prompt), group, selection))
             report(start + len(part), len(prompts))
+    files.write_sheet()
     write_json(out / "samples.json", listed)
     if refused := sum(s.get("kept", 0) is None or s.get("score", 0) is None for s in listed):
         say(f"the judge refused to compare the candidates of {refused} pictures; the first candidate was kept")
@@ -137,17 +150,22 @@ def sample_to_folder(
     return {"samples": listed, "computes_in": computes_in}
 
 
-def _draw(generator: Tunable, prompts: Sequence[str], each: int, sampling: Sampling, seed: int) -> list[Media]:
+def _draw(generator: Tunable, prompts: Sequence[Request], each: int, sampling: Sampling, seed: int) -> list[Media]:
     """`each` pictures of every prompt. Their noise depends on seed and prompt alone, not on what else is drawn."""
-    rngs = [torch.Generator().manual_seed(seed_of(seed, "sample", p)) for p in prompts]
+    rngs = [torch.Generator().manual_seed(seed_of(seed, "sample", p)) for p in texts_of(prompts)]
     noise = torch.cat([generator.noise(each, rng) for rng in rngs])
     flat = [p for p in prompts for _ in range(each)]
     return list(draw(generator, flat, noise, sampling.num_steps, batch=sampling.sample_batch))
 
 
-def _write(out: Path, number: int, prompt: str, group: Sequence[Media], selection: Selection | None) -> dict[str, Any]:
-    path = out / f"{number:03d}.png"
-    group[0 if selection is None else selection.best or 0].to_pil().save(path)
+def _ready(prompt: Request, side: int) -> Request:
+    """The prompt with its picture, if it has one, in the generator's size."""
+    picture = picture_of(prompt)
+    return prompt if isinstance(prompt, str) or picture is None else replace(prompt, condition=fitted(picture, side))
+
+
+def _write(files: SampleFiles, prompt: str, group: Sequence[Media], selection: Selection | None) -> dict[str, Any]:
+    path = files.write(group[0 if selection is None else selection.best or 0])
     entry: dict[str, Any] = {"file": path.name, "prompt": prompt}
     if selection is None:
         return entry
@@ -188,9 +206,8 @@ def _search(
     )
 
 
-def _write_result(out: Path, number: int, result: Result) -> dict[str, Any]:
-    path = out / f"{number:03d}.png"
-    result.picture.to_pil().save(path)
+def _write_result(files: SampleFiles, result: Result) -> dict[str, Any]:
+    path = files.write(result.picture)
     score = None if result.score != result.score else result.score  # NaN is not JSON
     counts = {k: getattr(result, k) for k in ("nfe", "decodes", "judge_calls", "refused")}
     return {"file": path.name, "prompt": result.prompt, "score": score, **counts}

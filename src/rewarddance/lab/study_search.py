@@ -44,9 +44,6 @@ from rewarddance.search.config import (
 from rewarddance.search.methods import run_search
 from rewarddance.search.run import BudgetError, Result
 from rewarddance.search.verifier import ByGold, Verifier, answers_alone
-from rewarddance.world.benchmark import benchmark_specs
-from rewarddance.world.grammar import WORDINGS, phrase
-from rewarddance.world.splits import meaning
 from rewarddance.world.task import EmbeddedTask
 
 Asked = Literal["pointwise", "anchor", "round_robin", "oracle"]
@@ -86,14 +83,7 @@ class SearchStudyConfig(Config):
 
 def development_prompts() -> tuple[Prompt, ...]:
     """100 held-out prompts, 20 of each category. None has the meaning of a benchmark prompt."""
-    taken = {meaning(spec) for spec in benchmark_specs()}
-    specs = [s for s in benchmark_specs("held_out", 241) if meaning(s) not in taken]
-    by_category: dict[str, list[Prompt]] = {}
-    for i, spec in enumerate(specs):
-        by_category.setdefault(spec.category, []).append(
-            Prompt(phrase(spec, WORDINGS[i % len(WORDINGS)]), spec.category)
-        )
-    return tuple(p for prompts in by_category.values() for p in prompts[:20])
+    return TASK.development()
 
 
 def prompts_of(config: SearchStudyConfig) -> list[Prompt]:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request, text_of
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.trace import draw
-from rewarddance.reward.rank import rank_all
 from rewarddance.search.config import BestOfNConfig
+from rewarddance.search.ranking import rank_requests
 from rewarddance.search.run import Result, SearchRun
 from rewarddance.search.verifier import Verifier
 
@@ -41,7 +42,7 @@ class Selection:
 
 
 def draw_candidates(
-    generator: Generator, prompts: Sequence[str], num: int, rng: torch.Generator, num_steps: int, batch: int = 128
+    generator: Generator, prompts: Sequence[Request], num: int, rng: torch.Generator, num_steps: int, batch: int = 128
 ) -> list[list[Media]]:
     """`num` samples of every prompt. The noise depends on `rng` alone, not on `batch`."""
     flat = [p for p in prompts for _ in range(num)]
@@ -50,12 +51,12 @@ def draw_candidates(
 
 
 def select(
-    judge: RewardModel, prompts: Sequence[str], candidates: Sequence[Sequence[Media]], criterion: str | None = None
+    judge: RewardModel, prompts: Sequence[Request], candidates: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Selection]:
     """The winner of every prompt by round robin. All prompts are judged in one call."""
-    rankings = rank_all(judge, prompts, candidates, criterion)
+    rankings = rank_requests(judge, prompts, candidates, criterion)
     return [
-        Selection(p, tuple(c), r.order[0] if r.order else None, r.margin, len(r.refused))
+        Selection(text_of(p), tuple(c), r.order[0] if r.order else None, r.margin, len(r.refused))
         for p, c, r in zip(prompts, candidates, rankings, strict=True)
     ]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Counted:
     def device(self) -> torch.device:
         return self.inner.device
 
-    def condition(self, prompts: Sequence[str]) -> list[Any]:
+    def condition(self, prompts: Sequence[Request]) -> list[Any]:
         """The inner generator's conditions, one for every `batch` prompts."""
         return [self.inner.condition(prompts[i : i + self.batch]) for i in range(0, len(prompts), self.batch)]
 

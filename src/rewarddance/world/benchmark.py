@@ -35,3 +35,13 @@ def benchmark_prompts(split: Split = "held_out") -> tuple[tuple[Category, str], 
     """(category, prompt) of the benchmark. The OOD split uses held-out wordings as well as held-out kinds."""
     frames = (*WORDINGS, *HELD_OUT_WORDINGS) if split == "ood" else WORDINGS
     return tuple((s.category, phrase(s, frames[i % len(frames)])) for i, s in enumerate(benchmark_specs(split)))
+
+
+def development_prompts() -> tuple[tuple[Category, str], ...]:
+    """100 held-out prompts with their categories, 20 of each. None has the meaning of a benchmark prompt."""
+    taken = {meaning(spec) for spec in benchmark_specs()}
+    specs = [s for s in benchmark_specs("held_out", 241) if meaning(s) not in taken]
+    by_category: dict[Category, list[tuple[Category, str]]] = {}
+    for i, spec in enumerate(specs):
+        by_category.setdefault(spec.category, []).append((spec.category, phrase(spec, WORDINGS[i % len(WORDINGS)])))
+    return tuple(p for prompts in by_category.values() for p in prompts[:20])

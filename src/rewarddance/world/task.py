@@ -13,9 +13,9 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.core.plugins import load_plugin
 from rewarddance.core.streams import stream
-from rewarddance.core.task import Prompt
+from rewarddance.core.task import Drawn, Prompt, Request, texts_of
 from rewarddance.world.batches import captioned_batch
-from rewarddance.world.benchmark import benchmark_prompts
+from rewarddance.world.benchmark import benchmark_prompts, development_prompts
 from rewarddance.world.grammar import parse, random_phrase
 from rewarddance.world.oracle import fidelity
 from rewarddance.world.render import render
@@ -24,9 +24,9 @@ from rewarddance.world.scene import CANVAS
 from rewarddance.world.splits import meaning
 
 
-def oracle_fidelity(prompts: Sequence[str], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
+def oracle_fidelity(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
     """Oracle fidelity of every picture, in [0, 1]."""
-    return [fidelity(m.to_numpy(), p) for p, m in zip(prompts, media, strict=True)]
+    return [fidelity(m.to_numpy(), p) for p, m in zip(texts_of(prompts), media, strict=True)]
 
 
 def _pixels(images: np.ndarray) -> Tensor:
@@ -41,6 +41,8 @@ class EmbeddedTask:
     gold = staticmethod(oracle_fidelity)
     gold_name = "oracle fidelity"
     features = "tiny"
+    criteria = None
+    rate = None
 
     def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """Random prompts of the training split, all with different meanings."""
@@ -54,6 +56,9 @@ class EmbeddedTask:
     def benchmark(self) -> tuple[Prompt, ...]:
         return tuple(Prompt(text, category) for category, text in benchmark_prompts())
 
+    def development(self) -> tuple[Prompt, ...]:
+        return tuple(Prompt(text, category) for category, text in development_prompts())
+
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
         prompts, images = captioned_batch(seed, name, index, size)
         return prompts, _pixels(images)
@@ -63,10 +68,15 @@ class EmbeddedTask:
         rng = stream(seed, "reference-pictures")
         return _pixels(np.stack([render(place(parse(prompt), rng)) for prompt in prompts for _ in range(num)]))
 
-    def check(self, side: int) -> None:
-        if side != CANVAS:
+    def check(self, drawn: Drawn) -> None:
+        if drawn.num_frames > 1 or drawn.from_picture:
             raise ConfigError(
-                f"the generator draws {side} pixels and the embedded world has {CANVAS}, so it does not know "
+                "the generator draws clips and the embedded task has pictures; take --task embedded-video or "
+                "embedded-image-to-video"
+            )
+        if drawn.side != CANVAS:
+            raise ConfigError(
+                f"the generator draws {drawn.side} pixels and the embedded world has {CANVAS}, so it does not know "
                 "the world's prompts; give your own with --prompts FILE"
             )
 

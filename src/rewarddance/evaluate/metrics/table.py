@@ -14,6 +14,7 @@ from torch import Tensor
 from rewarddance.core.media import Media
 from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import bootstrap, half_sample_interval, paired_bootstrap
+from rewarddance.core.task import texts_of
 from rewarddance.evaluate.generator import Features, Samples
 from rewarddance.evaluate.metrics.distances import Distance, among_samples, before_and_after
 from rewarddance.evaluate.metrics.distributions import cmmd, frechet_inception_distance, polynomial_mmd
@@ -126,6 +127,6 @@ def _change(statistic: Statistic, before: Array, after: Array, reference: Array)
 
 def _clip_scores(samples: Samples, clip: TextAndPictures) -> Array:
     """Mean over the samples of every prompt, (prompts,)."""
-    texts = clip.texts(samples.prompts).double().cpu().numpy()
+    texts = clip.texts(texts_of(samples.prompts)).double().cpu().numpy()
     rows = zip(texts, samples.media, strict=True)
     return np.array([clip_score(p := embed(clip, row), np.repeat(t[None], len(p), 0)).mean() for t, row in rows])

@@ -11,6 +11,7 @@ import torch
 from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Prompt
 from rewarddance.generator.trace import sample_latents
 from rewarddance.generator.wan import ClipShape, WanGenerator, WanImageToVideoGenerator
 from rewarddance.world.motion.batches import PROMPT_TOKENS
@@ -41,11 +42,10 @@ def sample_clips(
     for begin in range(0, len(prompts), batch):
         part = prompts[begin : begin + batch]
         rng = torch.Generator().manual_seed(seed_of(seed, "video-samples", begin))
-        words = [p.text for p in part]
-        if isinstance(generator, WanImageToVideoGenerator):
-            condition = generator.condition(words, [Media.from_numpy(p.first_frame) for p in part])
-        else:
-            condition = generator.condition(words)
+        asked = [
+            Prompt(p.text, condition=Media.from_numpy(p.first_frame) if generator.from_picture else None) for p in part
+        ]
+        condition = generator.condition(asked)
         pixels = generator.decode_tensor(
             sample_latents(generator, condition, generator.noise(len(part), rng), num_steps)
         )

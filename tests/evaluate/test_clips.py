@@ -1,0 +1,69 @@
+"""Figures of clips: good-same-bad with a width fixed beforehand, motion from pixels, criteria and raters."""
+
+import numpy as np
+import pytest
+import torch
+
+from rewarddance.core.dynamics import dynamic_degree
+from rewarddance.core.media import Media, StoredMedia
+from rewarddance.evaluate.clips import clip_features, compare_clips, good_same_bad, same_width
+from rewarddance.evaluate.generator import Samples, diversity
+from rewarddance.jobs.load import load_task
+
+
+def test_the_width_of_same_is_a_third_of_the_differences():
+    values = np.array([[0.0, 0.1], [0.5, 0.7], [0.0, 0.3], [0.2, 0.6]])
+    assert same_width(values) == pytest.approx(np.quantile([0.1, 0.2, 0.3, 0.4], 1 / 3))
+
+
+def test_good_same_bad_counts_pairs():
+    before = np.full((4, 2), 0.5)
+    after = before + np.array([[0.2, 0.2], [0.05, -0.05], [-0.2, 0.2], [0.2, 0.1]])
+    figures = good_same_bad(after, before, width=0.1 + 1e-9)
+    assert (figures["good"], figures["same"], figures["bad"]) == (0.5, 0.375, 0.125)
+    assert figures["gsb"]["mean"] == pytest.approx((4 - 1) / 8)
+    assert figures["gsb"]["ci_low"] <= 0.375 <= figures["gsb"]["ci_high"]
+
+
+def test_the_dynamic_degree_is_the_change_of_the_pixels_that_change_most():
+    frames = torch.zeros(3, 3, 10, 10)
+    frames[1, :, 0, :3] = 1.0  # 3 of the 5 pixels that count
+    frames[2, :, 0, :3] = 1.0
+    assert dynamic_degree(frames) == pytest.approx((3 / 5 + 0) / 2)
+    assert dynamic_degree(frames[:1]) == 0
+
+
+def test_right_clips_beat_frozen_ones_in_every_figure():
+    task = load_task("embedded-video")
+    prompts = [p for p in task.benchmark() if "still" not in p.text][:4]
+    right = task.reference_pictures([p.text for p in prompts], 2, seed=0)
+    frozen = right[:, :1].expand_as(right)
+
+    def samples(pixels):
+        stored = (pixels * 255).round().to(torch.uint8)
+        return Samples(tuple(prompts), tuple(StoredMedia(x, 8.0) for x in torch.split(stored, 2)))
+
+    figures = compare_clips(samples(right), samples(frozen), task, width=0.05)
+    assert set(figures["criteria"]) == {"fidelity", "motion", "consistency", "overall"}
+    assert figures["criteria"]["motion"]["gain"]["ci_low"] > 0.5
+    assert figures["good_same_bad"]["gsb"]["mean"] == 1
+    assert figures["moving"]["before"]["mean"] == 0
+    assert figures["moving"]["after"]["mean"] == 1
+    assert figures["dynamic_degree"]["gain"]["ci_low"] > 0
+    assert figures["alignment"]["after"]["mean"] > 1.7 > 1 > figures["alignment"]["before"]["mean"]
+
+
+def test_features_of_clips_see_motion_and_pictures_keep_theirs():
+    def features(media):
+        return torch.stack([m.frames[0].mean((1, 2)) for m in media])
+
+    still, moving = torch.zeros(9, 3, 4, 4), torch.zeros(9, 3, 4, 4)
+    moving[8] = 1.0
+    of = clip_features(features)
+    a, b = of([Media(still, 8.0), Media(moving, 8.0)])
+    assert len(a) == 5 * 3
+    assert (a - b).norm() == pytest.approx((3 / 5) ** 0.5)
+    assert torch.equal(of([Media(still[:1])]), torch.zeros(1, 3))
+    spread = diversity(Samples(("p",), ((Media(still, 8.0), Media(moving, 8.0)),)), of)
+    assert spread["feature"] == pytest.approx((3 / 5) ** 0.5)
+    assert spread["pixel"] == pytest.approx((1 / 9) ** 0.5)

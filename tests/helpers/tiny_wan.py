@@ -1,0 +1,36 @@
+"""The embedded Wan pipelines with random weights, small enough to align in seconds, and judges of their clips."""
+
+import torch
+
+from rewarddance.core.types import Verdict
+from rewarddance.generator.wan import WanGenerator, WanImageToVideoGenerator
+from rewarddance.world.build.tiny_video import tiny_video_pipeline
+from rewarddance.world.build.video_sampling import SHAPE
+
+
+def tiny_wan(from_picture=False):
+    """A frozen generator whose output layers do something."""
+    pipeline = tiny_video_pipeline(from_picture=from_picture, num_layers=1)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in pipeline.transformer.named_parameters():
+            if any(part in f".{name}" for part in ("time_proj.", "proj_out.", ".attn2.to_out.", "scale_shift_table")):
+                p.copy_(0.1 * torch.randn(p.shape, generator=rng))
+    for part in ("transformer", "text_encoder", "vae"):
+        pipeline.components[part].requires_grad_(False)
+    return (WanImageToVideoGenerator if from_picture else WanGenerator)(pipeline, 1.0, SHAPE)
+
+
+class RedClips:
+    """Redder clips are better; a reference counts half. Notes what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def judge(self, comparisons):
+        self.asked += comparisons
+
+        def red(media):
+            return 0.0 if media is None else media.frames[:, 0].mean() - media.frames[:, 1:].mean()
+
+        return Verdict.from_margin(torch.stack([20 * (red(c.candidate) - 0.5 * red(c.reference)) for c in comparisons]))

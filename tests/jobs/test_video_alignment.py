@@ -1,0 +1,85 @@
+"""Alignment of the tiny Wan: clips reach the judge with gradient, banks are files of clips, and runs can go on."""
+
+import pytest
+import torch
+from small_runs import same, trajectory
+from tiny_wan import RedClips, tiny_wan
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.jobs.align import align_generator
+
+
+class KilledError(Exception):
+    pass
+
+
+def configured(task, algorithm="refl", num_steps=3, **changes):
+    return AlignConfig(
+        task=task,
+        algorithm=algorithm,
+        precision="fp32",
+        num_prompts=3,
+        batch_size=2,
+        sample_batch=4,
+        lora_rank=2,
+        probe_prompts=2,
+        references={"num_candidates": 2, "refresh": "steps", "every": 2},
+        refl={"num_steps": 2, "window": (0.5, 1.0)},
+        rollout={"num_steps": 3, "group_size": 2, "score": "round_robin"},
+        grpo={"noisy_steps": 1, "window": (0.0, 0.67)},
+        optim=OptimConfig(lr=5e-3, warmup_steps=1, ema_decay=0.5),
+        loop=LoopConfig(num_steps=num_steps, validate_every=num_steps, save_every=2),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("task", ["embedded-video", "embedded-image-to-video"])
+def test_refl_learns_from_a_judge_of_clips(tmp_path, task):
+    from_picture, judge = task.endswith("image-to-video"), RedClips()
+    align_generator(configured(task), tiny_wan(from_picture), judge, tmp_path / "run")
+    found = trajectory(tmp_path / "run", "loss", "grad_norm", "kl", "probe/gold", "probe/dynamics")
+    assert found["kl"][0] == 0
+    assert found["kl"][-1] > 0
+    assert min(found["grad_norm"]) > 0
+    assert len(found["probe/gold"]) == len(found["probe/dynamics"]) == 2
+    assert {c.candidate.frames.shape for c in judge.asked} == {(9, 3, 48, 48)}
+    assert {(c.candidate.fps, c.reference.fps) for c in judge.asked} == {(8.0, 8.0)}
+    assert {c.condition is not None for c in judge.asked} == {from_picture}
+    assert any(c.candidate.frames.requires_grad for c in judge.asked)
+    files = {f.name: f.stat().st_size for f in (tmp_path / "run" / "clips").iterdir()}
+    clip = 9 * 3 * 48 * 48
+    assert files["references-000002.bytes"] == 3 * clip
+    assert files["probe_references.bytes"] == 4 * clip
+
+
+def test_a_resumed_run_repeats_the_unbroken_one_with_its_bank_on_disk(tmp_path):
+    config = configured("embedded-image-to-video", num_steps=4)
+    align_generator(config, tiny_wan(True), RedClips(), tmp_path / "whole")
+
+    def kill(step, total, metrics):
+        if step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        align_generator(config, tiny_wan(True), RedClips(), tmp_path / "broken", on_step=kill)
+    align_generator(config, tiny_wan(True), RedClips(), tmp_path / "broken", resume=True)
+    keys = ("loss", "kl", "probe/proxy", "probe/gold", "probe/drift_brightness")
+    same(trajectory(tmp_path / "broken", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", ["nft", "grpo", "dpo", "distill", "sft"])
+def test_the_other_algorithms_run_on_clips(tmp_path, algorithm):
+    judge = None if algorithm == "sft" else RedClips()
+    config = configured("embedded-image-to-video", algorithm, num_steps=2)
+    align_generator(config, tiny_wan(True), judge, tmp_path / "run")
+    losses = trajectory(tmp_path / "run", "loss")["loss"]
+    assert len(losses) == 2
+    assert torch.tensor(losses).isfinite().all()
+    assert judge is None or all(c.condition is not None for c in judge.asked)
+
+
+def test_a_generator_that_cannot_do_the_task_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="this generator is text-to-video; take --task embedded-video"):
+        align_generator(configured("embedded-image-to-video"), tiny_wan(), RedClips(), tmp_path / "run")

@@ -1,0 +1,93 @@
+"""Sampling and evaluating an aligned Wan folder: clips, one sheet of all, and figures of clips before and after."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_wan import RedClips, tiny_wan
+
+from rewarddance.align.config import AlignConfig
+from rewarddance.core.errors import ConfigError
+from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.media import Media
+from rewarddance.core.task import Prompt
+from rewarddance.generator.wan import CLIP_FILE
+from rewarddance.jobs import evaluate, sample_files
+from rewarddance.jobs.align import align_generator
+from rewarddance.jobs.sample import Sampling, Searching, sample_to_folder
+from rewarddance.search.config import BestOfNConfig
+from rewarddance.world.build.video_sampling import SHAPE
+
+PROMPTS = [
+    Prompt("a red circle moving left, flat style, white background", condition=Media(torch.full((1, 3, 60, 90), 0.25))),
+    Prompt("a blue square growing, flat style, black background", condition=Media(torch.rand(1, 3, 48, 48))),
+]
+
+
+class Asked(RedClips):
+    precision, criterion = "fp32", "overall"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image-to-video pipeline on disk."""
+    folder = tmp_path_factory.mktemp("wan")
+    tiny_wan(True).pipeline.save_pretrained(folder)
+    (folder / CLIP_FILE).write_text(json.dumps(asdict(SHAPE)))
+    return folder
+
+
+def test_clips_are_written_with_one_sheet_of_all(folder, tmp_path):
+    sampling = Sampling(str(folder), num_steps=2)
+    out = sample_to_folder(PROMPTS, tmp_path, sampling, num=1)["samples"]
+    assert [x["file"] for x in out] == ["000.mp4", "001.mp4"]
+    assert [x["prompt"] for x in out] == [p.text for p in PROMPTS]
+    clip = Media.open(tmp_path / "001.mp4")
+    assert (clip.num_frames, clip.size, clip.fps) == (9, (48, 48), 8.0)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 50 - 2, 9 * 50 - 2, 3)
+    assert abs(sheet[50:98, :48].astype(float) - 255 * clip.frames[0].permute(1, 2, 0).numpy()).mean() < 8
+    with pytest.raises(ConfigError, match="use --best-of for image-to-video"):
+        sample_to_folder(PROMPTS, tmp_path, sampling, num=1, searching=Searching(BestOfNConfig(), 4))
+
+
+def test_without_pyav_every_clip_is_a_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_files, "find_spec", lambda name: None)
+    files = sample_files.SampleFiles(tmp_path)
+    assert files.write(Media(torch.rand(9, 3, 20, 20), 8.0)).name == "000.png"
+    assert Image.open(tmp_path / "000.png").size == (3 * 22 - 2, 3 * 22 - 2)
+
+
+def test_a_picture_is_cut_to_its_middle_square():
+    wide = torch.zeros(1, 3, 10, 30)
+    wide[..., 10:20] = 1.0
+    assert torch.equal(sample_files.fitted(Media(wide), 10).frames, torch.ones(1, 3, 10, 10))
+    assert sample_files.fitted(Media(wide), 48).size == (48, 48)
+
+
+def test_an_aligned_video_generator_is_evaluated_with_the_figures_of_clips(folder, tmp_path, monkeypatch):
+    config = AlignConfig(
+        generator=str(folder), task="embedded-image-to-video", precision="fp32", num_prompts=2, batch_size=2,
+        lora_rank=2, probe_prompts=1, refl={"num_steps": 2, "window": (0.5, 1.0)},
+        optim=OptimConfig(lr=1e-2), loop=LoopConfig(num_steps=1),
+    )  # fmt: skip
+    run = tmp_path / "run"
+    align_generator(config, tiny_wan(True), RedClips(), run)
+    judge = Asked()
+    monkeypatch.setattr(evaluate, "load_judge", lambda *args, **kwargs: judge)  # no judge of clips is shipped
+    figures = evaluate.evaluate_alignment(run, num_noises=2, every=24, diversity_prompts=1, diversity_noises=2)
+    assert set(figures["clips"]["criteria"]) == {"fidelity", "motion", "consistency", "first_frame", "overall"}
+    gold = figures["clips"]["criteria"]["overall"]
+    assert gold["before"]["mean"] == pytest.approx(figures["before"])
+    assert gold["gain"]["mean"] == pytest.approx(figures["gain"]["mean"])
+    parts = figures["clips"]["good_same_bad"]
+    assert parts["good"] + parts["same"] + parts["bad"] == pytest.approx(1)
+    assert 0 <= figures["clips"]["alignment"]["before"]["mean"] <= 2
+    assert figures["diversity"]["before"]["feature"] > 0
+    assert all(c.condition is not None for c in judge.asked)
+    assert not list((run / "clips").glob("evaluation-*"))
+    assert len(list((run / "samples").glob("*.png"))) == 4
+    assert json.loads((run / "evaluation.json").read_text())["clips"].keys() == figures["clips"].keys()
