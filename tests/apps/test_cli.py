@@ -133,6 +133,7 @@ def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
 def test_every_recipe_loads(path):
     from rewarddance.align.config import AlignConfig
     from rewarddance.reward.composite_config import load_composite_config
+    from rewarddance.reward.learned_config import LearnedConfig
     from rewarddance.reward.train_config import RewardConfig
     from rewarddance.search.config import parse_search
 
@@ -144,7 +145,8 @@ def test_every_recipe_loads(path):
     if "parts" in recipe:
         load_composite_config(path)
         return
-    parse_config(AlignConfig if "generator" in recipe else RewardConfig, recipe, str(path))
+    kind = AlignConfig if "generator" in recipe else LearnedConfig if "shape" in recipe else RewardConfig
+    parse_config(kind, recipe, str(path))
 
 
 def test_the_documents_quote_the_real_overview():
