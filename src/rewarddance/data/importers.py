@@ -164,12 +164,7 @@ def import_preferences(
         InputError: the file cannot be read, no row is left, rows are broken and `on_error` is "stop", or `out` holds
             data of `rewarddance data build`.
     """
-    if not source.exists():
-        raise InputError(f"{source}: no such file")
-    if not media_root.is_dir():
-        raise InputError(f"{media_root}: the media root is not a folder")
-    if (out / "data.json").is_file():
-        raise InputError(f"{out}: holds data of `rewarddance data build`; choose another --out")
+    _check_places(source, media_root, out)
     taken = detect(source) if format == "auto" else None
     name: Format = taken.format if taken else format  # type: ignore[assignment]
     report = ImportReport(name, taken.reason if taken else None)
@@ -200,6 +195,16 @@ def import_preferences(
     describe_folder(out, {"imported": facts | {k: v for k, v in report.as_dict().items() if k != "rejected"}})
     write_json(out / "import.json", report.as_dict() | {"files": [f.name for f in files]})
     return report
+
+
+def _check_places(source: Path, media_root: Path, out: Path) -> None:
+    """Raises `InputError` where there is nothing to read, or where writing would destroy other data."""
+    if not source.exists():
+        raise InputError(f"{source}: no such file")
+    if not media_root.is_dir():
+        raise InputError(f"{media_root}: the media root is not a folder")
+    if (out / "data.json").is_file():
+        raise InputError(f"{out}: holds data of `rewarddance data build`; choose another --out")
 
 
 def _accepted(

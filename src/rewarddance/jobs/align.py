@@ -152,24 +152,9 @@ def align_generator(
     task = task or load_task(config.task)
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
-    if config.on_hacking != "warn" and task.gold is None and config.algorithm != "sft":
-        raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
-    if judge is not None:
-        _check_gradients(config, judge)
-    _check_question(config, judge, generator.drawn)
-    task.check(generator.drawn)
-    if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
-        task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
+    _check_parts(config, generator, judge, task)
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
-    units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
-    parts = config.rollout.minibatches if config.has_groups else 1
-    if min(len(training), units // parts) < world_size():
-        raise ConfigError(
-            f"{world_size()} processes need as many prompts ({len(training)}) and as large a batch_size "
-            f"({config.batch_size}), or larger"
-        )
-    if config.has_groups and units > len(training):
-        raise ConfigError(f"batch_size {config.batch_size}: {units} groups a step, but only {len(training)} prompts")
+    _check_batch(config, len(training))
     folder = RunFolder(out)
     computes_in: dict[str, str] = {"generator": generator.precision}
     if judge is not None:
@@ -193,6 +178,31 @@ def align_generator(
             write_seen(out / "adapter", [p.text for p in training])
     barrier()
     return out / "adapter"
+
+
+def _check_parts(config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task) -> None:
+    """Raises `ConfigError` where generator, judge and task do not go together."""
+    if config.on_hacking != "warn" and task.gold is None and config.algorithm != "sft":
+        raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
+    if judge is not None:
+        _check_gradients(config, judge)
+    _check_question(config, judge, generator.drawn)
+    task.check(generator.drawn)
+    if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
+        task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
+
+
+def _check_batch(config: AlignConfig, num_prompts: int) -> None:
+    """Raises `ConfigError` where a step has too few prompts for the processes, or more than there are."""
+    units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
+    parts = config.rollout.minibatches if config.has_groups else 1
+    if min(num_prompts, units // parts) < world_size():
+        raise ConfigError(
+            f"{world_size()} processes need as many prompts ({num_prompts}) and as large a batch_size "
+            f"({config.batch_size}), or larger"
+        )
+    if config.has_groups and units > num_prompts:
+        raise ConfigError(f"batch_size {config.batch_size}: {units} groups a step, but only {num_prompts} prompts")
 
 
 def _check_question(config: AlignConfig, judge: RewardModel | None, drawn: Drawn) -> None:
