@@ -125,7 +125,7 @@ def test_broken_clips_are_rows_that_are_listed(own, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--task", "t2v", "--generator", "tiny"], "--task t2v is made of renders alone; leave generator out"),
+    (["--task", "t2v", "--generator", "none"], "--task t2v is made of renders alone; leave generator out"),
     (["--task", "t2v", "--criterion", "style"], "--task t2v has no criterion style"),
     (["--task", "t2v", "--criterion", "first_frame"], "first_frame needs --task i2v"),
     (["--criterion", "motion"], "--task t2i has no criterion motion"),
