@@ -153,18 +153,13 @@ def evaluate_alignment(
     proxy = proxy_reward(judge, after, before, config["criterion"])
     kept = answered_prompts(proxy)
     few = chosen[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
-    features = task_features(task, judge)
-    spread = [diversity(s, features) for s in aligned.pair(few, diversity_noises, seed + 1)]
     figures = {
         **_setting(aligned, judge, len(prompts), num_noises, seed),
         **compare(gold_after, gold_before, [p.category for p in chosen]),
         "proxy": {**bootstrap(proxy[kept]).as_dict(), "std": float(proxy[kept].std())},
         "refused_prompts": int((~kept).sum()),
         "hacking": hacking_verdict(bootstrap(proxy[kept] - 0.5), paired_bootstrap(gold_after[kept], gold_before[kept])),
-        "diversity": {
-            **dict(zip(("before", "after"), spread, strict=True)),
-            "feature_ratio": spread[1]["feature"] / max(1e-9, spread[0]["feature"]),
-        },
+        "diversity": _spread(aligned, few, diversity_noises, seed + 1, task_features(task, judge)),
         "per_prompt": {
             "prompts": prompts,
             "gold/before": gold_before.mean(1).tolist(),
@@ -178,6 +173,15 @@ def evaluate_alignment(
     save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
     aligned.forget_clips()
     return figures
+
+
+def _spread(
+    aligned: Aligned, prompts: Sequence[Request], num_noises: int, seed: int, features: Features
+) -> dict[str, Any]:
+    """Diversity before and after, and the share of the features' diversity that is left."""
+    before, after = (diversity(s, features) for s in aligned.pair(prompts, num_noises, seed))
+    ratio = after["feature"] / max(1e-9, before["feature"])
+    return {"before": before, "after": after, "feature_ratio": ratio}
 
 
 def _setting(aligned: Aligned, judge: AnyJudge, num_prompts: int, num_noises: int, seed: int) -> dict[str, Any]:
