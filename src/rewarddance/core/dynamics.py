@@ -7,7 +7,7 @@ from torch import Tensor
 
 TOP_SHARE = 0.05
 """Share of the pixels that counts: those that change most, as in VBench's dynamic degree (arXiv 2311.17982)."""
-MOVES = 0.1
+MOVES = 0.02
 """A clip with a higher dynamic degree moves."""
 
 
