@@ -141,7 +141,7 @@ def _fitted(frame: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
         small = scale == whole and max(height, width) < SMALLEST
         how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
         frame = np.asarray(Image.fromarray(frame).resize(size, how))
-    canvas = np.zeros((shape.height, shape.width, 3), np.uint8)
+    canvas: NDArray[np.uint8] = np.zeros((shape.height, shape.width, 3), np.uint8)
     top, left = (shape.height - size[1]) // 2, (shape.width - size[0]) // 2
     canvas[top : top + size[1], left : left + size[0]] = frame
     return canvas

@@ -152,6 +152,8 @@ def with_clips(record: VotedRecord, data: Path) -> VotedRecord:
     from rewarddance.data.loading import inside, is_link
     from rewarddance.data.schema import hash_of
 
+    if all(m.kind != "video" or m.data is not None for m in record.media):
+        return record
     folder = data if data.is_dir() else data.parent
     manifest = folder / "manifest.json"
     imported = json.loads(manifest.read_text()).get("imported") if manifest.is_file() else None
