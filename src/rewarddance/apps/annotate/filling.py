@@ -194,7 +194,7 @@ def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: 
     row = Record(name=record.record_id, prompt=record.prompt, media=[media_row(m) for m in record.media], facts=facts)
     session.add(row)
     session.flush()
-    pictures = [_picture(session, m.data) if m.data and m.kind == "image" else None for m in record.media]
+    pictures = [None if m.data is None else _picture(session, m.data) for m in record.media]
     for group in groups:
         session.add(Item(record_id=row.id, members=list(group), pictures=[pictures[i] for i in group]))
     filled.records += 1
