@@ -150,8 +150,8 @@ def test_decode_passes_gradients(generator):
 def test_folders_of_other_pipelines_are_named(tmp_path):
     with pytest.raises(ConfigError, match="not a pipeline in diffusers layout"):
         load_generator(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ConfigError, match="a WanPipeline; known are FluxPipeline, QwenImagePipeline, StableDi"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    with pytest.raises(ConfigError, match="a LTXPipeline; known are FluxPipeline, QwenImagePipeline, StableDi"):
         load_generator(tmp_path)
 
 

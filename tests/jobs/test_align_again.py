@@ -121,7 +121,11 @@ def test_a_wrong_task_or_file_of_prompts_is_said_before_a_judge_is_loaded(quick_
     monkeypatch.setattr("rewarddance.jobs.align.load_judge", too_early)
     out = ["--out", str(tmp_path / "run")]
     for flags, line in [
-        (["--task", "embeded"], "task 'embeded': known are embedded, or package.module:attribute of your own"),
+        (
+            ["--task", "embeded"],
+            "task 'embeded': known are embedded, embedded-video, embedded-image-to-video, "
+            "or package.module:attribute of your own",
+        ),
         (["--task", "no_such_package:Task"], "task 'no_such_package:Task': No module named 'no_such_package'"),
         (["--prompts", "none.txt"], "none.txt: no such file of prompts"),
     ]:

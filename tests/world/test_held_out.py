@@ -117,8 +117,10 @@ def rendered_preferences():
 
 
 def vision_pretraining():
+    config = VisionConfig()
+    make = vision.VisionBatches(0, "vision", config.batch_size, 4, 0.5)
     for step in range(8):
-        vision._batch(VisionConfig(), "vision", step)
+        make(step)
 
 
 def generator_and_autoencoder_pretraining():
