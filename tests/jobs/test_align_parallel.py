@@ -70,7 +70,7 @@ def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["nft", "ppo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("grpo", "distill", "dpo"))]
+    "algorithm", ["nft", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ppo", "grpo", "distill", "dpo"))]
 )
 def test_two_processes_do_what_one_does(algorithm, pipeline_folder, tmp_path):
     """Groups stay whole in one process, and all that is random about a group is its own."""

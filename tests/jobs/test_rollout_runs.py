@@ -82,7 +82,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(algorithm, score, pipeline_f
         assert resumed[key] == pytest.approx(whole[key], rel=1e-6, abs=1e-9), key
 
 
-@pytest.mark.parametrize("algorithm", ["nft", "grpo", "ppo", "distill", "dpo"])
+@pytest.mark.parametrize(
+    "algorithm", ["nft", "dpo", *(pytest.param(a, marks=pytest.mark.slow) for a in ("grpo", "ppo", "distill"))]
+)
 def test_every_algorithm_raises_what_the_judge_likes(algorithm, pipeline_folder, tmp_path):
     score = "pointwise" if algorithm == "ppo" else "round_robin"
     num_steps = 32 if algorithm == "nft" else 16
