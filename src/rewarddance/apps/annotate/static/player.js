@@ -2,10 +2,11 @@
 "use strict";
 const player = {
   videos: [], fps: 1, ready: false, playing: true, going: false, checked: 0,
+  pressed: null, // what a key asked for while the clips were on their way to a time
 
   // `videos` are loading. They begin when `start` is called.
   open(videos, fps) {
-    Object.assign(this, { videos, fps, ready: false, playing: true, going: false });
+    Object.assign(this, { videos, fps, ready: false, playing: true, going: false, pressed: null });
     document.getElementById("player").hidden = !videos.length;
     document.querySelectorAll(".for-clips").forEach((node) => { node.hidden = !videos.length; });
     for (const video of videos) {
@@ -32,6 +33,9 @@ const player = {
     this.checked = performance.now();
     if (this.playing) for (const video of videos) this.play(video);
     this.label();
+    const pressed = this.pressed;
+    this.pressed = null;
+    if (pressed) pressed();
   },
   play(video) {
     video.play().catch((error) => {
@@ -49,13 +53,15 @@ const player = {
     if (stopped || Math.max(...times) - Math.min(...times) > 0.05) this.go(times[0]);
   },
   toggle() {
-    if (!this.videos.length || this.going) return;
+    if (!this.videos.length) return;
+    if (this.going) { this.pressed = () => this.toggle(); return; }
     if (!this.ready) { for (const video of this.videos) this.play(video); return; } // some phones load only then
     this.playing = !this.playing;
     this.go(this.playing ? this.videos[0].currentTime : (this.frame + 0.5) / this.fps);
   },
   step(by) {
-    if (!this.ready || this.going) return;
+    if (!this.ready) return;
+    if (this.going) { this.pressed = () => this.step(by); return; }
     this.playing = false;
     this.go(((this.frame + by + this.frames) % this.frames + 0.5) / this.fps);
   },
