@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from rewarddance.core.dynamics import dynamic_degree
+from rewarddance.core.dynamics import MOVES, dynamic_degree
 from rewarddance.core.media import Media, StoredMedia
 from rewarddance.evaluate.clips import clip_features, compare_clips, good_same_bad, same_width
 from rewarddance.evaluate.generator import Samples, diversity
 from rewarddance.jobs.load import load_task
+from rewarddance.world.motion.benchmark import action_set
+from rewarddance.world.motion.render import render
 
 
 def test_the_width_of_same_is_a_third_of_the_differences():
@@ -31,6 +33,14 @@ def test_the_dynamic_degree_is_the_change_of_the_pixels_that_change_most():
     frames[2, :, 0, :3] = 1.0
     assert dynamic_degree(frames) == pytest.approx((3 / 5 + 0) / 2)
     assert dynamic_degree(frames[:1]) == 0
+
+
+def test_development_clips_move_where_their_prompts_say_so():
+    for name in ("t2v-dev", "i2v-dev"):
+        for prompt in action_set(name):
+            frames = torch.from_numpy(render(prompt.scene)).permute(0, 3, 1, 2).float() / 255
+            still = "still" in prompt.text and " and " not in prompt.text
+            assert (dynamic_degree(frames) > MOVES) != still, prompt.text
 
 
 def test_right_clips_beat_frozen_ones_in_every_figure():

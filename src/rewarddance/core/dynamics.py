@@ -7,8 +7,9 @@ from torch import Tensor
 
 TOP_SHARE = 0.05
 """Share of the pixels that counts: those that change most, as in VBench's dynamic degree (arXiv 2311.17982)."""
-MOVES = 0.02
-"""A clip with a higher dynamic degree moves."""
+MOVES = 0.012
+"""A clip with a higher dynamic degree moves. It divides the rendered clips of the development prompts: those of moving
+prompts have at least 0.015, those that stay still have 0."""
 
 
 def dynamic_degree(frames: Tensor) -> float:
