@@ -40,12 +40,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks
 
 bench: $(STAMP)
-	for b in benchmarks/*.py; do $(BIN)/python $$b || exit 1; done
+	for b in candidates rank round_robin training_step; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 gpu:
 	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: no CUDA device here; nothing was run')"
-	PYTHONPATH=src:tests/helpers:$$PYTHONPATH timeout 150 $(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
-	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) benchmarks/gpu.py --minutes 5 --out docs/results/gpu.md
+	export PYTHONPATH=src:tests/helpers:$$PYTHONPATH; status=0; \
+	timeout 150 $(PYTHON) -m pytest -q -m gpu tests/test_gpu.py || status=1; \
+	$(PYTHON) benchmarks/gpu.py --minutes 5 --out docs/results/gpu.md || status=1; \
+	exit $$status
 
 assets: $(STAMP)
 	$(BIN)/rewarddance build

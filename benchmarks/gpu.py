@@ -194,6 +194,18 @@ PARTS: dict[str, tuple[Callable[[str, Sequence[str]], Iterator[Line]], float]] =
 """Parts, and the minutes that each takes at most."""
 
 
+BEGIN, END = "<!-- begin of the table -->", "<!-- end of the table -->"
+
+
+def write_table(page: Path, table: str) -> None:
+    """Put the table between the marks of a page. A page without marks gets them at its end."""
+    text = page.read_text() if page.is_file() else "# On a GPU\n"
+    if BEGIN not in text:
+        text += f"\n{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
@@ -225,7 +237,7 @@ def main() -> int:
     table = ["| part | what | figure | bar | reached |", "|---|---|---|---|---|", *(x.markdown() for x in lines)]
     text = "# On a GPU\n\n" + head + "\n\n" + "\n".join(table) + "\n"
     if args.out is not None:
-        args.out.write_text(text)
+        write_table(args.out, head + "\n\n" + "\n".join(table))
     print(text)
     return int(any(x.reached is False for x in lines))
 
