@@ -27,11 +27,13 @@ def test_good_same_bad_counts_pairs():
     assert figures["gsb"]["ci_low"] <= 0.375 <= figures["gsb"]["ci_high"]
 
 
-def test_the_dynamic_degree_is_the_change_of_the_pixels_that_change_most():
-    frames = torch.zeros(3, 3, 10, 10)
-    frames[1, :, 0, :3] = 1.0  # 3 of the 5 pixels that count
-    frames[2, :, 0, :3] = 1.0
-    assert dynamic_degree(frames) == pytest.approx((3 / 5 + 0) / 2)
+def test_the_dynamic_degree_is_the_change_of_the_areas_that_change_most():
+    frames = torch.zeros(3, 3, 12, 12)
+    frames[1:, :, :6] = 1.0  # half of the picture changes once
+    assert dynamic_degree(frames) == pytest.approx((1 + 0) / 2)
+    frames = torch.zeros(3, 3, 12, 12)
+    frames[1, :, 6, 6] = 1.0  # one pixel goes and comes back; 9 windows of 100 have a ninth of it
+    assert dynamic_degree(frames) == pytest.approx(1 / 9)
     assert dynamic_degree(frames[:1]) == 0
 
 
@@ -40,7 +42,9 @@ def test_development_clips_move_where_their_prompts_say_so():
         for prompt in action_set(name):
             frames = torch.from_numpy(render(prompt.scene)).permute(0, 3, 1, 2).float() / 255
             still = "still" in prompt.text and " and " not in prompt.text
+            noise = 0.01 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
             assert (dynamic_degree(frames) > MOVES) != still, prompt.text
+            assert (dynamic_degree((frames + noise).clamp(0, 1)) > MOVES) != still, prompt.text
 
 
 def test_right_clips_beat_frozen_ones_in_every_figure():

@@ -111,6 +111,17 @@ def test_a_server_gives_the_margins_of_its_judge(server, local, asked):
         remote.judge(asked, on_refused="raise")
 
 
+def test_media_above_the_limit_of_a_server_are_refused_and_the_others_asked(server, local, asked):
+    remote = load_judge(server)
+    largest = max(m.frames.numel() for c in asked for m in (c.candidate, c.reference) if m is not None)
+    wide = Comparison(PROMPT, Media(torch.rand(1, 3, 48, 48 * 9)), asked[0].reference)
+    remote.info = remote.info.model_copy(update={"most_bytes": 6 * 3 * largest})
+    verdict = remote.judge([asked[0], wide])
+    assert list(verdict.refused) == [1]
+    assert "the media take more than" in verdict.refused[1]
+    assert verdict.margin[0].item() == pytest.approx(local.judge(asked[:1]).margin.item(), abs=2e-4)
+
+
 def test_a_run_with_a_server_repeats_the_run_with_its_judge(server, pipeline_folder, tmp_path):
     config = configured("nft", "pointwise", num_steps=2).model_copy(update={"generator": str(pipeline_folder)})
     (tmp_path / "prompts.txt").write_text("".join(f"{PROMPT} {i}\n" for i in range(6)))

@@ -6,11 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator
-from rewarddance.lab.study_search import ONE, TASK, SearchStudyConfig, development_prompts, study_search, summarise
+from rewarddance.lab.study_search import (
+    ONE,
+    TASK,
+    SearchStudyConfig,
+    _verifiers,
+    development_prompts,
+    study_search,
+    summarise,
+)
 from rewarddance.search.run import rngs_of
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
@@ -90,6 +98,18 @@ def test_a_folder_keeps_its_settings(config, study):
     out, _ = study
     with pytest.raises(RunError, match=r"other settings \(every\)"):
         study_search(config.model_copy(update={"every": 60}), out)
+
+
+def test_a_judge_that_only_compares_is_not_asked_about_single_pictures(config):
+    class Comparing:
+        criterion = "fidelity"
+
+        def problem(self, comparison):
+            return "only compares" if comparison.reference is None else None
+
+    assert _verifiers(config.model_copy(update={"verifiers": ()}), Comparing()) == ("anchor", "oracle")
+    with pytest.raises(ConfigError, match="tiny does not answer the pointwise question"):
+        _verifiers(config.model_copy(update={"verifiers": ("pointwise",)}), Comparing())
 
 
 def test_development_prompts_share_no_meaning_with_the_benchmark():

@@ -27,7 +27,7 @@ from rewarddance.reward.composite_config import CompositeConfig, load_composite_
 from rewarddance.reward.composition import clearness, composition, rules, subject
 from rewarddance.reward.harmony import BINS, colour_harmony, template_distances
 from rewarddance.reward.novelty import NoveltyIndex
-from rewarddance.reward.parts import MeasurePart, PartValues
+from rewarddance.reward.parts import JudgePart, MeasurePart, PartValues
 
 YAML = """
 parts:
@@ -139,6 +139,22 @@ def test_an_item_is_refused_where_a_required_part_refuses_it():
     assert (row["b"]["refused"], row["a"]["weight"]) == ("too dark", 1.0)
     alone = Composite({"b": Picky()}, {"b": UNIT}, {"b": 1.0}, optional=("b",)).judge(asked)
     assert alone.refused == {0: "b: too dark"}
+
+
+def test_the_problem_of_a_comparison_is_that_of_a_required_judge():
+    class PairsOnly:
+        differentiable = True
+
+        def problem(self, comparison):
+            return f"{comparison.criterion}: needs a reference" if comparison.reference is None else None
+
+    parts = {"a": MeasurePart(brightness), "b": JudgePart(PairsOnly(), "mood")}
+    weights, standards = {"a": 0.5, "b": 0.5}, {"a": UNIT, "b": UNIT}
+    alone, pair = Comparison("p", grey()), Comparison("p", grey(), grey(0.1))
+    composite = Composite(parts, standards, weights)
+    assert composite.problem(pair) is None
+    assert composite.problem(alone) == "b: mood: needs a reference"
+    assert Composite(parts, standards, weights, optional=("b",)).problem(alone) is None
 
 
 def test_measures_of_pictures_refuse_clips():

@@ -5,6 +5,7 @@ import torch
 
 from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Prompt
 from rewarddance.core.types import Verdict
 from rewarddance.reward.rank import rank, rank_all
 
@@ -35,6 +36,13 @@ def test_margins_are_means_over_the_others_and_wins_their_sigmoids():
     table = torch.tensor([[0.0, -3.0, -1.0], [3.0, 0.0, 2.0], [1.0, -2.0, 0.0]])
     torch.testing.assert_close(ranking.wins, torch.sigmoid(table), atol=1e-5, rtol=0)
     assert ranking.refused == {}
+
+
+def test_the_judge_sees_the_picture_of_a_request():
+    first_frame = grey(0.9)
+    judge = Brightness()
+    rank_all(judge, [Prompt("p", first_frame), "q"], [[grey(0.1), grey(0.2)]] * 2)
+    assert [(c.prompt, c.condition) for c in judge.asked[0]] == [("p", first_frame), ("q", None)]
 
 
 def test_refused_pairs_are_left_out_of_the_means_and_counted():

@@ -164,6 +164,3 @@ def test_a_judge_is_asked_what_it_answers():
     assert isinstance(verifier_of(Pairs(), Toy(), PROMPTS, **how), Anchored)
     ask = VerifierConfig(ask="round_robin")
     assert isinstance(verifier_of(Levels(), Toy(), PROMPTS, settings=ask, **how), RoundRobin)
-
-
-# search over paths

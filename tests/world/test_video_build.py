@@ -77,11 +77,11 @@ def test_latents_have_mean_zero_and_deviation_one_after_normalisation():
     with torch.no_grad():
         vae.quant_conv.bias[:8] += torch.arange(8.0)
     vae.register_to_config(**measured_statistics(vae, 3, 64, CPU))
-    clips = torch.from_numpy(clip_batch(0, "others", 0, 32)[1])
+    clips = torch.from_numpy(clip_batch(3, "video-latents", 0, 64)[1])  # those that were measured
     with torch.no_grad():
         z = WanAutoencoder(vae).encode(signed(clips))
-    assert z.mean((0, 2, 3, 4)).abs().max() < 0.25
-    assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
+    assert z.mean((0, 2, 3, 4)).abs().max() < 1e-3
+    assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 1e-3
     stock = vae.encode(signed(clips[:2])).latent_dist.mode().transpose(1, -1)
     mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
     assert torch.allclose(((stock - mean) / std).transpose(1, -1), z[:2], atol=1e-4)

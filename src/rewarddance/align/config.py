@@ -117,7 +117,8 @@ class AlignConfig(Rolling):
     generator_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the frozen weights. The adapter and the autoencoder are always fp32."""
     gradient_checkpointing: bool = False
-    """Recompute activations of transformer and decoder in the backward pass instead of keeping them."""
+    """Recompute activations of the transformer in the backward pass instead of keeping them, and of the decoder where
+    its class can (not Wan's and Qwen-Image's)."""
     decode_chunk: int = Field(0, ge=0)
     """Of clips: latent frames that are decoded with gradient at a time; 0 decodes the whole clip at once. Pixels and
     gradient stay the same, memory falls, and decoding takes longer (docs/guides/video.md)."""

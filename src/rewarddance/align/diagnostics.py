@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -93,7 +94,8 @@ def drift(now: Tensor, start: Tensor) -> dict[str, float]:
 def surface_sensitivity(judge: RewardModel, comparisons: Sequence[Comparison], step: float = 0.01) -> float | None:
     """Mean of m(x) - m(x - step g / |g|): how much the margin falls by a small step against its gradient g.
 
-    It falls when a judge is exploited, because the pictures are then near maxima of the margin.
+    It falls when a judge is exploited, because the pictures are then near maxima of the margin. The comparisons are
+    asked one at a time, so that no more than one gradient is in memory.
 
     Args:
         step: length of the step in pixel values over the whole picture (Euclidean).
@@ -101,22 +103,24 @@ def surface_sensitivity(judge: RewardModel, comparisons: Sequence[Comparison], s
     Returns:
         The mean over the comparisons that were answered, NaN where none was; None for a judge without gradients.
     """
-    leaves = [c.candidate.frames.detach().clone().requires_grad_() for c in comparisons]
-    asked = [_with(c, x) for c, x in zip(comparisons, leaves, strict=True)]
-    with torch.enable_grad():
-        verdict = judge.judge(asked)
-        answered = verdict.answered
-        if not verdict.margin.requires_grad:
-            return None
-        gradients = torch.autograd.grad(verdict.margin[answered].sum(), leaves, allow_unused=True)
-    moved = []
-    for c, x, g in zip(comparisons, leaves, gradients, strict=True):
+    if not getattr(judge, "differentiable", True):
+        return None
+    falls = []
+    for comparison in comparisons:
+        x = comparison.candidate.frames.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            verdict = judge.judge([_with(comparison, x)])
+            if not bool(verdict.answered):
+                continue
+            if not verdict.margin.requires_grad:
+                return None
+            (g,) = torch.autograd.grad(verdict.margin.sum(), x, allow_unused=True)
         back = torch.zeros_like(x) if g is None else step * g / g.norm().clamp(min=1e-12)
-        moved.append(_with(c, (x - back).detach()))
-    with torch.no_grad():
-        after = judge.judge(moved)
-    falls = (verdict.margin.detach() - after.margin)[answered & after.answered]
-    return float(falls.mean())
+        with torch.no_grad():
+            after = judge.judge([_with(comparison, (x - back).detach())])
+        if bool(after.answered):
+            falls.append(float(verdict.margin.detach() - after.margin))
+    return float(np.mean(falls)) if falls else math.nan
 
 
 def _with(comparison: Comparison, frames: Tensor) -> Comparison:

@@ -67,8 +67,8 @@ def _of_table(table: np.ndarray) -> Metrics:
 
 def _of_parts(verdicts: Sequence[Verdict]) -> Metrics:
     """The curves of a set of judges: every judge's mean value, and how much they disagree. A collective."""
-    parts_of = [{name: x.detach().double().cpu().numpy() for name, x in v.parts.items()} for v in verdicts]
-    own = {name: np.concatenate([p[name] for p in parts_of]) for name in (parts_of[0] if parts_of else ())}
+    known = sorted({name for v in verdicts for name in v.parts})
+    own = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
     everything = list(all_gather_dicts({rank(): own}).values())
     names = sorted({name for parts in everything for name in parts})
     if not names:
@@ -79,6 +79,13 @@ def _of_parts(verdicts: Sequence[Verdict]) -> Metrics:
     for name, value in zip(("probe/parts_std", "probe/parts_split"), set_disagreement(parts), strict=True):
         metrics |= {} if np.isnan(value) else {name: value}
     return metrics
+
+
+def _values(verdict: Verdict, name: str) -> np.ndarray:
+    """The values of a part, (N,), NaN where the verdict has none."""
+    if name not in verdict.parts:
+        return np.full(len(verdict), np.nan)
+    return np.asarray(verdict.parts[name].detach().double().cpu())
 
 
 @dataclass
@@ -100,7 +107,7 @@ class Prober:
     folder: Path = Path()
     """Where files of clips lie."""
     samples: Path | None = None
-    """Folder for one picture grid a probe; None writes none."""
+    """Folder of the sample grids, one PNG for each probe. None: no grids."""
 
     def __post_init__(self) -> None:
         self.monitor = HackingMonitor()
@@ -135,9 +142,11 @@ class Prober:
         table = table.reshape(len(self.prompts), self.num_noises, -1)
         if self.samples is not None and is_leader():
             save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
-        looks = self._looks(pictures, own) | _of_parts(verdicts)
+        looks = self._looks(pictures, own) | (_of_parts(verdicts) if self._is_set else {})
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
+        if self._draws_clips:
+            self._current.unlink(missing_ok=True)
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table)
         return figures | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
@@ -153,8 +162,18 @@ class Prober:
         return self.folder / "probe_references.bytes"
 
     @property
+    def _current(self) -> Path:
+        """Where the clips of the present probe lie until it ends."""
+        return self.folder / f"probe_now_{rank()}.bytes"
+
+    @property
     def _draws_clips(self) -> bool:
         return self.generator.drawn.num_frames > 1
+
+    @property
+    def _is_set(self) -> bool:
+        """Whether the parts of the judge's verdicts are judges of a set, on one scale."""
+        return bool(getattr(self.judge, "parts_are_judges", False))
 
     def _start(self, rows: Sequence[int]) -> list[Media]:
         """For each sample the start's sample of the next noise, so that the start scores about one half."""
@@ -211,7 +230,7 @@ class Prober:
         drawn = draw(self.generator, prompts, noise, self.num_steps, batch=self.batch, title="probes")
         if not self._draws_clips or not rows:  # a process may have no prompts
             return list(drawn)
-        mapped = map_bytes(self.folder / f"probe_now_{rank()}.bytes", (len(rows), *self.shape), new=True)
+        mapped = map_bytes(self._current, (len(rows), *self.shape), new=True)
         for place, clip in enumerate(drawn):
             mapped[place] = clip.to_bytes()
         return StoredMedia(mapped, self.generator.drawn.fps, origin="generator")

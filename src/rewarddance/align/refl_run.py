@@ -65,7 +65,8 @@ class ReflRun(WatchedRun):
             values = {k: float(v.detach()) for k, v in out.items()}
             num_judged, num_answered = values.pop("num_judged"), values.pop("num_answered")
             refused += int(num_judged - num_answered)
-            means.add(values, len(part), dict.fromkeys(REWARD_METRICS, num_answered))
+            answered_only = (*REWARD_METRICS, *(name for name in values if name.startswith("part/")))
+            means.add(values, len(part), dict.fromkeys(answered_only, num_answered))
         return means, refused
 
     def _count_refused(self, index: int, refused: int) -> Metrics:

@@ -57,7 +57,7 @@ class RolloutRun(WatchedRun):
         metrics |= means.all_reduce(self.algorithm.metrics)
         self.note_kl(metrics.get("kl"))
         metrics |= _score_metrics(everything, counts, config.relative)
-        metrics |= _mean_parts(all_gather_dicts({rank(): (scores.parts, scores.num_asked)}))
+        metrics |= _mean_parts(all_gather_dicts({rank(): (scores.parts, scores.num_asked - len(scores.refused))}))
         if config.score == "references":
             metrics |= self.note_win_rate(float(torch.sigmoid(everything).nanmean()))
         return metrics | self.algorithm.end_step(index, rows, everything, metrics)
@@ -127,12 +127,13 @@ def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Te
 
 
 def _mean_parts(by_rank: dict[int, tuple[Mapping[str, float], int]]) -> Metrics:
-    """`part/NAME`: the mean value of every judge of a set over the questions of all processes."""
+    """`part/NAME`: the mean value of every judge of a set over the answered questions of all processes."""
     names = sorted({name for parts, _ in by_rank.values() for name in parts})
     metrics: Metrics = {}
     for name in names:
         values = [(parts[name], num) for parts, num in by_rank.values() if name in parts]
-        metrics[f"part/{name}"] = sum(v * num for v, num in values) / sum(num for _, num in values)
+        if total := sum(num for _, num in values):
+            metrics[f"part/{name}"] = sum(v * num for v, num in values) / total
     return metrics
 
 

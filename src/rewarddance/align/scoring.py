@@ -13,7 +13,7 @@ from rewarddance.align.diagnostics import part_means
 from rewarddance.core.media import Media
 from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, RewardModel
-from rewarddance.search.ranking import rank_requests
+from rewarddance.reward.rank import rank_all
 
 EPSILON = 1e-4
 """Added to a group's standard deviation (Flow-GRPO)."""
@@ -53,7 +53,7 @@ def score_groups(
     """
     size = len(groups[0])
     if way in ("round_robin", "win_rate"):
-        rankings = rank_requests(judge, prompts, groups, criterion)
+        rankings = rank_all(judge, prompts, groups, criterion)
         refused = tuple(why for r in rankings for why in r.refused.values())
         asked = len(groups) * size * (size - 1) // 2
         rows = [r.margin if way == "round_robin" else _win_rates(r.wins) for r in rankings]

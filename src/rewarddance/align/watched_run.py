@@ -73,7 +73,8 @@ class WatchedRun(AlignRun, ABC):
         if acts == "rollback" and self.good:
             self.loop.go_back(self.good, RATE_FACTOR)
             monitor.forget_after(self.good_step)
-            self.bank.drawn_at = -1  # the references are those of the policy that is given up
+            if self.bank.drawn_at > self.good_step:  # the references are those of the policy that is given up
+                self.bank.drawn_at = -1
             self.loop.extra |= {"kl": 0.0, "kl_weight": 0.0}
             self.went_back()
         return {"alarm": text}

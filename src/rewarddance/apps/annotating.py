@@ -131,6 +131,8 @@ class Annotate(Flags):
 
         from rewarddance.apps.annotate import auth
 
+        if "admin" in self.invite:
+            raise ConfigError("annotate: --invite admin: choose another name; the admin has a link of their own")
         now = time.time()
         with database.write() as session:
             tokens = {"admin": auth.admin_link(session, server, now)}

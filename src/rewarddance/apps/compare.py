@@ -48,7 +48,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _section(name: str, a: Mapping[str, Any], b: Mapping[str, Any], runs: tuple[str, str]) -> str:
     """One evaluation: its settings where they differ, its figures, its paired differences."""
     lines = [name]
-    if different := [k for k in SETTINGS if a.get(k) != b.get(k)]:
+    different = [k for k in SETTINGS if a.get(k) != b.get(k)]
+    texts = [side.get("per_prompt", {}).get("prompts") for side in (a, b)]
+    if texts[0] != texts[1] and "prompts" not in different:
+        different.insert(0, "other prompts")
+    if different:
         lines.append(f"the two were measured differently ({', '.join(different)}): compare with care")
     rows_a, rows_b = (_figures({k: v for k, v in side.items() if k != "per_prompt"}) for side in (a, b))
     rows = [("figure", *runs)] + [(key, rows_a[key], rows_b[key]) for key in rows_a if key in rows_b]

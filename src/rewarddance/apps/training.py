@@ -224,7 +224,7 @@ class Build(Flags):
 class BuildVideo(Flags):
     """Train the embedded video models, measure them on held-out prompts, and pack each into a tar.
 
-    Stages: video_autoencoder, text_to_video, image_to_video. What is finished is left, what was stopped continues.
+    Stages: video_autoencoder, text_to_video, image_to_video. Finished stages are kept; stopped ones are resumed.
 
     Example: rewarddance build video --out build/video --seconds 180
 

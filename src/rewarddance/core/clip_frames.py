@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rewarddance.core.config import Config
 
 LEAST = 2
-"""Frames that a clip is shown with at least, if it has as many. One frame shows no motion."""
+"""A clip is shown with at least this many frames, if it has them. One frame shows no motion."""
 
 
 @dataclass(frozen=True)

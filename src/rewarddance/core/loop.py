@@ -238,7 +238,7 @@ class Loop:
         """
         rate = learning_rate(self.optim, self.step, self.config.num_steps) * self.extra.get("rate_factor", 1.0)
         norm = full_tensor(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
-        size = float(norm)  # the one place of a step where the CPU waits for a GPU
+        size = float(norm)  # here the CPU waits for a GPU
         if not math.isfinite(size):
             where = f"step {self.step}" + (f" ({self.context})" if self.context else "")
             kept = f"{self.folder.path} keeps its last checkpoint"

@@ -191,7 +191,7 @@ def import_preferences(
             raise InputError(_why_nothing_was_written(source, out, report, name))
 
     files = write_shards(rows(), out / "train.parquet", shard_bytes)
-    facts = {"file": source.name, "format": name, "media_root": str(media_root)}
+    facts = {"file": source.name, "format": name, "media_root": str(media_root.resolve())}
     describe_folder(out, {"imported": facts | {k: v for k, v in report.as_dict().items() if k != "rejected"}})
     write_json(out / "import.json", report.as_dict() | {"files": [f.name for f in files]})
     return report

@@ -158,6 +158,8 @@ def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote
             given = number(value.get("rating"), "rating")
             name = _criterion(str(result.get("from_name") or "").removesuffix(f"_{result.get('to_name')}"))
             rated.append(Vote("rating", (index,), (given,), name, scale=(1, 5), **facts))
+    if len(sides) == 1 and "overall" in ties and "overall" not in sides:
+        ties[next(iter(sides))] = ties.pop("overall")  # a tie without a criterion belongs to the only one that is asked
     if both := sides.keys() & ties.keys():
         raise InputError(f"an annotation selects a side and a tie for {min(both)}")
     made = [choice(label, criterion=c, **facts) for c, label in sides.items()]

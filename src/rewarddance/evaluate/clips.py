@@ -101,7 +101,8 @@ def compare_clips(after: Samples, before: Samples, task: Task, width: float, see
 
 
 def clip_features(features: Features) -> Features:
-    """Features of clips from features of pictures: those of `FRAMES` frames side by side, divided by their root.
+    """Features of clips from features of pictures: those of `FRAMES` frames, concatenated, and divided by the square
+    root of their number.
 
     So the distance of two clips is the root mean square of the distances of their frames. Pictures keep theirs.
     """

@@ -239,7 +239,8 @@ class WanGenerator(PipelineGenerator):
         """Times as the transformer reads them: (B,), or one for every token with `expand_timesteps`."""
         if not self.pipeline.config.expand_timesteps:
             return time * 1000
-        tokens = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
+        _, down, across = self.transformer.config.patch_size
+        tokens = x.shape[2] * (x.shape[3] // down) * (x.shape[4] // across)
         return (time * 1000)[:, None].expand(-1, tokens)
 
     def _forward(self, x: Tensor, time: Tensor, embeds: Tensor, image: Tensor | None) -> Tensor:

@@ -196,8 +196,12 @@ def reference_halves(table: RecordTable, most: int) -> tuple[list[PreferenceReco
 @torch.no_grad()
 def _standard(name: str, part: Part, records: Sequence[PreferenceRecord]) -> Standard:
     """Comparisons of single pictures, and of neighbouring pictures of one record."""
-    alone = [Comparison(r.prompt, m) for r in records for m in r.media]
-    pairs = [Comparison(r.prompt, a, b) for r in records for a, b in zip(r.media[1:], r.media[:-1], strict=True)]
+    alone = [Comparison(r.prompt, m, condition=r.condition) for r in records for m in r.media]
+    pairs = [
+        Comparison(r.prompt, a, b, condition=r.condition)
+        for r in records
+        for a, b in zip(r.media[1:], r.media[:-1], strict=True)
+    ]
     values = []
     for asked in (alone, pairs):
         starts = tracked(range(0, len(asked), BATCH), f"part {name}")

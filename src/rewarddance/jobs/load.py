@@ -168,8 +168,8 @@ def load_judge(
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
     if is_address(name):
-        if tiles is not None or template is not None or examples:
-            raise ConfigError(f"{name}: tiles, template and examples are settings of the server")
+        if tiles is not None or clips is not None or template is not None or examples:
+            raise ConfigError(f"{name}: tiles, clips, template and examples are settings of the server")
         return RemoteJudge.connect(str(name))
     if is_composite(name):
         # imported here because that module loads judges with this one
@@ -182,8 +182,10 @@ def load_judge(
         return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
     folder = find(name, "judge")
     if is_learned(folder):
-        if tiles is not None or template is not None or examples:
-            raise ConfigError(f"{name}: a learned reward takes no tiles, template or examples; it is asked no question")
+        if tiles is not None or clips is not None or template is not None or examples:
+            raise ConfigError(
+                f"{name}: a learned reward takes no tiles, clips, template or examples; it is asked no question"
+            )
         return load_learned(folder, device)
     return load_judge_folder(
         folder,
@@ -213,9 +215,10 @@ def load_one_judge(name: str | Path = "tiny", **settings: Any) -> Judge | Learne
 
 
 def same_judge(a: str, b: str) -> bool:
-    """Whether two names stand for one judge. A server counts as the same only under the same address."""
+    """Whether two names stand for one judge. A server counts as the same under the same address, whatever the settings
+    behind it."""
     if is_address(a) or is_address(b):
-        return a == b
+        return a.partition("?")[0].rstrip("/") == b.partition("?")[0].rstrip("/")
     return find(a, "judge").resolve() == find(b, "judge").resolve()
 
 
@@ -223,7 +226,7 @@ def load_single_judge(name: str | Path = "tiny", **settings: Any) -> Judge:
     """`load_judge` for callers that need the VLM of one judge.
 
     Raises:
-        ConfigError: a composite or a learned reward.
+        ConfigError: a composite, a learned reward, or a judge on a server.
     """
     judge = load_one_judge(name, **settings)
     if isinstance(judge, LearnedJudge):

@@ -16,7 +16,7 @@ from rewarddance.core.progress import say
 
 SHEET = "sheet.png"
 COLUMNS, ROWS, SIDE = 9, 64, 128
-"""Frames of a clip, clips, and pixels of a frame's longer side in the sheet, at most."""
+"""Limits of the sheet: frames of a clip, number of clips, pixels of a frame's longer side."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ Every seed has two runs. `hacked` has a judge from a few pairs, random reference
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.config import Config
-from rewarddance.core.errors import ConfigError
+from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.lock import folder_lock
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import say
@@ -72,6 +73,7 @@ def study_hacking(
         raise ConfigError("study hacking: runs reward feedback on the embedded world; give no --prompts")
     out.mkdir(parents=True, exist_ok=True)
     fixed = study.model_dump(mode="json") | {"judge_sha256": weights_id(find(align.judge, "judge"))}
+    fixed |= {"data_sha256": _sha256(data / "train.parquet"), "reward": reward.model_dump(mode="json")}
     same_settings(out / "setting.json", fixed, align, free=frozenset({"seed"}))
     for seed in seeds:
         for arm in arms:
@@ -87,6 +89,14 @@ def study_hacking(
     figures = {**summarise(out, study.late), **environment(), "config": fixed}
     write_json(out / "study.json", figures)
     return figures
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); name a folder of `data build`") from None
 
 
 def _config(study: HackingStudyConfig, align: AlignConfig, arm: Arm, seed: int, judge: str) -> AlignConfig:
@@ -115,7 +125,8 @@ def _few_pairs_judge(study: HackingStudyConfig, reward: RewardConfig, data: Path
     per_step = min(reward.prompts_per_step, len(records))
     config = reward.model_copy(update={"seed": seed, "loop": loop, "prompts_per_step": per_step, "temperature": 1.0})
     backbone = load_backbone_folder(find(reward.backbone, "vlm"))
-    train_judge(config, backbone, records, {"same": records}, folder, title=f"judge from {pairs} pairs, seed {seed}")
+    title, resume = f"judge from {pairs} pairs, seed {seed}", (folder / "run.json").is_file()
+    train_judge(config, backbone, records, {"same": records}, folder, resume=resume, title=title)
     return folder
 
 

@@ -184,7 +184,7 @@ def _pretrained(
 
 
 def _ready(size: str, folder: Path) -> tuple[Path, Sequence[Path]]:
-    """A pretrained VLM of this size, and the runs that made it where they lie there.
+    """A pretrained VLM of this size, and its training runs, if they are beside it.
 
     Raises:
         ConfigError: no such VLM, or one of another size.

@@ -62,6 +62,8 @@ def study_weights(
     composite = load_composite(file)
     if len(composite.parts) < 2:
         raise ConfigError(f"{file}: has one part; there are no weights to study")
+    if composite.combine != "sum":
+        raise ConfigError(f"{file}: combine is {composite.combine}; this study is about weighted sums")
     table, num_known = _chosen(file, RecordTable.open(scored_file(data)), criterion, most)
     ballot, num_refused = collect_ballot(composite, table)
     fitted = fitted_weights(ballot, seed=seed)
@@ -99,7 +101,10 @@ def _chosen(file: Path, table: RecordTable, criterion: str | None, most: int) ->
         )
     parts = load_composite_config(file).parts.values()
     judges = [find(p.judge, "judge") for p in parts if isinstance(p, JudgePartConfig)]
-    known = frozenset[str]().union(*(read_seen(folder) or () for folder in judges))
+    seen = [read_seen(folder) for folder in judges]
+    if any(s is None for s in seen):
+        say(f"{file}: it is not known which prompts one of its judges was trained on; some may be among these")
+    known = frozenset[str]().union(*(s for s in seen if s is not None))
     new = [i for i in rows if fingerprint(prompts[i]) not in known]
     if not new:
         raise InputError(
@@ -122,7 +127,7 @@ def collect_ballot(composite: Composite, records: Sequence[PreferenceRecord]) ->
         asked = [c for i in range(start, min(start + RECORDS, len(records))) for c in records[i].comparisons()]
         parts = composite.judge(asked).parts
         z.append(torch.stack([parts[name] for name in names], 1).double().cpu().numpy())
-        labels += [0.5 if c.label is None else c.label for c in asked]
+        labels += [c.label for c in asked if c.label is not None]
         prompts += [c.prompt for c in asked]
     values = np.concatenate(z)
     kept = np.isfinite(values).all(1)

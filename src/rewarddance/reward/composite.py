@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -221,6 +221,18 @@ class Composite:
     def differentiable(self) -> bool:
         """Whether R has gradients: no judge among the parts is behind HTTP."""
         return all(judge.differentiable for judge in self._asked())
+
+    parts_are_judges: ClassVar[bool] = True
+    """Whether `Verdict.parts` are values of several judges on one scale, whose differences are disagreement."""
+
+    def problem(self, comparison: Comparison) -> str | None:
+        """Why this composite cannot be asked about a comparison: the first reason of a part that may not refuse."""
+        for name, part in self.parts.items():
+            if name not in self.optional and isinstance(part, JudgePart):
+                asked = replace(comparison, criterion=part.criterion)
+                if (reason := part.judge.problem(asked)) is not None:
+                    return f"{name}: {reason}"
+        return None
 
     def _asked(self) -> list[Judge | LearnedJudge | RemoteJudge]:
         return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]

@@ -46,7 +46,7 @@ class LearnedConfig(Config):
     two scores of one prompt, weighted by the gap of their ratings. The heads of the criteria always take the squared
     error."""
     criteria_weight: float = Field(1.0, ge=0)
-    """Weight of the criteria's loss beside 1 for the scalar head's."""
+    """Weight of the criteria's loss. The scalar head's loss has the weight 1."""
     prompts_per_step: int = Field(8, ge=1)
     """With four pictures of each prompt, 8 make a batch of 32."""
     seed: int = Field(0, ge=0)

@@ -48,7 +48,7 @@ class RatedSet:
     """Rated pictures by prompt. Records of the same pictures with different criteria are one entry.
 
     Attributes:
-        columns: the criteria, the most frequent first, and the overall rating as the last column. Where nobody gave an
+        columns: the criteria in alphabetical order, and the overall rating as the last column. Where nobody gave an
             overall rating, it is the mean over the criteria.
         num_unrated: records without ratings, which are left out.
     """
@@ -81,6 +81,7 @@ class RatedSet:
         place = {name: k for k, name in enumerate(columns)}
         rows: dict[Key, int] = {}
         values: dict[Key, Array] = {}
+        counts: dict[tuple[Key, int], int] = {}  # ratings of the same pictures by the same criterion are averaged
         contents = table.contents
         for i in rated:
             own = ratings[i]
@@ -89,7 +90,11 @@ class RatedSet:
             rows.setdefault(key, i)
             array = values.setdefault(key, np.full((len(own), len(columns)), np.nan))
             if criteria[i] in place:
-                array[:, place[criteria[i]]] = own
+                column = place[criteria[i]]
+                number = counts[key, column] = counts.get((key, column), 0) + 1
+                array[:, column] = (
+                    own if number == 1 else array[:, column] + (np.array(own) - array[:, column]) / number
+                )
         entries = tuple(RatedPictures(key, rows[key], _with_overall(array)) for key, array in values.items())
         return cls(table, tuple(columns), entries, len(ratings) - len(rated))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import all_pairs
+from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, RewardModel
 
 
@@ -47,13 +48,17 @@ def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: st
 
 @torch.no_grad()
 def rank_all(
-    judge: RewardModel, prompts: Sequence[str], images: Sequence[Sequence[Media]], criterion: str | None = None
+    judge: RewardModel, prompts: Sequence[Request], images: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Ranking]:
-    """`rank` for many prompts, in one call to the judge. A prompt without any answered pair has an empty order."""
+    """`rank` for many prompts, in one call to the judge. A prompt without any answered pair has an empty order.
+
+    Args:
+        prompts: texts, or requests of a generator, whose pictures the judge sees too.
+    """
     if not all(images):
         raise InputError("nothing to rank: no pictures given")
     comparisons = [
-        Comparison(prompt, own[i], own[j], criterion)
+        Comparison.of(prompt, own[i], own[j], criterion)
         for prompt, own in zip(prompts, images, strict=True)
         for i, j in all_pairs(len(own))
     ]

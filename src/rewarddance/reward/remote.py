@@ -85,6 +85,11 @@ class RemoteJudge:
         """Precision of the server's passes."""
         return self.info.precision
 
+    @property
+    def parts_are_judges(self) -> bool:
+        """Whether the server's judge is a composite, whose parts are judges on one scale."""
+        return self.info.criteria is None
+
     def own_or(self, criterion: str) -> str:
         """The criterion if the judge knows it, else its own."""
         return criterion if self.info.criteria is None or criterion in self.info.criteria else self.criterion
@@ -109,8 +114,7 @@ class RemoteJudge:
         part: list[Comparison] = []
         size = 0
         for c in comparisons:
-            media = [m for m in (c.candidate, c.reference, c.condition) if m is not None]
-            own = sum(m.frames.numel() for m in media) * (6 if self.config.pictures == "safetensors" else 2)
+            own = self._size(c)
             if part and (len(part) >= self.config.batch or size + own > self.info.most_bytes):
                 yield part
                 part, size = [], 0
@@ -119,7 +123,15 @@ class RemoteJudge:
         if part:
             yield part
 
+    def _size(self, comparison: Comparison) -> int:
+        """Bytes of a comparison's media in a request, at most: fp32 in base64, or a PNG."""
+        media = [m for m in (comparison.candidate, comparison.reference, comparison.condition) if m is not None]
+        small = self.config.pictures == "png"
+        return sum(m.frames.numel() * (2 if small and m.num_frames == 1 else 6) for m in media)
+
     def _ask(self, comparisons: Sequence[Comparison]) -> AnswerData:
+        if len(comparisons) == 1 and self._size(comparisons[0]) > self.info.most_bytes:
+            return _nothing(1, f"{self.server.url}: the media take more than {self.info.most_bytes:,} bytes")
         body = encoded(comparisons, self.config.pictures).model_dump(mode="json")
         answer = self.server.post("/judge", body)
         if isinstance(answer, HttpFailure):

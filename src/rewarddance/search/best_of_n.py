@@ -17,8 +17,8 @@ from rewarddance.core.protocols import Generator
 from rewarddance.core.task import Request, text_of
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.trace import draw
+from rewarddance.reward.rank import rank_all
 from rewarddance.search.config import BestOfNConfig
-from rewarddance.search.ranking import rank_requests
 from rewarddance.search.run import Result, SearchRun
 from rewarddance.search.verifier import Verifier
 
@@ -54,7 +54,7 @@ def select(
     judge: RewardModel, prompts: Sequence[Request], candidates: Sequence[Sequence[Media]], criterion: str | None = None
 ) -> list[Selection]:
     """The winner of every prompt by round robin. All prompts are judged in one call."""
-    rankings = rank_requests(judge, prompts, candidates, criterion)
+    rankings = rank_all(judge, prompts, candidates, criterion)
     return [
         Selection(text_of(p), tuple(c), r.order[0] if r.order else None, r.margin, len(r.refused))
         for p, c, r in zip(prompts, candidates, rankings, strict=True)

@@ -132,8 +132,11 @@ class _SaysWhatItAnswers(Protocol):
 
 
 def answers_alone(judge: RewardModel, criterion: str | None = None) -> bool:
-    """Whether a judge can be asked about one picture. A judge without the method `problem` counts as able."""
+    """Whether a judge can be asked about one picture, or about one clip. A judge without the method `problem` counts
+    as able."""
     if not isinstance(judge, _SaysWhatItAnswers):
         return True
-    grey = Media(torch.full((1, 3, 64, 64), 0.5))
-    return judge.problem(Comparison("a picture", grey, None, criterion or judge.criterion)) is None
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    media = Media(grey), Media(grey.expand(5, -1, -1, -1), fps=4.0)
+    asked = [Comparison("a sample", m, None, criterion or judge.criterion) for m in media]
+    return any(judge.problem(c) is None for c in asked)

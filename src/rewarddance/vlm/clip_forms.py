@@ -50,8 +50,8 @@ def images_of(sampled: SampledFrames, temporal: int) -> list[Frames]:
 class NumberedFrames:
     """InternVL: a line a frame, `Frame1: <img>...</img>`.
 
-    Lines at an even rate of the rule are those of InternVL's own processor. They need no time, because their number and
-    what moves between them tell it. Other lines could not tell a fast clip from a slow one, so they have their time:
+    Lines at the rate of the rule are those of InternVL's own processor. Their number shows how long the clip is, so
+    they have no time. Otherwise a fast and a slow clip would have the same lines, so each line names its time:
     `Frame2 at 0.5 s: `.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
@@ -97,18 +97,26 @@ def common_shape(shapes: Sequence[Shape]) -> Shape:
     height, width = max(s.height for s in shapes), max(s.width for s in shapes)
     scale = _scale(max(height, width))
     height, width = (2 * math.ceil(side * scale / 2) for side in (height, width))
-    rates = {round(s.fps, 3) for s in shapes}
-    fps = shapes[0].fps
-    if len(rates) > 1:
-        fps = math.lcm(*map(int, rates)) if all(r == int(r) for r in rates) else FASTEST
+    rates = {Fraction(s.fps).limit_denominator(1001) for s in shapes}
+    fps = shapes[0].fps if len(rates) == 1 else float(_multiple(rates))
     fps = min(fps, FASTEST)
     return Shape(height, width, max(1, round(max(s.seconds for s in shapes) * fps)), fps)
+
+
+def _multiple(rates: Collection[Fraction]) -> Fraction:
+    """The smallest rate that is a multiple of all rates."""
+    below = math.lcm(*(r.denominator for r in rates))
+    return Fraction(math.lcm(*(int(r * below) for r in rates)), below)
 
 
 def _scale(longest: int) -> float:
     if longest < SMALLEST:
         return math.ceil(SMALLEST / longest)
     return min(1.0, LARGEST / longest)
+
+
+PADDED_TO = 1 << 16
+"""Clips are filled up to a multiple of this many bytes, so that a clip that is judged alone has a common size too."""
 
 
 def equal_clips(files: Sequence[bytes], shapes: Sequence[Shape]) -> list[bytes]:
@@ -120,7 +128,7 @@ def equal_clips(files: Sequence[bytes], shapes: Sequence[Shape]) -> list[bytes]:
     shape = common_shape(shapes)
     with _ENCODERS:
         encoded = [_encoded(*open_clip(content, "clip"), shape) for content in files]
-    length = max(map(len, encoded)) + 8
+    length = PADDED_TO * -(-(max(map(len, encoded)) + 8) // PADDED_TO)
     return [content + _free(length - len(content)) for content in encoded]
 
 

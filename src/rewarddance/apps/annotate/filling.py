@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -149,7 +149,7 @@ def with_clips(record: VotedRecord, data: Path) -> VotedRecord:
     Raises:
         InputError: a clip is in neither, or its file is not the one that was imported.
     """
-    from rewarddance.data.loading import inside, is_link
+    from rewarddance.data.loading import is_link
     from rewarddance.data.schema import hash_of
 
     if all(m.kind != "video" or m.data is not None for m in record.media):
@@ -162,7 +162,7 @@ def with_clips(record: VotedRecord, data: Path) -> VotedRecord:
     for ref in record.media:
         if ref.kind == "video" and ref.data is None and ref.path and not is_link(ref.path):
             origin = f"record {record.record_id}: {ref.path}"
-            file = next((p for p in (inside(root, ref.path) for root in roots) if p.is_file()), None)
+            file = _found(roots, ref.path)
             if file is None:
                 raise InputError(f"{origin}: no such clip in {' or '.join(map(str, roots))}")
             ref = replace(ref, data=file.read_bytes())
@@ -170,6 +170,20 @@ def with_clips(record: VotedRecord, data: Path) -> VotedRecord:
                 raise InputError(f"{origin}: the clip has changed since the import; import it again")
         media.append(ref)
     return replace(record, media=tuple(media))
+
+
+def _found(roots: Sequence[Path], path: str) -> Path | None:
+    """The file of this path in the first folder that has it."""
+    from rewarddance.data.loading import inside
+
+    for root in roots:
+        try:
+            file = inside(root, path)
+        except InputError:  # an absolute path that lies in another of the folders
+            continue
+        if file.is_file():
+            return file
+    return None
 
 
 def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: int, filled: Filled) -> bool:

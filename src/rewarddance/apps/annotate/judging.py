@@ -147,9 +147,12 @@ def described(session: Session, assignment: Assignment, config: DeskConfig) -> d
 
 
 def shapes_of(record: Record, item: Item) -> list[Shape]:
-    """Shapes of an item's clips; empty for pictures."""
+    """Shapes of all clips of an item's record, whose common shape its clips get; empty for pictures.
+
+    So the shape does not tell which candidates are in the item.
+    """
     clips = record.facts.get("clips")
-    return [Shape(**clips[i]) for i in item.members] if clips and clips[item.members[0]] else []
+    return [Shape(**clip) for clip in clips if clip] if clips and clips[item.members[0]] else []
 
 
 def judge(

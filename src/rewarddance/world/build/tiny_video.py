@@ -46,7 +46,7 @@ def new_video_autoencoder() -> AutoencoderKLWan:
     """Untrained `AutoencoderKLWan`: four-fold down in space, two-fold in time; the last halving is a patch of 2x2."""
     vae = AutoencoderKLWan(
         base_dim=16,
-        decoder_base_dim=32,
+        decoder_base_dim=16,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2],
         num_res_blocks=1,

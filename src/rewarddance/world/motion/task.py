@@ -22,7 +22,7 @@ from rewarddance.world.motion.oracle import CRITERIA, MotionJudgement, judge
 from rewarddance.world.motion.raters import alignment, utility
 from rewarddance.world.motion.render import render
 from rewarddance.world.motion.sampling import place, sample_pair
-from rewarddance.world.motion.scene import FPS, NUM_FRAMES
+from rewarddance.world.motion.scene import FPS, NUM_FRAMES, MotionScene
 from rewarddance.world.motion.splits import meaning
 from rewarddance.world.raters import crowd
 from rewarddance.world.scene import CANVAS
@@ -75,12 +75,12 @@ class _MotionTask:
     test_set: ClassVar[SetName]
     development_set: ClassVar[SetName]
 
-    def _prompt(self, text: str, category: str, first: NDArray[np.uint8], **fields: Any) -> Prompt:
-        condition = Media.from_numpy(first, origin="first frame") if self.from_picture else None
+    def _prompt(self, text: str, category: str, scene: MotionScene, **fields: Any) -> Prompt:
+        condition = Media.from_numpy(render(scene)[0], origin="first frame") if self.from_picture else None
         return Prompt(text, category, condition, fields)
 
     def _of_set(self, prompts: Sequence[ActionPrompt]) -> tuple[Prompt, ...]:
-        return tuple(self._prompt(p.text, p.category, p.first_frame, name=p.name) for p in prompts)
+        return tuple(self._prompt(p.text, p.category, p.scene, name=p.name) for p in prompts)
 
     def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
         """Random prompts of the training split, all with different meanings."""
@@ -89,7 +89,7 @@ class _MotionTask:
             spec, scene = sample_pair(rng)
             text = phrase(spec, WORDINGS[int(rng.integers(len(WORDINGS)))])
             if meaning(spec) not in by_meaning:
-                by_meaning[meaning(spec)] = self._prompt(text, spec.acts[0].action, render(scene)[0])
+                by_meaning[meaning(spec)] = self._prompt(text, spec.acts[0].action, scene)
         drawn = tuple(by_meaning.values())
         return drawn[:num_train], drawn[num_train:]
 

@@ -25,7 +25,7 @@ const player = {
     this.going = true;
     for (const video of videos) video.pause();
     await Promise.all(videos.map((video) => new Promise((done) => {
-      video.addEventListener("seeked", done, { once: true });
+      for (const event of ["seeked", "error", "loadedmetadata"]) video.addEventListener(event, done, { once: true });
       video.currentTime = seconds;
     })));
     if (videos !== this.videos) return;
