@@ -41,7 +41,7 @@ def test_margins_are_means_over_the_others_and_wins_their_sigmoids():
 def test_the_judge_sees_the_picture_of_a_request():
     first_frame = grey(0.9)
     judge = Brightness()
-    rank_all(judge, [Prompt("p", first_frame), "q"], [[grey(0.1), grey(0.2)]] * 2)
+    rank_all(judge, [Prompt("p", condition=first_frame), "q"], [[grey(0.1), grey(0.2)]] * 2)
     assert [(c.prompt, c.condition) for c in judge.asked[0]] == [("p", first_frame), ("q", None)]
 
 
