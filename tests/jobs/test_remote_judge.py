@@ -264,7 +264,7 @@ def test_addresses_are_checked(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             load_judge(address)
-    with pytest.raises(ConfigError, match="settings of the server"):
+    with pytest.raises(ConfigError, match="the server has its own"):
         load_judge("http://127.0.0.1:1", tiles=2)
     with pytest.raises(ConfigError, match="is on a server"):
         find("http://127.0.0.1:1", "judge")

@@ -107,8 +107,9 @@ def test_references_of_groups_move_when_the_policy_beats_them(pipeline_folder, t
 
 
 def test_a_step_whose_questions_are_refused_ends_the_run(pipeline_folder, tmp_path):
+    """The first probe asks once about 6 pictures and twice about each for the sensitivity."""
     with pytest.raises(JudgementError, match="step 1: the judge refused 12 of 12 questions; no answer"):
-        align_generator(configured("nft"), Sd3Generator.load(pipeline_folder), Redness(calls=4), tmp_path)
+        align_generator(configured("nft"), Sd3Generator.load(pipeline_folder), Redness(calls=14), tmp_path)
     assert [m["step"] for m in RunFolder(tmp_path).metrics()] == [0, 1]
 
 

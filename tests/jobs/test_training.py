@@ -275,12 +275,12 @@ class Moody:
 def test_refused_pictures_are_left_out_of_a_step_and_counted_and_many_end_the_run(
     pipeline_folder, tmp_path, quick_align
 ):
-    """The first probe makes three calls; then every step makes one call of two pictures."""
+    """The first probe asks once about 4 pictures and twice about each for the sensitivity; a step asks once about two."""
     config = quick_align("none")
     loop, references = LoopConfig(num_steps=4, validate_every=4), ReferenceConfig(kind="random")
     config = config.model_copy(update={"loop": loop, "references": references})
     out = tmp_path / "some"
-    moody = Moody(lambda call, i: (call, i) in {(5, 0), (6, 0), (6, 1)})
+    moody = Moody(lambda call, i: (call, i) in {(11, 0), (12, 0), (12, 1)})
     align_generator(config, load_generator(pipeline_folder), moody, out)
     lines = {m["step"]: m for m in RunFolder(out).metrics()}
     assert [lines[i].get("refused") for i in (1, 2, 3, 4)] == [None, 1, 2, None]

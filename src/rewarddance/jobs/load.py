@@ -167,25 +167,23 @@ def load_judge(
         examples: labelled comparisons that such a checkpoint is shown before every question.
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
+    given = {"tiles": tiles, "clips": clips, "template": template, "examples": examples or None}
+    own_settings = " and ".join(k for k, v in given.items() if v is not None)
     if is_address(name):
-        if tiles is not None or clips is not None or template is not None or examples:
-            raise ConfigError(f"{name}: tiles, clips, template and examples are settings of the server")
+        if own_settings:
+            raise ConfigError(f"{name}: {own_settings} cannot be set from here; the server has its own")
         return RemoteJudge.connect(str(name))
     if is_composite(name):
         # imported here because that module loads judges with this one
         from rewarddance.jobs.composite import load_composite
 
-        if tiles is not None or clips is not None or template is not None or examples:
-            raise ConfigError(
-                f"{name}: a composite takes no tiles, clips, template or examples; its judges have their own"
-            )
+        if own_settings:
+            raise ConfigError(f"{name}: a composite takes no {own_settings}; its judges have their own")
         return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
     folder = find(name, "judge")
     if is_learned(folder):
-        if tiles is not None or clips is not None or template is not None or examples:
-            raise ConfigError(
-                f"{name}: a learned reward takes no tiles, clips, template or examples; it is asked no question"
-            )
+        if own_settings:
+            raise ConfigError(f"{name}: a learned reward takes no {own_settings}; it is asked no question")
         return load_learned(folder, device)
     return load_judge_folder(
         folder,

@@ -20,7 +20,7 @@ from rewarddance.world.motion.benchmark import ActionPrompt, SetName, action_set
 from rewarddance.world.motion.grammar import WORDINGS, parse, phrase
 from rewarddance.world.motion.oracle import CRITERIA, MotionJudgement, judge
 from rewarddance.world.motion.raters import alignment, utility
-from rewarddance.world.motion.render import render
+from rewarddance.world.motion.render import Clip, render
 from rewarddance.world.motion.sampling import place, sample_pair
 from rewarddance.world.motion.scene import FPS, NUM_FRAMES, MotionScene
 from rewarddance.world.motion.splits import meaning
@@ -75,9 +75,12 @@ class _MotionTask:
     test_set: ClassVar[SetName]
     development_set: ClassVar[SetName]
 
-    def _prompt(self, text: str, category: str, scene: MotionScene, **fields: Any) -> Prompt:
-        condition = Media.from_numpy(render(scene)[0], origin="first frame") if self.from_picture else None
-        return Prompt(text, category, condition, fields)
+    def _prompt(self, text: str, category: str, shown: MotionScene | Clip, **fields: Any) -> Prompt:
+        """A prompt of this scene or clip. Only image-to-video needs its first frame."""
+        if not self.from_picture:
+            return Prompt(text, category, fields=fields)
+        clip = render(shown) if isinstance(shown, MotionScene) else shown
+        return Prompt(text, category, Media.from_numpy(clip[0], origin="first frame"), fields)
 
     def _of_set(self, prompts: Sequence[ActionPrompt]) -> tuple[Prompt, ...]:
         return tuple(self._prompt(p.text, p.category, p.scene, name=p.name) for p in prompts)
@@ -102,7 +105,7 @@ class _MotionTask:
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[Sequence[Request], Tensor]:
         texts, clips = clip_batch(seed, name, index, size)
         pixels = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255
-        return [self._prompt(t, parse(t).acts[0].action, c[0]) for t, c in zip(texts, clips, strict=True)], pixels
+        return [self._prompt(t, parse(t).acts[0].action, c) for t, c in zip(texts, clips, strict=True)], pixels
 
     def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
         """Clips of scenes of the prompts, placed at random, (P num, F, 3, H, W).
