@@ -275,7 +275,7 @@ class Moody:
 def test_refused_pictures_are_left_out_of_a_step_and_counted_and_many_end_the_run(
     pipeline_folder, tmp_path, quick_align
 ):
-    """The first probe asks once about 4 pictures and twice about each for the sensitivity; a step asks once about two."""
+    """The first probe asks once about 4 pictures and twice about each for the sensitivity; a step asks about two."""
     config = quick_align("none")
     loop, references = LoopConfig(num_steps=4, validate_every=4), ReferenceConfig(kind="random")
     config = config.model_copy(update={"loop": loop, "references": references})
