@@ -31,6 +31,26 @@ def test_it_makes_the_update_of_torchs_muon():
         assert (x - y).detach().abs().max().item() < 0.03 * moved  # torch computes it in bf16
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_is_a_matrix_of_its_output_channels(memory_format):
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    kernel = torch.nn.Parameter(start.clone().contiguous(memory_format=memory_format))
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = gradient.contiguous(memory_format=memory_format), gradient.flatten(1)
+    for parameter in (kernel, matrix):
+        Muon([parameter], lr=0.02, weight_decay=0.1).step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), atol=1e-7, rtol=1e-5)
+
+
+def test_muon_takes_the_kernels_of_hidden_layers():
+    names = {"encoder.conv_in.weight": 5, "mid.conv1.weight": 5, "mid.conv1.bias": 1, "decoder.conv_out.weight": 5}
+    parameters = {name: torch.nn.Parameter(torch.randn([2] * ndim)) for name, ndim in names.items()}
+    adamw, muon = build_optimizers(parameters, OptimConfig(name="muon"))
+    assert [p is parameters["mid.conv1.weight"] for g in muon.param_groups for p in g["params"]] == [True]
+    assert sum(len(g["params"]) for g in adamw.param_groups) == 3
+
+
 def test_singular_values_come_close_to_one_along_the_same_directions():
     torch.manual_seed(0)
     x = torch.randn(2, 16, 40)

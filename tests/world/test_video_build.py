@@ -16,6 +16,7 @@ from rewarddance.generator.whole_clip import WanAutoencoder, decode_clips, encod
 from rewarddance.world.build.clip_pool import ClipPool, signed
 from rewarddance.world.build.tiny_video import new_video_transformer, tiny_video_pipeline
 from rewarddance.world.build.video_autoencoder import (
+    crops,
     foreground,
     measured_statistics,
     reconstruction,
@@ -104,6 +105,22 @@ def test_foreground_is_what_differs_from_the_background_and_its_neighbours():
     near = foreground(clips)[0, 0]
     assert near.sum() == 2 * 9  # 3x3 pixels in the frame itself and in the next one
     assert near[1, 3:6, 3:6].all()
+
+
+def test_crops_cover_an_object_in_all_frames():
+    clips = torch.full((20, 3, 48, 48, 3), 7, dtype=torch.uint8)
+    clips[:, 1, 24, 5] = 200
+    clips[-1] = 7  # a clip without an object
+    masks = (clips != 7).any(-1)[:, None].float()
+    parts, objects = crops(clips, masks, 24, np.random.default_rng(0))
+    assert parts.shape == (20, 3, 24, 24, 3)
+    assert objects.shape == (20, 1, 3, 24, 24)
+    assert objects.sum((1, 2, 3, 4)).tolist() == [1.0] * 19 + [0.0]
+    for part, mask in zip(parts, objects, strict=True):
+        assert torch.equal((part == 200).all(-1), mask[0] > 0)
+    rows = [int(mask[0, 1].nonzero()[0, 0]) for mask in objects[:-1]]
+    assert {(24 - row) % 4 for row in rows} == {0}  # corners lie on the grid of latents
+    assert len(set(rows)) > 2
 
 
 def test_the_number_of_workers_does_not_change_batches():

@@ -78,8 +78,12 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     return config.lr * factor
 
 
+OUTER_LAYERS = ("embed", "head", "proj_out", "conv_in", "conv_out", "quant_conv")
+"""Parts of the names of first and last layers, which AdamW trains when `optim.name` is `muon`."""
+
+
 def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of hidden layers and AdamW for the rest.
+    """AdamW for all parameters, or Muon for the matrices and kernels of hidden layers and AdamW for the rest.
 
     Weight decay applies to matrices only. On CUDA AdamW is fused: torch's default there holds one more copy of all
     trained weights while gradients are still in memory.
@@ -90,7 +94,7 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
         raise ConfigError("optim.name: muon needs whole matrices and cannot train sharded weights; use adamw")
     if config.name == "muon":
         for name, p in parameters.items():
-            if p.ndim == 2 and "embed" not in name and "head" not in name and "proj_out" not in name:
+            if p.ndim >= 2 and not any(part in name for part in OUTER_LAYERS):
                 hidden.append(rest.pop(name))
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewarddance.core.device import autocast, resolve_device, resolve_precision
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.runs import RunFolder
-from rewarddance.core.streams import seed_of
+from rewarddance.core.streams import seed_of, stream
 from rewarddance.generator.whole_clip import decode_clips, encode_moments
 from rewarddance.world.build.clip_pool import ClipPool, signed
 from rewarddance.world.build.saving import rounded, save_bf16
@@ -22,6 +23,7 @@ from rewarddance.world.build.video_config import VideoAutoencoderConfig
 from rewarddance.world.motion.batches import clip_batch
 from rewarddance.world.motion.benchmark import action_set
 from rewarddance.world.motion.render import render
+from rewarddance.world.scene import CANVAS
 
 
 def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume: bool = False) -> Path:
@@ -30,7 +32,9 @@ def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume
     folder.start("video-autoencoder", config, resume=resume)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    vae = new_video_autoencoder().to(device).train()
+    vae = (
+        (AutoencoderKLWan.from_pretrained(config.start) if config.start else new_video_autoencoder()).to(device).train()
+    )
     if config.channels_last:
         _arrange(vae, channels_last=True)
     layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format
@@ -42,14 +46,14 @@ def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume
     held_out = held_out_clips()[: config.validation_clips].to(device)
 
     def step(index: int) -> Metrics:
-        clips = pool.batch(index)["clips"]
+        clips, objects = _shown(pool.batch(index)["clips"], config, index)
         rng = torch.Generator(device).manual_seed(seed_of(config.seed, "video-autoencoder-noise", index))
         x = signed(clips).contiguous(memory_format=layout)
         with autocast(device, computed):
             mean, log_variance = encode_moments(vae, x).float().chunk(2, 1)
             z = _noisy_latents(mean, log_variance, config.latent_noise, rng)
             y = decode_clips(vae, z).float()
-        parts = {"kl": _kl(mean, log_variance), **reconstruction(y, x, foreground(clips), config.foreground_weight)}
+        parts = {"kl": _kl(mean, log_variance), **reconstruction(y, x, objects, config.foreground_weight)}
         loss = parts["l1"] + parts["mse"] + config.edge_weight * parts["edge"] + config.kl_weight * parts["kl"]
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item(), **{k: v.item() for k, v in parts.items()}, "waited": round(pool.waited, 4)}
@@ -76,6 +80,40 @@ def _arrange(vae: nn.Module, channels_last: bool) -> None:
 
 def _clips_only(clips: Tensor, _: Tensor) -> dict[str, Tensor]:
     return {"clips": clips}
+
+
+def _shown(clips: Tensor, config: VideoAutoencoderConfig, index: int) -> tuple[Tensor, Tensor]:
+    """What a step learns from, and where its objects are: crops at objects, and fewer whole clips in the last steps."""
+    objects = foreground(clips)
+    if index >= (1 - config.whole_share) * config.loop.num_steps:
+        num = max(1, round(len(clips) * (config.crop / CANVAS) ** 2))
+        return clips[:num], objects[:num]
+    return crops(clips, objects, config.crop, stream(config.seed, "video-crops", index))
+
+
+def crops(clips: Tensor, objects: Tensor, side: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A square of every clip that covers a random pixel of `objects`, in all frames.
+
+    The corner of a square is a multiple of 4, because a latent covers 4x4 pixels. A clip without an object is cut
+    anywhere.
+
+    Args:
+        clips: uint8 (B, F, H, W, 3).
+        objects: (B, 1, F, H, W), above 0 where an object is.
+
+    Returns:
+        The squares of the clips, (B, F, side, side, 3), and of the objects, (B, 1, F, side, side).
+    """
+    pairs = []
+    for clip, mask in zip(clips, objects, strict=True):
+        sizes = clip.shape[1:3]
+        places = mask.amax((0, 1)).nonzero().cpu().numpy()
+        centre = places[rng.integers(len(places))] if len(places) else rng.integers(sizes)
+        corner = np.clip(centre - rng.integers(side - 3, size=2), 0, np.array(sizes) - side) // 4 * 4
+        top, left = map(int, corner)
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        pairs.append((clip[:, rows, columns], mask[:, :, rows, columns]))
+    return torch.stack([c for c, _ in pairs]), torch.stack([m for _, m in pairs])
 
 
 def _noisy_latents(mean: Tensor, log_variance: Tensor, share: float, rng: torch.Generator) -> Tensor:

@@ -55,6 +55,14 @@ class VideoAutoencoderConfig(ClipStreamConfig):
     """Weight that pixels at or beside an object get on top of the 1 that every pixel has."""
     edge_weight: float = Field(1.0, ge=0)
     """Weight of the error in the differences between neighbouring pixels, along x, y and time."""
+    crop: int = Field(24, ge=8, le=48, multiple_of=8)
+    """Side in pixels of the square at an object that is cut from every clip. Most of a clip is plain background, so
+    crops of 24 learn objects with a quarter of the time. 48 is the whole clip."""
+    whole_share: float = Field(0.15, ge=0, le=1)
+    """Share of the steps, at the end, that see whole clips. They take as many clips as have the pixels of a batch of
+    crops."""
+    start: str | None = None
+    """Folder of a trained autoencoder to begin with; None begins with random weights."""
     kl_weight: float = Field(2e-5, ge=0)
     """Weight of the KL divergence, which is a mean over the latents' elements."""
     latent_noise: float = Field(0.05, ge=0)
@@ -63,7 +71,9 @@ class VideoAutoencoderConfig(ClipStreamConfig):
     """Clips that the means and standard deviations of the latents are measured over."""
     channels_last: bool = True
     """Keep the channels of clips and weights innermost in memory, which is faster."""
-    optim: OptimConfig = OptimConfig(lr=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.995, weight_decay=1e-3)
+    optim: OptimConfig = OptimConfig(
+        name="muon", lr=6e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99, weight_decay=1e-3
+    )
     loop: LoopConfig = LoopConfig(num_steps=4000, log_every=20, validate_every=1000, save_every=2000, save_seconds=300)
 
 
