@@ -105,7 +105,7 @@ def load_judge_folder(
 
     Args:
         precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
-        image_cache: pictures whose tokens are kept from one call to the next.
+        image_cache: images (pictures, or frames of clips) whose tokens are kept from one call to the next.
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
         clips: which frames of a clip are shown; as in training when None.
         template: words for a VLM that was not trained to judge (`context.template`).
