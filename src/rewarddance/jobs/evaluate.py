@@ -347,15 +347,7 @@ def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
                 "process; name a judge by its folder"
             )
         return own
-    backbone = load_internvl(task.features)
-
-    @torch.no_grad()
-    def features(media: Sequence[Media]) -> torch.Tensor:
-        pixels = backbone.prepare(list(media)).to(backbone.device)
-        out: torch.Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
-        return out
-
-    return clip_features(features)
+    return clip_features(torch.no_grad()(load_internvl(task.features).mean_states))
 
 
 def judge_features(judge: AnyJudge) -> Features | None:
