@@ -58,7 +58,6 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
         judge = load_judge(config.judge, precision=config.precision, compile=config.compile)
-        _check_gradients(config, judge)
         if config.gold_judge is not None:
             _warn_of_same_judge(config.judge, config.gold_judge)
             second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
