@@ -1,6 +1,7 @@
 # make demo    the main job on the embedded world: judge, alignment, evaluation, report
 # make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
 # make ray     installs Ray and runs the tests that start one (included in make test-all once Ray is installed)
+# make desk    the tests in Chromium and on PostgreSQL, which must be installed
 # make check   format, lint, types, contracts of imports
 # make gpu     the gpu tests and the GPU's figures as one table (docs/results/gpu.md); installs nothing
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-.PHONY: demo test test-all ray check bench gpu assets format
+.PHONY: demo test test-all ray desk check bench gpu assets format
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +29,10 @@ test-all: $(STAMP)
 ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[data]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray --timeout 900
+
+MARKS ?= browser or postgres
+desk: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(MARKS)' --timeout 900
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks

@@ -1,5 +1,6 @@
 import itertools
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,26 @@ def test_steps_raise_the_reward(student):
         optimizer.step()
     assert rewards[-1] > rewards[0] + 0.01
     assert step(student, config)["kl"] > 0
+
+
+class Strict(Redness):
+    """`Redness` that is 2 lower for the candidate, in both orders."""
+
+    def judge(self, comparisons):
+        margin = super().judge(comparisons).margin
+        return replace(Verdict.from_margin(margin - 2), swapped_margin=-margin - 2)
+
+
+def test_the_win_rate_of_a_conservative_judge_takes_both_orders(student):
+    config, rng = ReflConfig(num_steps=3), [torch.Generator().manual_seed(3) for _ in range(2)]
+    references = [Media(torch.full((1, 3, 48, 48), 0.5))] * 2
+    plain, strict = (
+        refl_step(student, judge, PROMPTS, references, config, "overall", r)
+        for judge, r in zip((Redness(), Strict()), rng, strict=True)
+    )
+    assert strict["margin"].item() == pytest.approx(plain["margin"].item() - 2, abs=1e-5)
+    assert strict["win_rate"].item() == pytest.approx(plain["reward"].item(), abs=1e-6)
+    assert torch.equal(plain["win_rate"], plain["reward"])
 
 
 def bank(**changes):

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from rewarddance.core.errors import InputError
-from rewarddance.evaluate.weights import Ballot, ablation, as_weights, covers, fit_logistic, fitted_weights
+from rewarddance.evaluate.weights import JudgedChoices, ablation, as_weights, covers, fit_logistic, fitted_weights
 
 TRUTH = np.array([0.5, 0.3, 0.2])
 NAMES = ("fidelity", "style", "composition")
@@ -19,24 +19,24 @@ def votes(seed, num_prompts=60, pairs=6, scale=4.0, weights=TRUTH):
     z = z.reshape(-1, len(weights))
     labels = (rng.random(len(z)) < expit(scale * z @ weights)).astype(float)
     prompts = tuple(f"p{i // pairs}" for i in range(len(z)))
-    return Ballot(NAMES[: len(weights)], z, labels, prompts)
+    return JudgedChoices(NAMES[: len(weights)], z, labels, prompts)
 
 
 def test_the_fit_is_the_likeliest_one():
-    ballot = votes(0)
+    choices = votes(0)
 
     def loss(b):
-        m = ballot.z @ b
-        return np.sum(np.logaddexp(0, -m) * ballot.labels + np.logaddexp(0, m) * (1 - ballot.labels))
+        m = choices.z @ b
+        return np.sum(np.logaddexp(0, -m) * choices.labels + np.logaddexp(0, m) * (1 - choices.labels))
 
     best = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-8})
-    assert fit_logistic(ballot.z, ballot.labels) == pytest.approx(best.x, rel=5e-3)
+    assert fit_logistic(choices.z, choices.labels) == pytest.approx(best.x, rel=5e-3)
     # a count of 2 is the same as the row twice
-    counts = np.where(np.arange(len(ballot.z)) < 30, 2.0, 1.0)
-    twice = np.concatenate([ballot.z, ballot.z[:30]]), np.concatenate([ballot.labels, ballot.labels[:30]])
-    assert fit_logistic(ballot.z, ballot.labels, counts) == pytest.approx(fit_logistic(*twice), rel=1e-6)
+    counts = np.where(np.arange(len(choices.z)) < 30, 2.0, 1.0)
+    twice = np.concatenate([choices.z, choices.z[:30]]), np.concatenate([choices.labels, choices.labels[:30]])
+    assert fit_logistic(choices.z, choices.labels, counts) == pytest.approx(fit_logistic(*twice), rel=1e-6)
     # turning a pair around changes nothing
-    assert fit_logistic(-ballot.z, 1 - ballot.labels) == pytest.approx(fit_logistic(ballot.z, ballot.labels))
+    assert fit_logistic(-choices.z, 1 - choices.labels) == pytest.approx(fit_logistic(choices.z, choices.labels))
 
 
 def test_separable_choices_give_finite_coefficients():
@@ -61,15 +61,17 @@ def test_intervals_cover_the_true_weights():
 def test_weights_are_zero_or_more_and_sum_to_one():
     assert as_weights(np.array([2.0, -1.0, 6.0])).tolist() == [0.25, 0.0, 0.75]
     assert np.isnan(as_weights(np.array([-2.0, -1.0]))).all()
-    ballot = votes(1)
-    wrong = Ballot(ballot.names, -np.abs(ballot.z) * (2 * ballot.labels[:, None] - 1), ballot.labels, ballot.prompts)
+    choices = votes(1)
+    wrong = JudgedChoices(
+        choices.names, -np.abs(choices.z) * (2 * choices.labels[:, None] - 1), choices.labels, choices.prompts
+    )
     with pytest.raises(InputError, match="no part orders pictures as people do"):
         fitted_weights(wrong, num=5)
 
 
 def test_dropping_a_useless_part_changes_nothing():
-    ballot = votes(2)
-    useless = Ballot((*NAMES, "useless"), np.pad(ballot.z, ((0, 0), (0, 1))), ballot.labels, ballot.prompts)
+    choices = votes(2)
+    useless = JudgedChoices((*NAMES, "useless"), np.pad(choices.z, ((0, 0), (0, 1))), choices.labels, choices.prompts)
     weights = dict(zip(useless.names, (0.4, 0.3, 0.2, 0.1), strict=True))
     rows = {(r["change"], r["part"]): r for r in ablation(useless, weights)}
     dropped = rows["drop", "useless"]
@@ -84,11 +86,11 @@ def test_dropping_a_useless_part_changes_nothing():
 
 
 def test_the_change_is_the_difference_of_two_accuracies():
-    ballot = votes(3)
+    choices = votes(3)
     weights = dict(zip(NAMES, (0.2, 0.2, 0.6), strict=True))
-    rows = {(r["change"], r["part"]): r for r in ablation(ballot, weights)}
+    rows = {(r["change"], r["part"]): r for r in ablation(choices, weights)}
     changed = np.array([0.4, 0.2, 0.6]) / 1.2
-    row, right = rows["double", "fidelity"], (ballot.z @ changed > 0) == (ballot.labels > 0.5)
+    row, right = rows["double", "fidelity"], (choices.z @ changed > 0) == (choices.labels > 0.5)
     assert row["accuracy"] == pytest.approx(right.mean())
     before = rows["as it is", None]["accuracy"]
     assert row["accuracy_change"] == pytest.approx(right.mean() - before)
@@ -99,6 +101,6 @@ def test_the_change_is_the_difference_of_two_accuracies():
 
 def test_too_little_data_is_one_line():
     with pytest.raises(InputError, match="2 prompts with choices are too few"):
-        Ballot(("a",), np.ones((2, 1)), np.ones(2), ("p", "q"))
+        JudgedChoices(("a",), np.ones((2, 1)), np.ones(2), ("p", "q"))
     with pytest.raises(InputError, match="all choices are ties"):
-        Ballot(("a",), np.ones((4, 1)), np.full(4, 0.5), tuple("pqrs"))
+        JudgedChoices(("a",), np.ones((4, 1)), np.full(4, 0.5), tuple("pqrs"))

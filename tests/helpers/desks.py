@@ -32,7 +32,9 @@ from rewarddance.data.schema import hash_of, row_of_votes
 from rewarddance.data.shards import write_rows
 from rewarddance.data.votes import MediaRef, VotedRecord
 
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
+_SERVERS = (program.parent for program in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+POSTGRES = max(_SERVERS, default=Path("no-postgresql"), key=lambda folder: int(folder.parent.name))
+"""Programs of the newest PostgreSQL server, where Debian puts them."""
 
 
 def picture(value, seed=0, side=16):

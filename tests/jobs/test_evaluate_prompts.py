@@ -12,7 +12,9 @@ from rewarddance.data.prompt_task import PromptTask
 from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluate.generator import compare_judges
 from rewarddance.jobs.align import align_from_names, align_generator
-from rewarddance.jobs.evaluate import evaluate_alignment, evaluate_on_prompts
+from rewarddance.jobs.composite import fit_composite
+from rewarddance.jobs.evaluate import evaluate_alignment, evaluate_on_prompts, task_features
+from rewarddance.jobs.load import load_judge
 from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.train_config import RewardConfig
 
@@ -52,6 +54,20 @@ def test_a_judge_compares_before_and_after_and_says_what_it_knows(run, tmp_path)
     page = write_report(run).read_text()
     assert "higher by" in page
     assert 'class="px"' in page
+
+
+def test_a_composite_without_a_judge_compares_and_measures_no_diversity(run, data_folder, tmp_path):
+    file = tmp_path / "looks.yaml"
+    file.write_text("preset: equal\nparts: {composition: {kind: composition}, harmony: {kind: colour_harmony}}\n")
+    fit_composite(file, data_folder)
+    (tmp_path / "held_out.txt").write_text("a cat on a mat\na horse\n")
+    found = evaluate_on_prompts(run, tmp_path / "held_out.txt", judge=str(file), num_noises=2, num_steps=2)
+    assert found["diversity"] is None
+    assert found["same_judge"] is False
+    assert 0 < found["win_rate"]["mean"] < 1
+    task = PromptTask(read_prompts(tmp_path / "held_out.txt")[0])
+    with pytest.raises(ConfigError, match="names no features to measure diversity with"):
+        task_features(task, load_judge(str(file)))
 
 
 def test_the_training_judge_is_held_against_another():

@@ -6,9 +6,17 @@ from small_runs import same, trajectory
 from tiny_wan import RedClips, tiny_wan
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.jobs.align import align_generator
+from rewarddance.core.media import Media
+from rewarddance.core.task import Drawn
+from rewarddance.core.types import Comparison
+from rewarddance.jobs.align import _keep_references, align_generator
+from rewarddance.reward.composite import Composite, Standard
+from rewarddance.reward.config import JudgeSpec
+from rewarddance.reward.judge import new_judge
+from rewarddance.reward.parts import JudgePart
 
 
 class KilledError(Exception):
@@ -83,3 +91,30 @@ def test_the_other_algorithms_run_on_clips(tmp_path, algorithm):
 def test_a_generator_that_cannot_do_the_task_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="this generator is text-to-video; take --task embedded-video"):
         align_generator(configured("embedded-image-to-video"), tiny_wan(), RedClips(), tmp_path / "run")
+
+
+@torch.no_grad()
+def test_a_judge_keeps_the_images_of_all_references(backbone):
+    """Three clips of 9 frames at 8 a second: the judge looks at 5 frames of each."""
+    backbone.module.requires_grad_(False)
+    backbone.sample_clips(ClipFrames(fps=4))
+    judge, config = new_judge(JudgeSpec(paradigm="generative_pairwise"), backbone), configured("embedded-video")
+    clips = Drawn(48, 9, 8.0)
+    _keep_references(config, judge, clips, 3)
+    assert judge.engine.image_cache == 15
+
+    references = [Media(x, 8.0) for x in torch.rand(3, 9, 3, 48, 48, generator=torch.Generator().manual_seed(9))]
+    encoded = []
+    for a, b in ((0, 1), (1, 2), (2, 0), (0, 1)):
+        judge.judge([Comparison("a red circle", references[a], references[b], "fidelity")])
+        encoded.append(judge.engine.work.images)
+    assert encoded == [10, 5, 0, 0]
+    _keep_references(config, judge, Drawn(48, 9, 8.0, from_picture=True), 3)
+    assert judge.engine.image_cache == 18
+    _keep_references(config, judge, Drawn(48), 3)
+    assert judge.engine.image_cache == 3
+    _keep_references(configured("embedded-video", "nft"), judge, clips, 3)  # a round robin has no references
+    assert judge.engine.image_cache == 0
+    parts = {"one": JudgePart(judge)}
+    _keep_references(config, Composite(parts, {"one": Standard(0.0, 1.0, 1.0)}, {"one": 1.0}), clips, 3)
+    assert judge.engine.image_cache == 15

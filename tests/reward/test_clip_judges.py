@@ -1,10 +1,12 @@
 """Judges of clips: their words, what they refuse, what is saved, and a whole small training."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
+from rewarddance.apps.commands import JudgeFlags
 from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison
@@ -133,6 +135,17 @@ def test_a_trained_judge_keeps_its_frames_and_words(trained, pair):
     assert judge.engine.num_image_tokens(pair.candidate) == 5 * judge.engine.backbone.model.config.image_seq_length
     fewer = load_judge(trained[1], clips=ClipFrames(num_frames=3))
     assert fewer.engine.num_image_tokens(pair.candidate) == 3 * fewer.engine.backbone.model.config.image_seq_length
+
+
+def test_another_number_of_frames_a_second_keeps_the_limit_of_frames(trained, pair, tmp_path):
+    folder = shutil.copytree(trained[1] / "model", tmp_path / "model")
+    spec = json.loads((folder / "judge.json").read_text())
+    spec["clips"] = ClipFrames(fps=2, max_frames=3).model_dump()
+    (folder / "judge.json").write_text(json.dumps(spec))
+    judge = JudgeFlags.read("rewarddance score", ["--judge", str(folder), "--clip-fps", "8"]).load(compile=False)
+    assert judge.spec.clips == judge.engine.backbone.encoder.clips == ClipFrames(fps=8, max_frames=3)
+    assert judge.engine.num_images(pair.candidate) == 3  # of 9 frames at 8 a second
+    assert ClipFrames(num_frames=3).at(4) == ClipFrames(fps=4)
 
 
 def test_a_judge_of_clips_refuses_pictures_and_the_reverse(trained, pair, pictures):

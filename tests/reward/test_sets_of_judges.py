@@ -8,9 +8,14 @@ import torch
 from test_composite import UNIT, blueness, brightness, grey
 
 from rewarddance.align.diagnostics import part_means, set_disagreement
+from rewarddance.align.probes import judge_gold
+from rewarddance.align.scoring import score_groups
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
+from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison
+from rewarddance.evaluate.generator import Samples, proxy_reward
+from rewarddance.evaluate.judge import measure_judge
 from rewarddance.reward.combine import combined
 from rewarddance.reward.composite import Composite
 from rewarddance.reward.composite_config import load_composite_config, normalised_weights
@@ -73,6 +78,40 @@ def test_the_worst_judge_decides_and_refused_items_stay_refused():
     refused = verdict.refuse({0: "why"})
     assert refused.swapped_margin.isnan().all()
     assert verdict.scattered([1], {0: "why"}).swapped_margin.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("how", ["minimum", "mean_minus_std"])
+def test_win_rates_of_both_orders_sum_to_one(how):
+    """The rewards of both orders sum to less: two policies of equal quality would both seem to lose."""
+    judge, media = two_judges(how), [coloured(0.9, 0.9, 0.1), coloured(0.1, 0.1, 0.9), coloured(0.7, 0.7, 0.8)]
+    forward = [Comparison("p", a, b) for a in media for b in media if a is not b]
+    here, there = judge.judge(forward), judge.judge([c.swapped() for c in forward])
+    assert (here.win_rate + there.win_rate).tolist() == pytest.approx([1.0] * 6, abs=1e-6)
+    assert (here.reward + there.reward).max() < 0.99
+    mean = torch.stack(list(here.parts.values())).mean(0)
+    spread = (here.parts["bright"] - here.parts["blue"]).abs() / 2
+    assert here.margin.tolist() == pytest.approx((mean - spread).tolist(), abs=1e-6)
+    assert here.win_rate.tolist() == pytest.approx(torch.sigmoid(mean).tolist(), abs=1e-6)
+    assert here.tempered(2.0).win_rate.tolist() == pytest.approx(torch.sigmoid(mean / 2).tolist(), abs=1e-6)
+    alone = judge.judge([Comparison("p", m) for m in media])
+    assert torch.equal(alone.win_rate, alone.reward)
+
+
+@pytest.mark.parametrize("noises", [1, 2])
+def test_every_win_rate_takes_both_orders(noises):
+    """Of the picture after, against the picture before: P = sigmoid((bright + blue) / 2), whoever is the candidate."""
+    judge, after, before = two_judges("minimum"), coloured(0.9, 0.9, 0.1), coloured(0.1, 0.1, 0.9)
+    parts = judge.judge([Comparison("p", after, before)]).parts
+    rate = torch.sigmoid((parts["bright"] + parts["blue"]) / 2).item()
+    new, old = (Samples(("p",), ((m,) * noises,)) for m in (after, before))
+    assert proxy_reward(judge, new, old, "overall").tolist() == [pytest.approx([rate] * noises, abs=1e-6)]
+    scores = score_groups(judge, ["p"], [[after] * noises], "references", "overall", [before])
+    assert scores.win_rates.tolist() == [pytest.approx([rate] * noises, abs=1e-6)]
+    assert judge_gold(judge, "overall")(["p"], [after], [before]) == pytest.approx([rate], abs=1e-6)
+    record = PreferenceRecord("r", "p", (after, before), (Choice(0, 1, 1.0),))
+    tables = []
+    measure_judge(judge, [record], each=lambda r, table, refused: tables.append(table))
+    assert tables[0][0, 1] == pytest.approx(math.log(rate / (1 - rate)), abs=1e-5)
 
 
 def test_sets_need_no_weights_and_names_for_metrics(tmp_path):

@@ -47,7 +47,7 @@ def judge_gold(judge: RewardModel, criterion: str) -> Gold:
 
     def measure(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
         comparisons = [Comparison.of(p, x, s, criterion) for p, x, s in zip(prompts, media, start, strict=True)]
-        return [float(v) for v in judge.judge(comparisons).reward.cpu()]
+        return judge.judge(comparisons).win_rate.tolist()
 
     return measure
 
@@ -133,7 +133,7 @@ class Prober:
             part = slice(first, first + at_once)
             start = self._start(rows[part])
             verdicts.append(self.judge.judge(self._comparisons(prompts[part], pictures[part], start)))
-            columns = [verdicts[-1].reward.tolist()]
+            columns = [verdicts[-1].win_rate.tolist()]
             if self.gold is not None:
                 columns.append(self.gold(prompts[part], pictures[part], start))
             values |= {row: [c[i] for c in columns] for i, row in enumerate(rows[part])}

@@ -30,7 +30,7 @@ class ReferenceBank:
             memory, clips are uint8 (P, F, 3, H, W) in a mapped file.
         folder: where files of clips lie; fps: frames per second of clips.
         drawn_at: the step of the last drawing.
-        win_rate: running mean of the rewards since then.
+        win_rate: running mean of P(better than the reference) since then.
         num_unranked: prompts whose reference is the first candidate, because the judge refused all comparisons.
     """
 
@@ -107,9 +107,9 @@ class ReferenceBank:
         stored = StoredMedia(self.pictures, self.fps, origin="generator")
         return [stored[self._rows[p]] for p in prompts]
 
-    def note(self, reward: float) -> None:
-        """Update the win rate with the mean reward of a step."""
-        self.win_rate = 0.9 * self.win_rate + 0.1 * reward
+    def note(self, rate: float) -> None:
+        """Update the running mean with the mean P(better than the reference) of a step."""
+        self.win_rate = 0.9 * self.win_rate + 0.1 * rate
 
     def is_due(self, step: int) -> bool:
         """Whether the references must be drawn again before this step."""

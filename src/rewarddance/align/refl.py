@@ -25,7 +25,7 @@ from rewarddance.generator.trace import trace
 
 VIEW_SHIFT = 24
 """A view is shifted by at most one `VIEW_SHIFT`-th of the picture's sides."""
-REWARD_METRICS = ("reward", "reward_std", "margin")
+REWARD_METRICS = ("reward", "reward_std", "margin", "win_rate")
 """Metrics of `refl_step` that are means over the answered comparisons."""
 METRICS = ("loss", *REWARD_METRICS, "kl", "time")
 
@@ -107,10 +107,11 @@ def refl_step(
 
     Returns:
         loss = mean reward loss + kl_weight * kl; reward: mean P(yes); reward_std: its standard deviation over the
-        batch; margin: mean log-odds; kl: mean KL of the gradient steps to the frozen policy, a dimension; time: where
-        the gradient begins; num_judged: pictures with their copies (`copies`); num_answered: how many of them the judge
-        answered; reward, reward_std and margin are means over these (NaN without any). With a set of judges also
-        part/NAME: the mean value of every judge that answered.
+        batch; margin: mean log-odds; win_rate: mean P(better than the reference) (`Verdict.win_rate`); kl: mean KL of
+        the gradient steps to the frozen policy, a dimension; time: where the gradient begins; num_judged: pictures with
+        their copies (`copies`); num_answered: how many of them the judge answered; reward, reward_std, margin and
+        win_rate are means over these (NaN without any). With a set of judges also part/NAME: the mean value of every
+        judge that answered.
     """
     condition = generator.condition(prompts)
     index = gradient_index(config, rng)
@@ -132,7 +133,9 @@ def refl_step(
     ]
     verdict = judge.judge(comparisons)
     answered = verdict.answered.reshape(config.views, -1).all(0)
-    margin = verdict.margin.reshape(config.views, -1).mean(0)[answered]
+    margin, balanced = (
+        m.reshape(config.views, -1).mean(0)[answered] for m in (verdict.margin, verdict.balanced_margin.detach())
+    )
     loss = reward_loss(margin, config.loss).sum() / len(pictures) + config.kl_weight * kl
     reward = torch.sigmoid(margin.detach())
     return {
@@ -140,6 +143,7 @@ def refl_step(
         "reward": reward.mean(),
         "reward_std": (reward - reward.mean()).square().mean().sqrt(),
         "margin": margin.detach().mean(),
+        "win_rate": torch.sigmoid(balanced).mean(),
         "kl": kl.detach(),
         "time": generator.times(config.num_steps)[index],
         "num_judged": torch.tensor(len(pictures)),

@@ -38,7 +38,7 @@ class ReflRun(WatchedRun):
         parts = {name for names in all_gather_dicts({rank(): parts}).values() for name in names}
         metrics: Metrics = dict(means.all_reduce((*METRICS, *sorted(parts))))
         self.note_kl(metrics["kl"])
-        metrics |= self.note_win_rate(metrics["reward"])
+        metrics |= self.note_win_rate(metrics["win_rate"])  # the running mean takes the place of the step's
         return metrics | supervised | self._count_refused(index, refused)
 
     def _supervise(self, index: int) -> Metrics:

@@ -43,8 +43,7 @@ class RolloutRun(WatchedRun):
         drawn = [self._draw(index, rows, places) for places in own]
         scores = self._score([rollouts for passes in drawn for rollouts in passes])
         places = [p for part in own for p in part]
-        gathered = all_gather_dicts(dict(zip(places, scores.values, strict=True)))
-        everything = torch.stack([gathered[p] for p in range(num)])
+        everything = _gathered(places, scores.values)
         metrics = self._count_refused(index, all_gather_dicts({rank(): (scores.refused, scores.num_asked)}))
         advantages, counts = self.algorithm.advantages(rows, everything)
         lessons = _lessons(drawn, advantages[places], counts[places])
@@ -58,8 +57,8 @@ class RolloutRun(WatchedRun):
         self.note_kl(metrics.get("kl"))
         metrics |= _score_metrics(everything, counts, config.relative)
         metrics |= _mean_parts(all_gather_dicts({rank(): (scores.parts, scores.num_asked - len(scores.refused))}))
-        if config.score == "references":
-            metrics |= self.note_win_rate(float(torch.sigmoid(everything).nanmean()))
+        if scores.win_rates is not None:
+            metrics |= self.note_win_rate(float(_gathered(places, scores.win_rates).nanmean()))
         return metrics | self.algorithm.end_step(index, rows, everything, metrics)
 
     def _draw(self, index: int, rows: Sequence[int], places: Sequence[int]) -> list[Rollouts]:
@@ -117,6 +116,11 @@ class RolloutRun(WatchedRun):
     def load_state(self) -> None:
         super().load_state()
         self.algorithm.load_state(self.loop.extra, self.loop.extra_tensors)
+
+
+def _gathered(places: Sequence[int], rows: Tensor) -> Tensor:
+    """The rows of all groups, in the order of the batch, from the rows of this process's groups. A collective."""
+    return torch.stack([row for _, row in sorted(all_gather_dicts(dict(zip(places, rows, strict=True))).items())])
 
 
 def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Tensor) -> list[list[Lesson]]:

@@ -26,6 +26,7 @@ class Scores:
 
     Attributes:
         values: (P, K) fp32 on the CPU, NaN where the judge refused every question about a picture.
+        win_rates: with references, P(better than the reference) of every picture, (P, K), NaN where refused.
         refused: reasons of the questions that it refused; num_asked: all questions.
         parts: mean value of every judge of a set, where pictures were not compared with one another.
     """
@@ -33,6 +34,7 @@ class Scores:
     values: Tensor
     refused: tuple[str, ...]
     num_asked: int
+    win_rates: Tensor | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -66,7 +68,8 @@ def score_groups(
     ]
     verdict = judge.judge(comparisons)
     values, refused = verdict.margin.float().cpu().view(-1, size), tuple(verdict.refused.values())
-    return Scores(values, refused, len(comparisons), part_means(verdict.parts))
+    rates = verdict.win_rate.float().cpu().view(-1, size) if way == "references" else None
+    return Scores(values, refused, len(comparisons), rates, part_means(verdict.parts))
 
 
 def _win_rates(wins: Tensor) -> Tensor:

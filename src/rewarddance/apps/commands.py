@@ -113,7 +113,7 @@ class JudgeFlags(Flags):
     """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
     clip_fps: Annotated[float | None, Least(0.01)] = None
     """Frames of a second of a clip that the judge sees; as in training when not given, 2 for a checkpoint that was not
-    trained to judge."""
+    trained to judge. The judge's own limit of frames stays (`clips.max_frames`)."""
     precision: Precision | None = None
     """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
     on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
@@ -121,13 +121,16 @@ class JudgeFlags(Flags):
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
     def load(self, *, compile: bool) -> AnyJudge:
-        from rewarddance.core.clip_frames import ClipFrames
         from rewarddance.jobs.load import load_judge
 
-        settings = {"tiles": self.tiles, "precision": self.precision, "template": self.template}
-        if self.clip_fps is not None:
-            settings["clips"] = ClipFrames(fps=self.clip_fps)  # type: ignore[assignment]
-        return load_judge(self.judge, **settings, compile=compile)  # type: ignore[arg-type]
+        return load_judge(
+            self.judge,
+            tiles=self.tiles,
+            precision=self.precision,
+            template=self.template,
+            clips=self.clip_fps,
+            compile=compile,
+        )
 
 
 MEDIA_SUFFIXES = (

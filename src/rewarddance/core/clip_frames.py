@@ -69,6 +69,10 @@ class ClipFrames(Config):
             raise ValueError("frames of a clip are chosen by fps or by num_frames; give one of them")
         return self
 
+    def at(self, fps: float) -> ClipFrames:
+        """The rule by time with another `fps`, and the same `max_frames`."""
+        return ClipFrames(fps=fps, max_frames=self.max_frames)
+
     def of(self, num: int, fps: float) -> SampledFrames:
         """The frames of a clip of `num` frames, `fps` a second.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +53,12 @@ def _demuxer(head: bytes) -> str | None:
     return "matroska" if head[:4] == b"\x1a\x45\xdf\xa3" else None
 
 
-def _av(origin: str) -> ModuleType:
+def need_pyav(origin: str) -> ModuleType:
+    """PyAV.
+
+    Raises:
+        InputError: it is missing; begins with `origin`.
+    """
     try:
         return import_module("av")
     except ImportError:
@@ -78,7 +84,7 @@ def read_clip(source: str | Path | BinaryIO, origin: str) -> tuple[NDArray[np.ui
     Raises:
         InputError: PyAV is missing; no video, no frame, an uneven frame rate, damaged, truncated, or over a limit.
     """
-    av = _av(origin)
+    av = need_pyav(origin)
     file = open(source, "rb") if isinstance(source, str | Path) else source  # noqa: SIM115
     try:
         head = file.read(12)
@@ -222,41 +228,85 @@ def encode_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: boo
         raise InputError(
             f"{path}: a GIF has 256 colours and at most {MAX_GIF_FPS:g} frames a second; use .mp4 or .webm"
         )
-    av = _av(str(path))
-    buffer = io.BytesIO()
-    try:
-        with av.open(buffer, "w", format={".mp4": "mp4", ".webm": "webm", ".gif": "gif"}[suffix]) as container:
-            _encode(av, container, pixels, fps, suffix, lossless)
-    except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"{path}: cannot encode {pixels.shape} at {fps:g} frames a second ({error})") from None
-    return buffer.getvalue()
+    height, width = pixels.shape[1:3]
+    return encode_frames(pixels, (height, width), fps, _codec(suffix, lossless, bool(height % 2 or width % 2)), path)
 
 
-def _codec(suffix: str, lossless: bool, odd: bool) -> tuple[str, str, dict[str, str]]:
-    """Encoder, pixel format and options. Players want 4:2:0, which needs even sides."""
+@dataclass(frozen=True)
+class Codec:
+    """How a clip is encoded.
+
+    Attributes:
+        container: format of the file; flags: options of the container.
+        name, pixels, options: of the encoder, its pixel format and its options.
+        bt709: convert to BT.709 in limited range, and say so in the file.
+    """
+
+    container: str
+    name: str
+    pixels: str
+    options: Mapping[str, str]
+    flags: Mapping[str, str] = field(default_factory=dict)
+    bt709: bool = False
+
+
+def _codec(suffix: str, lossless: bool, odd: bool) -> Codec:
+    """Players want 4:2:0, which needs even sides."""
     subsampled = "yuv444p" if odd else "yuv420p"
     if suffix == ".mp4":
         if lossless:
-            return "libx264rgb", "rgb24", {"crf": "0"}
-        return "libx264", subsampled, {"crf": "12"}
+            return Codec("mp4", "libx264rgb", "rgb24", {"crf": "0"})
+        return Codec("mp4", "libx264", subsampled, {"crf": "12"})
     if suffix == ".webm":
         if lossless:
-            return "libvpx-vp9", "gbrp", {"lossless": "1"}
-        return "libvpx-vp9", subsampled, {"crf": "10", "b": "0"}
-    return "gif", "pal8", {}
+            return Codec("webm", "libvpx-vp9", "gbrp", {"lossless": "1"})
+        return Codec("webm", "libvpx-vp9", subsampled, {"crf": "10", "b": "0"})
+    return Codec("gif", "gif", "pal8", {})
 
 
-def _encode(av: ModuleType, container: Any, pixels: NDArray[np.uint8], fps: float, suffix: str, lossless: bool) -> None:
-    _, height, width, _ = pixels.shape
-    name, pixel_format, options = _codec(suffix, lossless, bool(height % 2 or width % 2))
-    rate = Fraction(fps).limit_denominator(1001)
-    stream = container.add_stream(name, rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-    frames: Iterator[Any] = (av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24") for x in pixels)
-    for k, frame in enumerate(_paletted(av, frames, stream) if suffix == ".gif" else frames):
-        frame.pts, frame.time_base = k, 1 / rate
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+def encode_frames(
+    frames: Iterable[NDArray[np.uint8]], size: tuple[int, int], fps: float, codec: Codec, origin: str | Path
+) -> bytes:
+    """The bytes of a clip.
+
+    Args:
+        frames: uint8 (H, W, 3) each; size: (H, W).
+        origin: what a message begins with.
+
+    Raises:
+        InputError: PyAV is missing, or the codec cannot hold this size or rate.
+    """
+    av = need_pyav(str(origin))
+    rate, buffer = Fraction(fps).limit_denominator(1001), io.BytesIO()
+    try:
+        with av.open(buffer, "w", format=codec.container, options=dict(codec.flags)) as container:
+            stream = container.add_stream(codec.name, rate=rate, options=dict(codec.options))
+            stream.height, stream.width = size
+            stream.pix_fmt = codec.pixels
+            for k, frame in enumerate(_converted(av, frames, stream, codec)):
+                frame.pts, frame.time_base = k, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    except (av.FFmpegError, ValueError) as error:
+        shape = f"{size[1]}x{size[0]}"
+        raise InputError(f"{origin}: cannot encode {shape} at {fps:g} frames a second ({error})") from None
+    return buffer.getvalue()
+
+
+_BT709, _LIMITED_RANGE = 1, 1
+
+
+def _converted(av: ModuleType, frames: Iterable[NDArray[np.uint8]], stream: Any, codec: Codec) -> Iterator[Any]:
+    """Frames as the encoder takes them; where nothing is asked for, it converts them itself."""
+    rgb: Iterator[Any] = (av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24") for x in frames)
+    if codec.container == "gif":
+        return _paletted(av, rgb, stream)
+    if not codec.bt709:
+        return rgb
+    context, colours = stream.codec_context, {"dst_colorspace": _BT709, "dst_color_range": _LIMITED_RANGE}
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED_RANGE
+    return (x.reformat(format=codec.pixels, **colours) for x in rgb)
 
 
 def _paletted(av: ModuleType, frames: Iterator[Any], stream: Any) -> Iterator[Any]:

@@ -101,6 +101,22 @@ class Verdict:
         return torch.sigmoid(self.margin)
 
     @property
+    def balanced_margin(self) -> Tensor:
+        """Log-odds that change their sign when the pair is swapped: (margin - swapped_margin) / 2.
+
+        It is `margin` without a swapped margin. A conservative ensemble rates both pictures of a pair lower than that.
+        """
+        return self.margin if self.swapped_margin is None else (self.margin - self.swapped_margin) / 2
+
+    @property
+    def win_rate(self) -> Tensor:
+        """P(the candidate is better than the reference), in [0, 1]: sigmoid of the balanced margin.
+
+        The rates of a pair and of the swapped pair sum to 1. The rewards of a conservative ensemble do not.
+        """
+        return torch.sigmoid(self.balanced_margin)
+
+    @property
     def answered(self) -> Tensor:
         """True where an item was answered, (N,)."""
         mask = torch.ones(len(self), dtype=torch.bool, device=self.logp_yes.device)
@@ -131,8 +147,8 @@ class Verdict:
             return self
         both = torch.stack([self.logp_yes, self.logp_no])
         yes, no = (both / temperature).log_softmax(0) + both.logsumexp(0)
-        gap = None if self.disagreement is None else self.disagreement / temperature
-        return replace(self, logp_yes=yes, logp_no=no, disagreement=gap)
+        gap, swapped = (None if x is None else x / temperature for x in (self.disagreement, self.swapped_margin))
+        return replace(self, logp_yes=yes, logp_no=no, disagreement=gap, swapped_margin=swapped)
 
     def refuse(self, reasons: Mapping[int, str]) -> Verdict:
         """The verdict with further items refused: their log-probabilities become NaN, without a gradient."""

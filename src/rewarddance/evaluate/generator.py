@@ -118,7 +118,8 @@ def diversity(samples: Samples, features: Features) -> dict[str, float]:
 
 @torch.no_grad()
 def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion: str) -> Array:
-    """The judge's P(after is better than before), same prompt and noise, (prompts, noises), NaN where it refuses.
+    """The judge's P(after is better than before) (`Verdict.win_rate`), same prompt and noise, (prompts, noises), NaN
+    where it refuses.
 
     For every second noise the picture before is the candidate, so that a bias to one position cancels.
     """
@@ -128,7 +129,7 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
         comparisons += [c.swapped() if k % 2 else c for k, c in enumerate(pairs)]
     parts = []
     for i in tracked(range(0, len(comparisons), 256), "after against before, by the judge"):
-        parts.append(judge.judge(comparisons[i : i + 256]).reward.double().cpu().numpy())
+        parts.append(judge.judge(comparisons[i : i + 256]).win_rate.double().cpu().numpy())
     rewards = np.concatenate(parts).reshape(len(after.prompts), -1)
     rewards[:, 1::2] = 1 - rewards[:, 1::2]
     return rewards

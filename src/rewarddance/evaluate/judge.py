@@ -79,7 +79,7 @@ class _Entry:
     """The judge's answers about one record, and which of them are right.
 
     Attributes:
-        table: margins (K, K); refused: the refused pairs, with reasons.
+        table: balanced margins (K, K); refused: the refused pairs, with reasons.
         pairs: 1 or 0 (0.5 for a margin of 0) for pairs whose exact values differ clearly; choices: the same for
             recorded choices that are no ties.
         correlation: between round-robin margin and truth, where the truth varies and no pair was refused.
@@ -178,7 +178,7 @@ def _ask(judge: RewardModel, part: Sequence[PreferenceRecord]) -> list[_Entry]:
     gaps = [np.zeros(0)] * len(part) if verdict.disagreement is None else split(verdict.disagreement)
     entries = []
     for k, (record, margin, mass) in enumerate(
-        zip(part, split(verdict.margin), split(verdict.answer_mass), strict=True)
+        zip(part, split(verdict.balanced_margin), split(verdict.answer_mass), strict=True)
     ):
         pairs = enumerate(all_pairs(len(record.media)), ends[k] - sizes[k])
         reasons = {pair: verdict.refused[i] for i, pair in pairs if i in verdict.refused}

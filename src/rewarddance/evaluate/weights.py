@@ -24,7 +24,7 @@ NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Ballot:
+class JudgedChoices:
     """Choices of people between two pictures, and how a composite's parts see them.
 
     Attributes:
@@ -80,7 +80,7 @@ def as_weights(coefficients: Array) -> Array:
     return weights
 
 
-def fitted_weights(ballot: Ballot, *, num: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:
+def fitted_weights(choices: JudgedChoices, *, num: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Weights that predict the choices best, with 95% intervals; whole prompts are resampled.
 
     Returns:
@@ -90,14 +90,14 @@ def fitted_weights(ballot: Ballot, *, num: int = NUM_RESAMPLES, seed: int = 0) -
     Raises:
         InputError: no part predicts the choices in the right direction.
     """
-    units = ballot.units
-    whole = fit_logistic(ballot.z, ballot.labels)
+    units = choices.units
+    whole = fit_logistic(choices.z, choices.labels)
     weights = as_weights(whole)
     if np.isnan(weights).any():
         raise InputError("weights: no part orders pictures as people do, so no weights can be fitted")
     num_units = int(units.max()) + 1
     drawn = stream(seed, "weights").multinomial(num_units, np.full(num_units, 1 / num_units), size=num)
-    fits = np.stack([fit_logistic(ballot.z, ballot.labels, counts[units].astype(np.float64)) for counts in drawn])
+    fits = np.stack([fit_logistic(choices.z, choices.labels, counts[units].astype(np.float64)) for counts in drawn])
     ends = np.percentile(fits, [2.5, 97.5], axis=0)
     weight_ends = np.nanpercentile(as_weights(fits), [2.5, 97.5], axis=0)
     return {
@@ -107,11 +107,11 @@ def fitted_weights(ballot: Ballot, *, num: int = NUM_RESAMPLES, seed: int = 0) -
             "weight": float(weights[k]),
             "weight_ci": weight_ends[:, k].tolist(),
         }
-        for k, name in enumerate(ballot.names)
+        for k, name in enumerate(choices.names)
     }
 
 
-def ablation(ballot: Ballot, weights: Mapping[str, float], seed: int = 0) -> list[dict[str, Any]]:
+def ablation(choices: JudgedChoices, weights: Mapping[str, float], seed: int = 0) -> list[dict[str, Any]]:
     """Changes of the weights against the weights as they are: every part dropped, every part doubled, all fitted.
 
     The other weights are renormalised. The fitted weights are cross-fitted: each half of the prompts is judged by the
@@ -122,32 +122,32 @@ def ablation(ballot: Ballot, weights: Mapping[str, float], seed: int = 0) -> lis
         log_loss (of all choices, after one temperature is fitted), and accuracy_change, log_loss_change with their 95%
         intervals over prompts (`..._ci`).
     """
-    current = np.array([weights[name] for name in ballot.names])
-    rows = [_row(ballot, "as it is", None, current, ballot.z @ current)]
-    for k, name in enumerate(ballot.names):
+    current = np.array([weights[name] for name in choices.names])
+    rows = [_row(choices, "as it is", None, current, choices.z @ current)]
+    for k, name in enumerate(choices.names):
         for change, factor in (("drop", 0.0), ("double", 2.0)):
             changed = np.where(np.arange(len(current)) == k, factor * current, current)
             if not changed.any():  # the only part with a weight cannot be dropped
                 continue
             changed = changed / changed.sum()
-            rows.append(_row(ballot, change, name, changed, ballot.z @ changed))
-    fitted = _cross_fitted(ballot, seed)
+            rows.append(_row(choices, change, name, changed, choices.z @ changed))
+    fitted = _cross_fitted(choices, seed)
     if fitted is not None:
-        rows.append(_row(ballot, "fit", None, as_weights(fit_logistic(ballot.z, ballot.labels)), fitted))
+        rows.append(_row(choices, "fit", None, as_weights(fit_logistic(choices.z, choices.labels)), fitted))
     right, loss = rows[0].pop("right"), rows[0].pop("losses")
-    decided = [p for p, y in zip(ballot.prompts, ballot.labels, strict=True) if y != 0.5]
+    decided = [p for p, y in zip(choices.prompts, choices.labels, strict=True) if y != 0.5]
     for row in rows[1:]:
         gains = row.pop("right") - right
         row["accuracy_change"] = float(gains.mean())
         row["accuracy_change_ci"] = grouped_interval(list(zip(decided, gains.tolist(), strict=True)))
         costs = row.pop("losses") - loss
         row["log_loss_change"] = float(costs.mean())
-        row["log_loss_change_ci"] = grouped_interval(list(zip(ballot.prompts, costs.tolist(), strict=True)))
+        row["log_loss_change_ci"] = grouped_interval(list(zip(choices.prompts, costs.tolist(), strict=True)))
     return rows
 
 
-def _row(ballot: Ballot, change: str, part: str | None, weights: Array, margins: Array) -> dict[str, Any]:
-    m, y = margins, ballot.labels
+def _row(choices: JudgedChoices, change: str, part: str | None, weights: Array, margins: Array) -> dict[str, Any]:
+    m, y = margins, choices.labels
     decided = y != 0.5
     right = 0.5 + 0.5 * np.sign(m[decided]) * np.sign(y[decided] - 0.5)
     scaled = m / fit_temperature(m, y)
@@ -155,7 +155,7 @@ def _row(ballot: Ballot, change: str, part: str | None, weights: Array, margins:
     return {
         "change": change,
         "part": part,
-        "weights": dict(zip(ballot.names, weights.tolist(), strict=True)),
+        "weights": dict(zip(choices.names, weights.tolist(), strict=True)),
         "accuracy": float(right.mean()),
         "log_loss": float(losses.mean()),
         "right": right,
@@ -163,16 +163,16 @@ def _row(ballot: Ballot, change: str, part: str | None, weights: Array, margins:
     }
 
 
-def _cross_fitted(ballot: Ballot, seed: int) -> Array | None:
+def _cross_fitted(choices: JudgedChoices, seed: int) -> Array | None:
     """R (N,) by weights that were fitted on the other half of the prompts; None where a half gives no weights."""
-    units = ballot.units
+    units = choices.units
     half = stream(seed, "weights-halves").permutation(int(units.max()) + 1)[units] % 2 == 0
     margins = np.zeros(len(half))
     for own in (half, ~half):
-        weights = as_weights(fit_logistic(ballot.z[~own], ballot.labels[~own]))
+        weights = as_weights(fit_logistic(choices.z[~own], choices.labels[~own]))
         if np.isnan(weights).any():
             return None
-        margins[own] = ballot.z[own] @ weights
+        margins[own] = choices.z[own] @ weights
     return margins
 
 

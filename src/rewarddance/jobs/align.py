@@ -38,7 +38,9 @@ from rewarddance.jobs.load import (
     same_judge,
     warn_of_cut_prompts,
 )
+from rewarddance.reward.composite import Composite
 from rewarddance.reward.composite_config import JudgePartConfig, is_composite, load_composite_config
+from rewarddance.reward.judge import Judge
 from rewarddance.reward.objective import HasProblems
 
 
@@ -55,10 +57,7 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     config, task = _task(config)  # before models are loaded, so that a wrong name is reported at once
     judge = None  # the supervised control asks none
     if config.algorithm != "sft":
-        judge = load_judge(
-            config.judge, precision=config.precision, image_cache=config.num_prompts, compile=config.compile
-        )
-        _check_gradients(config, judge)
+        judge = load_judge(config.judge, precision=config.precision, compile=config.compile)
         if config.gold_judge is not None:
             _warn_of_same_judge(config.judge, config.gold_judge)
             second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
@@ -155,6 +154,7 @@ def align_generator(
     _check_parts(config, generator, judge, task)
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
     _check_batch(config, len(training))
+    _keep_references(config, judge, generator.drawn, len(training))
     folder = RunFolder(out)
     computes_in: dict[str, str] = {"generator": generator.precision}
     if judge is not None:
@@ -205,13 +205,27 @@ def _check_batch(config: AlignConfig, num_prompts: int) -> None:
         raise ConfigError(f"batch_size {config.batch_size}: {units} groups a step, but only {num_prompts} prompts")
 
 
+def _keep_references(config: AlignConfig, judge: RewardModel | None, drawn: Drawn, num_prompts: int) -> None:
+    """Let the judges keep the image tokens of what comes again with every prompt: its reference and its first frame."""
+    sample = _sample(drawn)
+    for single in judge.judges() if isinstance(judge, Composite) else [judge]:
+        if isinstance(single, Judge):
+            images = single.engine.num_images(sample) if config.uses_references else 0
+            single.engine.keep_images(num_prompts * (images + drawn.from_picture))
+
+
+def _sample(drawn: Drawn) -> Media:
+    """A grey sample of what a generator draws. It takes the memory of one pixel."""
+    pixels = torch.full((1, 1, 1, 1), 0.5).expand(drawn.num_frames, 3, drawn.side, drawn.side)
+    return Media(pixels, drawn.fps)
+
+
 def _check_question(config: AlignConfig, judge: RewardModel | None, drawn: Drawn) -> None:
     """Raises `ConfigError` where the algorithm asks about single pictures and the judge can only compare."""
     alone = config.rollout.score == "pointwise" if config.has_groups else config.references.kind == "none"
     if config.algorithm == "sft" or not alone or not isinstance(judge, HasProblems):
         return
-    picture = Media(torch.full((1, 1, 1, 1), 0.5).expand(drawn.num_frames, 3, drawn.side, drawn.side), drawn.fps)
-    if problem := judge.problem(Comparison("a picture", picture, None, config.criterion)):
+    if problem := judge.problem(Comparison("a picture", _sample(drawn), None, config.criterion)):
         key = "rollout.score: pointwise" if config.has_groups else "references.kind: none"
         raise ConfigError(f"{key}: {problem}")
 

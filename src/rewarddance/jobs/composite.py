@@ -14,7 +14,6 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from rewarddance.core.config import Precision
-from rewarddance.core.device import resolve_device
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord
@@ -286,11 +285,5 @@ def picture_features(name: str) -> PictureFeatures:
     if name not in SIZES and holds_clip(name):
         return ClipEmbedder.load(name)
     backbone = load_internvl(find(name, "vlm"))
-    backbone.module.requires_grad_(False).to(resolve_device("auto"))
-
-    def features(media: Sequence[Media]) -> Tensor:
-        pixels = backbone.prepare(list(media)).to(backbone.device)
-        out: Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
-        return out
-
-    return features
+    backbone.module.requires_grad_(False)
+    return backbone.mean_states

@@ -147,6 +147,7 @@ def evaluate_alignment(
     prompts = [p.text for p in chosen]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     judge = load_judge(config["judge"], precision=precision, compile=True)
+    features = task_features(task, judge)  # before the sampling, since it may raise
     width = aligned.same_width(task, num_noises, seed + 2, every) if aligned.draws_clips else None
     before, after = aligned.pair(chosen, num_noises, seed)
     gold_before, gold_after = (measure(s, task) for s in (before, after))
@@ -159,7 +160,7 @@ def evaluate_alignment(
         "proxy": {**bootstrap(proxy[kept]).as_dict(), "std": float(proxy[kept].std())},
         "refused_prompts": int((~kept).sum()),
         "hacking": hacking_verdict(bootstrap(proxy[kept] - 0.5), paired_bootstrap(gold_after[kept], gold_before[kept])),
-        "diversity": _spread(aligned, few, diversity_noises, seed + 1, task_features(task, judge)),
+        "diversity": _spread(aligned, few, diversity_noises, seed + 1, features),
         "per_prompt": {
             "prompts": prompts,
             "gold/before": gold_before.mean(1).tolist(),
@@ -219,7 +220,8 @@ def evaluate_on_prompts(
     Returns:
         win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
         whether it is the judge that the generator was trained with; trained_on: share of the prompts that were trained
-        on, None where the run does not say; diversity. With another judge also the figures of `compare_judges`.
+        on, None where the run does not say; diversity, None with one noise or without `judge_features`. With another
+        judge also the figures of `compare_judges`.
     """
     config = align_config(run)
     requests = read_prompts(file)[0]
@@ -231,7 +233,7 @@ def evaluate_on_prompts(
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     kept = answered_prompts(wins)
     seen = read_seen(run / "adapter")
-    features = None if isinstance(ready, RemoteJudge) else judge_features(ready)  # a server gives margins only
+    features = judge_features(ready)
     spread = None
     if features is not None and num_noises > 1:
         spread = {"before": diversity(before, features), "after": diversity(after, features)}
@@ -332,32 +334,32 @@ def features_id(task: Task) -> str | None:
 
 
 def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
-    """Features for diversity: mean-pooled states of the vision tower that the task names, or the judge's own."""
-    if task.features is None:
-        assert judge is not None
-        return judge_features(judge)
-    backbone = load_internvl(task.features)
-
-    @torch.no_grad()
-    def features(media: Sequence[Media]) -> torch.Tensor:
-        pixels = backbone.prepare(list(media)).to(backbone.device)
-        out: torch.Tensor = backbone.model.model.vision_tower(pixel_values=pixels).last_hidden_state.mean(1)
-        return out
-
-    return clip_features(features)
-
-
-def judge_features(judge: AnyJudge) -> Features:
-    """Mean image tokens of the judge's backbone, a composite's first judge: features of pictures of any kind.
+    """Features for diversity: mean-pooled states of the vision tower that the task names, or the judge's own.
 
     Raises:
-        ConfigError: no judge of which this process has the model.
+        ConfigError: the task names none, and the judge has none.
+    """
+    if task.features is None:
+        own = None if judge is None else judge_features(judge)
+        if own is None:
+            raise ConfigError(
+                f"task {task.name}: names no features to measure diversity with, and no model of the judge is in this "
+                "process; name a judge by its folder"
+            )
+        return own
+    return clip_features(torch.no_grad()(load_internvl(task.features).mean_states))
+
+
+def judge_features(judge: AnyJudge) -> Features | None:
+    """Mean image tokens of the judge's backbone, a composite's first judge: features of pictures of any kind.
+
+    None for a judge on a server, which gives margins only, and for a composite without a judge in this process.
     """
     if isinstance(judge, RemoteJudge):
-        raise ConfigError("a judge on a server has no features to measure diversity with; name a folder")
+        return None
     single = next(iter(judge.judges()), None) if isinstance(judge, Composite) else judge
     if single is None:
-        raise ConfigError("a composite without a judge has no features to measure diversity with; name a judge")
+        return None
     if isinstance(single, LearnedJudge):
         return torch.no_grad()(single.features)
     backbone = single.engine.backbone

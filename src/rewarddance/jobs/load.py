@@ -142,7 +142,7 @@ def load_judge(
     device: str = "auto",
     image_cache: int = 0,
     tiles: int | None = None,
-    clips: ClipFrames | None = None,
+    clips: ClipFrames | float | None = None,
     template: str | None = None,
     examples: Sequence[Comparison] = (),
     compile: bool = False,
@@ -157,11 +157,12 @@ def load_judge(
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
             When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says which one was
             used.
-        image_cache: pictures whose tokens are kept from one call to the next, for references that come again.
+        image_cache: images (pictures, or frames of clips) whose tokens are kept from one call to the next, for
+            references that come again. An alignment sets it itself.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12). 1 uses the small view alone. As in training when None.
-        clips: which frames of a clip the judge sees; as in training when None, two frames a second for a checkpoint
-            that was not trained to judge.
+        clips: which frames of a clip the judge sees, or frames a second alone, which leaves its `max_frames`; as in
+            training when None, two frames a second for a checkpoint that was not trained to judge.
         template: words for a checkpoint that was not trained to judge: `rewarddance` (the default), another named set,
             or a file (docs/guides/wording.md).
         examples: labelled comparisons that such a checkpoint is shown before every question.

@@ -239,7 +239,7 @@ def load_sets(
     named = {n: _unseen(t, seen)[0] for n, t in named.items()}
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
-    return train, {n: _spread(t, most) for n, t in named.items()}
+    return train, {n: t.spread(most) for n, t in named.items()}
 
 
 def held_out_sets(
@@ -260,7 +260,7 @@ def held_out_sets(
         table = RecordTable.open(folder / "train.parquet")
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
     unseen = {name: _unseen(table, seen) for name, table in named.items()}
-    return {name: (_spread(table, most), left_out) for name, (table, left_out) in unseen.items()}
+    return {name: (table.spread(most), left_out) for name, (table, left_out) in unseen.items()}
 
 
 def _held_out_files(folder: Path) -> dict[str, RecordTable]:
@@ -276,11 +276,6 @@ def _unseen(table: RecordTable, seen: frozenset[str] | None) -> tuple[RecordTabl
     if not rows:
         raise InputError(f"{table.name}: the judge was trained on every prompt of it; evaluate on other data")
     return table.take(rows), len(table) - len(rows)
-
-
-def _spread(table: RecordTable, most: int) -> RecordTable:
-    """At most `most` rows, evenly over the table, so that every source is among them."""
-    return table if len(table) <= most else table.take([i * len(table) // most for i in range(most)])
 
 
 def warn_of_labels(table: RecordTable) -> None:

@@ -53,7 +53,7 @@ def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
     data = build_data(preferences, 8 * scale, "tiny", out / "preferences", 4 if fast else 10)
     say("2/4 judge: the shipped judge, a small VLM, is trained further on these preferences")
     train_from_data(_judge_config(data, fast, seed), out / "judge")
-    judge = load_single_judge(out / "judge", image_cache=96)
+    judge = load_single_judge(out / "judge")
     held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
     accuracy = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
     before = measure_judge(load_single_judge("tiny"), held_out)

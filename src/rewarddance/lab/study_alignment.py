@@ -86,11 +86,7 @@ def _train(config: AlignConfig, arm: Arm, seed: int, shuffled_judge: str | None,
     algorithm = "sft" if arm == "sft" else "refl"
     config = config.model_copy(update={"seed": seed, "judge": name, "algorithm": algorithm})
     generator = load_generator_of(config)
-    judge = (
-        None
-        if arm == "sft"
-        else load_judge(name, precision=config.precision, image_cache=config.num_prompts, compile=config.compile)
-    )
+    judge = None if arm == "sft" else load_judge(name, precision=config.precision, compile=config.compile)
     resume = (folder / "run.json").is_file()
     align_generator(config, generator, judge, folder, task=TASK, resume=resume, title=f"{arm} seed {seed}")
 

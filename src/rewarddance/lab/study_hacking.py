@@ -131,7 +131,7 @@ def _few_pairs_judge(study: HackingStudyConfig, reward: RewardConfig, data: Path
 
 
 def _align(config: AlignConfig, folder: Path, title: str) -> None:
-    judge = load_judge(config.judge, precision=config.precision, image_cache=config.num_prompts)
+    judge = load_judge(config.judge, precision=config.precision)
     resume = (folder / "run.json").is_file()
     align_generator(config, load_generator_of(config), judge, folder, task=EmbeddedTask(), resume=resume, title=title)
 

@@ -15,7 +15,7 @@ from rewarddance.core.progress import say, tracked
 from rewarddance.core.runs import environment, write_json
 from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.data.parquet import RecordTable
-from rewarddance.evaluate.weights import Ballot, ablation, covers, fitted_weights, suggestion
+from rewarddance.evaluate.weights import JudgedChoices, ablation, covers, fitted_weights, suggestion
 from rewarddance.jobs.composite import load_composite
 from rewarddance.jobs.load import find
 from rewarddance.jobs.score import scored_file
@@ -65,9 +65,9 @@ def study_weights(
     if composite.combine != "sum":
         raise ConfigError(f"{file}: combine is {composite.combine}; this study is about weighted sums")
     table, num_known = _chosen(file, RecordTable.open(scored_file(data)), criterion, most)
-    ballot, num_refused = collect_ballot(composite, table)
-    fitted = fitted_weights(ballot, seed=seed)
-    rows = ablation(ballot, composite.weights, seed)
+    choices, num_refused = collect_choices(composite, table)
+    fitted = fitted_weights(choices, seed=seed)
+    rows = ablation(choices, composite.weights, seed)
     study: dict[str, Any] = {
         "composite": str(file),
         "data": table.name,
@@ -77,8 +77,8 @@ def study_weights(
         "fitted": fitted,
         "ablation": rows,
         "suggestion": suggestion(fitted),
-        "num_choices": len(ballot.labels),
-        "num_prompts": len(set(ballot.prompts)),
+        "num_choices": len(choices.labels),
+        "num_prompts": len(set(choices.prompts)),
         "num_refused": num_refused,
         "num_known": num_known,
     }
@@ -112,12 +112,11 @@ def _chosen(file: Path, table: RecordTable, criterion: str | None, most: int) ->
         )
     if len(new) < len(rows):
         say(f"{table.name}: left out {len(rows) - len(new)} records whose prompts a judge of the composite knows")
-    kept = new if len(new) <= most else [new[i * len(new) // most] for i in range(most)]
-    return table.take(kept), len(rows) - len(new)
+    return table.take(new).spread(most), len(rows) - len(new)
 
 
 @torch.no_grad()
-def collect_ballot(composite: Composite, records: Sequence[PreferenceRecord]) -> tuple[Ballot, int]:
+def collect_choices(composite: Composite, records: Sequence[PreferenceRecord]) -> tuple[JudgedChoices, int]:
     """The choices of some records with the parts' values, and how many choices a part refused."""
     names = tuple(composite.parts)
     z: list[np.ndarray] = []
@@ -132,7 +131,7 @@ def collect_ballot(composite: Composite, records: Sequence[PreferenceRecord]) ->
     values = np.concatenate(z)
     kept = np.isfinite(values).all(1)
     own = tuple(p for p, k in zip(prompts, kept, strict=True) if k)
-    return Ballot(names, values[kept], np.array(labels)[kept], own), int((~kept).sum())
+    return JudgedChoices(names, values[kept], np.array(labels)[kept], own), int((~kept).sum())
 
 
 def rationale(study: dict[str, Any]) -> list[str]:

@@ -99,8 +99,12 @@ def load_standards(path: Path) -> tuple[dict[str, Any], dict[str, Standard]]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Answers to N items by name of the part: raw values (N,), z (N,) after the bound, NaN where refused, reasons."""
+    """Answers to N items by name of the part: raw values (N,), z (N,) after the bound, NaN where refused, reasons.
 
+    `paired` (N,) says which items have a reference.
+    """
+
+    paired: Tensor
     raw: Mapping[str, Tensor]
     z: Mapping[str, Tensor]
     refused: Mapping[str, Mapping[int, str]]
@@ -133,7 +137,8 @@ class Composite:
 
         Every z has deviation 1 on the reference set, so no part outweighs the others by its scale. `bound *
         tanh(z / bound)` does the same for outliers. A conservative ensemble (`combine`) is conservative about the
-        candidate; `swapped_margin` of the verdict is its margin where the reference is the candidate.
+        candidate; `swapped_margin` of the verdict is its margin where the reference is the candidate. A single picture
+        has no other order: its swapped margin is -R.
 
         Raises:
             JudgementError: with `on_refused="raise"`, where an item is refused.
@@ -154,7 +159,7 @@ class Composite:
             unmeasured = (standardised.isnan() & values.isfinite()).nonzero().flatten().tolist()
             z[name] = self.bound * torch.tanh(standardised / self.bound)
             refused[name] = {**answers[name].refused, **dict.fromkeys(unmeasured, UNMEASURED)}
-        return _Measured(raw, z, refused)
+        return _Measured(paired, raw, z, refused)
 
     def _verdict(self, measured: _Measured) -> Verdict:
         z = torch.stack(list(measured.z.values()), 1)
@@ -163,7 +168,7 @@ class Composite:
         z = torch.where(known, z, 0.0)  # NaN is replaced before it is multiplied, since 0 times NaN has no gradient
         total, swapped = combined(z, weights, self.combine, self.std_weight), None
         if self.combine != "sum":
-            swapped = combined(-z, weights, self.combine, self.std_weight)
+            swapped = torch.where(measured.paired, combined(-z, weights, self.combine, self.std_weight), -total)
         verdict = replace(Verdict.from_margin(total), parts=measured.z, swapped_margin=swapped)
         return verdict.refuse(self._reasons(len(z), measured.refused))
 

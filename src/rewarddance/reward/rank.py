@@ -22,7 +22,7 @@ class Ranking:
     Attributes:
         order: indices of the pictures, best first; pictures without any answered comparison are left out.
         wins: (K, K) fp32 in the order of the input: P(yes, row is better than column). The diagonal is 0.5, refused
-            pairs are NaN.
+            pairs are NaN. The two entries of a pair sum to 1, or to less with a conservative ensemble.
         margin: (K,) mean log-odds against the others, in the order of the input; `order` is sorted by it.
         refused: the reason of every pair that was refused.
     """

@@ -93,7 +93,7 @@ def load_judge_folder(
     precision: Precision | None = None,
     image_cache: int = 0,
     tiles: int | None = None,
-    clips: ClipFrames | None = None,
+    clips: ClipFrames | float | None = None,
     device: str = "auto",
     template: str | None = None,
     examples: Sequence[Comparison] = (),
@@ -105,9 +105,9 @@ def load_judge_folder(
 
     Args:
         precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
-        image_cache: pictures whose tokens are kept from one call to the next.
+        image_cache: images (pictures, or frames of clips) whose tokens are kept from one call to the next.
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
-        clips: which frames of a clip are shown; as in training when None.
+        clips: which frames of a clip are shown, or their number a second alone; as in training when None.
         template: words for a VLM that was not trained to judge (`context.template`).
         examples: labelled comparisons to show before every question, for such a VLM.
         compile: compile the layers of a large model on a GPU (`vlm/compiled.py`), for long work.
@@ -125,7 +125,8 @@ def load_judge_folder(
     backbone = load_backbone_folder(folder, torch.bfloat16 if computed == "bf16" else torch.float32)
     backbone.module.requires_grad_(False)
     backbone.module.to(where)
-    spec = spec if clips is None else spec.model_copy(update={"clips": clips})
+    if clips is not None:
+        spec = spec.model_copy(update={"clips": clips if isinstance(clips, ClipFrames) else spec.clips.at(clips)})
     backbone.tile(spec.tiles if tiles is None else tiles)
     backbone.sample_clips(spec.clips)
     if (folder / EXAMPLES).is_file():

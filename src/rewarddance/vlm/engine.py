@@ -93,8 +93,8 @@ class Engine:
         image_budget: pictures in one pass of the vision tower at most.
         memory_share: without gradients, the share of the free memory that a pass may take. Bytes a token are measured
             on the first long list. A pass that does not fit all the same is halved.
-        image_cache: pictures whose tokens are kept for later calls; the least recently used are dropped first. Not
-            used while weights are trained.
+        image_cache: images (pictures, frames of clips, temporal patches) whose tokens are kept for later calls; the
+            least recently used are dropped first. Not used while weights are trained.
         portion: without gradients (and unsharded), dialogs that are in memory at once.
         autocast: compute in this type where autocast does; weights keep theirs. None computes in the stored types.
     """
@@ -214,6 +214,14 @@ class Engine:
     def num_image_tokens(self, media: Media) -> int:
         """Image tokens of a picture, or of all images of a clip."""
         return self.backbone.encoder.count(media) * len(self.backbone.encoder.images_of(media))
+
+    def num_images(self, media: Media) -> int:
+        """Images with tokens of their own: 1 for a picture, frames or temporal patches of a clip."""
+        return len(set(self.backbone.encoder.images_of(media)))
+
+    def keep_images(self, num: int) -> None:
+        """Set `image_cache` from now on."""
+        self.image_cache = self._vision.cache = num
 
     @property
     def end_of_turn(self) -> list[int]:

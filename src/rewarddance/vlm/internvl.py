@@ -57,6 +57,13 @@ class InternVLBackbone(Backbone):
         tokens: Tensor = self.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
         return tokens.flatten(0, 1)
 
+    def mean_states(self, media: Sequence[Media]) -> Tensor:
+        """States of the vision tower of pictures, or of the first frames of clips, mean over places, (N, D).
+        Differentiable to pixels."""
+        pixels = self.prepare(list(media)).to(self.device)
+        states: Tensor = self.model.model.vision_tower(pixel_values=pixels).last_hidden_state
+        return states.mean(1)
+
     def picture_inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Any]:
         frames = [f for e in encoded for f in e.images]
         return {"pixel_values": self._pixels(frames).to(self.model.dtype)} if frames else {}

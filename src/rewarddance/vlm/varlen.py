@@ -4,6 +4,10 @@ A node is a sequence of that call: its queries are its own tokens, its keys are 
 Keys and values are gathered, so those of a shared prefix are copied for every node behind it. All other work on a
 prefix is still done once. The kernel's causal mask is aligned to the end of the keys, so a query sees all ancestors.
 
+No command turns it on, because its speed and its compiled training are not measured yet. `backbone.prefers_varlen =
+True` turns it on in a program, and `REWARDDANCE_VARLEN=1` in `benchmarks/gpu.py`. Tests compare its answers and
+gradients (`tests/vlm/test_flex.py` on a CPU, `tests/test_gpu.py` on a GPU).
+
 Shapes: T packed tokens, N nodes, K keys of all nodes, H heads, d width of a head.
 """
 

@@ -75,8 +75,8 @@ class VisionPass:
 
     Args:
         budget: pictures in one pass at most.
-        cache: pictures whose tokens are kept for later calls; the least recently used are dropped first. Not used while
-            weights are trained.
+        cache: images (pictures, frames of clips, temporal patches) whose tokens are kept for later calls; the least
+            recently used are dropped first. Not used while weights are trained.
 
     Attributes:
         num_encoded: pictures that went through the tower in this call.

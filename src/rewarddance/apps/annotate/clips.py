@@ -8,15 +8,13 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewarddance.core.clips import encode_clip, is_container, read_clip, read_gif
+from rewarddance.core.clips import Codec, encode_clip, encode_frames, is_container, read_clip, read_gif
 from rewarddance.core.errors import InputError
 from rewarddance.core.streams import stream
 
@@ -29,7 +27,6 @@ FASTEST = 60
 BLOCKS = 32
 """Blocks along the longest side of a clip of an attention check. They are put into random places."""
 _ENCODERS = threading.BoundedSemaphore(2)
-_BT709, _LIMITED_RANGE = 1, 1
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,6 @@ class Shape:
     @property
     def seconds(self) -> float:
         return self.num_frames / self.fps
-
-
-def need_pyav() -> None:
-    """Check that clips can be encoded.
-
-    Raises:
-        InputError: PyAV is missing.
-    """
-    try:
-        import_module("av")
-    except ImportError:
-        raise InputError(
-            "annotate: people judge clips here, which need PyAV; pip install 'rewarddance[video]'"
-        ) from None
 
 
 def open_clip(content: bytes, origin: str) -> tuple[NDArray[np.uint8], float]:
@@ -166,23 +149,9 @@ def _fitted_frames(pixels: NDArray[np.uint8], fps: float, shape: Shape) -> Itera
 
 def _encoded(pixels: NDArray[np.uint8], fps: float, shape: Shape) -> bytes:
     """The clip as MP4. `bitexact` leaves the program's name out, and one thread gives the same bytes everywhere."""
-    av: Any = import_module("av")
-    rate = Fraction(shape.fps).limit_denominator(1001)
     options = {"crf": "12", "preset": "veryfast", "bf": "0", "g": str(max(1, round(shape.fps / 2))), "threads": "1"}
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=rate, options=options)
-        video.width, video.height, video.pix_fmt = shape.width, shape.height, "yuv420p"
-        context = video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-        for k, frame in enumerate(_fitted_frames(pixels, fps, shape)):
-            rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            made = rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
-            made.pts, made.time_base = k, 1 / rate
-            container.mux(video.encode(made))
-        container.mux(video.encode())
-    return buffer.getvalue()
+    codec = Codec("mp4", "libx264", "yuv420p", options, {"fflags": "+bitexact"}, bt709=True)
+    return encode_frames(_fitted_frames(pixels, fps, shape), (shape.height, shape.width), shape.fps, codec, "clip")
 
 
 def shuffled_clip(content: bytes, seed: int, origin: str) -> bytes:

@@ -15,11 +15,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.assignment import groups_of
-from rewarddance.apps.annotate.clips import need_pyav, shape_of, shuffled_clip
+from rewarddance.apps.annotate.clips import shape_of, shuffled_clip
 from rewarddance.apps.annotate.config import CHANGEABLE, MOST_RANKED, DeskConfig
 from rewarddance.apps.annotate.database import Database, lock_desk
 from rewarddance.apps.annotate.media import noise_of
 from rewarddance.apps.annotate.models import Desk, Item, Picture, Record
+from rewarddance.core.clips import need_pyav
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.streams import seed_of
 
@@ -113,7 +114,7 @@ def fill(
         config = settings_of(session)
         lock_desk(session)
         if any("clips" in facts for facts in session.scalars(select(Record.facts))):
-            need_pyav()
+            need_pyav("annotate")
         if stamp and desk.source == stamp:
             return filled
         desk.source = stamp
@@ -229,7 +230,7 @@ def _comparable(record: VotedRecord, group: tuple[int, ...]) -> bool:
 def _clip_shape(record: VotedRecord, ref: MediaRef) -> dict[str, Any] | None:
     if ref.kind != "video" or ref.data is None:
         return None
-    need_pyav()
+    need_pyav("annotate")
     return asdict(shape_of(ref.data, f"record {record.record_id}: {ref.path or 'clip'}"))
 
 

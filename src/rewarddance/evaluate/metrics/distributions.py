@@ -57,14 +57,15 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Fréchet distance of two Gaussians, |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)).
+    """Squared Fréchet distance of two Gaussians, |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)); 0 or more.
 
     The last trace is the sum of the singular values of A^(1/2) B^(1/2). So it needs no root of a matrix that is not
     symmetric, and singular covariances (fewer pictures than dimensions) are no special case.
     """
     gap = a.mean - b.mean
     cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
-    return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    # rounding can make it a little less than 0; np.maximum keeps a NaN
+    return float(np.maximum(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross, 0.0))
 
 
 def _root(covariance: Array) -> Array:
@@ -137,7 +138,7 @@ def cmmd(samples: ArrayLike, reference: ArrayLike, *, sigma: float = 10.0, scale
     """
     x, y = checked_pair(samples, reference, 1)
     kernels = [np.exp(-squared_distances(a, b) / (2 * sigma**2)).mean() for a, b in ((x, x), (y, y), (x, y))]
-    return float(scale * (kernels[0] + kernels[1] - 2 * kernels[2]))
+    return float(scale * np.maximum(kernels[0] + kernels[1] - 2 * kernels[2], 0.0))  # as in `frechet_distance`
 
 
 def squared_distances(x: Array, y: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewarddance.core.prefetch import num_workers, prefetched
+from rewarddance.core.prefetch import Feed, num_workers
 from rewarddance.core.streams import stream
 from rewarddance.world.build.video_config import ClipStreamConfig
 from rewarddance.world.motion.batches import clip_batch, prompt_ids
@@ -63,18 +62,16 @@ class ClipPool:
         self.config, self.name, self.device, self.encode = config, name, device, encode
         self.next = max(0, first - config.num_slots + 1)
         make = partial(fresh_clips, config.seed, name, config.fresh)
-        self.source = prefetched(make, self.next, stop, num_workers(config.workers, device))
+        self.feed = Feed(make, stop, num_workers(config.workers, device))
         self.kept: dict[str, Tensor] = {}
         self.waited = 0.0
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The rows of a step's batch, (batch_size, ...) each. Steps are asked for in order."""
-        self.waited = 0.0
+        before = self.feed.waited
         while self.next <= step:
-            began = time.perf_counter()
-            fresh = next(self.source)
-            self.waited += time.perf_counter() - began
-            self._keep(fresh)
+            self._keep(self.feed(self.next))
+        self.waited = self.feed.waited - before
         rows = torch.from_numpy(self._rows(step)).to(self.device)
         return {name: values[rows] for name, values in self.kept.items()}
 

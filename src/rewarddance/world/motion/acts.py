@@ -1,4 +1,9 @@
-"""How far a track's object is the asked one and does what an act asks."""
+"""Compares a track with an act: whether the object is the asked one, and whether it does the asked action.
+
+A track is one object over the frames of a clip (`tracks.py`). An act is an object and its action, as a prompt asks for
+them (`scene.py`). Each family of actions has one reader, which fits the track's motion (`measure.py`) and turns the
+fitted numbers into answers in [0, 1] by linear ramps.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +22,15 @@ from rewarddance.world.scene import COLOURS, SHAPES
 
 @dataclass(frozen=True)
 class Doing:
-    """Answers to an act's questions about a track. All in [0, 1].
+    """What a track does, compared with an act. The numbers are in [0, 1]; 1 is best.
 
     Attributes:
-        done: the asked action with its direction, at any speed.
-        moved: motion of the asked family in any direction; for `staying still`, the absence of motion.
-        smooth: how closely the course follows the family's ideal one.
-        paced: as fast as asked; 1 where the speed is left open.
-        words: the verdict for a reader, with the rate where there is one.
+        done: whether the object does the asked action in the asked direction, at any speed.
+        moved: whether there is motion of the asked family, in any direction; for events a change of the asked kind, and
+            for `staying still` the absence of motion.
+        smooth: how closely the course follows the ideal course of the family; for events how little the object moves.
+        paced: whether the object is as fast as asked; 1 where the act leaves the speed open, and for events and rest.
+        words: `yes` or `no` for `done`, with the measured rate or distance where there is one.
     """
 
     done: float
@@ -35,9 +41,10 @@ class Doing:
 
 
 def kind_agreement(track: Track, act: Act) -> float:
-    """How far a track is of the asked colour and shape, in [0, 1], mean over its frames.
+    """How well a track has the asked colour and shape, in [0, 1].
 
-    For `turning` the colour counts before the change, which `read` looks for.
+    The colour is the mean share of pixels of that colour, and the shape has the mean fit of its template, both over the
+    frames in which the object is present. For `turning`, the colour counts in the frames before the change only.
     """
     colours = track.colours[track.present]
     if act.into is not None:
@@ -48,7 +55,11 @@ def kind_agreement(track: Track, act: Act) -> float:
 
 
 def change_of_colour(track: Track, act: Act) -> int:
-    """Where the asked change of colour fits best, in present frames from the first; 1 to their number less 1."""
+    """The number of present frames before the asked change of colour, where it fits best.
+
+    From 1 to the number of present frames less 1. It is 1 for an act without a change of colour, and for a track of
+    fewer than two present frames.
+    """
     colours = track.colours[track.present]
     if len(colours) < 2 or act.into is None:
         return 1
@@ -57,8 +68,11 @@ def change_of_colour(track: Track, act: Act) -> int:
 
 
 def pace(rate: float, act: Act, family: Family) -> float:
-    """How far a rate is as fast as asked: 0 half an octave on the wrong side of the line, 1 a little on the right
-    side."""
+    """Whether a rate is as fast as asked, in [0, 1]; 1 where the act leaves the speed open.
+
+    The line between slow and fast is `RATE_LINE`. The value grows linearly with the logarithm of the rate, from 0 at
+    0.35 octaves on the wrong side of the line to 1 at 0.2 octaves on the right side.
+    """
     if act.speed is None:
         return 1.0
     octaves = math.log2(max(rate, 1e-3) / RATE_LINE[family])
@@ -66,23 +80,31 @@ def pace(rate: float, act: Act, family: Family) -> float:
 
 
 def read(tracks: Sequence[Track], index: int, act: Act, seconds: float, other: int | None) -> Doing:
-    """Read a track for an act.
+    """Compare a track with an act, by the reader of the act's family.
 
     Args:
-        tracks: all of the clip; index: the one that is read; other: the one that `circling` would circle.
-        seconds: the clip's duration.
+        tracks: all tracks of the clip.
+        index: of the track that is compared.
+        seconds: duration of the clip.
+        other: index of the track that `circling` goes around; None where there is none.
     """
     return _READERS[FAMILY[act.action]](tracks, index, act, seconds, other)
 
 
 @dataclass(frozen=True)
 class _Course:
-    """Straight fits of a track's place and size."""
+    """Straight lines fitted to a track's place and size over time, in pixels.
+
+    Attributes:
+        x, y: of its centre; size: of its size.
+        reach: the larger side of the smallest box around its centres.
+        size_range: largest size less the smallest.
+    """
 
     x: Line
     y: Line
     size: Line
-    reach: float  # pixels, the larger side of the box that its centre stays in
+    reach: float
     size_range: float
 
 
@@ -95,7 +117,8 @@ def _course(track: Track, seconds: float) -> _Course:
 
 
 def _smooth(rms: float, span: float) -> float:
-    """Smoothness in [0, 1], from the error of the ideal course and the length of the way, both in pixels."""
+    """Smoothness in [0, 1] from the root mean square error of the ideal course and the length of the way (`span`), in
+    pixels. A longer way may have a larger error."""
     return 1 - ramp(rms, 0.5 + 0.03 * span, 1.2 + 0.16 * span)
 
 
@@ -182,7 +205,7 @@ def _event(tracks: Sequence[Track], index: int, act: Act, seconds: float, other:
 
 
 def _largest_change(colours: Array) -> float:
-    """Largest change of colour from one frame to the next, in [0, 1]."""
+    """The largest change of the colour shares (F, colours) from one frame to the next, in [0, 1]."""
     return float((1 - np.minimum(colours[1:], colours[:-1]).sum(1)).max()) if len(colours) > 1 else 0.0
 
 
