@@ -40,7 +40,11 @@ from rewarddance.world.splits import scene_is_trainable, split_of
 
 @dataclass(frozen=True)
 class Lesson:
-    """Turns about pictures and maybe a prompt. `request` is an instruction before them on how to answer."""
+    """Turns about pictures or clips, and maybe a prompt. `request` is an instruction before them on how to answer.
+
+    Attributes:
+        images: uint8, pictures (H, W, 3) or clips (F, H, W, 3).
+    """
 
     prompt: str | None
     images: tuple[Image, ...]

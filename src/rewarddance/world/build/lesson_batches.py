@@ -13,6 +13,7 @@ from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.world.build.packing import LessonPacker, PackedBatch, collate
 from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson, yes_or_no
+from rewarddance.world.motion.lessons import clip_lesson
 
 Stage = Literal["renders", "relations", "all"]
 """Which lessons are drawn: all kinds on renders, relations alone, or all kinds on renders and generated pictures."""
@@ -28,13 +29,20 @@ class LessonSource:
         matching: share of lessons on matching alone.
         relations: share of lessons on relations alone.
         requests: share of lessons that begin with a request for yes or no and ask only such questions.
+        clips: share of lessons on clips; the other shares are those of the remaining lessons.
     """
 
     def __init__(
-        self, drawn: Path | None, share: float, matching: float = 0.0, relations: float = 0.0, requests: float = 0.0
+        self,
+        drawn: Path | None,
+        share: float,
+        matching: float = 0.0,
+        relations: float = 0.0,
+        requests: float = 0.0,
+        clips: float = 0.0,
     ) -> None:
         self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
-        self.requests = requests
+        self.requests, self.clips = requests, clips
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
@@ -45,6 +53,8 @@ class LessonSource:
     def _draw(self, rng: np.random.Generator, num_questions: int, stage: Stage) -> Lesson:
         if stage == "relations":
             return relation_lesson(rng)
+        if self.clips and rng.random() < self.clips:
+            return clip_lesson(rng, num_questions)
         chance = rng.random()
         if chance < self.matching:
             return matching_lesson(rng)

@@ -38,7 +38,7 @@ class PackedLesson:
 
     Attributes:
         ids: token ids (S,), int32.
-        images: pictures in the order of their runs of context tokens.
+        images: pictures, and frames of clips, in the order of their runs of context tokens.
         branch: 0 in the opening, 1, 2, ... in the turns (S,), int16.
         positions: index of each token in its own dialog (S,), int16.
         weights: weight of the loss at each token (S,), float32; 0 outside answers.
@@ -86,7 +86,7 @@ class LessonPacker:
     def __call__(self, lesson: Lesson) -> PackedLesson:
         opening = self.before + (f"{lesson.request}\n" if lesson.request else "")
         opening += f"prompt: {lesson.prompt}\n" if lesson.prompt else ""
-        opening += "".join(f"image {i + 1}: {self.picture}\n" for i in range(len(lesson.images)))
+        opening += "".join(f"image {i}: {self._shown(image)}\n" for i, image in enumerate(lesson.images, 1))
         cut = max((m.end() for m in self.special.finditer(opening)), default=0)
         head = self._head(opening[:cut])
         rests = [self._rest(opening[cut:], question, answer) for question, answer in lesson.turns]
@@ -106,11 +106,17 @@ class LessonPacker:
             ]
         return PackedLesson(
             np.array(ids, np.int32),
-            lesson.images,
+            tuple(frame for image in lesson.images for frame in image.reshape(-1, *image.shape[-3:])),
             np.array(branch, np.int16),
             np.array(positions, np.int16),
             np.array(weights, np.float32),
         )
+
+    def _shown(self, image: Image) -> str:
+        """The text of a picture, or of a clip as judges see it: one line for each frame."""
+        if image.ndim == 3:
+            return self.picture
+        return "".join(f"Frame{k}: {self.picture}\n" for k in range(1, len(image) + 1))
 
     def _head(self, text: str) -> list[int]:
         ids: list[int] = []

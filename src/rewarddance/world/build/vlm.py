@@ -55,6 +55,8 @@ class VlmConfig(Config):
     """Share of lessons on matching alone (`world/lessons.py`)."""
     relations_share: float = 0.0
     """Share of lessons on relations alone (`world/lessons.py`)."""
+    clips_share: float = Field(0.0, ge=0, le=1)
+    """Share of lessons on clips (`world/motion/lessons.py`)."""
     requests_share: float = 0.3
     """Share of lessons that begin with "answer yes or no." and ask only such questions."""
     relations_alone: tuple[float, float] = (0.0, 0.0)
@@ -122,7 +124,13 @@ class VlmTraining:
     def _lessons(self, name: str, num: int, stages: Stages, world: int = 1, rank: int = 0) -> LessonBatches:
         config = self.config
         encoder = ChatEncoder(self.tokenizer, self.model.config.image_seq_length)
-        shares = (config.drawn_share, config.matching_share, config.relations_share, config.requests_share)
+        shares = (
+            config.drawn_share,
+            config.matching_share,
+            config.relations_share,
+            config.requests_share,
+            config.clips_share,
+        )
         per_pass = config.micro_batch or (PER_PASS if self.device.type == "cpu" else num)
         return LessonBatches(
             LessonSource(self.drawn, *shares),

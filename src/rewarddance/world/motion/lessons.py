@@ -1,0 +1,168 @@
+"""Lessons about clips for a vision-language model: what objects do, how fast, and whether a clip matches a prompt.
+
+The turns have the form of those about pictures (`world/lessons.py`), and clips stand in the place of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewarddance.world.lessons import Lesson
+from rewarddance.world.motion.corrupt import Damage, damage, edit_scene
+from rewarddance.world.motion.grammar import ADVERBS, WORDINGS, phrase
+from rewarddance.world.motion.render import Clip, render
+from rewarddance.world.motion.sampling import TRAIN_ACTIONS, sample_pair
+from rewarddance.world.motion.scene import Act, MotionScene, MotionSpec
+from rewarddance.world.motion.splits import scene_is_trainable, split_of
+from rewarddance.world.questions import Turn
+
+EVERY = 2
+"""Lessons show every second frame: 0, 2, 4, 6, 8, as judges of clips see them at 4 frames a second."""
+DAMAGES: tuple[Damage, ...] = ("flicker", "freeze", "shuffle")
+"""Damage that no act explains. A reversed clip may show another act without a fault."""
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip of a lesson: its scene, and whether its frames are damaged."""
+
+    scene: MotionScene
+    damaged: bool
+    frames: Clip
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        return self.scene.listing.acts
+
+    def fulfils(self, spec: MotionSpec) -> bool:
+        """Whether the clip is free of faults and shows what a specification asks for, and nothing else."""
+        return not self.damaged and not self.scene.ghosts and all(right for _, right in sides(self.scene, spec))
+
+
+def sides(scene: MotionScene, spec: MotionSpec) -> Iterator[tuple[str, bool]]:
+    """The aspects of a match, and whether a scene agrees with a specification in each.
+
+    `motion` and `speed` are there where the objects are right, and `speed` where the specification names one.
+    """
+    shown, asked = scene.listing.acts, spec.acts
+    yield "background", scene.background == spec.background
+    yield "style", scene.style == spec.style
+    by_kind = {(a.colour, a.shape): a for a in shown}
+    objects = sorted(by_kind) == sorted((a.colour, a.shape) for a in asked)
+    yield "objects", objects
+    if objects:
+        pairs = [(by_kind[a.colour, a.shape], a) for a in asked]
+        motion = all((s.action, s.into) == (a.action, a.into) for s, a in pairs)
+        yield "motion", motion
+        if motion and any(a.speed for a in asked):
+            yield "speed", all(a.speed in (None, s.speed) for s, a in pairs)
+
+
+def _yes(right: bool) -> str:
+    return "yes" if right else "no"
+
+
+def _name(act: Act) -> str:
+    return f"{act.colour} {act.shape}"
+
+
+def does(act: Act) -> str:
+    """An action in words, with its speed: "quickly moving left", "turning blue"."""
+    adverb = "" if act.speed is None else f"{ADVERBS[act.speed]} "
+    return f"{adverb}{act.action}" + ("" if act.into is None else f" {act.into}")
+
+
+Ask = Callable[[ShownClip, int, np.random.Generator], Turn | None]
+
+
+def _action(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn:
+    act = clip.acts[int(rng.integers(len(clip.acts)))]
+    return f"what does the {_name(act)} of image {i} do?", does(act)
+
+
+def _is_doing(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn:
+    act = clip.acts[int(rng.integers(len(clip.acts)))]
+    action = act.action if rng.random() < 0.5 else TRAIN_ACTIONS[int(rng.integers(len(TRAIN_ACTIONS)))]
+    return f"is the {_name(act)} of image {i} {action}?", _yes(action == act.action)
+
+
+def _speed(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn | None:
+    timed = [act for act in clip.acts if act.speed is not None]
+    if not timed:
+        return None
+    act = timed[int(rng.integers(len(timed)))]
+    return f"is the {_name(act)} of image {i} fast or slow?", str(act.speed)
+
+
+def _background(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn:
+    return f"what is the background of image {i}?", clip.scene.background
+
+
+def _describe(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn | None:
+    listing = clip.scene.listing
+    return (f"describe image {i}.", phrase(listing)) if split_of(listing) == "train" else None
+
+
+ABOUT_ONE: tuple[Ask, ...] = (_action, _action, _is_doing, _is_doing, _speed, _background, _describe)
+
+
+def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.Generator) -> list[Turn | None]:
+    turns: list[Turn | None] = []
+    for i, clip in enumerate(clips, 1):
+        turns.append((f"does image {i} match the prompt?", _yes(clip.fulfils(spec))))
+        if clip.damaged:
+            continue
+        aspects = list(sides(clip.scene, spec))
+        wrong = [name for name, right in aspects if not right]
+        right = [name for name, right in aspects if right]
+        chosen = [right[int(k)] for k in rng.permutation(len(right))[: max(1, len(wrong))]]
+        verb = {"objects": "are"}
+        turns += [(f"{verb.get(s, 'is')} the {s} of image {i} right?", _yes(s in right)) for s in (*wrong, *chosen)]
+    if len(clips) == 2 and clips[0].fulfils(spec) != clips[1].fulfils(spec):
+        better = 1 + clips[1].fulfils(spec)
+        turns += [(f"question: is image {i} the better one?", _yes(i == better)) for i in (1, 2)]
+    return turns
+
+
+def _shown(scene: MotionScene, rng: np.random.Generator, damaged: float) -> ShownClip:
+    frames, spoiled = render(scene), bool(rng.random() < damaged)
+    if spoiled:
+        frames = damage(frames, DAMAGES[int(rng.integers(len(DAMAGES)))], float(rng.uniform(0.5, 1)), rng)
+    return ShownClip(scene, spoiled, frames[::EVERY])
+
+
+def _edited(scene: MotionScene, rng: np.random.Generator) -> MotionScene:
+    try:
+        return edit_scene(scene, rng, accept=scene_is_trainable)
+    except RuntimeError:  # no edit of this scene may be shown
+        return scene
+
+
+def clip_lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
+    """One random lesson about one or two clips of trainable scenes.
+
+    Nine in ten begin with a prompt, which a clip fulfils, misses by an edit, or spoils by damaged frames.
+
+    Args:
+        num_questions: about every clip, in addition to those about the prompt.
+    """
+    spec, scene = sample_pair(rng)
+    scenes = [_edited(scene, rng) if rng.random() < 0.5 else scene]
+    if rng.random() < 0.6:
+        scenes.append(_edited(scene, rng) if rng.random() < 0.7 else scene)
+    clips = [_shown(s, rng, 0.15) for s in scenes]
+    turns: list[Turn | None] = []
+    with_prompt = bool(rng.random() < 0.9)
+    if with_prompt:
+        turns += _about_prompt(clips, spec, rng)
+    for i, clip in enumerate(clips, 1):
+        turns.append((f"are the frames of image {i} smooth?", _yes(not clip.damaged)))
+        if not clip.damaged:
+            asks = [ABOUT_ONE[int(k)] for k in rng.integers(len(ABOUT_ONE), size=num_questions)]
+            turns += [ask(clip, i, rng) for ask in asks]
+    prompt = phrase(spec, WORDINGS[int(rng.integers(len(WORDINGS)))])
+    unique = tuple(dict.fromkeys(t for t in turns if t is not None))
+    return Lesson(prompt if with_prompt else None, tuple(c.frames for c in clips), unique)
