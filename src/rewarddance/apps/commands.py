@@ -105,8 +105,8 @@ class JudgeFlags(Flags):
     """Flags of commands that ask a judge."""
 
     judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address of a server
-    (`http://HOST:PORT` of `rewarddance serve`)."""
+    """`tiny`, `tiny-clips`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address
+    of a server (`http://HOST:PORT` of `rewarddance serve`)."""
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None
@@ -245,7 +245,7 @@ class Sample(Flags):
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are those of that run, unless you give them."""
     generator: str | None = None
-    """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
+    """`tiny` (the default), `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None
