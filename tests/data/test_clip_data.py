@@ -1,14 +1,17 @@
 """Records of clips in Parquet, from the moving world and from imported files, and their way to a judge's questions."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
+from tiny_wan import tiny_wan
 
 from rewarddance.apps.cli import main
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.runs import write_json
 from rewarddance.data.export import export
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.parquet import RecordTable, row_of, voted_records, write_rows
@@ -53,6 +56,42 @@ def test_a_folder_of_clips_is_built_once_and_its_sets_are_known(tmp_path):
     assert set(validation) == {"id", "ood"}
     sets = held_out_sets(tmp_path, frozenset(), 0, 100)
     assert [r.source for r in sets["changes"][0]] == list(CHANGES)
+
+
+def test_a_generators_clips_lie_beside_renders(tmp_path, monkeypatch):
+    """Half of the prompts show clips of a random Wan; with another task it is an error before anything is drawn."""
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", tmp_path / "assets")
+    pipeline = tiny_wan().pipeline
+    pipeline.save_pretrained(tmp_path / "assets" / "generator-tiny-video")
+    shape = {"num_frames": 9, "fps": 8.0, "side": 48, "max_sequence_length": 24}
+    write_json(tmp_path / "assets" / "generator-tiny-video" / "clip.json", shape)
+    config = ClipPreferencesConfig(num_prompts=4, clips=2, generator_share=0.5, preview_share=1.0, mixed_share=1.0)
+    build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=4)
+    found = {n: list(RecordTable.open(tmp_path / "clips" / f"{n}.parquet")) for n in ("train", "id")}
+    assert [r.source for r in found["train"]] == ["mixed", "mixed", "rendered", "rendered"]
+    assert [r.source for r in found["id"]] == ["generator", "rendered"]
+    alone = list(clip_records(ClipPreferencesConfig(num_prompts=4, clips=2)))
+    assert [m.key for r in alone[2:] for m in r.media] == [m.key for r in found["train"][2:] for m in r.media]
+    for record in found["train"] + found["id"]:
+        assert {m.frames.shape for m in record.media} == {(9, 3, 48, 48)}
+        spec = parse(record.prompt)
+        values = [utility(judge(m.to_numpy(), spec, m.fps), "overall") for m in record.media]
+        assert values == pytest.approx(list(record.truth))
+    with pytest.raises(RunError, match=r"other settings \(num_steps\)"):
+        build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=5)
+    with pytest.raises(ConfigError, match="this generator is text-to-video"):
+        build_clips(config.model_copy(update={"task": "i2v"}), 2, tmp_path / "i2v", 0, "tiny-video")
+    assert not (tmp_path / "i2v").exists()
+
+
+def test_data_of_renders_alone_does_not_name_what_a_generator_would_do(tmp_path):
+    """So a build that an earlier version began can go on."""
+    build_clips(ClipPreferencesConfig(num_prompts=1, clips=2), 1, tmp_path, changes=0)
+    assert (
+        json.loads((tmp_path / "data.json").read_text())
+        .keys()
+        .isdisjoint({"generator", "num_steps", "generator_share", "preview_share", "mixed_share"})
+    )
 
 
 def test_a_change_is_the_only_thing_wrong(tmp_path):
@@ -125,7 +164,7 @@ def test_broken_clips_are_rows_that_are_listed(own, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--task", "t2v", "--generator", "none"], "--task t2v is made of renders alone; leave generator out"),
+    (["--task", "t2v", "--generator-share", "0.5"], "renders alone without --generator; leave --generator-share out"),
     (["--task", "t2v", "--criterion", "style"], "--task t2v has no criterion style"),
     (["--task", "t2v", "--criterion", "first_frame"], "first_frame needs --task i2v"),
     (["--criterion", "motion"], "--task t2i has no criterion motion"),

@@ -66,7 +66,8 @@ class AlignConfig(Rolling):
     """A generator, a judge, a task and an algorithm."""
 
     generator: str = "tiny"
-    """`tiny`, `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
+    """`tiny`, `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or
+    Wan pipeline."""
     adapter: str | None = None
     """Start from the adapter of a finished run (its folder), with that adapter's rank and alpha. The frozen policy of
     the KL stays the generator without any adapter."""

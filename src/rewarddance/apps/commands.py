@@ -245,7 +245,8 @@ class Sample(Flags):
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are those of that run, unless you give them."""
     generator: str | None = None
-    """`tiny` (the default), `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
+    """`tiny` (the default), `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1,
+    Qwen-Image, Z-Image or Wan pipeline."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None

@@ -19,8 +19,8 @@ from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.parallel import barrier, is_leader, long_barrier
 from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder
-from rewarddance.jobs.data.build import build_embedded
 from rewarddance.jobs import load
+from rewarddance.jobs.data.build import build_embedded
 from rewarddance.jobs.load import ASSETS, EMBEDDED, Kind, find
 from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.saved import read_spec
