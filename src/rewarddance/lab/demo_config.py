@@ -93,9 +93,9 @@ CLIPS = Demo(
     judge_lr=5e-5,
     align_lr=1e-3,
     full=DemoSizes(
-        prompts=64, held_out=16, sampling_steps=10,
+        prompts=48, held_out=12, sampling_steps=10,
         judge_steps=16, judge_prompts=4,
-        align_steps=40, align_prompts=32, align_batch=8, probe_prompts=8,
+        align_steps=32, align_prompts=24, align_batch=8, probe_prompts=8,
         every=1, noises=2, diversity_prompts=8, diversity_noises=4, best_of_every=12, candidates=8,
     ),
     fast=DemoSizes(
