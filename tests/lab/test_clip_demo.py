@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from tiny_wan import tiny_wan
@@ -12,6 +13,7 @@ from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.data.parquet import RecordTable
 from rewarddance.lab.demo_config import CLIPS, DEMOS
 from rewarddance.reward.config import JudgeSpec
+from rewarddance.world.motion.task import EmbeddedVideoTask
 
 CHROMIUM = shutil.which("chromium")
 
@@ -100,6 +102,25 @@ def test_the_fast_form_does_no_more_than_the_full_one(task):
         assert count >= full if name in ("every", "best_of_every") else count <= full
 
 
+@pytest.mark.parametrize("sizes", [CLIPS.full, CLIPS.fast])
+def test_the_chosen_prompts_show_different_actions(sizes):
+    prompts = EmbeddedVideoTask().benchmark()
+    for every in (sizes.every, sizes.best_of_every):
+        chosen = prompts[::every]
+        assert len({p.category for p in chosen}) == min(12, len(chosen))
+    chosen = prompts[:: sizes.every]
+    few = chosen[:: max(1, len(chosen) // sizes.diversity_prompts)][: sizes.diversity_prompts]
+    assert len({p.category for p in few}) == sizes.diversity_prompts
+
+
+def test_a_missing_pyav_is_an_error_before_anything_is_drawn(assets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", assets)
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["demo", "--task", "t2v", "--fast", "--out", str(tmp_path / "demo")]) == 1
+    assert "clips need PyAV; pip install 'rewarddance[video]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_the_page_in_a_browser(demo):
@@ -113,7 +134,7 @@ def test_the_page_in_a_browser(demo):
         page.on("requestfailed", lambda r: problems.append(r.url))
         page.goto((demo / "report.html").as_uri())
         page.wait_for_selector(".js-plotly-plot .main-svg")
-        assert page.locator("img.clips").count() == 4
+        assert page.locator("img.clips").count() == 5
         assert page.locator("img").evaluate_all("xs => xs.every(x => x.naturalWidth > 0)")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.set_viewport_size({"width": 400, "height": 800})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.clips import animation
+from rewarddance.core.clips import animation, check_pyav
 from rewarddance.core.config import load_recipe, merge, parse_config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -32,6 +32,7 @@ from rewarddance.reward.train_config import RewardConfig
 from rewarddance.search.best_of_n import draw_candidates, select
 from rewarddance.world.build.clip_preferences import ClipPreferencesConfig
 from rewarddance.world.build.preferences import PreferencesConfig
+from rewarddance.world.motion.scene import FPS, NUM_FRAMES
 
 DEMO_SEED = 1000
 """Added to the seed, so that these preferences are not those of the shipped judge's training."""
@@ -49,13 +50,13 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
 
     Raises:
         ConfigError: an embedded model is missing.
+        InputError: clips cannot be stored, because PyAV is missing.
         RunError: `out` holds something else.
     """
     began = time.monotonic()
     demo = DEMOS[task]
     sizes, kind = demo.fast if fast else demo.full, "clips" if task == "t2v" else "pictures"
-    # missing weights are an error at once
-    find(demo.generator, "generator"), find("tiny", "vlm"), find(demo.judge, "judge")
+    _check_parts(demo)
     _empty(out)
     write_json(out / "demo.json", {"task": task, "fast": fast, "seed": seed})
     say(f"1/4 preferences: {kind} of the generator and corrupted renders, judged by simulated raters")
@@ -90,6 +91,15 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
     return summary
 
 
+def _check_parts(demo: Demo) -> None:
+    """Raise an error at once where weights or PyAV are missing."""
+    find(demo.generator, "generator")
+    find(demo.judge, "judge")
+    find("tiny", "vlm")
+    if demo is DEMOS["t2v"]:
+        check_pyav("demo of clips")
+
+
 def _empty(out: Path) -> None:
     """Make the folder; an earlier demo in it is deleted.
 
@@ -114,7 +124,9 @@ def _preferences(demo: Demo, sizes: DemoSizes, out: Path, seed: int) -> Path:
 def _judge(demo: Demo, sizes: DemoSizes, data: Path, out: Path, seed: int) -> tuple[Judge, dict[str, float]]:
     """The shipped judge, trained further, and shares of pairs that it orders right. Writes `evaluation.json`."""
     train_from_data(_judge_config(demo, sizes, data, seed), out)
-    judge = load_single_judge(out, image_cache=sizes.align_prompts)
+    of_clips = demo is DEMOS["t2v"]
+    seen = len(read_spec(find(demo.judge, "judge")).clips.of(NUM_FRAMES, FPS).indices) if of_clips else 1
+    judge = load_single_judge(out, image_cache=sizes.align_prompts * seen)
     held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
     figures = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
     before = measure_judge(load_single_judge(demo.judge), held_out)

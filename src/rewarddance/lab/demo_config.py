@@ -18,7 +18,8 @@ class DemoSizes:
         judge_steps, judge_prompts: of the judge's further training, and prompts of one step.
         align_steps, align_prompts, align_batch: of the alignment; the batch is in samples.
         probe_prompts: of the probes, which are drawn four times.
-        every, noises: the evaluation takes each `every`-th benchmark prompt, with this many noises.
+        every, noises: the evaluation takes each `every`-th benchmark prompt, with this many noises. The action prompts
+            go round 12 actions, so for clips this and `best_of_every` share no divisor with 12.
         diversity_prompts, diversity_noises: of the diversity before and after.
         best_of_every, candidates: best-of-N on each `best_of_every`-th benchmark prompt, with N candidates.
     """
@@ -96,13 +97,13 @@ CLIPS = Demo(
         prompts=48, held_out=12, sampling_steps=10,
         judge_steps=16, judge_prompts=4,
         align_steps=32, align_prompts=24, align_batch=8, probe_prompts=8,
-        every=1, noises=2, diversity_prompts=8, diversity_noises=4, best_of_every=12, candidates=8,
+        every=1, noises=2, diversity_prompts=9, diversity_noises=4, best_of_every=11, candidates=8,
     ),
     fast=DemoSizes(
-        prompts=6, held_out=4, sampling_steps=4,
-        judge_steps=4, judge_prompts=2,
-        align_steps=3, align_prompts=4, align_batch=2, probe_prompts=2,
-        every=12, noises=1, diversity_prompts=2, diversity_noises=2, best_of_every=24, candidates=3,
+        prompts=4, held_out=2, sampling_steps=4,
+        judge_steps=2, judge_prompts=2,
+        align_steps=2, align_prompts=4, align_batch=2, probe_prompts=2,
+        every=11, noises=1, diversity_prompts=2, diversity_noises=2, best_of_every=25, candidates=3,
     ),
 )  # fmt: skip
 DEMOS: dict[DemoTask, Demo] = {"t2i": PICTURES, "t2v": CLIPS}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rewarddance.core.clips import check_pyav
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings
@@ -118,6 +119,7 @@ def build_clips(
         settings = {k: v for k, v in settings.items() if k not in OF_GENERATOR}
     else:
         settings |= {"generator": generator, "num_steps": num_steps}
+    check_pyav("preferences of clips")
     draw = None if generator is None else _clips_of(generator, config.task, num_steps)
     same_settings(out / "data.json", settings)
     for split, name in SPLIT_FILES.items():
