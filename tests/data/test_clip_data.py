@@ -67,31 +67,38 @@ def test_a_generators_clips_lie_beside_renders(tmp_path, monkeypatch):
     write_json(tmp_path / "assets" / "generator-tiny-video" / "clip.json", shape)
     config = ClipPreferencesConfig(num_prompts=4, clips=2, generator_share=0.5, preview_share=1.0, mixed_share=1.0)
     build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=4)
-    found = {n: list(RecordTable.open(tmp_path / "clips" / f"{n}.parquet")) for n in ("train", "id")}
-    assert [r.source for r in found["train"]] == ["mixed", "mixed", "rendered", "rendered"]
-    assert [r.source for r in found["id"]] == ["generator", "rendered"]
+    built = {n: list(RecordTable.open(tmp_path / "clips" / f"{n}.parquet")) for n in ("train", "id")}
+    assert [r.source for r in built["train"]] == ["mixed", "mixed", "rendered", "rendered"]
+    assert [r.source for r in built["id"]] == ["generator", "rendered"]
     alone = list(clip_records(ClipPreferencesConfig(num_prompts=4, clips=2)))
-    assert [m.key for r in alone[2:] for m in r.media] == [m.key for r in found["train"][2:] for m in r.media]
-    for record in found["train"] + found["id"]:
+    assert [m.key for r in alone[2:] for m in r.media] == [m.key for r in built["train"][2:] for m in r.media]
+    for record in built["train"] + built["id"]:
         assert {m.frames.shape for m in record.media} == {(9, 3, 48, 48)}
         spec = parse(record.prompt)
         values = [utility(judge(m.to_numpy(), spec, m.fps), "overall") for m in record.media]
         assert values == pytest.approx(list(record.truth))
     with pytest.raises(RunError, match=r"other settings \(num_steps\)"):
         build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=5)
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 2, tmp_path / "clips", 0)
     with pytest.raises(ConfigError, match="this generator is text-to-video"):
         build_clips(config.model_copy(update={"task": "i2v"}), 2, tmp_path / "i2v", 0, "tiny-video")
     assert not (tmp_path / "i2v").exists()
 
 
-def test_data_of_renders_alone_does_not_name_what_a_generator_would_do(tmp_path):
-    """So a build that an earlier version began can go on."""
-    build_clips(ClipPreferencesConfig(num_prompts=1, clips=2), 1, tmp_path, changes=0)
-    assert (
-        json.loads((tmp_path / "data.json").read_text())
-        .keys()
-        .isdisjoint({"generator", "num_steps", "generator_share", "preview_share", "mixed_share"})
-    )
+def test_data_of_an_earlier_version_goes_on_without_a_generator_and_not_with_one(tmp_path):
+    config, file = ClipPreferencesConfig(num_prompts=1, clips=2), tmp_path / "data.json"
+    build_clips(config, 1, tmp_path, changes=0)
+    settings = json.loads(file.read_text())
+    assert settings.pop("generator") == "none"
+    assert settings.keys().isdisjoint({"num_steps", "generator_share", "preview_share", "mixed_share"})
+    file.write_text(json.dumps(settings))  # as an earlier version wrote it
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 1, tmp_path, 0, "tiny-video")
+    build_clips(config, 1, tmp_path, changes=0)
+    assert json.loads(file.read_text())["generator"] == "none"
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 1, tmp_path, 0, "tiny-video")
 
 
 def test_a_change_is_the_only_thing_wrong(tmp_path):

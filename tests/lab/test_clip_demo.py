@@ -42,20 +42,20 @@ def demo(assets, tmp_path_factory):
 
 
 def test_the_summary_holds_the_figures_of_clips(demo):
-    found = json.loads((demo / "summary.json").read_text())
-    assert found["task"] == "t2v"
-    assert found["gold"] == "oracle value (fidelity, motion, consistency)"
-    assert {"mean", "ci_low", "ci_high", "verdict"} == set(found["gain"])
-    shares = found["clips"]["good_same_bad"]
+    summary = json.loads((demo / "summary.json").read_text())
+    assert summary["task"] == "t2v"
+    assert summary["gold"] == "oracle value (fidelity, motion, consistency)"
+    assert {"mean", "ci_low", "ci_high", "verdict"} == set(summary["gain"])
+    shares = summary["clips"]["good_same_bad"]
     assert shares["good"] + shares["same"] + shares["bad"] == pytest.approx(1)
     assert shares["gsb"]["mean"] == pytest.approx(shares["good"] - shares["bad"])
-    assert {"before", "after", "gain"} <= set(found["clips"]["moving"])
-    assert 0 < found["diversity_kept"] < 10
+    assert {"before", "after", "gain"} <= set(summary["clips"]["moving"])
+    assert 0 < summary["diversity_kept"] < 10
     entries = json.loads((demo / "best_of_n" / "best_of_n.json").read_text())
-    assert found["best_of_n"]["candidates"] == CLIPS.fast.candidates
+    assert summary["best_of_n"]["candidates"] == CLIPS.fast.candidates
     assert {len(x["oracle"]) for x in entries} == {CLIPS.fast.candidates}
     best = [x["oracle"][x["best"]] for x in entries]
-    assert found["best_of_n"]["winner"] == pytest.approx(sum(best) / len(best))
+    assert summary["best_of_n"]["winner"] == pytest.approx(sum(best) / len(best))
 
 
 def test_its_parts_are_made_of_clips(demo):

@@ -74,7 +74,7 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
         diversity_prompts=sizes.diversity_prompts,
         diversity_noises=sizes.diversity_noises,
     )
-    summary = {
+    summary: dict[str, Any] = {
         "task": task,
         "gold": load_task(demo.task).gold_name,
         "gain": {k: evaluation["gain"][k] for k in ("mean", "ci_low", "ci_high", "verdict")},

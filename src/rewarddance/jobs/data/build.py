@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rewarddance.core.clips import check_pyav
+from rewarddance.core.errors import RunError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings
@@ -115,12 +117,15 @@ def build_clips(
         ConfigError: the generator does not draw the world's clips of this task.
     """
     settings = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "changes": changes, "made": CLIPS_MADE}
+    settings["generator"] = generator or "none"
     if generator is None:
         settings = {k: v for k, v in settings.items() if k not in OF_GENERATOR}
     else:
-        settings |= {"generator": generator, "num_steps": num_steps}
+        settings["num_steps"] = num_steps
+        _check_that_it_may_show_a_generators_clips(out)
     check_pyav("preferences of clips")
-    draw = None if generator is None else _clips_of(generator, config.task, num_steps)
+    finished = all((out / name).is_file() for name in SPLIT_FILES.values())
+    draw = None if generator is None or finished else _clips_of(generator, config.task, num_steps)
     same_settings(out / "data.json", settings)
     for split, name in SPLIT_FILES.items():
         num = config.num_prompts if split == "train" else num_held_out
@@ -132,6 +137,13 @@ def build_clips(
         held_out = config.model_copy(update={"split": "held_out", "shuffle_labels": False})
         write_rows(map(row_of, change_records(held_out, changes)), out / CHANGES_FILE)
     return out
+
+
+def _check_that_it_may_show_a_generators_clips(out: Path) -> None:
+    """Data that do not name a generator are renders alone: no earlier version drew clips."""
+    file = out / "data.json"
+    if file.is_file() and "generator" not in json.loads(file.read_text()):
+        raise RunError(f"{out}: was made with other settings (generator); name another --out")
 
 
 def _clips_of(name: str, task: MotionTask, num_steps: int) -> DrawImages:
