@@ -1,14 +1,17 @@
 """Records of clips in Parquet, from the moving world and from imported files, and their way to a judge's questions."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
+from tiny_wan import tiny_wan
 
 from rewarddance.apps.cli import main
-from rewarddance.core.errors import InputError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
+from rewarddance.core.runs import write_json
 from rewarddance.data.export import export
 from rewarddance.data.importers import import_preferences
 from rewarddance.data.parquet import RecordTable, row_of, voted_records, write_rows
@@ -53,6 +56,49 @@ def test_a_folder_of_clips_is_built_once_and_its_sets_are_known(tmp_path):
     assert set(validation) == {"id", "ood"}
     sets = held_out_sets(tmp_path, frozenset(), 0, 100)
     assert [r.source for r in sets["changes"][0]] == list(CHANGES)
+
+
+def test_a_generators_clips_lie_beside_renders(tmp_path, monkeypatch):
+    """Half of the prompts show clips of a random Wan; with another task it is an error before anything is drawn."""
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", tmp_path / "assets")
+    pipeline = tiny_wan().pipeline
+    pipeline.save_pretrained(tmp_path / "assets" / "generator-tiny-video")
+    shape = {"num_frames": 9, "fps": 8.0, "side": 48, "max_sequence_length": 24}
+    write_json(tmp_path / "assets" / "generator-tiny-video" / "clip.json", shape)
+    config = ClipPreferencesConfig(num_prompts=4, clips=2, generator_share=0.5, preview_share=1.0, mixed_share=1.0)
+    build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=4)
+    built = {n: list(RecordTable.open(tmp_path / "clips" / f"{n}.parquet")) for n in ("train", "id")}
+    assert [r.source for r in built["train"]] == ["mixed", "mixed", "rendered", "rendered"]
+    assert [r.source for r in built["id"]] == ["generator", "rendered"]
+    alone = list(clip_records(ClipPreferencesConfig(num_prompts=4, clips=2)))
+    assert [m.key for r in alone[2:] for m in r.media] == [m.key for r in built["train"][2:] for m in r.media]
+    for record in built["train"] + built["id"]:
+        assert {m.frames.shape for m in record.media} == {(9, 3, 48, 48)}
+        spec = parse(record.prompt)
+        values = [utility(judge(m.to_numpy(), spec, m.fps), "overall") for m in record.media]
+        assert values == pytest.approx(list(record.truth))
+    with pytest.raises(RunError, match=r"other settings \(num_steps\)"):
+        build_clips(config, 2, tmp_path / "clips", 0, "tiny-video", num_steps=5)
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 2, tmp_path / "clips", 0)
+    with pytest.raises(ConfigError, match="this generator is text-to-video"):
+        build_clips(config.model_copy(update={"task": "i2v"}), 2, tmp_path / "i2v", 0, "tiny-video")
+    assert not (tmp_path / "i2v").exists()
+
+
+def test_data_of_an_earlier_version_goes_on_without_a_generator_and_not_with_one(tmp_path):
+    config, file = ClipPreferencesConfig(num_prompts=1, clips=2), tmp_path / "data.json"
+    build_clips(config, 1, tmp_path, changes=0)
+    settings = json.loads(file.read_text())
+    assert settings.pop("generator") == "none"
+    assert settings.keys().isdisjoint({"num_steps", "generator_share", "preview_share", "mixed_share"})
+    file.write_text(json.dumps(settings))  # as an earlier version wrote it
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 1, tmp_path, 0, "tiny-video")
+    build_clips(config, 1, tmp_path, changes=0)
+    assert json.loads(file.read_text())["generator"] == "none"
+    with pytest.raises(RunError, match=r"other settings \(generator\)"):
+        build_clips(config, 1, tmp_path, 0, "tiny-video")
 
 
 def test_a_change_is_the_only_thing_wrong(tmp_path):
@@ -125,7 +171,7 @@ def test_broken_clips_are_rows_that_are_listed(own, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--task", "t2v", "--generator", "none"], "--task t2v is made of renders alone; leave generator out"),
+    (["--task", "t2v", "--generator-share", "0.5"], "renders alone without --generator; leave --generator-share out"),
     (["--task", "t2v", "--criterion", "style"], "--task t2v has no criterion style"),
     (["--task", "t2v", "--criterion", "first_frame"], "first_frame needs --task i2v"),
     (["--criterion", "motion"], "--task t2i has no criterion motion"),

@@ -4,20 +4,24 @@ import torch
 
 from rewarddance.core.types import Verdict
 from rewarddance.generator.wan import WanGenerator, WanImageToVideoGenerator
-from rewarddance.world.build.tiny_video import tiny_video_pipeline
+from rewarddance.world.build.tiny_video import new_video_transformer, tiny_video_pipeline
 from rewarddance.world.build.video_sampling import SHAPE
 
 
-def tiny_wan(from_picture=False):
-    """A frozen generator whose output layers do something."""
+def tiny_wan(from_picture=False, experts=False):
+    """A frozen generator whose output layers do something; with two experts, the second one from time 0.875 on."""
     pipeline = tiny_video_pipeline(from_picture=from_picture, num_layers=1)
     rng = torch.Generator().manual_seed(0)
+    if experts:
+        second = {"transformer_2": new_video_transformer(from_picture, num_layers=1), "boundary_ratio": 0.875}
+        pipeline = type(pipeline)(**pipeline.components | second)
+    transformers = [pipeline.components[n] for n in ("transformer", "transformer_2") if pipeline.components.get(n)]
     with torch.no_grad():
-        for name, p in pipeline.transformer.named_parameters():
+        for name, p in (x for t in transformers for x in t.named_parameters()):
             if any(part in f".{name}" for part in ("time_proj.", "proj_out.", ".attn2.to_out.", "scale_shift_table")):
                 p.copy_(0.1 * torch.randn(p.shape, generator=rng))
-    for part in ("transformer", "text_encoder", "vae"):
-        pipeline.components[part].requires_grad_(False)
+    for part in (*transformers, pipeline.text_encoder, pipeline.vae):
+        part.requires_grad_(False)
     return (WanImageToVideoGenerator if from_picture else WanGenerator)(pipeline, 1.0, SHAPE)
 
 

@@ -88,6 +88,30 @@ def test_the_other_algorithms_run_on_clips(tmp_path, algorithm):
     assert judge is None or all(c.condition is not None for c in judge.asked)
 
 
+@pytest.mark.parametrize("algorithm", ["refl", "nft"])
+def test_both_experts_are_trained_and_a_resumed_run_repeats_the_unbroken_one(tmp_path, algorithm):
+    """Two steps of a rollout are at times 1 and 0.75, one for each expert."""
+    config = configured("embedded-video", algorithm, num_steps=4, micro_batch=1 if algorithm == "refl" else 2)
+    config = config.model_copy(update={"refl": config.refl.model_copy(update={"window": (0.0, 1.0)})})
+    align_generator(config, tiny_wan(experts=True), RedClips(), tmp_path / "whole")
+
+    def kill(step, total, metrics):
+        if step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        align_generator(config, tiny_wan(experts=True), RedClips(), tmp_path / "broken", on_step=kill)
+    align_generator(config, tiny_wan(experts=True), RedClips(), tmp_path / "broken", resume=True)
+    keys = ("loss", "probe/proxy", "probe/gold")
+    same(trajectory(tmp_path / "broken", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-6, abs=1e-9)
+    trained = tiny_wan(experts=True)
+    trained.load_adapter(tmp_path / "whole" / "adapter")
+    for name, module in trained.trainable().items():
+        moved = [float(p.abs().max()) for n, p in module.named_parameters() if "lora_B" in n]  # they begin at 0
+        assert len(moved) == 8
+        assert min(moved) > 0, name
+
+
 def test_a_generator_that_cannot_do_the_task_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="this generator is text-to-video; take --task embedded-video"):
         align_generator(configured("embedded-image-to-video"), tiny_wan(), RedClips(), tmp_path / "run")

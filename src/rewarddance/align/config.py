@@ -66,13 +66,15 @@ class AlignConfig(Rolling):
     """A generator, a judge, a task and an algorithm."""
 
     generator: str = "tiny"
-    """`tiny`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
+    """`tiny`, `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or
+    Wan pipeline."""
     adapter: str | None = None
     """Start from the adapter of a finished run (its folder), with that adapter's rank and alpha. The frozen policy of
     the KL stays the generator without any adapter."""
     judge: str = "tiny"
-    """`tiny`, a judge's run folder, a local checkpoint, the YAML file of several judges (docs/guides/composite.md), or
-    the address of a server (`http://HOST:PORT` of `rewarddance serve`; not for `refl`)."""
+    """`tiny`, `tiny-clips`, a judge's run folder, a local checkpoint, the YAML file of several judges
+    (docs/guides/composite.md), or the address of a server (`http://HOST:PORT` of `rewarddance serve`; not for
+    `refl`)."""
     algorithm: Literal["refl", "nft", "grpo", "ppo", "distill", "dpo", "sft"] = "refl"
     """`refl`: reward feedback with the judge's gradient. `nft` (DiffusionNFT), `grpo`, `ppo`, `distill` (best-of-N) and
     `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised

@@ -75,6 +75,7 @@ COMMANDS: dict[str, Command] = {
     "study weights": Command("studies:StudyWeights", "what a composite's parts are worth, and fitted weights"),
     "rerun": Command("training:Rerun", "repeat a run from its run.json"),
     "build": Command("training:Build", "train the embedded models from scratch (make assets)"),
+    "build ship": Command("training:BuildShip", "put a trained model of clips into the package"),
     "build video": Command("training:BuildVideo", "train the embedded video models from scratch"),
 }
 

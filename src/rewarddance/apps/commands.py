@@ -14,6 +14,7 @@ from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.config import Precision
 from rewarddance.core.errors import UsageError
 from rewarddance.core.progress import say
+from rewarddance.lab.demo_config import DemoTask
 from rewarddance.search.config import Ask
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ class Demo(Flags):
     """The main job on the embedded world: preferences, judge, alignment, evaluation, report.
 
     Example: rewarddance demo --out runs/demo
+
+    Example: rewarddance demo --task t2v --out runs/clips-demo
     """
 
     out: Path = Path("runs/demo")
     """Folder for everything; an earlier demo in it is replaced."""
+    task: DemoTask = "t2i"
+    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`)."""
     fast: bool = False
     """A few steps of each part, for tests; the figures mean nothing."""
     seed: int = 0
@@ -44,12 +49,12 @@ class Demo(Flags):
         from rewarddance.apps.report import write_report
         from rewarddance.lab.demo import run_demo
 
-        summary = run_demo(self.out, fast=self.fast, seed=self.seed)
+        summary = run_demo(self.out, task=self.task, fast=self.fast, seed=self.seed)
         page = write_report(self.out)
         gain = summary["gain"]
         say(
-            f"oracle fidelity {gain['mean']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] ({gain['verdict']}); "
-            f"{summary['seconds']:.0f} s, {summary['peak_memory_mib'] / 1024:.1f} GiB; open {page}"
+            f"gain in {summary['gold']}: {gain['mean']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] "
+            f"({gain['verdict']}); {summary['seconds']:.0f} s, {summary['peak_memory_mib'] / 1024:.1f} GiB; open {page}"
         )
 
 
@@ -105,8 +110,8 @@ class JudgeFlags(Flags):
     """Flags of commands that ask a judge."""
 
     judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address of a server
-    (`http://HOST:PORT` of `rewarddance serve`)."""
+    """`tiny`, `tiny-clips`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address
+    of a server (`http://HOST:PORT` of `rewarddance serve`)."""
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None
@@ -248,7 +253,8 @@ class Sample(Flags):
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are those of that run, unless you give them."""
     generator: str | None = None
-    """`tiny` (the default), or a local folder of an SD3, FLUX.1, Qwen-Image, Z-Image or Wan pipeline."""
+    """`tiny` (the default), `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1,
+    Qwen-Image, Z-Image or Wan pipeline."""
     num_steps: SomeCount = None
     """20 by default."""
     guidance: float | None = None

@@ -28,6 +28,8 @@ class DataBuild(Flags):
 
     Example: rewarddance data build --task t2v --criterion overall --num-prompts 4800 --out data/clips
 
+    Example: rewarddance data build --task t2v --criterion overall --generator tiny-video --out data/own-clips
+
     Example: rewarddance data build --prompts prompts.txt --images-per-prompt 4 --guidance 1 4.5 --out data/pool
     """
 
@@ -59,9 +61,10 @@ class DataBuild(Flags):
     pictures: Annotated[int, Least(2)] = 4
     """Pictures (or clips) of each prompt of the embedded world."""
     generator: str = "tiny"
-    """Generator whose samples are judged beside renders; `none` for renders alone. With --prompts it draws all
-    pictures."""
+    """Generator whose samples are judged beside renders; `none` for renders alone. Clips are renders alone unless you
+    name a generator, such as `tiny-video`. With --prompts it draws all pictures."""
     generator_share: float = 0.7
+    """Share of prompts whose pictures (or clips) the generator draws."""
     criterion: Literal[
         "fidelity", "style", "composition", "novelty", "overall", "each", "motion", "consistency", "first_frame"
     ] = "fidelity"
@@ -87,13 +90,16 @@ class DataBuild(Flags):
             self._build_pool(self.prompts)
             return
         clips = self.task != "t2i"
-        idle = self.given() & {"generator", "generator_share"} if clips else set()
-        need(not idle, f"data build: --task {self.task} is made of renders alone; leave {', '.join(sorted(idle))} out")
-        alone = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
-        need(self.criterion not in alone, f"data build: --task {self.task} has no criterion {self.criterion}")
+        alone = clips and (self.generator == "none" or "generator" not in self.given())
+        need(
+            not alone or "generator_share" not in self.given(),
+            f"data build: --task {self.task} is made of renders alone without --generator; leave --generator-share out",
+        )
+        other = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
+        need(self.criterion not in other, f"data build: --task {self.task} has no criterion {self.criterion}")
         need(self.task == "i2v" or self.criterion != "first_frame", "data build: first_frame needs --task i2v")
         if clips:
-            self._build_clips()
+            self._build_clips(None if alone else self.generator)
             return
         from rewarddance.jobs.data.build import build_embedded
 
@@ -111,16 +117,18 @@ class DataBuild(Flags):
         )
         say(f"wrote {folder}")
 
-    def _build_clips(self) -> None:
+    def _build_clips(self, generator: str | None) -> None:
         from rewarddance.jobs.data.build import build_moving
 
         folder = build_moving(
             self.out,
             self.seed,
             self.num_held_out,
+            generator,
             task=self.task,
             num_prompts=self.num_prompts,
             clips=self.pictures,
+            generator_share=self.generator_share,
             criterion=self.criterion,
             votes=self.votes,
             shuffle_labels=self.shuffle_labels,

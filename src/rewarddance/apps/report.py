@@ -73,7 +73,7 @@ def _pairs(folder: Path) -> list[dict[str, Any]]:
 def _pair_images(folder: Path, index: int) -> dict[str, str]:
     clips = folder / f"{index:03d}.webp"
     if clips.is_file():
-        return {"clips": "data:image/webp;base64," + base64.b64encode(clips.read_bytes()).decode()}
+        return {"clips": _animation(clips)}
     return {f"{side}_image": _image(folder / f"{index:03d}_{side}.png") for side in ("before", "after")}
 
 
@@ -90,15 +90,25 @@ def _clip_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _winners(folder: Path) -> list[dict[str, Any]]:
-    """Candidates of the demo's first four prompts, with their oracle fidelity and which one the judge prefers."""
+    """Candidates of the demo's first four prompts, with their oracle values and which one the judge prefers."""
     selections = []
     for k, entry in enumerate((_read(folder / "best_of_n.json") or [])[:4]):
         pictures = [
-            {"image": _image(folder / f"{k}_{i}.png"), "oracle": value, "best": i == entry["best"]}
+            {"image": _candidate(folder / f"{k}_{i}"), "oracle": value, "best": i == entry["best"]}
             for i, value in enumerate(entry["oracle"])
         ]
         selections.append({"prompt": entry["prompt"], "pictures": pictures})
     return selections
+
+
+def _candidate(path: Path) -> str:
+    """A picture, or a clip as an animation."""
+    clip = path.with_suffix(".webp")
+    return _animation(clip) if clip.is_file() else _image(path.with_suffix(".png"))
+
+
+def _animation(path: Path) -> str:
+    return "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 MOST_GRIDS = 12
@@ -179,18 +189,20 @@ def _alignment(folder: Path) -> dict[str, Any]:
 
 def _render(**content: Any) -> str:
     environment = Environment(loader=PackageLoader("rewarddance.apps"), autoescape=select_autoescape())
-    environment.globals["kind"] = lambda uri: "px" if uri.startswith("data:image/png") else "photo"
+    environment.globals["kind"] = lambda uri: "photo" if uri.startswith("data:image/jpeg") else "px"
     page: str = environment.get_template("report.html").render(plotly=get_plotlyjs(), **content)
     return page
 
 
 def _demo_page(folder: Path) -> str:
-    alignment = _alignment(folder / "align")
+    alignment, demo = _alignment(folder / "align"), _read(folder / "demo.json") or {}
     figures = [*alignment.pop("figures"), *_judge_figures(folder / "judge")]
+    of_clips = demo.get("task", "t2i") != "t2i"
     return _render(
-        title="RewardDance demo",
+        title="RewardDance demo: clips" if of_clips else "RewardDance demo",
         summary=_read(folder / "summary.json"),
-        fast=bool((_read(folder / "demo.json") or {}).get("fast")),
+        fast=bool(demo.get("fast")),
+        shown="clip" if of_clips else "picture",
         judge=_read(folder / "judge" / "evaluation.json"),
         figures=figures,
         winners=_winners(folder / "best_of_n"),

@@ -242,3 +242,22 @@ class BuildVideo(Flags):
         from rewarddance.lab.build_video import build_video
 
         build_video(self.config, self.out, self.only, self.seconds)
+
+
+@dataclass(frozen=True)
+class BuildShip(Flags):
+    """Put the model of a finished run into the package, in bf16, with the run's configuration beside it.
+
+    `tiny-video` and `tiny-image-to-video` are runs of `build video`, `tiny-clips` is a judge of clips.
+
+    Example: rewarddance build ship build/video/text_to_video --name tiny-video
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    name: Literal["tiny-video", "tiny-image-to-video", "tiny-clips"]
+    """The name by which commands will know it."""
+
+    def run(self) -> None:
+        from rewarddance.lab.assets import ship_clip_model
+
+        ship_clip_model(self.run_folder, self.name)

@@ -22,13 +22,15 @@ from rewarddance.core.media import Media
 from rewarddance.core.protocols import Policy
 from rewarddance.core.task import Drawn, Request, picture_of, text_of, texts_of
 from rewarddance.generator.autoencoders import Autoencoder
-from rewarddance.generator.lora import Lora
+from rewarddance.generator.lora import ExpertLoras, Lora
 from rewarddance.generator.trace import draw
 from rewarddance.vlm.quiet import no_loading_bar
 
 JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                    "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 """The layers that get a LoRA adapter where text and picture have projections of their own."""
+EXPERTS = ("transformer", "transformer_2")
+"""Names of a pipeline's transformers. Only Wan 2.2 has two; the second one takes the late times."""
 
 
 @contextmanager
@@ -160,7 +162,13 @@ class PipelineGenerator(ABC):
         self.transformer: Any = pipeline.transformer
         self.vae: Any = pipeline.vae.float()
         self.autoencoder: Any = autoencoder(self.vae)  # type: ignore[call-arg]
-        self.lora = Lora(self.transformer, lora_targets, type(pipeline).save_lora_weights)
+        self.experts = {n: m for n in EXPERTS if (m := getattr(pipeline, n, None)) is not None}
+        save = type(pipeline).save_lora_weights
+        self.lora: Lora | ExpertLoras = (
+            Lora(self.transformer, lora_targets, save)
+            if len(self.experts) == 1
+            else ExpertLoras(list(self.experts.values()), lora_targets, save)
+        )
 
     @classmethod
     def load(
@@ -246,7 +254,8 @@ class PipelineGenerator(ABC):
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass, also in the decoder where its class can (Qwen-Image's cannot)."""
-        self.transformer.enable_gradient_checkpointing()
+        for expert in self.experts.values():
+            expert.enable_gradient_checkpointing()
         if self.vae._supports_gradient_checkpointing:
             self.vae.enable_gradient_checkpointing()
 
@@ -257,7 +266,7 @@ class PipelineGenerator(ABC):
         self.pipeline.to(device)
 
     def trainable(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer}
+        return dict(self.experts)
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Add a LoRA adapter as the only trainable part; the frozen policy is the model without it."""

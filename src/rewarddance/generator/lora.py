@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,19 @@ class Lora:
         transformer: with the adapter methods of diffusers (`PeftAdapterMixin`), frozen.
         targets: endings of the names of the linear layers that get an adapter.
         save_for_diffusers: `save_lora_weights` of the pipeline's class.
+        expert, num_experts: which of how many transformers it is, from 1. The files of a second one end in `_2`.
     """
 
-    def __init__(self, transformer: Any, targets: Sequence[str], save_for_diffusers: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        targets: Sequence[str],
+        save_for_diffusers: Callable[..., None],
+        expert: int = 1,
+        num_experts: int = 1,
+    ) -> None:
         self.transformer, self.targets, self._save_for_diffusers = transformer, targets, save_for_diffusers
+        self.num_experts, self._suffix = num_experts, "" if expert == 1 else f"_{expert}"
         self._policy: Policy = "trained"
 
     def _tensors(self, policy: Policy) -> dict[str, nn.Parameter]:
@@ -141,17 +150,19 @@ class Lora:
 
         Beside it stands `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(folder)` of diffusers
         reads. There the scale alpha / rank is multiplied into the weights, so that readers which ignore the metadata
-        apply the adapter at the same strength.
+        apply the adapter at the same strength. The file of a second expert takes `load_into_transformer_2=True`.
         """
         state = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.transformer).items()}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / "adapter.safetensors")
+        save_file(state, folder / f"adapter{self._suffix}.safetensors")
         config = self.transformer.peft_config[_ADAPTERS["trained"]]
         content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
+        content |= {"experts": self.num_experts} if self.num_experts > 1 else {}
         (folder / "adapter.json").write_text(json.dumps(content, indent=2) + "\n")
         scale = config.lora_alpha / config.r
         self._save_for_diffusers(
             folder,
+            weight_name=f"pytorch_lora_weights{self._suffix}.safetensors",
             transformer_lora_layers={k: v * scale if ".lora_B." in k else v for k, v in state.items()},
             transformer_lora_adapter_metadata=_plain({**config.to_dict(), "lora_alpha": config.r}),
         )
@@ -164,13 +175,72 @@ class Lora:
             ConfigError: the adapter belongs to another generator.
         """
         settings = json.loads((folder / "adapter.json").read_text())
+        if (experts := settings.get("experts", 1)) != self.num_experts:
+            raise ConfigError(f"{folder}: the adapter of {experts} transformers; this generator has {self.num_experts}")
+        file = folder / f"adapter{self._suffix}.safetensors"
+        if not file.is_file():
+            raise ConfigError(f"{file}: is missing; copy the whole folder of the adapter")
         self.add(settings["rank"], settings["alpha"])
-        result = set_peft_model_state_dict(self.transformer, load_file(folder / "adapter.safetensors"))
+        result = set_peft_model_state_dict(self.transformer, load_file(file))
         lacking = [k for k in result.missing_keys if "lora_" in k]  # for example, the adapter of a smaller model
         if result.unexpected_keys or lacking:
             raise ConfigError(f"{folder}: the adapter was made for another generator")
         if not trainable:
             self.transformer.requires_grad_(False)
+
+
+class ExpertLoras:
+    """The LoRA adapters of several transformers, each of which takes the rows of its times (Wan 2.2), as one policy."""
+
+    def __init__(
+        self, transformers: Sequence[Any], targets: Sequence[str], save_for_diffusers: Callable[..., None]
+    ) -> None:
+        num = len(transformers)
+        self.loras = [Lora(t, targets, save_for_diffusers, i, num) for i, t in enumerate(transformers, 1)]
+
+    def add(self, rank: int, alpha: float) -> None:
+        """See `Lora.add`."""
+        for lora in self.loras:
+            lora.add(rank, alpha)
+
+    @contextmanager
+    def policy(self, policy: Policy) -> Iterator[None]:
+        """See `Tunable.policy`."""
+        with ExitStack() as stack:
+            for lora in self.loras:
+                stack.enter_context(lora.policy(policy))
+            yield
+
+    def add_old(self) -> None:
+        """See `Tunable.add_old`."""
+        for lora in self.loras:
+            lora.add_old()
+
+    def update_old(self, decay: float) -> None:
+        """See `Tunable.update_old`."""
+        for lora in self.loras:
+            lora.update_old(decay)
+
+    def old_state(self) -> dict[str, Tensor]:
+        """See `Tunable.old_state`; names begin with the number of the expert."""
+        return {f"{i}.{n}": t for i, lora in enumerate(self.loras, 1) for n, t in lora.old_state().items()}
+
+    def load_old_state(self, state: dict[str, Tensor]) -> None:
+        """See `Tunable.load_old_state`."""
+        for i, lora in enumerate(self.loras, 1):
+            part = f"{i}."
+            lora.load_old_state({n.removeprefix(part): t for n, t in state.items() if n.startswith(part)})
+
+    def save(self, folder: Path) -> Path:
+        """See `Lora.save`."""
+        for lora in self.loras:
+            lora.save(folder)
+        return folder
+
+    def load(self, folder: Path, *, trainable: bool = False) -> None:
+        """See `Lora.load`."""
+        for lora in self.loras:
+            lora.load(folder, trainable=trainable)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

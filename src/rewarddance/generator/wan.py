@@ -180,11 +180,6 @@ class WanGenerator(PipelineGenerator):
         fps = self.shape.fps if self.shape.num_frames > 1 else None
         return [Media(x, fps, origin="generator") for x in self.decode_tensor(z)]
 
-    def add_lora(self, rank: int, alpha: float) -> None:
-        if getattr(self.pipeline, "transformer_2", None) is not None:
-            raise ConfigError("LoRA: training of two experts is not supported; load a Wan with one transformer")
-        super().add_lora(rank, alpha)
-
     def decode_in_chunks(self, num: int) -> None:
         """See `whole_clip.decode_chunks`."""
         self.autoencoder.chunk = num

@@ -38,11 +38,47 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZES = ("tiny-2m", "tiny-20m", "tiny-200m")
 """Sizes of the embedded VLM. The first one is shipped, the others are grown from it."""
-_EMBEDDED = {"judge": "judge-tiny", "generator": "generator-tiny", "vlm": "vlm-tiny"}
+Kind = Literal["judge", "generator", "vlm"]
+EMBEDDED: dict[Kind, dict[str, str]] = {
+    "judge": {"tiny": "judge-tiny", "tiny-clips": "judge-tiny-clips"},
+    "generator": {
+        "tiny": "generator-tiny",
+        "tiny-video": "generator-tiny-video",
+        "tiny-image-to-video": "generator-tiny-image-to-video",
+    },
+    "vlm": {
+        **dict.fromkeys(("tiny", *SIZES), "vlm-tiny"),
+        "judge-tiny": "judge-tiny",
+        "judge-tiny-clips": "judge-tiny-clips",
+    },
+}
+"""Folders of the package's own models below `ASSETS`, by kind and name."""
+_ALL = "`make assets` builds it"
+_BUILDS = {
+    **dict.fromkeys(
+        ("generator-tiny-video", "generator-tiny-image-to-video"),
+        "`rewarddance build video` trains it, and `rewarddance build ship` puts it here",
+    ),
+    "judge-tiny-clips": "`rewarddance train recipes/tiny/reward-clips.yaml` trains it, and `rewarddance build ship` "
+    "puts it here",
+}
 
 
-def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
-    """The folder of a model: `tiny`, a run folder (its `model/`), or a checkpoint in Hugging Face layout.
+def is_embedded(name: str | Path, kind: Kind) -> bool:
+    """Whether a name stands for a model of the package."""
+    return str(name) in EMBEDDED[kind]
+
+
+def _embedded(name: str, kind: Kind) -> Path:
+    folder = ASSETS / EMBEDDED[kind][name]
+    if not folder.is_dir():
+        raise ConfigError(f"the embedded {kind} {name!r} is not in this installation; {_BUILDS.get(folder.name, _ALL)}")
+    return folder
+
+
+def find(name: str | Path, kind: Kind) -> Path:
+    """The folder of a model: an embedded one (`EMBEDDED`), a run folder (its `model/`), or a checkpoint in Hugging Face
+    layout.
 
     The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be
     `judge-tiny`, the embedded judge as the beginning of another one, a short
@@ -53,12 +89,8 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
         ConfigError: no such folder, a download that failed, or the address of a server.
         RunError: a run folder without a model of this kind.
     """
-    trained_on = kind == "vlm" and str(name) == _EMBEDDED["judge"]
-    if str(name) == "tiny" or (kind == "vlm" and str(name) in SIZES) or trained_on:
-        folder = ASSETS / _EMBEDDED["judge" if trained_on else kind]
-        if not folder.is_dir():
-            raise ConfigError(f"the embedded {kind} is not in this installation; `make assets` builds it")
-        return folder
+    if is_embedded(name, kind):
+        return _embedded(str(name), kind)
     if str(name) in HUB if kind == "judge" else kind == "vlm" and is_hub_name(str(name)):
         return fetched(str(name))
     if kind == "judge" and is_address(name):
@@ -74,7 +106,8 @@ def find(name: str | Path, kind: Literal["judge", "generator", "vlm"]) -> Path:
             raise RunError(f"{folder}: this {made} run has no model yet; resume it")
         return folder / "model"
     if not folder.is_dir():
-        raise ConfigError(f"{kind} {str(name)!r}: not 'tiny', not a run folder, not a local checkpoint")
+        own = " or ".join(f"'{own}'" for own in EMBEDDED[kind] if kind != "vlm" or own == "tiny")
+        raise ConfigError(f"{kind} {str(name)!r}: not {own}, not a run folder, not a local checkpoint")
     return folder
 
 
@@ -147,10 +180,10 @@ def load_judge(
     examples: Sequence[Comparison] = (),
     compile: bool = False,
 ) -> AnyJudge:
-    """A frozen judge: `tiny`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint (a local folder
-    or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of a composite
-    (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a run of
-    `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server
+    """A frozen judge: `tiny`, `tiny-clips`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint
+    (a local folder or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of
+    a composite (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a
+    run of `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server
     (`rewarddance serve`), which has settings of its own.
 
     Args:
@@ -257,7 +290,8 @@ def load_generator(
     max_sequence_length: int = 256,
     precision: Precision = "auto",
 ) -> Tunable:
-    """A frozen generator: `tiny` or a local pipeline of a known family (`generator/families.py`).
+    """A frozen generator: `tiny`, `tiny-video`, `tiny-image-to-video`, or a local pipeline of a known family
+    (`generator/families.py`).
 
     Args:
         adapter: a run folder of `rewarddance align`, or its `adapter/`; the generator draws with it.

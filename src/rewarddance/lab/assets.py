@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rewarddance.core.config import Config, load_recipe, merge, parse_config
-from rewarddance.core.errors import ConfigError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.parallel import barrier, is_leader, long_barrier
 from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder
+from rewarddance.jobs import load
 from rewarddance.jobs.data.build import build_embedded
-from rewarddance.jobs.load import ASSETS
+from rewarddance.jobs.load import ASSETS, EMBEDDED, Kind, find
 from rewarddance.jobs.train import train_from_data
+from rewarddance.reward.saved import read_spec
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
@@ -27,6 +31,16 @@ from rewarddance.world.build.large_batches import vision_settings, vlm_settings
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
 from rewarddance.world.build.vlm import VlmConfig, train_vlm
 
+ClipModel = Literal["tiny-video", "tiny-image-to-video", "tiny-clips"]
+OF_CLIPS: dict[ClipModel, tuple[Kind, str]] = {
+    "tiny-video": ("generator", "text-to-video"),
+    "tiny-image-to-video": ("generator", "image-to-video"),
+    "tiny-clips": ("judge", "judge"),
+}
+"""The embedded models of clips: what each one is, and the kind of run that trains it."""
+MOST_BYTES = 25_000_000
+"""Of the embedded models of clips together. The two generators share no files: their autoencoder is the same, but it is
+5 per cent of both, and each one has trained its own text encoder."""
 Part = Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"]
 
 
@@ -140,3 +154,40 @@ def ship(run: Path, target: Path) -> None:
     facts = {k: content[k] for k in ("kind", "config", "python", "packages", "git", "hardware")}
     facts["trained"] = {"steps": last["step"], "seconds": last["seconds"]}
     (target / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def ship_clip_model(run: Path, name: ClipModel) -> Path:
+    """Copy the model of a finished run of `build video` or `train` into the package, where `find` knows it as `name`.
+
+    Returns:
+        Its folder in the package.
+
+    Raises:
+        RunError: another kind of run, a run without a model, or models that are larger than `MOST_BYTES` together.
+    """
+    kind, trained_by = OF_CLIPS[name]
+    made = RunFolder(run).read()["kind"]
+    if made != trained_by:
+        raise RunError(f"{run}: a {made} run; {name} is the model of a {trained_by} run")
+    model = find(run, kind)
+    if kind == "judge" and read_spec(model).kinds != ("clip",):
+        raise RunError(f"{run}: this judge was not trained on clips alone; {name} judges clips")
+    targets = {n: load.ASSETS / EMBEDDED[k][n] for n, (k, _) in OF_CLIPS.items()}
+    others = sum(bytes_in_bf16(folder) for n, folder in targets.items() if n != name)
+    if (total := bytes_in_bf16(model) + others) > MOST_BYTES:
+        raise RunError(f"{run}: the models of clips would take {total / 1e6:.1f} MB, above {MOST_BYTES / 1e6:.0f} MB")
+    ship(run, targets[name])
+    say(f"{targets[name]}: {bytes_in_bf16(targets[name]) / 1e6:.1f} MB; models of clips together {total / 1e6:.1f} MB")
+    return targets[name]
+
+
+def bytes_in_bf16(folder: Path) -> int:
+    """Bytes of a model's files if its weights are stored in bf16; 0 where there is no such folder."""
+    total = 0
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        if file.suffix != ".safetensors":
+            total += file.stat().st_size
+            continue
+        with safe_open(file, "pt") as content:
+            total += sum(2 * math.prod(content.get_slice(key).get_shape()) for key in content.keys())  # noqa: SIM118
+    return total

@@ -1,4 +1,4 @@
-"""`rewarddance demo`: the main job on the embedded world, in minutes on two cores."""
+"""`rewarddance demo`: the main job on the embedded world, in minutes on two cores, with pictures or with clips."""
 
 from __future__ import annotations
 
@@ -10,79 +10,93 @@ from typing import Any
 import torch
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.clips import animation, check_pyav
+from rewarddance.core.config import load_recipe, merge, parse_config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.media import Media
 from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.progress import say
 from rewarddance.core.runs import write_json
 from rewarddance.data.parquet import RecordTable
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.data.build import build_data
+from rewarddance.jobs.data.build import build_clips, build_data
 from rewarddance.jobs.evaluate import evaluate_alignment
-from rewarddance.jobs.load import find, load_generator, load_single_judge
+from rewarddance.jobs.load import find, load_generator, load_generator_of, load_single_judge, load_task
 from rewarddance.jobs.train import train_from_data
+from rewarddance.lab.demo_config import DEMOS, Demo, DemoSizes, DemoTask
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.saved import read_spec
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.search.best_of_n import draw_candidates, select
+from rewarddance.world.build.clip_preferences import ClipPreferencesConfig
 from rewarddance.world.build.preferences import PreferencesConfig
-from rewarddance.world.task import EmbeddedTask
 
 DEMO_SEED = 1000
 """Added to the seed, so that these preferences are not those of the shipped judge's training."""
 
 
-def run_demo(out: Path, *, fast: bool = False, seed: int = 0) -> dict[str, Any]:
+def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int = 0) -> dict[str, Any]:
     """Build preferences, train a judge, align the generator with it, evaluate, and write the figures.
 
     Args:
+        task: pictures (`t2i`) or clips (`t2v`).
         fast: a few steps of everything, for tests; its figures mean nothing.
 
     Returns:
         The content of `summary.json`.
+
+    Raises:
+        ConfigError: an embedded model is missing.
+        InputError: clips cannot be stored, because PyAV is missing.
+        RunError: `out` holds something else.
     """
     began = time.monotonic()
-    for kind in ("generator", "vlm", "judge"):
-        find("tiny", kind)  # type: ignore[arg-type]  # missing weights are an error at once
+    demo = DEMOS[task]
+    sizes, kind = demo.fast if fast else demo.full, "clips" if task == "t2v" else "pictures"
+    _check_parts(demo)
     _empty(out)
-    write_json(out / "demo.json", {"fast": fast, "seed": seed})
-    say("1/4 preferences: samples of the generator and corrupted renders, judged by simulated raters")
-    scale = 1 if fast else 5
-    preferences = PreferencesConfig(seed=DEMO_SEED + seed, num_prompts=60 * scale)
-    data = build_data(preferences, 8 * scale, "tiny", out / "preferences", 4 if fast else 10)
+    write_json(out / "demo.json", {"task": task, "fast": fast, "seed": seed})
+    say(f"1/4 preferences: {kind} of the generator and corrupted renders, judged by simulated raters")
+    data = _preferences(demo, sizes, out / "preferences", DEMO_SEED + seed)
     say("2/4 judge: the shipped judge, a small VLM, is trained further on these preferences")
-    train_from_data(_judge_config(data, fast, seed), out / "judge")
-    judge = load_single_judge(out / "judge")
-    held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
-    accuracy = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
-    before = measure_judge(load_single_judge("tiny"), held_out)
+    judge, accuracy = _judge(demo, sizes, data, out / "judge", seed)
     say("3/4 alignment: reward feedback through the judge against best-of-N references")
-    align_generator(_align_config(out / "judge", fast, seed), load_generator("tiny"), judge, out / "align")
-    say("4/4 evaluation: 240 held-out prompts, the same noises before and after, the exact oracle")
+    config = _align_config(demo, sizes, out / "judge", seed)
+    align_generator(config, load_generator_of(config), judge, out / "align")
+    say("4/4 evaluation: held-out prompts, the same noises before and after, the exact oracle")
     evaluation = evaluate_alignment(
         out / "align",
-        num_noises=1 if fast else 2,
-        every=24 if fast else 1,
-        diversity_prompts=4 if fast else 24,
-        diversity_noises=3 if fast else 6,
+        num_noises=sizes.noises,
+        every=sizes.every,
+        diversity_prompts=sizes.diversity_prompts,
+        diversity_noises=sizes.diversity_noises,
     )
-    summary = {
+    summary: dict[str, Any] = {
+        "task": task,
+        "gold": load_task(demo.task).gold_name,
         "gain": {k: evaluation["gain"][k] for k in ("mean", "ci_low", "ci_high", "verdict")},
-        "judge": {
-            "accuracy_id": accuracy["id"]["accuracy"],
-            "accuracy_ood": accuracy["ood"]["accuracy"],
-            "before_id": before["accuracy"],
-        },
-        "best_of_n": _best_of_n(out / "best_of_n", judge, fast, seed),
+        "judge": accuracy,
+        "best_of_n": _best_of_n(out / "best_of_n", demo, sizes, config, judge),
         "hacking": evaluation["hacking"],
+        "diversity_kept": evaluation["diversity"]["feature_ratio"],
         "computes_in": evaluation["computes_in"],
-        "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_mib": round(peak_resident_mib()),
     }
-    write_json(out / "judge" / "evaluation.json", accuracy)
+    if "clips" in evaluation:
+        summary["clips"] = {k: evaluation["clips"][k] for k in ("good_same_bad", "moving")}
+    summary |= {"seconds": round(time.monotonic() - began, 1), "peak_memory_mib": round(peak_resident_mib())}
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _check_parts(demo: Demo) -> None:
+    """Raise an error at once where weights or PyAV are missing."""
+    find(demo.generator, "generator")
+    find(demo.judge, "judge")
+    find("tiny", "vlm")
+    if demo is DEMOS["t2v"]:
+        check_pyav("demo of clips")
 
 
 def _empty(out: Path) -> None:
@@ -98,47 +112,84 @@ def _empty(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def _judge_config(data: Path, fast: bool, seed: int) -> RewardConfig:
-    shipped = find("tiny", "judge")
+def _preferences(demo: Demo, sizes: DemoSizes, out: Path, seed: int) -> Path:
+    if demo.task == "embedded":
+        pictures = PreferencesConfig(seed=seed, num_prompts=sizes.prompts, criterion=demo.criterion)
+        return build_data(pictures, sizes.held_out, demo.generator, out, sizes.sampling_steps)
+    clips = ClipPreferencesConfig(seed=seed, num_prompts=sizes.prompts, criterion=demo.criterion)
+    return build_clips(clips, sizes.held_out, out, 0, demo.generator, sizes.sampling_steps)
+
+
+def _judge(demo: Demo, sizes: DemoSizes, data: Path, out: Path, seed: int) -> tuple[Judge, dict[str, float]]:
+    """The shipped judge, trained further, and shares of pairs that it orders right. Writes `evaluation.json`."""
+    train_from_data(_judge_config(demo, sizes, data, seed), out)
+    judge = load_single_judge(out)
+    held_out, ood = (RecordTable.open(data / f"{name}.parquet") for name in ("id", "ood"))
+    figures = {"id": measure_judge(judge, held_out), "ood": measure_judge(judge, ood)}
+    before = measure_judge(load_single_judge(demo.judge), held_out)
+    write_json(out / "evaluation.json", figures)
+    accuracy = {f"accuracy_{name}": f["accuracy"] for name, f in figures.items()}
+    return judge, accuracy | {"before_id": before["accuracy"]}
+
+
+def _judge_config(demo: Demo, sizes: DemoSizes, data: Path, seed: int) -> RewardConfig:
+    shipped = find(demo.judge, "judge")
+    spec, steps = read_spec(shipped), sizes.judge_steps
     return RewardConfig(
         seed=seed,
         data=str(data),
         backbone=str(shipped),
-        temperature=read_spec(shipped).temperature,
-        prompts_per_step=4 if fast else 10,
-        loop=LoopConfig(num_steps=6 if fast else 30, validate_every=3 if fast else 15, save_every=1000),
-        optim=OptimConfig(lr=5e-5, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01),
+        temperature=spec.temperature,
+        clips=spec.clips,
+        prompts_per_step=sizes.judge_prompts,
+        loop=LoopConfig(num_steps=steps, validate_every=steps // 2, save_every=1000),
+        optim=OptimConfig(lr=demo.judge_lr, warmup_steps=5, schedule="cosine", ema_decay=0.95, weight_decay=0.01),
     )
 
 
-def _align_config(judge: Path, fast: bool, seed: int) -> AlignConfig:
-    return AlignConfig(
-        seed=seed,
-        judge=str(judge),
-        num_prompts=8 if fast else 96,
-        batch_size=4 if fast else 16,
-        probe_prompts=4 if fast else 30,
-        optim=OptimConfig(lr=1e-3, warmup_steps=5, ema_decay=0.95),
-        loop=LoopConfig(num_steps=3 if fast else 130, validate_every=2 if fast else 43, save_every=1000),
-    )
+def _align_config(demo: Demo, sizes: DemoSizes, judge: Path, seed: int) -> AlignConfig:
+    recipe = {} if demo.recipe is None else load_recipe(Path(demo.recipe))
+    steps = sizes.align_steps
+    changes = {
+        "seed": seed,
+        "generator": demo.generator,
+        "judge": str(judge),
+        "task": demo.task,
+        "num_prompts": sizes.align_prompts,
+        "batch_size": sizes.align_batch,
+        "probe_prompts": sizes.probe_prompts,
+        "optim": OptimConfig(lr=demo.align_lr, warmup_steps=5, ema_decay=0.95).model_dump(),
+        "loop": LoopConfig(num_steps=steps, validate_every=max(2, steps // 3), save_every=1000).model_dump(),
+    }
+    return parse_config(AlignConfig, merge(merge(AlignConfig().model_dump(), recipe), changes), "demo")
 
 
 @torch.no_grad()
-def _best_of_n(folder: Path, judge: Judge, fast: bool, seed: int) -> dict[str, float]:
-    """Best-of-8 by the trained judge on the unaligned generator: oracle fidelity of winners and of mean candidates."""
-    task = EmbeddedTask()
-    prompts = [p.text for p in task.benchmark()][:: 80 if fast else 8]
-    rng = torch.Generator().manual_seed(seed)
-    candidates = draw_candidates(load_generator("tiny"), prompts, 8, rng, 10)
-    selections = select(judge, prompts, candidates, "fidelity")
+def _best_of_n(folder: Path, demo: Demo, sizes: DemoSizes, config: AlignConfig, judge: Judge) -> dict[str, float]:
+    """Best-of-N by the trained judge on the unaligned generator: oracle values of winners and of mean candidates."""
+    task, num = load_task(demo.task), sizes.candidates
+    prompts = [p.text for p in task.benchmark()][:: sizes.best_of_every]
+    rng = torch.Generator().manual_seed(config.seed)
+    generator = load_generator(demo.generator)
+    candidates = draw_candidates(generator, prompts, num, rng, config.num_steps, config.sample_batch)
+    selections = select(judge, prompts, candidates, demo.criterion)
     folder.mkdir()
     entries: list[dict[str, Any]] = []
     for k, s in enumerate(selections):
-        values = task.gold([s.prompt] * len(s.candidates), s.candidates, s.candidates)
+        assert task.gold is not None
+        values = task.gold([s.prompt] * num, s.candidates, s.candidates)
         if k < 4:
             for i, m in enumerate(s.candidates):
-                m.to_pil().save(folder / f"{k}_{i}.png")
+                _save(m, folder / f"{k}_{i}")
         entries.append({"prompt": s.prompt, "best": s.best or 0, "oracle": values, "margin": s.margin.tolist()})
     write_json(folder / "best_of_n.json", entries)
     winners = sum(x["oracle"][x["best"]] for x in entries) / len(entries)
-    return {"winner": winners, "mean": sum(sum(x["oracle"]) / 8 for x in entries) / len(entries)}
+    return {"winner": winners, "mean": sum(sum(x["oracle"]) / num for x in entries) / len(entries), "candidates": num}
+
+
+def _save(media: Media, path: Path) -> None:
+    """A picture as PNG, a clip as animated WebP."""
+    if media.fps is None:
+        media.to_pil().save(path.with_suffix(".png"))
+    else:
+        path.with_suffix(".webp").write_bytes(animation([media.to_numpy()], media.fps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,13 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rewarddance.core.clips import check_pyav
+from rewarddance.core.errors import RunError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import same_settings
 from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import row_of, write_rows
-from rewarddance.jobs.load import load_generator
-from rewarddance.world.build.clip_preferences import ClipPreferencesConfig, change_records, clip_records
+from rewarddance.jobs.load import load_generator, load_task
+from rewarddance.world.build.clip_preferences import ClipPreferencesConfig, MotionTask, change_records, clip_records
 from rewarddance.world.build.preferences import (
     DrawImages,
     PreferencesConfig,
@@ -78,33 +81,75 @@ CLIPS_MADE = 1
 """As `MADE`, for clips."""
 
 
-def build_moving(folder: Path, seed: int = 0, num_held_out: int = NUM_HELD_OUT, **preferences: Any) -> Path:
+CLIPS_AT_ONCE = 32
+"""Clips that a generator draws and decodes together."""
+OF_GENERATOR = {"generator_share", "preview_share", "mixed_share"}
+"""Fields of `ClipPreferencesConfig` that have no part in data of renders alone."""
+
+
+def build_moving(
+    folder: Path, seed: int = 0, num_held_out: int = NUM_HELD_OUT, generator: str | None = None, **preferences: Any
+) -> Path:
     """`build_clips` with the fields of `ClipPreferencesConfig`."""
-    return build_clips(ClipPreferencesConfig(seed=seed, **preferences), num_held_out, folder)
+    return build_clips(ClipPreferencesConfig(seed=seed, **preferences), num_held_out, folder, generator=generator)
 
 
-def build_clips(config: ClipPreferencesConfig, num_held_out: int, out: Path, changes: int = CHANGES_EACH) -> Path:
+def build_clips(
+    config: ClipPreferencesConfig,
+    num_held_out: int,
+    out: Path,
+    changes: int = CHANGES_EACH,
+    generator: str | None = None,
+    num_steps: int = 10,
+) -> Path:
     """Preferences between clips of the moving world: the three files of `build_data`, and `changes.parquet`.
 
     `changes.parquet` holds held-out pairs of a right clip and one with a single change, `changes` of every kind; the
     kind is the source of the record. Clips are stored as lossless MP4, so this needs PyAV.
 
+    Args:
+        generator: generator whose clips are judged beside renders; None for renders alone.
+        num_steps: about how many sampling steps its clips have.
+
     Raises:
         RunError: the folder holds data of another configuration.
         InputError: PyAV is missing.
+        ConfigError: the generator does not draw the world's clips of this task.
     """
     settings = {**config.model_dump(mode="json"), "num_held_out": num_held_out, "changes": changes, "made": CLIPS_MADE}
+    settings["generator"] = generator or "none"
+    if generator is None:
+        settings = {k: v for k, v in settings.items() if k not in OF_GENERATOR}
+    else:
+        settings["num_steps"] = num_steps
+        _check_that_it_may_show_a_generators_clips(out)
+    check_pyav("preferences of clips")
+    finished = all((out / name).is_file() for name in SPLIT_FILES.values())
+    draw = None if generator is None or finished else _clips_of(generator, config.task, num_steps)
     same_settings(out / "data.json", settings)
     for split, name in SPLIT_FILES.items():
         num = config.num_prompts if split == "train" else num_held_out
         shuffled = config.shuffle_labels and split == "train"
         part = config.model_copy(update={"split": split, "num_prompts": num, "shuffle_labels": shuffled})
         if not (out / name).is_file():
-            _build_split(num, partial(clip_records, part), out / name)
+            _build_split(num, partial(clip_records, part, draw_clips=draw), out / name)
     if changes and not (out / CHANGES_FILE).is_file():
         held_out = config.model_copy(update={"split": "held_out", "shuffle_labels": False})
         write_rows(map(row_of, change_records(held_out, changes)), out / CHANGES_FILE)
     return out
+
+
+def _check_that_it_may_show_a_generators_clips(out: Path) -> None:
+    """Data that do not name a generator are renders alone: no earlier version drew clips."""
+    file = out / "data.json"
+    if file.is_file() and "generator" not in json.loads(file.read_text()):
+        raise RunError(f"{out}: was made with other settings (generator); name another --out")
+
+
+def _clips_of(name: str, task: MotionTask, num_steps: int) -> DrawImages:
+    generator = load_generator(name)
+    load_task("embedded-video" if task == "t2v" else "embedded-image-to-video").check(generator.drawn)
+    return draw_images(generator, num_steps, CLIPS_AT_ONCE)
 
 
 def _build_split(

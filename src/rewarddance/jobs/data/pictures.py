@@ -35,7 +35,7 @@ from rewarddance.data.schema import hash_of, png_bytes, row_of_votes
 from rewarddance.data.shards import split_files, write_rows, write_shards
 from rewarddance.data.votes import MediaRef, VotedRecord
 from rewarddance.generator.trace import draw
-from rewarddance.jobs.load import find, weights_id
+from rewarddance.jobs.load import find, is_embedded, weights_id
 from rewarddance.jobs.sample import Sampling
 
 PART = 32
@@ -158,7 +158,9 @@ def build_pictures(
         asked,
         pool,
         # the package's own generator may lie elsewhere on another machine
-        "tiny" if sampling.generator == "tiny" else str(find(sampling.generator, "generator").absolute()),
+        sampling.generator
+        if is_embedded(sampling.generator, "generator")
+        else str(find(sampling.generator, "generator").absolute()),
         None if adapter is None else adapter.absolute(),
         out.absolute(),
         PART,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,16 +12,19 @@ from rewarddance.core.config import Config
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.streams import stream
-from rewarddance.world.build.preferences import choices
+from rewarddance.core.task import Prompt
+from rewarddance.world.build.preferences import LEAST_PICTURES, SPARE, DrawImages, choices
 from rewarddance.world.motion.corrupt import Damage, Edit, damage, damage_randomly, edit_scene
 from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
 from rewarddance.world.motion.oracle import judge
 from rewarddance.world.motion.raters import utility
+from rewarddance.world.motion.reading import shows_held_out
 from rewarddance.world.motion.render import Clip, render
 from rewarddance.world.motion.sampling import place, sample_spec
 from rewarddance.world.motion.scene import FPS, MotionScene, MotionSpec
 from rewarddance.world.motion.splits import scene_is_trainable
-from rewarddance.world.raters import crowd
+from rewarddance.world.raters import Rater, crowd
+from rewarddance.world.render import Image
 from rewarddance.world.splits import Split
 
 MotionTask = Literal["t2v", "i2v"]
@@ -41,6 +45,8 @@ LEAST_DIFFERENCE = 0.1
 """Difference of utilities between a right clip and one with a single change."""
 OTHER_FIRST_SHARE = 0.15
 """Share of image-to-video clips that begin with another picture than the given one."""
+CHUNK = 32
+"""Prompts whose clips a generator draws together."""
 
 
 class ClipPreferencesConfig(Config):
@@ -51,6 +57,13 @@ class ClipPreferencesConfig(Config):
     split: Split = "train"
     num_prompts: int = 4800
     clips: int = 4
+    generator_share: float = 0.7
+    """Share of prompts whose clips the generator draws, where there is one; the others are rendered and corrupted."""
+    preview_share: float = 0.25
+    """Share of the generator's training records (in batches of 32) in which half of the clips are clean clips predicted
+    in the middle of a rollout, as reward feedback shows them to the judge."""
+    mixed_share: float = 0.0
+    """Share of the generator's training records in which half of the clips are renders."""
     criterion: Literal["fidelity", "motion", "consistency", "first_frame", "overall"] = "overall"
     damage_share: float = 0.33
     """Share of clips whose frames are damaged, in addition to edits."""
@@ -113,10 +126,39 @@ def _pair(config: ClipPreferencesConfig, rng: np.random.Generator) -> tuple[Moti
             return spec, scene
 
 
-def clip_records(config: ClipPreferencesConfig, first: int = 0, last: int | None = None) -> Iterator[PreferenceRecord]:
-    """Records `first` to `last`, one by one; each is a pure function of the configuration and its index.
+@dataclass(frozen=True)
+class _Draft:
+    """What a record asks for. `given` is the first frame of image-to-video."""
 
-    Image-to-video records hold the given picture as `condition`.
+    index: int
+    rng: np.random.Generator
+    spec: MotionSpec
+    scene: MotionScene
+    prompt: str
+    given: Image | None
+
+    @property
+    def asked(self) -> Prompt:
+        return Prompt(self.prompt, condition=None if self.given is None else Media.from_numpy(self.given))
+
+
+def _draft(config: ClipPreferencesConfig, index: int) -> _Draft:
+    wordings = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
+    rng = stream(config.seed, "clip-preferences", config.task, config.split, index)
+    spec, scene = _pair(config, rng)
+    prompt = phrase(spec, wordings[int(rng.integers(len(wordings)))])
+    return _Draft(index, rng, spec, scene, prompt, render(scene)[0] if config.task == "i2v" else None)
+
+
+def clip_records(
+    config: ClipPreferencesConfig, first: int = 0, last: int | None = None, draw_clips: DrawImages | None = None
+) -> Iterator[PreferenceRecord]:
+    """Records `first` to `last`, one by one. Prompts with a generator's clips come first; without `draw_clips` there
+    are none.
+
+    Each record is a pure function of the configuration, its index and the generator's clips. In the training split, the
+    generator's clips that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
+    rendered instead. Image-to-video records hold the given picture as `condition`.
 
     Raises:
         ValueError: the criterion `first_frame` without image-to-video.
@@ -124,29 +166,61 @@ def clip_records(config: ClipPreferencesConfig, first: int = 0, last: int | None
     if config.criterion == "first_frame" and config.task != "i2v":
         raise ValueError("the criterion first_frame needs task i2v")
     raters = crowd(config.num_raters, config.seed)
-    wordings = (*WORDINGS, *HELD_OUT_WORDINGS) if config.split == "ood" else WORDINGS
-    for i in range(first, config.num_prompts if last is None else min(last, config.num_prompts)):
-        rng = stream(config.seed, "clip-preferences", config.task, config.split, i)
-        spec, scene = _pair(config, rng)
-        prompt = phrase(spec, wordings[int(rng.integers(len(wordings)))])
-        given = render(scene)[0] if config.task == "i2v" else None
-        clips = corrupted_clips(spec, scene, rng, config)
-        rates = [FPS * float(rng.choice((0.5, 2))) if rng.random() < config.rate_share else FPS for _ in clips]
-        truth = [utility(judge(c, spec, r, given), config.criterion) for c, r in zip(clips, rates, strict=True)]
-        utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
-        name = f"{config.task}-{config.split}-{i}"
-        yield PreferenceRecord(
-            record_id=name,
-            prompt=prompt,
-            media=tuple(Media.from_numpy(c, fps=r, origin=name) for c, r in zip(clips, rates, strict=True)),
-            choices=choices(utilities, raters, rng, config.votes),
-            criterion=config.criterion,
-            source="rendered",
-            truth=tuple(truth),
-            ratings=tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in utilities),
-            groups={"style": spec.style, "category": spec.acts[0].action},
-            condition=None if given is None else Media.from_numpy(given, origin=name),
-        )
+    from_generator = int(config.num_prompts * config.generator_share) if draw_clips else 0
+    last = config.num_prompts if last is None else min(last, config.num_prompts)
+    for start in range(first, last, CHUNK):
+        drafts = [_draft(config, i) for i in range(start, min(start + CHUNK, last))]
+        asked = [d for d in drafts if d.index < from_generator]
+        drawn = _drawn(config, asked, draw_clips) if draw_clips is not None and asked else {}
+        for draft in drafts:
+            yield _record(config, draft, drawn.get(draft.index), raters)
+
+
+def _drawn(config: ClipPreferencesConfig, drafts: Sequence[_Draft], draw_clips: DrawImages) -> dict[int, list[Clip]]:
+    """The generator's clips that a record may show, by the index of the record."""
+    train = config.split == "train"
+    seed = int(stream(config.seed, "draw-clips", config.task, config.split, drafts[0].index).integers(1 << 31))
+    previews = train and stream(seed, "previews").random() < config.preview_share
+    num = config.clips + (SPARE if train else 0)
+    clips = draw_clips([d.asked for d in drafts], num, seed, previews)
+    allowed = {
+        d.index: [x for x in row if not train or not shows_held_out(x, FPS)][: config.clips]
+        for d, row in zip(drafts, clips, strict=True)
+    }
+    return {i: row for i, row in allowed.items() if len(row) >= min(LEAST_PICTURES, config.clips)}
+
+
+def _rendered(config: ClipPreferencesConfig, draft: _Draft, rng: np.random.Generator) -> list[tuple[Clip, float]]:
+    """Clips of the world with their frames per second, some of them at the wrong speed."""
+    clips = corrupted_clips(draft.spec, draft.scene, rng, config)
+    rates = [FPS * float(rng.choice((0.5, 2))) if rng.random() < config.rate_share else FPS for _ in clips]
+    return list(zip(clips, rates, strict=True))
+
+
+def _record(
+    config: ClipPreferencesConfig, draft: _Draft, drawn: list[Clip] | None, raters: Sequence[Rater]
+) -> PreferenceRecord:
+    name, source = f"{config.task}-{config.split}-{draft.index}", "rendered" if drawn is None else "generator"
+    clips = _rendered(config, draft, draft.rng) if drawn is None else [(x, FPS) for x in drawn]
+    mixing = stream(config.seed, "mixed-clips", config.task, config.split, draft.index)
+    if drawn is not None and config.split == "train" and mixing.random() < config.mixed_share:
+        kept = -(-config.clips // 2)
+        part = config.model_copy(update={"clips": config.clips - kept})
+        clips, source = [*clips[:kept], *_rendered(part, draft, mixing)], "mixed"
+    truth = [utility(judge(c, draft.spec, r, draft.given), config.criterion) for c, r in clips]
+    utilities = list(draft.rng.random(len(truth))) if config.shuffle_labels else truth
+    return PreferenceRecord(
+        record_id=name,
+        prompt=draft.prompt,
+        media=tuple(Media.from_numpy(c, fps=r, origin=name) for c, r in clips),
+        choices=choices(utilities, raters, draft.rng, config.votes),
+        criterion=config.criterion,
+        source=source,
+        truth=tuple(truth),
+        ratings=tuple(float(np.mean([r.rate(u, draft.rng) for r in raters])) for u in utilities),
+        groups={"style": draft.spec.style, "category": draft.spec.acts[0].action},
+        condition=None if draft.given is None else Media.from_numpy(draft.given, origin=name),
+    )
 
 
 def changed_clip(

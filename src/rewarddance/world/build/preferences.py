@@ -13,6 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord, all_pairs
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import stream
+from rewarddance.core.task import Request
 from rewarddance.generator.trace import draw
 from rewarddance.world.corrupt import EDIT_WEIGHTS, damage_randomly, edit_scene
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, random_phrase
@@ -27,8 +28,8 @@ from rewarddance.world.splits import Split, scene_is_trainable
 Source = Literal["rendered", "generator", "mixed"]
 BATCH = 128
 """Pictures that the generator draws at once."""
-DrawImages = Callable[[Sequence[str], int, int, bool], list[list[Image]]]
-"""(prompts, pictures a prompt, seed, previews) -> pictures of every prompt."""
+DrawImages = Callable[[Sequence[Request], int, int, bool], list[list[Image]]]
+"""(prompts, pictures a prompt, seed, previews) -> pictures (or clips) of every prompt."""
 
 
 class PreferencesConfig(Config):
@@ -201,25 +202,27 @@ def _record(
     return PreferenceRecord(name, prompt, media, labelled, criterion, source, tuple(truth), ratings, groups)
 
 
-def draw_images(generator: Generator, num_steps: int = 10) -> DrawImages:
+def draw_images(generator: Generator, num_steps: int = 10, batch: int = BATCH) -> DrawImages:
     """A `DrawImages` of a flow generator. The number of steps varies, so that judges see good and bad pictures.
+
+    A generator of clips gives clips, uint8 (F, H, W, 3).
 
     With previews, every second picture of a prompt is the clean picture that another rollout predicts at a random step
     in its middle. Reward feedback shows such pictures to the judge.
     """
 
-    def draw_batch(prompts: list[str], rng: torch.Generator, previews: bool) -> list[Media]:
+    def draw_batch(prompts: list[Request], rng: torch.Generator, previews: bool) -> list[Media]:
         steps = max(4, int(num_steps * (0.6 + 0.8 * float(torch.rand((), generator=rng)))))
         preview = int(torch.randint(int(0.3 * steps), steps - 1, (), generator=rng)) if previews else None
         return list(draw(generator, prompts, generator.noise(len(prompts), rng), steps, preview=preview))
 
-    def draw_all(prompts: Sequence[str], pictures: int, seed: int, previews: bool) -> list[list[Image]]:
+    def draw_all(prompts: Sequence[Request], pictures: int, seed: int, previews: bool) -> list[list[Image]]:
         rng = torch.Generator().manual_seed(seed)
         images: list[Image] = []
         each = -(-pictures // 2) if previews else pictures
         flat = [p for p in prompts for _ in range(each)]
-        for i in range(0, len(flat), BATCH):
-            images += [m.to_numpy() for m in draw_batch(flat[i : i + BATCH], rng, previews)]
+        for i in range(0, len(flat), batch):
+            images += [m.to_numpy() for m in draw_batch(flat[i : i + batch], rng, previews)]
         per = len(images) // len(prompts)
         return [images[i * per : i * per + pictures] for i in range(len(prompts))]
 

@@ -1,0 +1,91 @@
+"""The scene of a clip, read from pixels where it is certain: what a generator's clip shows, whatever was asked."""
+
+from __future__ import annotations
+
+from rewarddance.world.motion.acts import read
+from rewarddance.world.motion.render import Clip
+from rewarddance.world.motion.scene import ACTIONS, FAMILY, RATES, Act, MotionSpec
+from rewarddance.world.motion.splits import is_ood, split_of
+from rewarddance.world.motion.tracks import Track, Watched, watch
+from rewarddance.world.reading import CLEAR, MAX_BACKGROUND_DISTANCE, MAX_SPECKS
+from rewarddance.world.scene import COLOURS, SHAPES, STYLES, Colour, Shape
+
+SURE = 0.6
+"""Least agreement of a track with the best action for the action to be named."""
+BRIEF = 0.25
+"""A track in a smaller share of the frames is a speck of time, not an object."""
+
+
+def _kind(track: Track, frame: int) -> tuple[Colour, Shape] | None:
+    """Colour and shape in a frame, or None where one is uncertain. The shape is that of the whole track."""
+    colours, shapes = track.colours[frame], track.shapes[track.present].mean(0)
+    if min(float(colours.max()), float(shapes.max())) < CLEAR:
+        return None
+    return COLOURS[int(colours.argmax())], SHAPES[int(shapes.argmax())]
+
+
+def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
+    """What a track does, with its speed, or None where that is uncertain."""
+    track = tracks[index]
+    begin, end = _kind(track, track.first), _kind(track, track.last)
+    if begin is None or end is None:
+        return None
+    other = 1 - index if len(tracks) == 2 else None
+    acts = []
+    for action in ACTIONS:
+        if (action == "turning") == (begin[0] != end[0]):
+            acts.append(Act(*begin, action, None, end[0] if action == "turning" else None))
+    done = [read(tracks, index, act, seconds, other).done for act in acts]
+    best = max(range(len(acts)), key=done.__getitem__)
+    act = acts[best]
+    if done[best] < SURE or FAMILY[act.action] not in RATES:
+        return act if done[best] >= SURE else None
+    fast = Act(act.colour, act.shape, act.action, "fast")
+    is_fast = read(tracks, index, fast, seconds, other).paced > 0.5
+    return fast if is_fast else Act(act.colour, act.shape, act.action, "slow")
+
+
+def _acts(watched: Watched) -> list[Act | None]:
+    tracks = [t for t in watched.tracks if t.share >= BRIEF]
+    return [_act(tracks, i, watched.seconds) for i in range(len(tracks))]
+
+
+def _spec(watched: Watched, acts: list[Act | None]) -> MotionSpec | None:
+    """The whole content, or None where a part of it is uncertain."""
+    known = [a for a in acts if a is not None]
+    tracks = [t for t in watched.tracks if t.share >= BRIEF]
+    styles = {STYLES[int(t.styles[t.present].mean(0).argmax())] for t in tracks}
+    grounds = {s.background for s in watched.frames}
+    uncertain = any(s.specks > MAX_SPECKS or s.background_distance > MAX_BACKGROUND_DISTANCE for s in watched.frames)
+    if len(known) < len(acts) or len(styles) != 1 or len(grounds) != 1 or uncertain:
+        return None
+    known.sort(key=lambda act: act.action != "circling")  # what circles stands first
+    try:
+        return MotionSpec(tuple(known), styles.pop(), grounds.pop())  # type: ignore[arg-type]
+    except ValueError:  # no object, too many, or two of one kind
+        return None
+
+
+def read_spec(clip: Clip, fps: float) -> MotionSpec | None:
+    """What a clip shows, with every speed; None where an object, an action, the style or the background is uncertain.
+
+    Args:
+        clip: uint8 (F, CANVAS, CANVAS, 3), 2 frames or more.
+        fps: frames per second.
+    """
+    watched = watch(clip, fps)
+    return _spec(watched, _acts(watched))
+
+
+def shows_held_out(clip: Clip, fps: float) -> bool:
+    """Does a generator's clip show held-out content, even by mistake?
+
+    This is an object, an action or a style that training never sees, or content that is held out as a whole. Uncertain
+    parts do not count.
+    """
+    watched = watch(clip, fps)
+    acts = _acts(watched)
+    whole = _spec(watched, acts)
+    if whole is not None:
+        return split_of(whole) != "train"
+    return any(is_ood(MotionSpec((act,))) for act in acts if act is not None and act.action != "circling")
