@@ -15,6 +15,7 @@ from test_rollout_runs import configured
 from rewarddance.apps.cli import main
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Prompt
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.prompt_task import PromptTask
 from rewarddance.generator.sd3 import Sd3Generator
@@ -85,12 +86,12 @@ class Rounded:
 def test_scores_are_the_local_judges_and_comparisons_their_differences(server, local, pictures):
     asked = [
         Comparison(PROMPT, pictures[0]),
-        Comparison(PROMPT, pictures[1], pictures[0], "style"),
+        Comparison(PROMPT, pictures[1], pictures[0], "overall"),
         Comparison(PROMPT, Media(torch.rand(1, 3, 1, 300)), pictures[0]),
         Comparison("flat drawing of a blue square on white", pictures[2], pictures[0]),
     ]
     judge = load_judge(f"{server}/score?reward=fidelity&batch=3")
-    assert (judge.criterion, judge.own_or("style"), judge.precision) == ("fidelity", "fidelity", "unknown")
+    assert (judge.criterion, judge.own_or("overall"), judge.precision) == ("fidelity", "fidelity", "unknown")
     assert not judge.differentiable
     assert not judge.parts_are_judges
     verdict = judge.judge(asked)
@@ -113,7 +114,7 @@ def test_a_request_of_unirl_is_answered_item_by_item(server, local, pictures):
     turn = {"text": PROMPT, "image_b64": file_of(pictures[0], "JPEG")}
     wide = {"text": PROMPT, "image_b64": file_of(pictures[1])}
     items = [
-        {"history": [turn], "required_rewards": ["fidelity", "style", "beauty"], "metadata": {"a": 1}, **identity},
+        {"history": [turn], "required_rewards": ["fidelity", "overall", "beauty"], "metadata": {"a": 1}, **identity},
         {"history": [{"text": PROMPT, "image_b64": "bm90IGEgcGljdHVyZQ=="}], "required_rewards": ["fidelity"]},
         {"history": [{"text": PROMPT, "video_path": "/etc/passwd"}], "required_rewards": ["fidelity"]},
         {"history": [wide, wide, turn], "required_rewards": ["fidelity"]},
@@ -121,7 +122,7 @@ def test_a_request_of_unirl_is_answered_item_by_item(server, local, pictures):
     ]
     answer = posted(f"{server}/score", {"protocol_version": "1", "requests": items})
     assert answer["protocol_version"] == "1"
-    named = ("fidelity", "style")
+    named = ("fidelity", "overall")
     values = local.judge([Comparison(PROMPT, jpeg, None, criterion) for criterion in named]).margin.tolist()
     expected = {name: {"margin": pytest.approx(v, abs=2e-4)} for name, v in zip(named, values, strict=True)}
     assert answer["results"][0] == expected
@@ -156,7 +157,7 @@ def test_an_alignment_by_scores_repeats_the_one_by_the_local_judge(
     server, local, pipeline_folder, tmp_path, algorithm, score
 ):
     config = configured(algorithm, score, num_steps=1)
-    task = PromptTask([f"{PROMPT} {i}" for i in range(9)])
+    task = PromptTask([Prompt(f"{PROMPT} {i}") for i in range(9)])
     judges = {"here": Rounded(local, "fidelity"), "there": load_judge(f"{server}/score?reward=fidelity")}
     for name, judge in judges.items():
         align_generator(config, Sd3Generator.load(pipeline_folder), judge, tmp_path / name, task=task)

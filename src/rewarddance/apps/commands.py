@@ -105,8 +105,8 @@ class JudgeFlags(Flags):
     """Flags of commands that ask a judge."""
 
     judge: str = "tiny"
-    """`tiny`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address of a server
-    (`http://HOST:PORT` of `rewarddance serve`)."""
+    """`tiny`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address of a server:
+    `http://HOST:PORT` of `rewarddance serve`, or a reward server's `http://HOST:PORT/score?reward=NAME`."""
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None

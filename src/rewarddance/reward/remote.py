@@ -95,7 +95,9 @@ class RemoteJudge:
             kind = "`rewarddance serve`" if protocol == "judge" else f"a reward server with /{protocol}"
             raise ConfigError(f"judge {url}: no answer from {kind} there ({answer}){hint}")
         if protocol != "judge":
-            return cls(server, config.model_copy(update={"pictures": "png"}), _info(url, answer, config), protocol)
+            return cls(
+                server, config.model_copy(update={"pictures": "png"}), _info(url, answer, config, protocol), protocol
+            )
         try:
             return cls(server, config, JudgeInfo.model_validate(answer))
         except ValidationError:
@@ -211,17 +213,17 @@ def _check_settings(address: str, config: RemoteConfig, protocol: Protocol) -> N
         raise ConfigError(f"{address}: /{protocol} takes encoded pictures only; leave pictures out")
 
 
-def _info(url: str, health: Any, config: RemoteConfig) -> JudgeInfo:
+def _info(url: str, health: Any, config: RemoteConfig, protocol: Protocol) -> JudgeInfo:
     """What is known of a reward server of another trainer.
 
     Args:
-        health: its answer to `GET /health`; UniRL's lists its rewards.
+        health: its answer to `GET /health`; UniRL's lists its rewards. `/compute` names none.
 
     Raises:
         ConfigError: no such reward, or several and none was chosen.
     """
     listed = health.get("rewards") if isinstance(health, dict) else None
-    rewards = tuple(map(str, listed)) if isinstance(listed, dict) else ()
+    rewards = tuple(map(str, listed)) if isinstance(listed, dict) and protocol == "score" else ()
     choose = f"choose one with 'http://.../score?reward=NAME' (there are: {', '.join(rewards) or 'none listed'})"
     if config.reward is not None and rewards and config.reward not in rewards:
         raise ConfigError(f"judge {url}: no reward {config.reward!r}; {choose}")
