@@ -148,6 +148,9 @@ def test_a_request_of_flow_factory_with_a_failed_item_has_an_error(server, local
     answer = posted(f"{server}/compute", {**good, "image": [good["image"][0], narrow]})
     assert answer["rewards"] == [pytest.approx(expected[0], abs=2e-4), None]
     assert answer["error"].startswith("item 1: ")
+    answer = posted(f"{server}/compute", {**good, "image": ["bm90IGEgcGljdHVyZQ==", good["image"][0]]})
+    assert answer["rewards"] == [None, pytest.approx(expected[0], abs=2e-4)]
+    assert answer["error"].startswith("item 0: sample: not a picture")
     with pytest.raises(InputError, match="as many prompts"):
         answer_compute(ComputeBody(prompt=(PROMPT,), image=()), local.judge)
 
@@ -161,7 +164,7 @@ def test_an_alignment_by_scores_repeats_the_one_by_the_local_judge(
     judges = {"here": Rounded(local, "fidelity"), "there": load_judge(f"{server}/score?reward=fidelity")}
     for name, judge in judges.items():
         align_generator(config, Sd3Generator.load(pipeline_folder), judge, tmp_path / name, task=task)
-    keys = ("loss", "within_std", "reward", "probe/proxy")
+    keys = ("loss", "within_std", "probe/proxy") + (("reward",) if score == "pointwise" else ())
     here, there = (trajectory(tmp_path / name, *keys) for name in judges)
     for key in keys:
         assert there[key] == pytest.approx(here[key], rel=1e-3, abs=1e-4), key

@@ -55,12 +55,12 @@ class ScoreItem(_Foreign):
 
     history: tuple[Turn, ...]
     required_rewards: tuple[str, ...]
-    request_id: str | None = None
+    request_id: Any = None
     sample_id: Any = None
     group_id: Any = None
-    source_rank: int | None = None
-    policy_version: int | None = None
-    idempotency_key: str | None = None
+    source_rank: Any = None
+    policy_version: Any = None
+    idempotency_key: Any = None
 
 
 class ScoreBody(_Foreign):
@@ -137,23 +137,31 @@ def answer_compute(body: ComputeBody, judge: Callable[[Sequence[Comparison]], Ve
     """Log-odds of every sample by the judge's own criterion.
 
     Raises:
-        InputError: the lists differ in length, or a file cannot be read.
+        InputError: the lists differ in length.
     """
-    clips = body.video is not None
-    shown: Sequence[Any] = (body.video if clips else body.image) or ()
+    shown: Sequence[str | tuple[str, ...]] = body.image or body.video or ()
     conditions = body.condition_images or ((),) * len(shown)
-    if not len(body.prompt) == len(shown) == len(conditions) or (clips and body.image is not None):
+    if not len(body.prompt) == len(shown) == len(conditions) or (body.image and body.video):
         raise InputError("compute: needs as many prompts as pictures (image) or clips (video), and not both")
-    comparisons = []
+    values: list[float | str] = [""] * len(shown)
+    asked: dict[int, Comparison] = {}
     for i, (prompt, files, given) in enumerate(zip(body.prompt, shown, conditions, strict=True)):
-        if len(given) > 1:
-            raise InputError(f"item {i}: {len(given)} condition pictures; a judge takes one")
-        sample = _frames(files, f"item {i}") if clips else _picture(files, f"item {i}")
-        condition = _picture(given[0], f"condition of item {i}") if given else None
-        comparisons.append(Comparison(prompt, sample, condition=condition))
-    values = _values(judge, comparisons)
+        try:
+            asked[i] = _computed(prompt, files, given)
+        except InputError as error:
+            values[i] = str(error)
+    for i, value in zip(asked, _values(judge, list(asked.values())), strict=True):
+        values[i] = value
     failed = next((f"item {i}: {value}" for i, value in enumerate(values) if isinstance(value, str)), None)
     return ComputeAnswer(rewards=tuple(None if isinstance(v, str) else v for v in values), error=failed)
+
+
+def _computed(prompt: str, files: str | Sequence[str], conditions: Sequence[str]) -> Comparison:
+    """The question about a picture, or about a clip of several frames."""
+    if len(conditions) > 1:
+        raise InputError(f"{len(conditions)} condition pictures; a judge takes one")
+    sample = _picture(files, "sample") if isinstance(files, str) else _frames(files, "sample")
+    return Comparison(prompt, sample, condition=_picture(conditions[0], "condition") if conditions else None)
 
 
 def _values(judge: Callable[[Sequence[Comparison]], Verdict], comparisons: Sequence[Comparison]) -> list[float | str]:
