@@ -73,8 +73,8 @@ class AlignConfig(Rolling):
     the KL stays the generator without any adapter."""
     judge: str = "tiny"
     """`tiny`, `tiny-clips`, a judge's run folder, a local checkpoint, the YAML file of several judges
-    (docs/guides/composite.md), or the address of a server (`http://HOST:PORT` of `rewarddance serve`; not for
-    `refl`)."""
+    (docs/guides/composite.md), or the address of a server (not for `refl`): `http://HOST:PORT` of `rewarddance serve`,
+    or a reward server's `http://HOST:PORT/score?reward=NAME`."""
     algorithm: Literal["refl", "nft", "grpo", "ppo", "distill", "dpo", "sft"] = "refl"
     """`refl`: reward feedback with the judge's gradient. `nft` (DiffusionNFT), `grpo`, `ppo`, `distill` (best-of-N) and
     `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised

@@ -111,7 +111,8 @@ class JudgeFlags(Flags):
 
     judge: str = "tiny"
     """`tiny`, `tiny-clips`, a run folder of `rewarddance train`, a checkpoint, a composite's YAML file, or the address
-    of a server (`http://HOST:PORT` of `rewarddance serve`)."""
+    of a server: `http://HOST:PORT` of `rewarddance serve`, or a reward server's
+    `http://HOST:PORT/score?reward=NAME`."""
     criterion: str | None = None
     """What to judge by; what the judge was trained for when not given."""
     tiles: SomeCount = None

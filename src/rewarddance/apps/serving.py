@@ -18,6 +18,10 @@ class Serve(JudgeFlags):
     If the environment variable REWARDDANCE_JUDGE_KEY is set, the server answers only requests with this key. Set it on
     both sides. Comparisons and pictures come as JSON, and margins go back; /docs of the server describes the format.
 
+    The server also answers the reward calls of other trainers: POST /score of UniRL, whose required_rewards are the
+    judge's criteria (GET /health lists them), and POST /compute of Flow-Factory. Both need a judge that can judge a
+    sample alone, and get its log-odds. A sample that failed has a reason and no number. These trainers send no key.
+
     Example: rewarddance serve --judge runs/judge --port 8600
     """
 

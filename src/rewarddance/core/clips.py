@@ -65,11 +65,6 @@ def need_pyav(origin: str) -> ModuleType:
         raise InputError(f"{origin}: clips need PyAV; pip install 'rewarddance[video]'") from None
 
 
-def check_pyav(origin: str) -> None:
-    """Raise `InputError` where clips cannot be written, before any is made."""
-    _av(origin)
-
-
 def _check_amount(num: int, height: int, width: int, origin: str) -> None:
     if num > MAX_FRAMES:
         raise InputError(f"{origin}: over the limit of {MAX_FRAMES:,} frames; cut the clip, or take every n-th frame")

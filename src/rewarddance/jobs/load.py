@@ -183,8 +183,9 @@ def load_judge(
     """A frozen judge: `tiny`, `tiny-clips`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint
     (a local folder or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of
     a composite (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a
-    run of `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server
-    (`rewarddance serve`), which has settings of its own.
+    run of `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server,
+    which has settings of its own: `rewarddance serve`, or a reward server of UniRL or Flow-Factory
+    (`reward/remote.py`).
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.

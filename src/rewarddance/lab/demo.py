@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.clips import animation, check_pyav
+from rewarddance.core.clips import animation, need_pyav
 from rewarddance.core.config import load_recipe, merge, parse_config
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -96,7 +96,7 @@ def _check_parts(demo: Demo) -> None:
     find(demo.judge, "judge")
     find("tiny", "vlm")
     if demo is DEMOS["t2v"]:
-        check_pyav("demo of clips")
+        need_pyav("demo of clips")
 
 
 def _empty(out: Path) -> None:

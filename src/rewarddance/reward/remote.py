@@ -1,4 +1,8 @@
-"""A judge behind HTTP (`rewarddance serve`), behind the same port as a judge in this process. It has no gradients."""
+"""A judge behind HTTP, behind the same port as a judge in this process. It has no gradients.
+
+The server is `rewarddance serve`, or a reward server that speaks `POST /score` of UniRL or `POST /compute` of
+Flow-Factory (`reward/trainer_wire.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,32 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from rewarddance.core.config import Computed, Config, parse_config
-from rewarddance.core.errors import ConfigError, JudgementError
+from rewarddance.core.errors import ConfigError, InputError, JudgementError
 from rewarddance.core.http import HttpFailure, JsonServer
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.judge import ALONE
 from rewarddance.reward.rank import Ranking, rank
-from rewarddance.reward.wire import AnswerData, Coding, JudgeInfo, Numbers, encoded
+from rewarddance.reward.trainer_wire import compute_request, score_request
+from rewarddance.reward.wire import AnswerData, Coding, JudgeInfo, Numbers, Request, judge_request, refused_answer
 
+MOST_BYTES = 64 << 20
+"""Largest body of a request to a server that does not name its limit; the limit of our own."""
 KEY = "REWARDDANCE_JUDGE_KEY"
 """Environment variable with the key of the server; both sides read it."""
 
 
 class RemoteConfig(Config):
-    """Settings behind the question mark of an address: `http://host:8600?pictures=png&timeout=30`."""
+    """Settings behind the question mark of an address: `http://host:8600?pictures=png&timeout=30`, or
+    `http://host:8080/score?reward=hpsv2`."""
 
     pictures: Coding = "safetensors"
-    """`safetensors` sends pixels as they are; `png` sends an eighth or less, rounded to 8 bits."""
+    """`safetensors` sends pixels as they are; `png` sends an eighth or less, rounded to 8 bits. `/score` and `/compute`
+    always take `png`."""
+    reward: str | None = None
+    """The reward that `/score` is asked for; not needed where the server has only one."""
+    value: str | None = None
+    """The number of this reward; not needed where it has only one."""
     timeout: float = Field(120.0, gt=0)
     """Of one request, seconds."""
     attempts: int = Field(6, ge=1)
@@ -44,16 +57,23 @@ def is_address(name: object) -> bool:
     return str(name).startswith(("http://", "https://"))
 
 
+Protocol = Literal["judge", "score", "compute"]
+"""The last part of an address; `judge` where it names none of the other two."""
+
+
 @dataclass
 class RemoteJudge:
-    """Asks `POST {url}/judge`. Failed requests are repeated with growing pauses.
+    """Asks `POST {url}/{protocol}`. Failed requests are repeated with growing pauses.
 
     A batch that has no answer after all attempts is refused, with the reason: never a number, and never an exception.
+    With `score` and `compute` every sample is asked about alone, by the reward of the address, whatever the criterion
+    is. A comparison is then the difference of two values.
     """
 
     server: JsonServer
     config: RemoteConfig
     info: JudgeInfo
+    protocol: Protocol = "judge"
     differentiable: bool = field(default=False, init=False)
 
     @classmethod
@@ -65,12 +85,19 @@ class RemoteJudge:
         """
         parts = urlsplit(address)
         config = parse_config(RemoteConfig, dict(parse_qsl(parts.query)), address)
-        url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        path, protocol = _protocol(parts.path.rstrip("/"))
+        _check_settings(address, config, protocol)
+        url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
         server = JsonServer(url, f"judge {url}", os.environ.get(KEY), config.attempts, config.timeout)
-        answer = server.get("/info")
+        answer = server.get("/info" if protocol == "judge" else "/health")
         if isinstance(answer, HttpFailure):
             hint = f"; set {KEY} to its key" if answer.status == 401 else ""
-            raise ConfigError(f"judge {url}: no answer from `rewarddance serve` there ({answer}){hint}")
+            kind = "`rewarddance serve`" if protocol == "judge" else f"a reward server with /{protocol}"
+            raise ConfigError(f"judge {url}: no answer from {kind} there ({answer}){hint}")
+        if protocol != "judge":
+            return cls(
+                server, config.model_copy(update={"pictures": "png"}), _info(url, answer, config, protocol), protocol
+            )
         try:
             return cls(server, config, JudgeInfo.model_validate(answer))
         except ValidationError:
@@ -81,7 +108,7 @@ class RemoteJudge:
         return self.info.criterion
 
     @property
-    def precision(self) -> Computed:
+    def precision(self) -> Computed | Literal["unknown"]:
         """Precision of the server's passes."""
         return self.info.precision
 
@@ -131,21 +158,30 @@ class RemoteJudge:
 
     def _ask(self, comparisons: Sequence[Comparison]) -> AnswerData:
         if len(comparisons) == 1 and self._size(comparisons[0]) > self.info.most_bytes:
-            return _nothing(1, f"{self.server.url}: the media take more than {self.info.most_bytes:,} bytes")
-        body = encoded(comparisons, self.config.pictures).model_dump(mode="json")
-        answer = self.server.post("/judge", body)
-        if isinstance(answer, HttpFailure):
-            return _nothing(len(comparisons), f"{self.server.url}: {answer}")
+            return refused_answer(1, f"{self.server.url}: the media take more than {self.info.most_bytes:,} bytes")
         try:
-            content = AnswerData.model_validate(answer)
+            body, read = self._request(comparisons)
+        except InputError as error:
+            return refused_answer(len(comparisons), f"{self.server.url}: {error}")
+        answer = self.server.post(f"/{self.protocol}", body)
+        if isinstance(answer, HttpFailure):
+            return refused_answer(len(comparisons), f"{self.server.url}: {answer}")
+        try:
+            content = read(answer)
+        except InputError as error:
+            return refused_answer(len(comparisons), f"{self.server.url}: {error}")
         except ValidationError:
-            return _nothing(len(comparisons), f"{self.server.url}: the answer cannot be read")
-        lists = [content.margins, content.answer_mass, content.disagreement, content.swapped_margins]
-        if {len(x) for x in (*lists, *content.parts.values()) if x is not None} != {len(comparisons)}:
-            return _nothing(len(comparisons), f"{self.server.url}: the answer has not {len(comparisons)} items")
-        silent = [i for i, m in enumerate(content.margins) if m is None and i not in content.refused]
+            return refused_answer(len(comparisons), f"{self.server.url}: the answer cannot be read")
+        silent = [i for i, m in enumerate(content.margins) if not _is_number(m) and i not in content.refused]
         reasons = dict.fromkeys(silent, f"{self.server.url}: the answer is not a number")
         return content.model_copy(update={"refused": {**content.refused, **reasons}})
+
+    def _request(self, comparisons: Sequence[Comparison]) -> Request:
+        if self.protocol == "score":
+            return score_request(comparisons, self.criterion, self.config.value)
+        if self.protocol == "compute":
+            return compute_request(comparisons)
+        return judge_request(comparisons, self.config.pictures)
 
     def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
@@ -156,9 +192,53 @@ class RemoteJudge:
         raise JudgementError(f"{self.server.url}: gives margins only; ask for reasons where the judge is")
 
 
-def _nothing(num: int, reason: str) -> AnswerData:
-    nulls: Numbers = (None,) * num
-    return AnswerData(margins=nulls, answer_mass=nulls, refused=dict.fromkeys(range(num), reason))
+def _is_number(margin: float | None) -> bool:
+    return margin is not None and math.isfinite(margin)
+
+
+def _protocol(path: str) -> tuple[str, Protocol]:
+    """The path of the server, and what it speaks."""
+    protocols: tuple[Protocol, ...] = ("judge", "score", "compute")
+    for protocol in protocols:
+        if path.endswith(f"/{protocol}"):
+            return path.removesuffix(f"/{protocol}"), protocol
+    return path, "judge"
+
+
+def _check_settings(address: str, config: RemoteConfig, protocol: Protocol) -> None:
+    given = config.model_fields_set
+    if protocol != "score" and given & {"reward", "value"}:
+        raise ConfigError(f"{address}: reward and value are settings of an address that ends in /score")
+    if protocol != "judge" and "pictures" in given and config.pictures != "png":
+        raise ConfigError(f"{address}: /{protocol} takes encoded pictures only; leave pictures out")
+
+
+def _info(url: str, health: Any, config: RemoteConfig, protocol: Protocol) -> JudgeInfo:
+    """What is known of a reward server of another trainer.
+
+    Args:
+        health: its answer to `GET /health`; UniRL's lists its rewards. `/compute` names none.
+
+    Raises:
+        ConfigError: no such reward, or several and none was chosen.
+    """
+    listed = health.get("rewards") if isinstance(health, dict) else None
+    rewards = tuple(map(str, listed)) if isinstance(listed, dict) and protocol == "score" else ()
+    choose = f"choose one with 'http://.../score?reward=NAME' (there are: {', '.join(rewards) or 'none listed'})"
+    if config.reward is not None and rewards and config.reward not in rewards:
+        raise ConfigError(f"judge {url}: no reward {config.reward!r}; {choose}")
+    if config.reward is None and len(rewards) > 1:
+        raise ConfigError(f"judge {url}: several rewards; {choose}")
+    reward = config.reward or (rewards[0] if rewards else "reward")
+    return JudgeInfo(
+        judge=f"{reward} of {url}",
+        weights="unknown",
+        criterion=reward,
+        criteria=(reward,),
+        precision="unknown",
+        pointwise=True,
+        most_bytes=MOST_BYTES,
+    )
 
 
 def _tensor(parts: Sequence[tuple[Numbers | None, int]]) -> Tensor | None:

@@ -6,8 +6,8 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
@@ -23,6 +23,10 @@ from rewarddance.data.parquet import png_bytes
 Coding = Literal["safetensors", "png"]
 Numbers = tuple[float | None, ...]
 """One number an item; null where the item was refused."""
+
+
+Request = tuple[dict[str, Any], Callable[[Any], "AnswerData"]]
+"""Body of a request, and what reads its answer (raises `InputError` or pydantic's `ValidationError`)."""
 
 
 class PictureData(Config):
@@ -86,6 +90,7 @@ class JudgeInfo(Config):
         criteria: criteria that it knows; None for a composite, which judges by its parts.
         pointwise: whether it can judge a picture alone.
         most_bytes: largest body of a request.
+        precision: of the server's passes; unknown for reward servers of others.
     """
 
     format: Literal[1] = 1
@@ -93,9 +98,15 @@ class JudgeInfo(Config):
     weights: str
     criterion: str
     criteria: tuple[str, ...] | None
-    precision: Computed
+    precision: Computed | Literal["unknown"]
     pointwise: bool
     most_bytes: int
+
+
+def refused_answer(num: int, reason: str) -> AnswerData:
+    """The answer to `num` comparisons that all failed for one reason."""
+    nulls: Numbers = (None,) * num
+    return AnswerData(margins=nulls, answer_mass=nulls, refused=dict.fromkeys(range(num), reason))
 
 
 def encoded(comparisons: Sequence[Comparison], coding: Coding) -> QuestionData:
@@ -145,7 +156,7 @@ def decoded(question: QuestionData) -> list[Comparison]:
     tensors: dict[str, Tensor] = {}
     if question.safetensors is not None:
         try:
-            tensors = load(_bytes(question.safetensors))
+            tensors = load(bytes_of(question.safetensors))
         except SafetensorError as error:
             raise InputError(f"safetensors: cannot be read ({error})") from None
     media = [_media(f"picture {i}", picture, tensors) for i, picture in enumerate(question.pictures)]
@@ -163,7 +174,12 @@ def decoded(question: QuestionData) -> list[Comparison]:
     return out
 
 
-def _bytes(text: str) -> bytes:
+def bytes_of(text: str) -> bytes:
+    """A file from base64.
+
+    Raises:
+        InputError: the text is not base64.
+    """
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -172,13 +188,26 @@ def _bytes(text: str) -> bytes:
 
 def _media(name: str, picture: PictureData, tensors: dict[str, Tensor]) -> Media:
     if picture.png is not None:
-        return Media.open_picture(io.BytesIO(_bytes(picture.png)), origin=name)
+        return Media.open_picture(io.BytesIO(bytes_of(picture.png)), origin=name)
     if picture.tensor not in tensors:
         raise InputError(f"{name}: there is no tensor {picture.tensor}")
     frames = tensors[picture.tensor]
     if not frames.is_floating_point():
         raise InputError(f"{name}: needs float pixels in [0, 1], got {frames.dtype}")
     return Media(frames.float(), picture.fps, name)
+
+
+def judge_request(comparisons: Sequence[Comparison], coding: Coding) -> Request:
+    """Ask `POST /judge`."""
+
+    def read(content: Any) -> AnswerData:
+        answer = AnswerData.model_validate(content)
+        lists = [answer.margins, answer.answer_mass, answer.disagreement, answer.swapped_margins]
+        if {len(x) for x in (*lists, *answer.parts.values()) if x is not None} != {len(comparisons)}:
+            raise InputError(f"the answer has not {len(comparisons)} items")
+        return answer
+
+    return encoded(comparisons, coding).model_dump(mode="json"), read
 
 
 def _numbers(values: Tensor) -> Numbers:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rewarddance.core.clips import check_pyav
+from rewarddance.core.clips import need_pyav
 from rewarddance.core.errors import RunError
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import progress
@@ -123,7 +123,7 @@ def build_clips(
     else:
         settings["num_steps"] = num_steps
         _check_that_it_may_show_a_generators_clips(out)
-    check_pyav("preferences of clips")
+    need_pyav("preferences of clips")
     finished = all((out / name).is_file() for name in SPLIT_FILES.values())
     draw = None if generator is None or finished else _clips_of(generator, config.task, num_steps)
     same_settings(out / "data.json", settings)
