@@ -14,7 +14,7 @@ from rewarddance.apps.report import LARGE, _image, write_report
 from rewarddance.core.media import StoredMedia
 from rewarddance.core.runs import RunFolder
 from rewarddance.evaluate.generator import Samples
-from rewarddance.jobs.evaluate import save_pairs
+from rewarddance.jobs.sample_files import save_pairs
 from rewarddance.reward.train_config import RewardConfig
 
 

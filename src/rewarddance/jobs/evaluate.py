@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.clips import animation
 from rewarddance.core.config import Precision
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
@@ -20,7 +19,7 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.task import Request, Task, text_of, texts_of
+from rewarddance.core.task import Request, Task, texts_of
 from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluate.calibration import measured_and_calibrated
 from rewarddance.evaluate.clips import clip_features, compare_clips, same_width
@@ -49,6 +48,7 @@ from rewarddance.jobs.load import (
     warn_of_cut_prompts,
     weights_id,
 )
+from rewarddance.jobs.sample_files import save_pairs
 from rewarddance.jobs.train import held_out_sets
 from rewarddance.reward.composite import AnyJudge, Composite
 from rewarddance.reward.learned import LearnedJudge
@@ -369,34 +369,3 @@ def judge_features(judge: AnyJudge) -> Features | None:
         return torch.stack([backbone.image_tokens([(m, (0,))]).mean(0) for m in media])
 
     return clip_features(features)
-
-
-def save_pairs(
-    folder: Path,
-    before: Samples,
-    after: Samples,
-    value_before: np.ndarray,
-    value_after: np.ndarray,
-    reward: np.ndarray | None = None,
-    num: int = 24,
-) -> None:
-    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
-
-    Clips become contact sheets, and one animated WebP of both.
-
-    Args:
-        reward: the judge's P(after is better), (P, noises), where the values are another measure.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
-        for name, samples in (("before", before), ("after", after)):
-            media, file = samples.media[k][0], folder / f"{k:03d}_{name}.png"
-            (media.to_pil() if media.num_frames == 1 else media.contact_sheet()).save(file)
-        both = [s.media[k][0] for s in (before, after)]
-        if (fps := both[0].fps) is not None:
-            (folder / f"{k:03d}.webp").write_bytes(animation([m.to_numpy() for m in both], fps))
-        entry: dict[str, Any] = {"index": k, "prompt": text_of(before.prompts[k])}
-        values = {"before": value_before, "after": value_after} | ({} if reward is None else {"reward": reward})
-        listed.append(entry | {n: None if np.isnan(v[k, 0]) else float(v[k, 0]) for n, v in values.items()})
-    write_json(folder / "samples.json", listed)

@@ -197,8 +197,7 @@ def load_judge(
             processor does (it takes 12). 1 uses the small view alone. As in training when None.
         clips: which frames of a clip the judge sees, or frames a second alone, which leaves its `max_frames`; as in
             training when None, two frames a second for a checkpoint that was not trained to judge.
-        template: words for a checkpoint that was not trained to judge: `rewarddance` (the default), another named set,
-            or a file (docs/guides/wording.md).
+        template: words for a checkpoint that was not trained to judge: a named set or a file (docs/guides/wording.md).
         examples: labelled comparisons that such a checkpoint is shown before every question.
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
     """
@@ -209,8 +208,7 @@ def load_judge(
             raise ConfigError(f"{name}: {own_settings} cannot be set from here; the server has its own")
         return RemoteJudge.connect(str(name))
     if is_composite(name):
-        # imported here because that module loads judges with this one
-        from rewarddance.jobs.composite import load_composite
+        from rewarddance.jobs.composite import load_composite  # it imports this module
 
         if own_settings:
             raise ConfigError(f"{name}: a composite takes no {own_settings}; its judges have their own")

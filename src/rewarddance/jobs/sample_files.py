@@ -1,18 +1,22 @@
-"""Files of samples: pictures as PNG, clips as MP4 with a contact sheet of all of them."""
+"""Files of samples: pictures as PNG, clips as MP4 with a contact sheet of all of them; pairs from before and after."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewarddance.core.clips import contact_sheet
+from rewarddance.core.clips import animation, contact_sheet
 from rewarddance.core.media import Media
 from rewarddance.core.progress import say
+from rewarddance.core.runs import write_json
+from rewarddance.core.task import text_of
+from rewarddance.evaluate.generator import Samples
 
 SHEET = "sheet.png"
 COLUMNS, ROWS, SIDE = 9, 64, 128
@@ -76,3 +80,34 @@ def fitted(picture: Media, side: int) -> Media:
     left, top = (width - least) // 2, (height - least) // 2
     square = picture.to_pil().crop((left, top, left + least, top + least))
     return Media.from_pil(square.resize((side, side), Image.Resampling.LANCZOS), origin=picture.origin)
+
+
+def save_pairs(
+    folder: Path,
+    before: Samples,
+    after: Samples,
+    value_before: np.ndarray,
+    value_after: np.ndarray,
+    reward: np.ndarray | None = None,
+    num: int = 24,
+) -> None:
+    """First noise of some prompts, before and after, as PNG files with a list of prompts and values (P, noises).
+
+    Clips become contact sheets, and one animated WebP of both.
+
+    Args:
+        reward: the judge's P(after is better), (P, noises), where the values are another measure.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for k in range(0, len(before.prompts), max(1, len(before.prompts) // num)):
+        for name, samples in (("before", before), ("after", after)):
+            media, file = samples.media[k][0], folder / f"{k:03d}_{name}.png"
+            (media.to_pil() if media.num_frames == 1 else media.contact_sheet()).save(file)
+        both = [s.media[k][0] for s in (before, after)]
+        if (fps := both[0].fps) is not None:
+            (folder / f"{k:03d}.webp").write_bytes(animation([m.to_numpy() for m in both], fps))
+        entry: dict[str, Any] = {"index": k, "prompt": text_of(before.prompts[k])}
+        values = {"before": value_before, "after": value_after} | ({} if reward is None else {"reward": reward})
+        listed.append(entry | {n: None if np.isnan(v[k, 0]) else float(v[k, 0]) for n, v in values.items()})
+    write_json(folder / "samples.json", listed)
