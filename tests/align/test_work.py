@@ -7,8 +7,8 @@ from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
 from rewarddance.align.rollout_config import DistillConfig, NftConfig, PolicyGradientConfig, RolloutConfig
 from rewarddance.align.work import Work
 from rewarddance.align.work_config import Budget
-from rewarddance.core.errors import ConfigError
 from rewarddance.core.config import parse_config
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop_config import LoopConfig
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Verdict
