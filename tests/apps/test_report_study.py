@@ -62,7 +62,7 @@ def test_own_data_without_exact_values_shows_choices_alone():
     assert len(drawn) == 1
 
 
-def _mark(arm, mark, **more):
+def _mark(arm, mark, minus=()):
     gain = {"over_seeds": GAP, "over_prompts": GAP}
     work = {"generator_passes": 6e4, "generator_passes_with_gradient": 1e3, "judge_calls": 500}
     return {
@@ -70,7 +70,7 @@ def _mark(arm, mark, **more):
         "reached": {"0": True, "1": mark == "work"}, "steps": {"0": 10, "1": 12}, "kl": {"0": 0.001, "1": 0.003},
         "work": {**work, "judge_calls_with_gradient": 0}, "seconds": 9.0, "cpu_seconds": 8.0,
         "feature_diversity_ratio": {"0": 0.9, "1": 0.95}, "vendi": {}, "proxy": {"0": 0.6, "1": None},
-        "gap": {"0": 0.1, "1": 0.3}, "hacking": {"0": "none", "1": "none"}, **more,
+        "gap": {"0": 0.1, "1": 0.3}, "hacking": {"0": "none", "1": "none"}, "minus": minus,
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_study_of_alignment_shows_gains_costs_and_differences():
         "start": {"benchmark": 0.6},
         "start_curve": 0.62,
         "sets": {"benchmark": {"count": 48}},
-        "marks": [_mark("sft", "work"), _mark("refl", "kl", minus=minus)],
+        "marks": [_mark("sft", "work"), _mark("refl", "kl", minus=[minus])],
         "curves": {"refl": {"0": curve}},
     }
     _, (gains, costs, categories), ((_, lines), (_, gaps)) = study_content(study)
@@ -99,7 +99,7 @@ def test_a_study_of_alignment_shows_gains_costs_and_differences():
     assert categories.rows[0] == ["sft, equal work", interval]
     assert all(len(row) == len(table.head) for table in (gains, costs, categories) for row in table.rows)
     assert "forward passes of the generator" in lines
-    assert "refl, equal KL less sft" in gaps
+    assert "refl, equal KL less sft, equal work" in gaps
 
 
 def test_a_study_of_searches_shows_differences_and_costs():

@@ -1,4 +1,4 @@
-"""The study of alignment in its smallest form: arms end where they must, what is finished is kept, figures are paired."""
+"""The study of alignment in its smallest form: where arms end, what is kept, and figures against closed forms."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.lab.alignment_arm import ArmWatcher, kl_probe
 from rewarddance.lab.alignment_config import AlignmentStudyConfig
-from rewarddance.lab.alignment_figures import summarise
+from rewarddance.lab.alignment_figures import _baselines, summarise
 from rewarddance.lab.alignment_tables import alignment_tables
 from rewarddance.lab.study_alignment import study_alignment
 from rewarddance.reward.training import with_random_labels
@@ -88,7 +88,7 @@ def test_arms_end_at_their_work_and_kl_and_are_kept(shared, tmp_path):
         "judge_calls_with_gradient": 0,
     }
     assert [(r["arm"], r["mark"]) for r in figures["marks"]] == [("refl", "work"), ("sft", "kl")]
-    assert figures["marks"][1]["minus"]["arm"] == "refl"
+    assert [(m["arm"], m["mark"]) for m in figures["marks"][1]["minus"]] == [("refl", "work")]
     assert figures["marks"][0]["proxy"][0] is not None
     assert 1 <= figures["marks"][0]["vendi"][0] <= 2
     assert "sft, equal KL" in (out / "table.md").read_text()
@@ -139,6 +139,12 @@ with folder_lock(Path(sys.argv[1])) as locked:
     assert not (folder / "run.json").exists()
     assert [row["arm"] for row in figures["marks"]] == ["sft"]
     assert "refl seed 0: another process works on it" in "".join(capsys.readouterr())
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "setting.json").write_text(json.dumps({"shuffled_judge": "runs/x", "every": 1}))
+    with pytest.raises(RunError, match="holds a study of an earlier version; name another --out"):
+        study_alignment(AlignmentStudyConfig.model_validate({"arms": {"refl": {}}}), tmp_path)
 
 
 def watched(tmp_path, kls, **limits):
@@ -222,18 +228,29 @@ def test_seeds_are_the_units_of_gains_and_differences(tmp_path):
     written(tmp_path, gains)
     study = AlignmentStudyConfig.model_validate({"arms": {"a": {}, "b": {}}, "baseline": "b"})
     first, second = summarise(study, tmp_path)["marks"]
-    assert (first["arm"], first["seeds"], "minus" in second) == ("a", [0, 1, 2], False)
+    assert (first["arm"], first["seeds"], second["minus"]) == ("a", [0, 1, 2], [])
     gain = first["sets"]["benchmark"]
     half = student.ppf(0.975, 2) * 0.1 / np.sqrt(3)
     assert gain["over_seeds"]["mean"] == pytest.approx(0.2)
     assert gain["over_seeds"]["ci_high"] == pytest.approx(0.2 + half)
     assert gain["over_prompts"]["ci_low"] == pytest.approx(0.2)
     assert gain["categories"]["count"]["over_seeds"]["mean"] == pytest.approx(0.2)
-    minus = first["minus"]["sets"]["benchmark"]
+    minus = first["minus"][0]["sets"]["benchmark"]
     assert minus["by_seed"] == pytest.approx({0: 0.2, 1: 0.1, 2: 0.15})
     assert minus["over_seeds"]["ci_low"] == pytest.approx(0.15 - student.ppf(0.975, 2) * 0.05 / np.sqrt(3))
     assert minus["smallest"] > 0.15  # three seeds of this spread could not have shown this difference
     assert first["feature_diversity_ratio"][1] == pytest.approx(0.9)
+
+
+def test_a_row_is_compared_at_the_same_mark_and_at_the_kl_that_matches_its_own():
+    arms = {"refl": {}, "sft": {"match_kl": "refl"}, "nft": {"match_kl": "refl"}, "grpo": {}}
+    values = {"arms": arms, "baseline": "sft", "budget": {"generator_passes": 9}}
+    study = AlignmentStudyConfig.model_validate(values)
+    assert _baselines(study, "refl", "work") == [("sft", "work"), ("sft", "kl")]
+    assert _baselines(study, "nft", "work") == [("sft", "work")]
+    assert _baselines(study, "nft", "kl") == [("sft", "kl")]
+    assert _baselines(study, "grpo", "work") == [("sft", "work")]
+    assert _baselines(study, "sft", "kl") == []
 
 
 def test_a_diversity_in_other_features_is_left_out(tmp_path, capsys):

@@ -84,9 +84,10 @@ def _alignment_figures(study: Mapping[str, Any]) -> Figures:
     )
     figures: Figures = [(title, lines(shown, axes, "gain in oracle fidelity"))]
     gaps = {
-        f"{name_of(row)} less {row['minus']['arm']}": gap
+        f"{name_of(row)} less {name_of(minus)}": gap
         for row in study["marks"]
-        if "minus" in row and (gap := row["minus"]["sets"][first]["over_seeds"])["ci_low"] is not None
+        for minus in row["minus"]
+        if (gap := minus["sets"][first]["over_seeds"])["ci_low"] is not None
     }
     if gaps:
         figures.append(("Differences, paired by seed", intervals(gaps, "difference [95% over seeds]")))

@@ -34,9 +34,11 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
     for (arm, mark), runs in measured.items():
         if runs:
             row = _row(runs, start) | {"arm": arm, "mark": mark, "matched": study.arms[arm].match_kl}
-            base = _baseline(study, arm, mark)
-            if base is not None and (pairs := sorted(runs.keys() & measured[base].keys())):
-                row["minus"] = {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], pairs)
+            row["minus"] = [
+                {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], seeds)
+                for base in _baselines(study, arm, mark)
+                if (seeds := sorted(runs.keys() & measured[base].keys()))
+            ]
             rows.append(row)
     categories = {n: p["categories"] for n, p in start["prompts"].items()}
     return {
@@ -49,13 +51,20 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _baseline(study: AlignmentStudyConfig, arm: str, mark: Mark) -> tuple[str, Mark] | None:
-    """The arm and mark that a row is compared with: the same mark where the baseline has it, else its first one."""
+def _baselines(study: AlignmentStudyConfig, arm: str, mark: Mark) -> list[tuple[str, Mark]]:
+    """The arms and marks that a row is compared with.
+
+    The same mark of the baseline where it has that, else its first one. And its mark of equal KL, where it matches the
+    KL of this row.
+    """
     name = study.baseline_of(arm)
     if name == arm:
-        return None
+        return []
     marks = study.marks(name)
-    return name, mark if mark in marks else marks[0]
+    bases = [(name, mark if mark in marks else marks[0])]
+    if study.arms[name].match_kl == arm and mark == study.marks(arm)[0] and (name, "kl") not in bases:
+        bases.append((name, "kl"))
+    return bases
 
 
 def _folders(out: Path, arm: str) -> dict[int, Path]:

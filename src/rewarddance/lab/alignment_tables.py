@@ -28,14 +28,14 @@ def _gain_table(study: Mapping[str, Any], name: str) -> Table:
     num = sum(study["sets"][name].values())
     rows = []
     for row in study["marks"]:
-        gain, minus = row["sets"][name], row.get("minus")
+        gain = row["sets"][name]
         cells = [name_of(row), str(len(row["seeds"])), signed(gain["over_seeds"]), signed(gain["over_prompts"])]
-        if minus is None:
-            rows.append([*cells, "baseline", "", ""])
-            continue
-        gap = minus["sets"][name]
-        base = f"{minus['arm']}, {MARKS[minus['mark']]}"
-        rows.append([*cells, base, signed(gap["over_seeds"]), _number(gap["smallest"], "{:.3f}")])
+        for minus in row["minus"]:
+            gap = minus["sets"][name]
+            rows.append([*cells, name_of(minus), signed(gap["over_seeds"]), _number(gap["smallest"], "{:.3f}")])
+            cells = ["", "", "", ""]
+        if not row["minus"]:
+            rows.append([*cells, "–", "", ""])
     title = (
         f"Gain in oracle fidelity over the start ({study['start'][name]:.3f}) on {num} prompts ({name}). Intervals of "
         "95%: Student's over seeds, and a bootstrap over prompts for these seeds. A difference is paired by seed. The "

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.errors import ConfigError
+from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.lock import folder_lock
 from rewarddance.core.media import StoredMedia
 from rewarddance.core.monitors import HackingMonitor
@@ -67,6 +67,9 @@ def study_alignment(
         if name not in study.arms:
             raise ConfigError(f"study alignment: no arm {name!r}; known: {', '.join(study.arms)}")
     study.check()
+    setting = out / "setting.json"
+    if setting.is_file() and "split" not in json.loads(setting.read_text()):
+        raise RunError(f"{out}: holds a study of an earlier version; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     first = study.align_config(next(iter(study.arms)), study.seeds[0])
     settings = {key: getattr(study, key) for key in SETTINGS}
@@ -74,7 +77,7 @@ def study_alignment(
         "second_seed": str(study.second_seed),
         "generator_sha256": weights_id(find(first.generator, "generator")),
     }
-    same_settings(out / "setting.json", settings)
+    same_settings(setting, settings)
     while not _is_measured(out / "start"):
         with folder_lock(out / "start") as locked:
             if locked:
