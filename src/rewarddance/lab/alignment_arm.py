@@ -90,6 +90,7 @@ class ArmWatcher:
     def keep(self, mark: str, step: int, kl: float, seconds: float, extra: dict[str, Any], *, reached: bool) -> None:
         """Save the weights as they are now as a mark's adapter, with what the run has used so far."""
         folder = self.folder / "marks" / mark
+        folder.mkdir(parents=True, exist_ok=True)
         self.generator.save_adapter(folder / "adapter")
         used = {"work": extra.get("work", {}), "cpu_seconds": extra.get("cpu_seconds", 0.0)}
         used["seconds"] = seconds - extra.get("measuring", 0.0)
