@@ -172,6 +172,22 @@ def align_generator(
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     work = Work()
     run = _run(config, generator, judge, loop, task, training, probing, work)
+    if resume and loop.resume():
+        run.load_state()
+    else:
+        run.begin()
+    loop.before_save = run.save_state
+    _fit(loop, run, work, title, on_step, watcher)
+    if is_leader():
+        generator.save_adapter(out / "adapter")
+        if config.algorithm != "sft":
+            write_seen(out / "adapter", [p.text for p in training])
+    barrier()
+    return out / "adapter"
+
+
+def _fit(loop: Loop, run: AlignRun, work: Work, title: str, on_step: OnStep | None, watcher: Watcher | None) -> None:
+    """Train to the end, or until the run or the watcher gives a reason to stop."""
 
     def step(index: int) -> Metrics:
         return run.step(index) | work.total(loop.extra)
@@ -180,18 +196,7 @@ def align_generator(
         reason = run.stop(metrics)
         return (watcher.after_step(loop, metrics) if watcher is not None else None) or reason
 
-    if resume and loop.resume():
-        run.load_state()
-    else:
-        run.begin()
-    loop.before_save = run.save_state
     loop.fit(title, ("reward", "kl", "loss"), step, run.validate, stop, on_step)
-    if is_leader():
-        generator.save_adapter(out / "adapter")
-        if config.algorithm != "sft":
-            write_seen(out / "adapter", [p.text for p in training])
-    barrier()
-    return out / "adapter"
 
 
 def _check_parts(config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task) -> None:
