@@ -132,6 +132,7 @@ def test_a_typing_error_in_a_recipe_names_the_nearest_key(capsys, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_loads(path):
     from rewarddance.align.config import AlignConfig
+    from rewarddance.lab.alignment_config import AlignmentStudyConfig
     from rewarddance.reward.composite_config import load_composite_config
     from rewarddance.reward.learned_config import LearnedConfig
     from rewarddance.reward.train_config import RewardConfig
@@ -141,6 +142,9 @@ def test_every_recipe_loads(path):
     if path.stem == "search":
         for name, values in recipe.items():
             parse_search(values, name)
+        return
+    if "arms" in recipe:
+        parse_config(AlignmentStudyConfig, recipe, str(path)).check()
         return
     if "parts" in recipe:
         load_composite_config(path)

@@ -62,13 +62,44 @@ def test_own_data_without_exact_values_shows_choices_alone():
     assert len(drawn) == 1
 
 
-def test_a_study_of_alignment_shows_gains_and_differences():
-    arm = {"gain": GAP, "feature_diversity_ratio": {"0": 0.9, "1": 0.95}}
-    study = {"start": 0.6, "arms": {"refl": arm, "sft": arm}, "differences": {"sft": GAP}}
-    _, (table,), ((_, html),) = study_content(study)
-    assert table.rows[0] == ["refl", "+0.100 [+0.050, +0.150]", "0.90, 0.95"]
-    assert table.rows[2][0] == "refl minus sft"
-    assert "refl minus sft" in html
+def _mark(arm, mark, minus=()):
+    gain = {"over_seeds": GAP, "over_prompts": GAP}
+    work = {"generator_passes": 6e4, "generator_passes_with_gradient": 1e3, "judge_calls": 500}
+    return {
+        "arm": arm, "mark": mark, "seeds": [0, 1], "sets": {"benchmark": {**gain, "categories": {"count": gain}}},
+        "reached": {"0": True, "1": mark == "work"}, "steps": {"0": 10, "1": 12}, "kl": {"0": 0.001, "1": 0.003},
+        "work": {**work, "judge_calls_with_gradient": 0}, "seconds": 9.0, "cpu_seconds": 8.0,
+        "feature_diversity_ratio": {"0": 0.9, "1": 0.95}, "vendi": {}, "proxy": {"0": 0.6, "1": None},
+        "gap": {"0": 0.1, "1": 0.3}, "hacking": {"0": "none", "1": "none"}, "minus": minus,
+    }  # fmt: skip
+
+
+def test_a_study_of_alignment_shows_gains_costs_and_differences():
+    minus = {"arm": "sft", "mark": "work", "sets": {"benchmark": {"over_seeds": GAP, "smallest": 0.04}}}
+    curve = [{"step": 5, "kl": 0.001, "gold": 0.65, "passes": 3e4}]
+    study = {
+        "start": {"benchmark": 0.6},
+        "start_curve": 0.62,
+        "sets": {"benchmark": {"count": 48}},
+        "marks": [_mark("sft", "work"), _mark("refl", "kl", minus=[minus])],
+        "curves": {"refl": {"0": curve}},
+    }
+    _, (gains, costs, categories), ((_, lines), (_, gaps)) = study_content(study)
+    interval = "+0.100 [+0.050, +0.150]"
+    assert gains.rows[1] == ["refl, equal KL", "2", interval, interval, "sft, equal work", interval, "0.040"]
+    assert costs.rows[1][:6] == [
+        "refl, equal KL",
+        "0.00200 (not reached by 1 of 2)",
+        "60,000 (1,000)",
+        "500 (0)",
+        "11",
+        "9",
+    ]
+    assert costs.rows[1][7:] == ["0.93", "–", "0.600", "+0.20", "none"]
+    assert categories.rows[0] == ["sft, equal work", interval]
+    assert all(len(row) == len(table.head) for table in (gains, costs, categories) for row in table.rows)
+    assert "forward passes of the generator" in lines
+    assert "refl, equal KL less sft, equal work" in gaps
 
 
 def test_a_study_of_searches_shows_differences_and_costs():

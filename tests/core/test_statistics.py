@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.optimize import minimize
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2, nct, norm
+from scipy.stats import t as student
 
 from rewarddance.core.statistics import (
     Interval,
@@ -14,6 +16,7 @@ from rewarddance.core.statistics import (
     grouped_interval,
     paired_bootstrap,
     share,
+    smallest_difference,
     students_interval,
     two_way_bootstrap,
     wilson,
@@ -100,6 +103,29 @@ def test_students_interval_in_closed_form():
     assert (two["ci_low"], two["ci_high"]) == pytest.approx((2 - 12.706205, 2 + 12.706205), abs=1e-5)
     half = 4.302653 / np.sqrt(3)
     assert (three["ci_low"], three["ci_high"]) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize(("num", "alpha", "power"), [(3, 0.05, 0.8), (5, 0.05, 0.8), (4, 0.1, 0.9)])
+def test_the_smallest_difference_has_the_power_of_the_t_test(num, alpha, power):
+    """The power is the normal probability beyond t s / sigma, integrated over the chi-square of the spread s."""
+    values = numbers(num)
+    shift = smallest_difference(values, power, alpha) / (values.std(ddof=1) / np.sqrt(num))
+    most = student.ppf(1 - alpha / 2, num - 1)
+
+    def rejects(square):
+        ratio = most * np.sqrt(square / (num - 1))
+        return (norm.sf(ratio - shift) + norm.cdf(-ratio - shift)) * chi2.pdf(square, num - 1)
+
+    assert quad(rejects, 0, np.inf)[0] == pytest.approx(power, abs=1e-5)
+    assert nct.sf(most, num - 1, shift) == pytest.approx(power, abs=1e-4)  # the other tail has less than 1e-4
+
+
+def test_the_smallest_difference_of_many_runs_is_that_of_the_normal_distribution():
+    values = numbers(4000)
+    error = values.std(ddof=1) / np.sqrt(4000)
+    assert smallest_difference(values) == pytest.approx((norm.ppf(0.975) + norm.ppf(0.8)) * error, rel=1e-3)
+    assert smallest_difference([0.1]) is None
+    assert smallest_difference([0.25, 0.25]) == 0.0
 
 
 def test_a_two_way_bootstrap_resamples_both_axes_independently():

@@ -5,6 +5,7 @@ import torch
 
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
+from rewarddance.reward.standardised import Standardised, standard_of
 from rewarddance.reward.wrappers import PointwiseDifference, Symmetrised
 
 
@@ -110,3 +111,48 @@ def test_gradients_reach_both_orders_with_one_half():
 
     Symmetrised(Leaf()).judge([Comparison("p", LIGHT, DARK)]).margin.sum().backward()
     close(inner.grad, [0.5, -0.5])
+
+
+class Levels:
+    """Margin 5 (level - reference), or 10 level of a picture alone, with a gradient; refuses the prompt "unclear"."""
+
+    criterion = "fidelity"
+    differentiable = True
+
+    def judge(self, comparisons):
+        def level(media):
+            return media.frames.mean()
+
+        margins = [
+            10 * level(c.candidate) if c.reference is None else 5 * (level(c.candidate) - level(c.reference))
+            for c in comparisons
+        ]
+        return Verdict.from_margin(torch.stack(margins)).refuse(
+            {i: "unclear" for i, c in enumerate(comparisons) if c.prompt == "unclear"}
+        )
+
+
+def test_a_standardised_judge_has_unit_spread_on_its_reference_set():
+    levels = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    media = [[grey(a), grey(b)] for a, b in levels.tolist()]
+    standard = standard_of(Levels(), ["p"] * 11 + ["unclear"], media, "fidelity")
+    judge = Standardised(Levels(), standard)
+    known = levels[:11]
+    pairs = judge.judge([Comparison("p", a, b) for a, b in media[:11]]).margin
+    close(pairs, ((known[:, 0] - known[:, 1]) / (known[:, 0] - known[:, 1]).square().mean().sqrt()).tolist())
+    alone = judge.judge([Comparison("p", m) for own in media[:11] for m in own]).margin
+    close(alone, ((known - known.mean()) / known.std()).flatten().tolist())
+    assert judge.criterion == "fidelity"
+    assert judge.problem(Comparison("p", DARK)) is None
+
+
+def test_a_standardised_judge_keeps_refusals_and_gradients_and_refuses_unknown_questions():
+    standard = standard_of(Levels(), ["p"] * 8, [[grey(i / 8), grey((i + 1.5) / 8)] for i in range(8)], "fidelity")
+    pixels = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
+    asked = [Comparison("p", Media(pixels), DARK), Comparison("unclear", LIGHT, DARK)]
+    verdict = Standardised(Levels(), standard).judge(asked)
+    assert verdict.refused == {1: "unclear"}
+    verdict.margin[0].backward()
+    close(pixels.grad.sum(), 5 / standard.paired_std)
+    pairs_only = type(standard)(None, None, standard.paired_std)
+    assert "no spread" in Standardised(Levels(), pairs_only).judge([Comparison("p", LIGHT)]).refused[0]

@@ -45,6 +45,20 @@ def test_the_benchmark_is_held_out_of_what_is_trained_on():
     assert {split_of(parse(p.text)) for p in held_out} <= {"held_out", "ood"}
 
 
+def test_a_second_benchmark_shares_no_meaning_with_what_was_measured_or_chosen_on_before():
+    task = EmbeddedTask()
+    second = task.second_benchmark(2)
+    meanings = [{meaning(parse(p.text)) for p in own} for own in (second, task.benchmark(), task.development())]
+    assert len(meanings[0]) == len(second)
+    assert not meanings[0] & (meanings[1] | meanings[2])
+    assert {split_of(parse(p.text)) for p in second} == {"held_out"}
+    categories = [p.category for p in second]
+    assert [categories.count(c) for c in ("object", "attribute", "count", "relation")] == [48] * 4
+    assert 10 < categories.count("concept") < 48
+    assert task.second_benchmark(2) == second
+    assert {p.text for p in task.second_benchmark(3)} != {p.text for p in second}
+
+
 def test_gold_is_the_oracles_fidelity_of_each_picture_to_its_own_prompt():
     task = EmbeddedTask()
     prompts, pixels = task.supervised_batch(0, "test", 0, 4)

@@ -66,7 +66,7 @@ COMMANDS: dict[str, Command] = {
     "diagnose": Command("reporting:Diagnose", "signs of reward hacking, runs side by side"),
     "compare": Command("comparing:Compare", "two runs' evaluations side by side"),
     "report": Command("reporting:ReportCommand", "write a run's HTML page"),
-    "study alignment": Command("studies:StudyAlignment", "reward feedback against its two controls, several seeds"),
+    "study alignment": Command("studies:StudyAlignment", "algorithms or judges side by side, with controls"),
     "study paradigms": Command("studies:StudyParadigms", "judges that learn in different ways, side by side"),
     "study sizes": Command("studies:StudySizes", "the size table: pretrain, teach and measure every size"),
     "study oracle": Command("studies:StudyOracle", "the oracle against a second opinion"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 COLOURS = {"ink": "#1d2733", "proxy": "#c2571a", "gold": "#1f6f8b", "soft": "#8a97a6", "good": "#2e7d4f"}
 
 PALETTE = [COLOURS["gold"], COLOURS["proxy"], COLOURS["soft"], COLOURS["good"], "#7a4fa3", "#b58900"]
+PALETTE += ["#b03060", "#3c6e71", "#6b4f3a", COLOURS["ink"]]
 """Colours of the lines of a figure, in order."""
 
 
@@ -85,3 +88,50 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | Non
             )
     figure.update_yaxes(autorange="reversed", showgrid=True)
     return framed(figure, "", x, height=140 + 28 * len(rows)) if figure.data else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What `lines` draws of one name, over two quantities.
+
+    Attributes:
+        place: of its colour in `PALETTE`.
+        paths: thin lines of (first quantity, second quantity, value).
+        points: (first quantity, second quantity) of large points; values: their means with intervals, whose ends are
+            None where there is none; labels: shown beside the pointer.
+    """
+
+    name: str
+    place: int
+    paths: Sequence[Sequence[tuple[float, float, float]]]
+    points: Sequence[tuple[float, float]]
+    values: Sequence[Mapping[str, Any]]
+    labels: Sequence[str]
+
+
+def lines(shown: Sequence[Line], axes: tuple[str, str], y: str) -> str | None:
+    """Two panels with one value over two quantities; None where there is nothing to draw."""
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
+    for line in shown:
+        colour = PALETTE[line.place % len(PALETTE)]
+        for panel in (0, 1):
+            at = {"row": 1, "col": panel + 1}
+            for path in line.paths:
+                xs, ys = [p[panel] for p in path], [p[2] for p in path]
+                thin = go.Scatter(x=xs, y=ys, mode="lines", line={"color": colour, "width": 1}, opacity=0.6)
+                figure.add_trace(thin.update(name=line.name, legendgroup=line.name, showlegend=False), **at)
+            means, bars = _bars(line.values)
+            bars["color"] = colour
+            points = go.Scatter(x=[p[panel] for p in line.points], y=means, error_y=bars, mode="markers")
+            points.update(marker={"size": 10, "color": colour}, text=list(line.labels), name=line.name)
+            figure.add_trace(points.update(legendgroup=line.name, showlegend=panel == 0), **at)
+    if not figure.data:
+        return None
+    figure.update_xaxes(title_text=axes[1], row=1, col=2)
+    return framed(figure, y, axes[0], height=420)
+
+
+def _bars(values: Sequence[Mapping[str, Any]]) -> tuple[list[float], dict[str, Any]]:
+    """Means, and their error bars; a mean without an interval has bars of length 0."""
+    up, down = ([0.0 if v[end] is None else abs(v[end] - v["mean"]) for v in values] for end in ("ci_high", "ci_low"))
+    return [v["mean"] for v in values], {"type": "data", "symmetric": False, "array": up, "arrayminus": down}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from rewarddance.apps.figures import dots, intervals
+from rewarddance.apps.figures import Line, dots, intervals, lines
+from rewarddance.lab.alignment_tables import MARKS, alignment_tables, name_of
 from rewarddance.lab.study_tables import (
     SPLITS,
     Table,
-    alignment_table,
     entries_of,
     fold_table,
     judge_tables,
@@ -45,11 +46,8 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
             ("Agreement with people, less that of the weights as they are", intervals(changes, "difference")),
         ]
         return "Study of weights", weight_tables(study), drawn
-    if "arms" in study:
-        gains = {n: a["gain"] for n, a in study["arms"].items()}
-        gains |= {f"refl minus {n}": d for n, d in study["differences"].items()}
-        figure = "Gain in oracle fidelity", intervals(gains, "gain, 95% interval over prompts")
-        return "Study of alignment", [alignment_table(study)], [figure]
+    if "marks" in study:
+        return "Study of alignment", alignment_tables(study), _alignment_figures(study)
     if "rows" in study:
         gaps = {
             f"{r['search']}, {r['budget']} NFE, {r['verifier']}": r["minus_best_of_n"]
@@ -65,6 +63,35 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
 
 def _bar(value: float, interval: Sequence[float]) -> dict[str, float]:
     return {"mean": value, "ci_low": interval[0], "ci_high": interval[1]}
+
+
+def _alignment_figures(study: Mapping[str, Any]) -> Figures:
+    """The gain against KL and against work, and the differences to the baseline."""
+    first = next(iter(study["sets"]))
+    shown: list[Line] = []
+    for place, arm in enumerate(dict.fromkeys([*study["curves"], *(row["arm"] for row in study["marks"])])):
+        rows = [row for row in study["marks"] if row["arm"] == arm]
+        points = [(fmean(row["kl"].values()), row["work"]["generator_passes"]) for row in rows]
+        gains = [row["sets"][first]["over_seeds"] for row in rows]
+        curves = study["curves"].get(arm, {}).values()
+        start = study["start_curve"]
+        paths = [[(0.0, 0, 0.0), *((p["kl"], p["passes"], p["gold"] - start) for p in curve)] for curve in curves]
+        shown.append(Line(arm, place, paths, points, gains, [MARKS[row["mark"]] for row in rows]))
+    axes = "KL to the start, nats a dimension", "forward passes of the generator"
+    title = (
+        "Gain against KL and against work. Lines: development prompts during training, one line a seed. Points: "
+        f"{first} prompts, mean over seeds with Student's 95% interval"
+    )
+    figures: Figures = [(title, lines(shown, axes, "gain in oracle fidelity"))]
+    gaps = {
+        f"{name_of(row)} less {name_of(minus)}": gap
+        for row in study["marks"]
+        for minus in row["minus"]
+        if (gap := minus["sets"][first]["over_seeds"])["ci_low"] is not None
+    }
+    if gaps:
+        figures.append(("Differences, paired by seed", intervals(gaps, "difference [95% over seeds]")))
+    return figures
 
 
 def _judge_figures(study: Mapping[str, Any]) -> Figures:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.apps.flags import Count, Flags, Least
+from rewarddance.apps.flags import Count, Flags, Least, SomeCount
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.reward.train_config import RewardConfig
@@ -18,39 +18,48 @@ from rewarddance.reward.train_config import RewardConfig
 
 @dataclass(frozen=True)
 class StudyAlignment(Flags):
-    """Reward feedback against two controls (supervised continuation; a judge trained on shuffled labels).
+    """Ways to align a generator side by side, with controls, at equal counted work and at equal KL.
+
+    FILE lists the arms: recipes/tiny/study-alignment.yaml has the algorithms, recipes/tiny/study-judges.yaml has judges
+    and references. A recipe of `align` is taken as the arm `refl`, beside supervised continuation (`sft`) and, with
+    --shuffled-judge, the same recipe with that judge.
 
     Finished arms under --out are kept, and stopped arms are resumed. Several processes may share the folder.
 
-    Example: rewarddance study alignment recipes/tiny/refl.yaml --shuffled-judge runs/shuffled --out runs/study
+    Example: rewarddance study alignment recipes/tiny/study-alignment.yaml --out runs/study --arms refl sft --seeds 0
     """
 
+    file: tyro.conf.Positional[Path]
+    """YAML file of the study's arms, or a recipe of `align`."""
     out: Path
-    """Folder of the study: one run folder for every arm and seed, and study.json."""
-    config: Annotated[AlignConfig, tyro.conf.arg(name="")]
+    """Folder of the study: one run folder for every arm and seed, study.json and table.md."""
     shuffled_judge: str | None = None
     """A judge trained with `rewarddance train --shuffle-labels`, for the arm `shuffled`."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    arms: tuple[Literal["refl", "sft", "shuffled"], ...] = ("refl", "sft", "shuffled")
-    num_noises: Count = 4
-    """Fixed noises for each benchmark prompt."""
-    every: Count = 1
-    """Take every n-th of the 240 benchmark prompts."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to run now; those of the file when not given."""
+    arms: tuple[str, ...] = ()
+    """Arms to run now; all when not given."""
+    split: Literal["benchmark", "development"] | None = None
+    """`development` measures on other held-out prompts, for choosing settings."""
+    num_noises: Annotated[int | None, Least(2)] = None
+    """Fixed noises for each measured prompt."""
+    every: SomeCount = None
+    """Take every n-th of the measured prompts."""
 
     def run(self) -> None:
-        from rewarddance.apps.commands import show
+        from rewarddance.core.config import load_recipe
+        from rewarddance.core.progress import say
+        from rewarddance.lab.alignment_config import AlignmentStudyConfig, study_of
+        from rewarddance.lab.alignment_tables import alignment_tables
         from rewarddance.lab.study_alignment import study_alignment
+        from rewarddance.lab.study_tables import as_markdown
 
-        study = study_alignment(
-            self.config,
-            self.shuffled_judge,
-            self.out,
-            seeds=self.seeds,
-            arms=self.arms,
-            num_noises=self.num_noises,
-            every=self.every,
-        )
-        show({k: study[k] for k in ("start", "arms", "differences")})
+        values = study_of(load_recipe(self.file), str(self.file), self.shuffled_judge)
+        given = {k: getattr(self, k) for k in ("split", "num_noises", "every")}
+        values |= {k: v for k, v in given.items() if v is not None}
+        config = parse_config(AlignmentStudyConfig, values, str(self.file))
+        study = study_alignment(config, self.out, seeds=self.seeds, arms=self.arms)
+        say(as_markdown(alignment_tables(study)))
 
 
 @dataclass(frozen=True)

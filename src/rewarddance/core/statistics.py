@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
 from rewarddance.core.streams import stream
@@ -131,6 +131,39 @@ def students_interval(values: Sequence[float]) -> dict[str, float | None]:
         return {"mean": float(x.mean()), "ci_low": None, "ci_high": None}
     half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
     return {"mean": float(x.mean()), "ci_low": float(x.mean()) - half, "ci_high": float(x.mean()) + half}
+
+
+def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """The smallest true mean that a paired t-test on as many differences of this spread finds with this power.
+
+    The test is two-sided with n - 1 degrees of freedom. Its power at a mean d is the probability that
+    |Z + d sqrt(n) / s| > t sqrt(V / (n - 1)), for a normal Z and a chi-square V. The spread s is estimated from the
+    same few differences, so the result is rough where they are few.
+
+    Args:
+        differences: one for each pair of runs, such as the runs of two arms with one seed.
+
+    Returns:
+        None for fewer than two differences; 0 where they are all equal.
+    """
+    x: Array = np.asarray(differences, np.float64)
+    if len(x) < 2:
+        return None
+    error = float(x.std(ddof=1) / np.sqrt(len(x)))
+    if error == 0:
+        return 0.0
+    freedom = len(x) - 1
+    most = float(student.ppf(1 - alpha / 2, freedom))
+    quantiles = (np.arange(10_000) + 0.5) / 10_000  # midpoints: the mean over them is the integral over V
+    bounds = most * np.sqrt(chi2.ppf(quantiles, freedom) / freedom)
+
+    def lacking(shift: float) -> float:
+        return float((norm.sf(bounds - shift) + norm.cdf(-bounds - shift)).mean()) - power
+
+    upper = most
+    while lacking(upper) < 0:
+        upper *= 2
+    return error * float(brentq(lacking, 0.0, upper, xtol=1e-6))
 
 
 def two_way_bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:

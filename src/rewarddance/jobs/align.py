@@ -17,8 +17,9 @@ from rewarddance.align.refl_run import ReflRun
 from rewarddance.align.rollout_run import RolloutRun
 from rewarddance.align.run import AlignRun
 from rewarddance.align.supervised import SupervisedRun
+from rewarddance.align.work import CountedJudge, Watcher, Work, counted
 from rewarddance.core.errors import ConfigError, InputError
-from rewarddance.core.loop import Loop, OnStep
+from rewarddance.core.loop import Loop, Metrics, OnStep
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import barrier, is_leader, world_size
 from rewarddance.core.progress import say
@@ -138,12 +139,16 @@ def align_generator(
     resume: bool = False,
     title: str = "align",
     on_step: OnStep | None = None,
+    watcher: Watcher | None = None,
 ) -> Path:
     """Train a LoRA adapter and save it to `out/adapter`.
+
+    Every step logs the work so far (`work/NAME`, `align/work.py`).
 
     Args:
         judge: None for the supervised control.
         task: prompts and gold standard; the configuration's when None.
+        watcher: is called after every step, and may end the run.
 
     Raises:
         ConfigError: no judge to learn from, fewer prompts than processes, or a generator that cannot do the task.
@@ -165,19 +170,33 @@ def align_generator(
     barrier()
     _make_trainable(generator, config)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
-    run = _run(config, generator, judge, loop, task, training, probing)
+    work = Work()
+    run = _run(config, generator, judge, loop, task, training, probing, work)
     if resume and loop.resume():
         run.load_state()
     else:
         run.begin()
     loop.before_save = run.save_state
-    loop.fit(title, ("reward", "kl", "loss"), run.step, run.validate, run.stop, on_step)
+    _fit(loop, run, work, title, on_step, watcher)
     if is_leader():
         generator.save_adapter(out / "adapter")
         if config.algorithm != "sft":
             write_seen(out / "adapter", [p.text for p in training])
     barrier()
     return out / "adapter"
+
+
+def _fit(loop: Loop, run: AlignRun, work: Work, title: str, on_step: OnStep | None, watcher: Watcher | None) -> None:
+    """Train to the end, or until the run or the watcher gives a reason to stop."""
+
+    def step(index: int) -> Metrics:
+        return run.step(index) | work.total(loop.extra)
+
+    def stop(metrics: Metrics) -> str | None:
+        reason = run.stop(metrics)
+        return (watcher.after_step(loop, metrics) if watcher is not None else None) or reason
+
+    loop.fit(title, ("reward", "kl", "loss"), step, run.validate, stop, on_step)
 
 
 def _check_parts(config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task) -> None:
@@ -251,9 +270,11 @@ def _run(
     task: Task,
     training: Sequence[Prompt],
     probing: Sequence[Prompt],
+    work: Work,
 ) -> AlignRun:
+    training_generator = counted(generator, work)
     if config.algorithm == "sft":
-        return SupervisedRun(config, generator, loop, task)
+        return SupervisedRun(config, training_generator, loop, task)
     if judge is None:
         raise ConfigError(f"algorithm {config.algorithm}: needs a judge")
     steps, criterion = config.num_steps, config.criterion or ""
@@ -273,7 +294,8 @@ def _run(
         folder=clips,
         samples=loop.folder.samples,
     )
+    training_judge = CountedJudge(judge, work)
     if config.has_groups:
-        algorithm = ALGORITHMS[config.algorithm](config, generator, len(training))
-        return RolloutRun(config, generator, loop, judge, bank, prober, algorithm=algorithm)
-    return ReflRun(config, generator, loop, judge, bank, prober, task=task)
+        algorithm = ALGORITHMS[config.algorithm](config, training_generator, len(training))
+        return RolloutRun(config, training_generator, loop, training_judge, bank, prober, algorithm=algorithm)
+    return ReflRun(config, training_generator, loop, training_judge, bank, prober, task=task)

@@ -146,17 +146,6 @@ def signed_interval(gap: Mapping[str, float]) -> str:
     return f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
 
 
-def alignment_table(study: Mapping[str, Any]) -> Table:
-    """Gains of the arms, and their differences to the controls."""
-    rows = []
-    for name, arm in study["arms"].items():
-        ratios = arm["feature_diversity_ratio"].values()
-        rows.append([name, signed_interval(arm["gain"]), ", ".join(f"{v:.2f}" for v in ratios)])
-    rows += [[f"refl minus {n}", signed_interval(d), ""] for n, d in study["differences"].items()]
-    head = ["arm", "gain in oracle fidelity [95% interval]", "feature diversity relative to the start, by seed"]
-    return Table(f"Against the start ({study['start']:.3f})", head, rows)
-
-
 def fold_table(study: Mapping[str, Any]) -> Table:
     """Every fold of a cross-validation, and the mean."""
     folds, means = study["folds"], study["mean"]

@@ -37,11 +37,47 @@ def benchmark_prompts(split: Split = "held_out") -> tuple[tuple[Category, str], 
     return tuple((s.category, phrase(s, frames[i % len(frames)])) for i, s in enumerate(benchmark_specs(split)))
 
 
-def development_prompts() -> tuple[tuple[Category, str], ...]:
-    """100 held-out prompts with their categories, 20 of each. None has the meaning of a benchmark prompt."""
+DEVELOPMENT = 20
+"""Development prompts of each category."""
+SECOND_DRAWS = 1000
+"""Draws of each category for the second benchmark."""
+
+
+@cache
+def _development() -> tuple[tuple[Spec, str], ...]:
     taken = {meaning(spec) for spec in benchmark_specs()}
     specs = [s for s in benchmark_specs("held_out", 241) if meaning(s) not in taken]
-    by_category: dict[Category, list[tuple[Category, str]]] = {}
+    by_category: dict[Category, list[tuple[Spec, str]]] = {}
     for i, spec in enumerate(specs):
-        by_category.setdefault(spec.category, []).append((spec.category, phrase(spec, WORDINGS[i % len(WORDINGS)])))
-    return tuple(p for prompts in by_category.values() for p in prompts[:20])
+        by_category.setdefault(spec.category, []).append((spec, phrase(spec, WORDINGS[i % len(WORDINGS)])))
+    return tuple(entry for entries in by_category.values() for entry in entries[:DEVELOPMENT])
+
+
+def development_prompts() -> tuple[tuple[Category, str], ...]:
+    """100 held-out prompts with their categories, 20 of each. None has the meaning of a benchmark prompt."""
+    return tuple((spec.category, prompt) for spec, prompt in _development())
+
+
+@cache
+def second_prompts(seed: int) -> tuple[tuple[Category, str], ...]:
+    """(category, prompt) of a second benchmark: held-out prompts on which no setting was chosen.
+
+    None has the meaning of a prompt of the benchmark or of `development_prompts`. A category has `PER_CATEGORY` prompts
+    if `SECOND_DRAWS` draws give as many new meanings. Concepts are fewer, because the world has few of them.
+
+    Args:
+        seed: of the draws.
+    """
+    taken = {meaning(spec) for spec in (*benchmark_specs(), *(spec for spec, _ in _development()))}
+    drawn: list[Spec] = []
+    for category in CATEGORIES:
+        rng, own = stream(seed, "second-benchmark", category), list[Spec]()
+        for _ in range(SECOND_DRAWS):
+            spec = sample_spec(rng, category, "held_out")
+            if spec.category == category and meaning(spec) not in taken:
+                taken.add(meaning(spec))
+                own.append(spec)
+            if len(own) == PER_CATEGORY:
+                break
+        drawn += own
+    return tuple((s.category, phrase(s, WORDINGS[i % len(WORDINGS)])) for i, s in enumerate(drawn))

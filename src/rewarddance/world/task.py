@@ -15,7 +15,7 @@ from rewarddance.core.plugins import load_plugin
 from rewarddance.core.streams import stream
 from rewarddance.core.task import Drawn, Prompt, Request, texts_of
 from rewarddance.world.batches import captioned_batch
-from rewarddance.world.benchmark import benchmark_prompts, development_prompts
+from rewarddance.world.benchmark import benchmark_prompts, development_prompts, second_prompts
 from rewarddance.world.grammar import parse, random_phrase
 from rewarddance.world.oracle import fidelity
 from rewarddance.world.render import render
@@ -58,6 +58,10 @@ class EmbeddedTask:
 
     def development(self) -> tuple[Prompt, ...]:
         return tuple(Prompt(text, category) for category, text in development_prompts())
+
+    def second_benchmark(self, seed: int) -> tuple[Prompt, ...]:
+        """Further held-out prompts, none of them in `benchmark` or `development` (`benchmark.second_prompts`)."""
+        return tuple(Prompt(text, category) for category, text in second_prompts(seed))
 
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[list[str], Tensor]:
         prompts, images = captioned_batch(seed, name, index, size)
