@@ -18,7 +18,8 @@ from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoenc
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
 from rewarddance.world.build.tiny_vlm import SIZES, Size
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
-from rewarddance.world.build.vlm import VlmConfig, train_vlm
+from rewarddance.world.build.vlm import train_vlm
+from rewarddance.world.build.vlm_config import VlmConfig
 
 pytestmark = [
     pytest.mark.gpu,

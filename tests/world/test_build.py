@@ -29,7 +29,8 @@ from rewarddance.world.build.packing import LessonPacker, collate
 from rewarddance.world.build.preferences import PreferencesConfig, draw_images, embedded_records
 from rewarddance.world.build.tiny_vlm import SIZES, Size, new_tokenizer, new_vlm
 from rewarddance.world.build.vision import NOTHING, VisionConfig, patch_targets, pretrain_vision
-from rewarddance.world.build.vlm import VlmConfig, train_vlm
+from rewarddance.world.build.vlm import train_vlm
+from rewarddance.world.build.vlm_config import VlmConfig
 from rewarddance.world.detect import detect
 from rewarddance.world.grammar import parse
 from rewarddance.world.lessons import YES_OR_NO, Lesson, lesson, yes_or_no

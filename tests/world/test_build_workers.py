@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
@@ -24,8 +25,10 @@ from rewarddance.world.build.lesson_batches import LessonBatches, LessonSource, 
 from rewarddance.world.build.packing import LessonPacker, collate
 from rewarddance.world.build.tiny_vlm import SIZES, Size, new_vlm
 from rewarddance.world.build.vision import NOTHING, VisionBatches
-from rewarddance.world.build.vlm import VlmConfig, VlmTraining
+from rewarddance.world.build.vlm import VlmTraining
+from rewarddance.world.build.vlm_config import VlmConfig
 from rewarddance.world.lessons import Lesson, lesson, yes_or_no
+from rewarddance.world.motion.lessons import clip_lesson
 
 
 def lesson_batches(tokenizer, **changes):
@@ -85,7 +88,8 @@ def packed_by_dialogs(lesson, encoder, verdict_weight):
     opening = [f"{lesson.request}\n"] if lesson.request else []
     opening += [f"prompt: {lesson.prompt}\n"] if lesson.prompt else []
     for i, image in enumerate(lesson.images):
-        opening += [f"image {i + 1}: ", Media.from_numpy(image), "\n"]
+        media = Media.from_numpy(image, fps=4.0 if image.ndim == 4 else None)
+        opening += [f"image {i + 1}: ", media, "\n"]
     turns = [encoder.chat([("user", [*opening, q]), ("assistant", [a])], generate=False) for q, a in lesson.turns]
     shared = min(min(common_prefix(turns[0].ids, t.ids), t.answers.index(True)) for t in turns)
     ids, branch = list(turns[0].ids[:shared]), [0] * shared
@@ -102,8 +106,9 @@ def packed_by_dialogs(lesson, encoder, verdict_weight):
 
 def test_packing_by_parts_equals_packing_whole_dialogs(tokenizer):
     encoder, rng = ChatEncoder(tokenizer, 16), stream(0, "packing")
+    encoder.clips = ClipFrames(fps=4.0)
     packer = LessonPacker(encoder, 3.0)
-    lessons = [lesson(rng, 3) for _ in range(40)]
+    lessons = [lesson(rng, 3) for _ in range(40)] + [clip_lesson(rng, 2) for _ in range(6)]
     lessons += [yes_or_no(x) for x in lessons[:10]] + [Lesson(None, (), (("is it red?", "yes"), ("is it?", "no no")))]
     for x in lessons:
         packed = packer(x)
@@ -113,7 +118,7 @@ def test_packing_by_parts_equals_packing_whole_dialogs(tokenizer):
 
 def test_answers_and_pixels_arrive_as_they_were(tokenizer):
     packer, rng = LessonPacker(ChatEncoder(tokenizer, 16), 3.0), stream(0, "arrive")
-    lessons = [lesson(rng, 2) for _ in range(3)]
+    lessons = [lesson(rng, 2), clip_lesson(rng, 2), lesson(rng, 2)]
     packed = list(map(packer, lessons))
     tensors = collate(packed, tokenizer.pad_token_id).to(torch.device("cpu"))
     expected = [(int(t), float(w)) for p in packed for t, w in zip(p.ids, p.weights, strict=True) if w > 0]

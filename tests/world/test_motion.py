@@ -1,7 +1,9 @@
-"""Scenes, prompts, splits, corruptions, action sets and preferences of the moving world."""
+"""Scenes, prompts, splits, corruptions, action sets, preferences and lessons of the moving world."""
 
 import hashlib
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from rewarddance.world.grammar import PromptError
 from rewarddance.world.motion.benchmark import PER_SET, SET_NAMES, action_set
 from rewarddance.world.motion.corrupt import DAMAGES, EDITS, FIRST_FRAME_EDITS, damage, edit_scene
 from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, parse, phrase
+from rewarddance.world.motion.lessons import clip_lesson
+from rewarddance.world.motion.oracle import fidelity
 from rewarddance.world.motion.raters import alignment
 from rewarddance.world.motion.render import render
 from rewarddance.world.motion.sampling import TRAIN_ACTIONS, place, sample_pair, sample_spec
@@ -260,3 +264,31 @@ def test_alignment_runs_from_0_to_2():
     assert right.ci_low <= right.mean <= right.ci_high
     mixed, _ = alignment([0.0] * 24 + [1.0] * 24, raters)
     assert mixed.ci_high - mixed.ci_low == pytest.approx(2 * 1.96 / math.sqrt(48), rel=0.25)  # two values, 0 and 2
+
+
+def test_lessons_about_clips_are_true():
+    """Answers agree with the scene: actions and speeds of its acts, matches with the prompt's specification."""
+    rng = np.random.default_rng(0)
+    seen, values = Counter(), []
+    for _ in range(300):
+        lesson = clip_lesson(rng)
+        assert all(clip.shape == (5, 48, 48, 3) for clip in lesson.images)
+        answers = dict(lesson.turns)
+        for i in range(1, len(lesson.images) + 1):
+            text = answers.get(f"describe image {i}.")
+            if text is None or lesson.prompt is None:
+                continue
+            listing, asked = parse(text), parse(lesson.prompt)
+            anyhow = replace(listing, acts=tuple(replace(act, speed=None) for act in listing.acts))
+            values.append(fidelity(lesson.images[i - 1], anyhow, 4.0))
+            matches = answers[f"does image {i} match the prompt?"] == "yes"
+            same = sorted(a.action for a in listing.acts) == sorted(a.action for a in asked.acts)
+            assert same or not matches
+            if matches:
+                assert (listing.style, listing.background) == (asked.style, asked.background)
+            seen[matches] += 1
+        better = [answers.get(f"question: is image {i} the better one?") for i in (1, 2)]
+        assert better in ([None, None], ["yes", "no"], ["no", "yes"])
+        seen["better"] += better[0] is not None
+    assert min(seen[True], seen[False], seen["better"]) > 20
+    assert np.mean(values) > 0.9  # the oracle sees five frames

@@ -224,7 +224,8 @@ class Build(Flags):
 class BuildVideo(Flags):
     """Train the embedded video models, measure them on held-out prompts, and pack each into a tar.
 
-    Stages: video_autoencoder, text_to_video, image_to_video. Finished stages are kept; stopped ones are resumed.
+    Stages: video_autoencoder, text_to_video, image_to_video, and clip_vlm, a VLM that judges of clips begin from.
+    Finished stages are kept; stopped ones are resumed.
 
     Example: rewarddance build video --out build/video --seconds 180
 
@@ -236,7 +237,8 @@ class BuildVideo(Flags):
     """Run folders of the trainings."""
     only: VideoPart = "all"
     seconds: float | None = None
-    """Training time of each stage. A short run measures the speed, and the number of steps follows from it."""
+    """Training time of each stage but clip_vlm. A short run measures the speed, and the number of steps follows from
+    it."""
 
     def run(self) -> None:
         from rewarddance.lab.build_video import build_video

@@ -29,7 +29,8 @@ from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoenc
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
 from rewarddance.world.build.large_batches import vision_settings, vlm_settings
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
-from rewarddance.world.build.vlm import VlmConfig, train_vlm
+from rewarddance.world.build.vlm import train_vlm
+from rewarddance.world.build.vlm_config import VlmConfig
 
 ClipModel = Literal["tiny-video", "tiny-image-to-video", "tiny-clips"]
 OF_CLIPS: dict[ClipModel, tuple[Kind, str]] = {

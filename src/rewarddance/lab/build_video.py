@@ -16,6 +16,8 @@ from rewarddance.world.build.video_autoencoder import train_video_autoencoder
 from rewarddance.world.build.video_config import ClipStreamConfig, VideoGeneratorConfig
 from rewarddance.world.build.video_generator import train_image_to_video, train_text_to_video
 from rewarddance.world.build.video_validation import pack, validate_autoencoder, validate_generator
+from rewarddance.world.build.vlm import train_vlm
+from rewarddance.world.build.vlm_config import ClipVlmConfig
 
 C = TypeVar("C", bound=ClipStreamConfig)
 PROBE_STEPS = 60
@@ -29,7 +31,8 @@ def build_video(config: VideoBuildConfig, out: Path, only: VideoPart = "all", se
 
     Args:
         only: one stage. The later stages need the earlier ones' results under `out`.
-        seconds: training time of each stage. A short run measures the speed, and the number of steps follows from it.
+        seconds: training time of each stage but `clip_vlm`. A short run measures the speed, and the number of steps
+            follows from it.
 
     Raises:
         ConfigError: an earlier stage is missing.
@@ -45,6 +48,15 @@ def build_video(config: VideoBuildConfig, out: Path, only: VideoPart = "all", se
     if only in ("all", "image_to_video"):
         _stage(image, config.image_to_video, _from(text / "model", train_image_to_video), seconds)
         _report(image, _measured(image, config, config.image_to_video))
+    if only in ("all", "clip_vlm"):
+        _train_clip_vlm(config.clip_vlm, out / "clip_vlm")
+
+
+def _train_clip_vlm(config: ClipVlmConfig, folder: Path) -> None:
+    if any((folder / "model").glob("*.safetensors")):
+        say(f"{folder}: finished already")
+        return
+    train_vlm(config, None, folder, resume=(folder / "run.json").is_file())
 
 
 def _from(start: Path, train: Callable[..., Path]) -> Callable[..., Path]:

@@ -31,7 +31,8 @@ from rewarddance.world.build.grow import grow_vlm
 from rewarddance.world.build.large_batches import SHIPPED_STEPS, scaled, vision_settings, vlm_settings
 from rewarddance.world.build.tiny_vlm import SIZES
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
-from rewarddance.world.build.vlm import VlmConfig, save_vlm, train_vlm
+from rewarddance.world.build.vlm import save_vlm, train_vlm
+from rewarddance.world.build.vlm_config import VlmConfig
 
 DEVIATIONS = ("accuracy", "label_accuracy", "spearman")
 """Figures whose standard deviation over seeds and over folds is reported."""

@@ -12,7 +12,7 @@ from typing import Any
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.world.build.tiny_vlm import SIZES
 from rewarddance.world.build.vision import VisionConfig
-from rewarddance.world.build.vlm import VlmConfig
+from rewarddance.world.build.vlm_config import VlmConfig
 
 SHIPPED_STEPS = VlmConfig().loop.num_steps
 RATE = 4e-3

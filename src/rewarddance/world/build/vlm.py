@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewarddance.core.config import Config, Precision
 from rewarddance.core.device import autocast, num_parameters, resolve_device, resolve_precision
 from rewarddance.core.loop import Loop, Metrics
-from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.parallel import all_reduce_gradients, all_reduce_sum, barrier, is_leader, rank, world_size
 from rewarddance.core.prefetch import Feed, num_workers
 from rewarddance.core.runs import RunFolder
@@ -30,48 +27,12 @@ from rewarddance.vlm.preprocess import Preprocessor
 from rewarddance.world.build.lesson_batches import LessonBatches, LessonSource, Stages
 from rewarddance.world.build.packing import LessonPacker, LessonTensors, PackedBatch
 from rewarddance.world.build.tiny_vlm import new_tokenizer, new_vlm
+from rewarddance.world.build.vlm_config import VlmConfig
 
 PER_PASS = 16
 """Lessons of one pass on a CPU."""
 MOST_VALIDATION = 128
 """Lessons of one of the four validation batches at most."""
-
-
-class VlmConfig(Config):
-    """Next-token loss on the answers; the learning rate is Muon's, matched to AdamW's update size."""
-
-    seed: int = 0
-    size: str = "tiny-2m"
-    start: str | None = None
-    """Folder of a VLM to start from, with its tokenizer and size, instead of a new language model on `vision`."""
-    batch_size: int = 32
-    micro_batch: int = Field(0, ge=0)
-    """Lessons of one pass; gradients accumulate. 0 takes 16 on a CPU, and the whole batch on a GPU."""
-    num_questions: int = 4
-    drawn_share: float = 0.4
-    """Share of lessons on the generator's pictures, from step `drawn_from` on."""
-    drawn_from: int = 1000
-    matching_share: float = 0.4
-    """Share of lessons on matching alone (`world/lessons.py`)."""
-    relations_share: float = 0.0
-    """Share of lessons on relations alone (`world/lessons.py`)."""
-    clips_share: float = Field(0.0, ge=0, le=1)
-    """Share of lessons on clips (`world/motion/lessons.py`)."""
-    requests_share: float = 0.3
-    """Share of lessons that begin with "answer yes or no." and ask only such questions."""
-    relations_alone: tuple[float, float] = (0.0, 0.0)
-    """Part of the run (start and end as shares of its steps) with lessons on relations alone, which are not learnt when
-    mixed with others. Off for the shipped weights. How much is forgotten afterwards was not measured (docs/log.md)."""
-    verdict_weight: float = 3.0
-    """Weight of one-word answers; the words of longer answers weigh 1."""
-    precision: Precision = "bf16"
-    device: str = "auto"
-    workers: int | None = Field(None, ge=0)
-    """Processes that make lessons ahead; 0 makes them in the training process. See `core.prefetch.num_workers`."""
-    optim: OptimConfig = OptimConfig(
-        name="muon", lr=2e-3, warmup_steps=100, schedule="linear_end", ema_decay=0.998, weight_decay=0.01
-    )
-    loop: LoopConfig = LoopConfig(num_steps=2400, log_every=10, validate_every=400, save_every=200, save_seconds=300)
 
 
 def train_vlm(
