@@ -14,9 +14,9 @@ from rewarddance.world.build.clip_preferences import ClipPreferencesConfig, clip
 from rewarddance.world.grammar import PromptError
 from rewarddance.world.motion.benchmark import PER_SET, SET_NAMES, action_set
 from rewarddance.world.motion.corrupt import DAMAGES, EDITS, FIRST_FRAME_EDITS, damage, edit_scene
-from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, parse, phrase
-from rewarddance.world.motion.lessons import clip_lesson
-from rewarddance.world.motion.oracle import fidelity
+from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, parse, parse_act, phrase
+from rewarddance.world.motion.lessons import action_lesson, between_frames, clip_lesson
+from rewarddance.world.motion.oracle import fidelity, judge
 from rewarddance.world.motion.raters import alignment
 from rewarddance.world.motion.render import render
 from rewarddance.world.motion.sampling import TRAIN_ACTIONS, place, sample_pair, sample_spec
@@ -29,7 +29,9 @@ from rewarddance.world.motion.scene import (
     RATES,
     SECONDS,
     Act,
+    Actor,
     MotionSpec,
+    Pose,
 )
 from rewarddance.world.motion.splits import (
     OOD_ACTION,
@@ -292,3 +294,37 @@ def test_lessons_about_clips_are_true():
         seen["better"] += better[0] is not None
     assert min(seen[True], seen[False], seen["better"]) > 20
     assert np.mean(values) > 0.9  # the oracle sees five frames
+
+
+def test_questions_between_frames_follow_the_poses():
+    poses = tuple(Pose("red", 10 + 3.5 * k, 30, 12) for k in range(9))  # 28 pixels to the right, at one height
+    actor = Actor(Act("red", "circle", "moving right", "fast"), poses)
+    answers = dict(between_frames(actor, 2, np.random.default_rng(0)))
+    assert answers["is the red circle in frame 5 of image 2?"] == "yes"
+    assert answers["is the red circle in frame 1 of image 2 left or right?"] == "left"
+    assert answers["is the red circle in frame 5 of image 2 left or right?"] == "right"
+    assert answers["is the red circle in frame 1 of image 2 at the top or bottom?"] == "bottom"
+    assert answers["is the red circle of image 2 further right in frame 5 than in frame 1?"] == "yes"
+    changes = [a for q, a in answers.items() if "than in frame 1" in q]
+    assert changes.count("yes") == changes.count("no") == 1
+    gone = (*poses[:5], *(replace(p, visible=False) for p in poses[5:]))
+    hidden = dict(between_frames(Actor(Act("red", "circle", "disappearing"), gone), 1, np.random.default_rng(0)))
+    assert hidden["is the red circle in frame 5 of image 1?"] == "no"
+    assert not any("frame 5 of image 1 left" in q or "than in frame 1" in q for q in hidden)
+
+
+def test_lessons_about_actions_name_the_acts_of_the_clip():
+    """The oracle agrees with the named action of every object, at any speed."""
+    values, rng = [], np.random.default_rng(1)
+    for _ in range(40):
+        lesson = action_lesson(rng)
+        asked = [(q, a) for q, a in lesson.turns if q.startswith("what does the")]
+        said = {q.removeprefix("what does the ").removesuffix(" of image 1 do?"): a for q, a in asked}
+        spec = sorted(f"a {name} {does}" for name, does in said.items())
+        assert lesson.prompt is None
+        assert len(lesson.images) == 1
+        if any("circling" in act for act in spec):
+            continue
+        acts = tuple(replace(parse_act(act), speed=None) for act in spec)
+        values.append(judge(lesson.images[0], MotionSpec(acts), 4.0).motion)
+    assert np.mean(values) > 0.9

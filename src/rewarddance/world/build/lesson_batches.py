@@ -13,7 +13,7 @@ from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.world.build.packing import LessonPacker, PackedBatch, collate
 from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson, yes_or_no
-from rewarddance.world.motion.lessons import clip_lesson
+from rewarddance.world.motion.lessons import action_lesson, clip_lesson
 
 Stage = Literal["renders", "relations", "all"]
 """Which lessons are drawn: all kinds on renders, relations alone, or all kinds on renders and generated pictures."""
@@ -30,6 +30,7 @@ class LessonSource:
         relations: share of lessons on relations alone.
         requests: share of lessons that begin with a request for yes or no and ask only such questions.
         clips: share of lessons on clips; the other shares are those of the remaining lessons.
+        actions: share of the lessons on clips that are about actions alone.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class LessonSource:
         relations: float = 0.0,
         requests: float = 0.0,
         clips: float = 0.0,
+        actions: float = 0.0,
     ) -> None:
         self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
-        self.requests, self.clips = requests, clips
+        self.requests, self.clips, self.actions = requests, clips, actions
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
@@ -54,7 +56,7 @@ class LessonSource:
         if stage == "relations":
             return relation_lesson(rng)
         if self.clips and rng.random() < self.clips:
-            return clip_lesson(rng, num_questions)
+            return action_lesson(rng) if rng.random() < self.actions else clip_lesson(rng, num_questions)
         chance = rng.random()
         if chance < self.matching:
             return matching_lesson(rng)

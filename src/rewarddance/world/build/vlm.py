@@ -91,6 +91,7 @@ class VlmTraining:
             config.relations_share,
             config.requests_share,
             config.clips_share,
+            config.actions_share,
         )
         per_pass = config.micro_batch or (PER_PASS if self.device.type == "cpu" else num)
         return LessonBatches(

@@ -28,6 +28,8 @@ class VlmConfig(Config):
     """Share of lessons on relations alone (`world/lessons.py`)."""
     clips_share: float = Field(0.0, ge=0, le=1)
     """Share of lessons on clips (`world/motion/lessons.py`)."""
+    actions_share: float = Field(0.0, ge=0, le=1)
+    """Share of the lessons on clips that are about actions alone."""
     requests_share: float = 0.3
     """Share of lessons that begin with "answer yes or no." and ask only such questions."""
     relations_alone: tuple[float, float] = (0.0, 0.0)
@@ -52,7 +54,8 @@ class ClipVlmConfig(VlmConfig):
     batch_size: int = 16
     micro_batch: int = Field(8, ge=0)
     drawn_share: float = 0.0
-    clips_share: float = Field(0.8, ge=0, le=1)
+    clips_share: float = Field(0.9, ge=0, le=1)
+    actions_share: float = Field(0.7, ge=0, le=1)
     optim: OptimConfig = OptimConfig(
         name="muon", lr=1.5e-3, warmup_steps=30, schedule="linear_end", ema_decay=0.99, weight_decay=0.01
     )

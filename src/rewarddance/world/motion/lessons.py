@@ -15,9 +15,10 @@ from rewarddance.world.motion.corrupt import Damage, damage, edit_scene
 from rewarddance.world.motion.grammar import ADVERBS, WORDINGS, phrase
 from rewarddance.world.motion.render import Clip, render
 from rewarddance.world.motion.sampling import TRAIN_ACTIONS, sample_pair
-from rewarddance.world.motion.scene import Act, MotionScene, MotionSpec
+from rewarddance.world.motion.scene import Act, Actor, MotionScene, MotionSpec
 from rewarddance.world.motion.splits import scene_is_trainable, split_of
 from rewarddance.world.questions import Turn
+from rewarddance.world.scene import CANVAS
 
 EVERY = 2
 """Lessons show every second frame: 0, 2, 4, 6, 8, as judges of clips see them at 4 frames a second."""
@@ -107,6 +108,59 @@ def _describe(clip: ShownClip, i: int, rng: np.random.Generator) -> Turn | None:
 
 
 ABOUT_ONE: tuple[Ask, ...] = (_action, _action, _is_doing, _is_doing, _speed, _background, _describe)
+
+
+_LEAST_WAY = 4.0
+"""Pixels that an object moves or grows at least between two frames, in a yes to a question about them."""
+
+
+def between_frames(actor: Actor, i: int, rng: np.random.Generator) -> Iterator[Turn]:
+    """What the first and the last shown frame say about an object: the parts that an action is made of."""
+    first, last = actor.poses[0], actor.poses[-1]
+    number = 1 + (len(actor.poses) - 1) // EVERY
+    name = f"{actor.act.colour} {actor.act.shape}"
+    for frame, pose in ((1, first), (number, last)):
+        shown = pose.visible and pose.colour == actor.act.colour
+        yield f"is the {name} in frame {frame} of image {i}?", _yes(shown)
+        if shown:
+            side = "left" if pose.x < CANVAS / 2 else "right"
+            yield f"is the {name} in frame {frame} of image {i} left or right?", side
+            half = "top" if pose.y < CANVAS / 2 else "bottom"
+            yield f"is the {name} in frame {frame} of image {i} at the top or bottom?", half
+    if first.visible and last.visible and first.colour == last.colour:
+        changes = {
+            "further left": first.x - last.x,
+            "further right": last.x - first.x,
+            "higher": first.y - last.y,
+            "lower": last.y - first.y,
+            "larger": last.size - first.size,
+            "smaller": first.size - last.size,
+        }
+        clear = [(words, by) for words, by in changes.items() if abs(by) >= _LEAST_WAY or abs(by) < 1]
+        yes = [(words, by) for words, by in clear if by >= _LEAST_WAY]
+        no = [(words, by) for words, by in clear if by < _LEAST_WAY]
+        asked = yes + [no[int(k)] for k in rng.permutation(len(no))[: max(1, len(yes))]]
+        for words, by in asked:
+            question = f"is the {name} of image {i} {words} in frame {number} than in frame 1?"
+            yield question, _yes(by >= _LEAST_WAY)
+
+
+def action_lesson(rng: np.random.Generator) -> Lesson:
+    """A lesson about one clip without a prompt: where objects are in its frames, what they do, and how fast.
+
+    Like relations of pictures, actions are not learnt where few of the questions are about them.
+    """
+    scene = sample_pair(rng)[1]
+    clip = _shown(scene, rng, 0.0)
+    turns: list[Turn | None] = []
+    for actor, act in zip(scene.actors, clip.acts, strict=True):
+        turns += [*between_frames(actor, 1, rng), (f"what does the {_name(act)} of image 1 do?", does(act))]
+        others = [a for a in TRAIN_ACTIONS if a != act.action]
+        for action in (act.action, others[int(rng.integers(len(others)))]):
+            turns.append((f"is the {_name(act)} of image 1 {action}?", _yes(action == act.action)))
+        if act.speed is not None:
+            turns.append((f"is the {_name(act)} of image 1 fast or slow?", act.speed))
+    return Lesson(None, (clip.frames,), tuple(dict.fromkeys(t for t in turns if t is not None)))
 
 
 def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.Generator) -> list[Turn | None]:
