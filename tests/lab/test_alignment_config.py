@@ -64,6 +64,8 @@ def test_wrong_arms_are_named(values, message):
         ({"align": {"task": "embedded-video"}}, "arm b: the oracle knows the embedded world's prompts"),
         ({"align": {"algorithm": "sft"}, "standardise": True}, "arm b: sft asks no judge"),
         ({"align": {"loop": {"num_steps": 0}}}, "arm b: loop.num_steps 0 trains nothing"),
+        ({"align": {"loop": {"log_every": 5}}}, "arm b: loop.log_every 5 loses points of the figure; take 1"),
+        ({"align": {"optim": {"schedule": "cosine"}}, "match_kl": "a"}, "which would stretch optim.schedule cosine"),
     ],
 )
 def test_wrong_recipes_of_arms_are_named(change, message):

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +16,16 @@ from rewarddance.align.work_config import Budget
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
+from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
+from rewarddance.core.types import Verdict
+from rewarddance.evaluate.generator import Samples
 from rewarddance.lab.alignment_arm import ArmWatcher, kl_probe
 from rewarddance.lab.alignment_config import AlignmentStudyConfig
 from rewarddance.lab.alignment_figures import _baselines, summarise
 from rewarddance.lab.alignment_tables import alignment_tables
-from rewarddance.lab.study_alignment import study_alignment
+from rewarddance.lab.study_alignment import _rewards, study_alignment
 from rewarddance.reward.training import with_random_labels
 
 
@@ -147,7 +152,7 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
         study_alignment(AlignmentStudyConfig.model_validate({"arms": {"refl": {}}}), tmp_path)
 
 
-def watched(tmp_path, kls, **limits):
+def watched(tmp_path, kls, resume=False, **limits):
     """Steps that a run takes with these KLs at every step, and why it ended; every step has 10 passes."""
     from torch import nn
 
@@ -157,9 +162,16 @@ def watched(tmp_path, kls, **limits):
 
     saved, module = [], nn.Linear(1, 1)
     values = iter(kls)
-    watcher = ArmWatcher(Saved(), tmp_path / "run", lambda: next(values), lambda: 0.5, 1, 10**9, **limits)
+
+    def kl():
+        value = next(values)
+        return value() if callable(value) else value
+
+    watcher = ArmWatcher(Saved(), tmp_path / "run", kl, lambda: 0.5, 1, 10**9, **limits)
     loop = Loop({"m": module}, OptimConfig(), LoopConfig(num_steps=len(kls)), RunFolder(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(exist_ok=True)
+    if resume:
+        assert loop.resume()
 
     def step(index):
         module(torch.ones(1)).sum().backward()
@@ -181,12 +193,39 @@ def test_the_kl_is_matched_at_the_first_measurement_above_it(tmp_path):
 def test_a_run_with_both_marks_goes_on_until_it_has_passed_both(tmp_path):
     loop, saved = watched(tmp_path, [0.1, 0.4, 0.5, 0.6, 0.7], target=0.3, budget=Budget(generator_passes=35))
     assert (loop.step, saved, loop.extra["marks"]) == (4, ["kl", "work"], {"kl": 2, "work": 4})
+    assert loop.extra["stopped"] == "budget used up, KL passed 0.30000"
 
 
 def test_a_kl_that_is_out_of_reach_ends_after_three_times_the_budget(tmp_path):
     loop, saved = watched(tmp_path, [0.1] * 20, target=0.3, budget=Budget(judge_calls=2))
     assert (loop.step, saved, loop.extra["marks"]) == (6, ["work"], {"work": 2})
     assert loop.extra["stopped"] == "KL 0.30000 not reached in 3 times the steps"
+
+
+def test_the_seconds_of_a_mark_leave_measurements_out_in_a_resumed_run_too(tmp_path):
+    """The last measurement before a checkpoint is in neither figure. The seconds of the resumed run were too few."""
+
+    def slow():
+        time.sleep(0.2)
+        return 0.1
+
+    assert watched(tmp_path, [slow] * 2)[0].step == 2
+    loop, saved = watched(tmp_path, [slow] * 4, resume=True, budget=Budget(generator_passes=40))
+    assert (loop.step, saved) == (4, ["work"])
+    assert 0.4 <= loop.extra["measuring"] < 0.75  # steps 1 and 3
+    seconds = json.loads((tmp_path / "run/marks/work/mark.json").read_text())["seconds"]
+    assert seconds == loop.seconds - loop.extra["measuring"] > 0
+
+
+def test_the_proxy_of_a_conservative_ensemble_is_its_win_rate():
+    class Conservative:
+        def judge(self, comparisons):
+            margin = torch.full((len(comparisons),), 1.0)
+            return replace(Verdict.from_margin(margin), swapped_margin=-3 * margin)
+
+    media = (Media(torch.zeros(1, 3, 4, 4)),) * 2
+    table = _rewards(Conservative(), "fidelity", Samples(("p",), (media,)), [media])
+    assert table == pytest.approx(np.full((1, 2), 1 / (1 + np.exp(-2))))  # (1 + 3) / 2
 
 
 def test_the_kl_has_the_same_states_for_all_seeds(generator):

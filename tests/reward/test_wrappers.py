@@ -1,10 +1,13 @@
 """Both orders, or both pictures: what is averaged, what is halved, what is subtracted, and whose refusal it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
+from rewarddance.reward.composite import Standard
 from rewarddance.reward.standardised import Standardised, standard_of
 from rewarddance.reward.wrappers import PointwiseDifference, Symmetrised
 
@@ -156,3 +159,21 @@ def test_a_standardised_judge_keeps_refusals_and_gradients_and_refuses_unknown_q
     close(pixels.grad.sum(), 5 / standard.paired_std)
     pairs_only = type(standard)(None, None, standard.paired_std)
     assert "no spread" in Standardised(Levels(), pairs_only).judge([Comparison("p", LIGHT)]).refused[0]
+
+
+def test_a_standardised_judge_scales_the_other_order_and_the_disagreement_too():
+    """A single picture has no other order: its swapped margin is minus its margin."""
+
+    class Both:
+        def judge(self, comparisons):
+            num = len(comparisons)
+            verdict = Verdict.from_margin(torch.full((num,), 5.0), disagreement=torch.full((num,), 1.0))
+            return replace(verdict, swapped_margin=torch.full((num,), -5.0))
+
+    judge = Standardised(Both(), Standard(3.0, 2.0, 4.0))
+    verdict = judge.judge([Comparison("p", LIGHT, DARK), Comparison("p", LIGHT)])
+    close(verdict.margin, [5 / 4, (5 - 3) / 2])
+    close(verdict.swapped_margin, [-5 / 4, -(5 - 3) / 2])
+    close(verdict.balanced_margin, [5 / 4, (5 - 3) / 2])
+    close(verdict.disagreement[:1], [1 / 4])
+    assert len(judge.judge([])) == 0

@@ -15,7 +15,7 @@ from rewarddance.world.grammar import PromptError
 from rewarddance.world.motion.benchmark import PER_SET, SET_NAMES, action_set
 from rewarddance.world.motion.corrupt import DAMAGES, EDITS, FIRST_FRAME_EDITS, damage, edit_scene
 from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, parse, parse_act, phrase
-from rewarddance.world.motion.lessons import action_lesson, between_frames, clip_lesson
+from rewarddance.world.motion.lessons import _shown, action_lesson, between_frames, clip_lesson
 from rewarddance.world.motion.oracle import fidelity, judge
 from rewarddance.world.motion.raters import alignment
 from rewarddance.world.motion.render import render
@@ -328,3 +328,15 @@ def test_lessons_about_actions_name_the_acts_of_the_clip():
         acts = tuple(replace(parse_act(act), speed=None) for act in spec)
         values.append(judge(lesson.images[0], MotionSpec(acts), 4.0).motion)
     assert np.mean(values) > 0.9
+
+
+def test_a_clip_is_called_damaged_where_its_damage_shows():
+    """Frames of a still scene that freeze or change places are the same frames."""
+    rng = np.random.default_rng(0)
+    still = place(MotionSpec((Act("red", "circle", "staying still"),), "flat", "white"), rng)
+    clean, seen = render(still)[::2], Counter()
+    for _ in range(30):
+        clip = _shown(still, rng, damaged=1.0)
+        assert clip.damaged == (not np.array_equal(clip.frames, clean))
+        seen[clip.damaged] += 1
+    assert min(seen[True], seen[False]) > 5

@@ -74,8 +74,10 @@ class CountedGenerator:
 
 
 class CountedJudge:
-    """A judge whose comparisons are counted, once each whatever it does with them; everything else is the inner
-    judge's."""
+    """A judge whose comparisons are counted; everything else is the inner judge's.
+
+    A comparison counts once, even if the judge asks it in both orders.
+    """
 
     def __init__(self, inner: RewardModel, work: Work) -> None:
         self.inner, self.work = inner, work

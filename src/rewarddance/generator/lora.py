@@ -47,8 +47,8 @@ class Lora:
     def _tensors(self, policy: Policy) -> dict[str, nn.Parameter]:
         """The adapter's matrices by their names without the adapter's; empty where there is no such adapter."""
         part = f".{_ADAPTERS[policy]}."
-        found = {n: p for n, p in self.transformer.named_parameters() if ".lora_" in n and part in n}
-        return {n.replace(part, "."): p for n, p in found.items()}
+        own = {n: p for n, p in self.transformer.named_parameters() if ".lora_" in n and part in n}
+        return {n.replace(part, "."): p for n, p in own.items()}
 
     def _require(self, policy: Policy) -> dict[str, nn.Parameter]:
         """The adapter's matrices.

@@ -43,6 +43,7 @@ from rewarddance.reward.composite import Composite
 from rewarddance.reward.composite_config import JudgePartConfig, is_composite, load_composite_config
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.objective import HasProblems
+from rewarddance.reward.standardised import Standardised
 
 
 def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
@@ -227,6 +228,7 @@ def _check_batch(config: AlignConfig, num_prompts: int) -> None:
 def _keep_references(config: AlignConfig, judge: RewardModel | None, drawn: Drawn, num_prompts: int) -> None:
     """Let the judges keep the image tokens of what comes again with every prompt: its reference and its first frame."""
     sample = _sample(drawn)
+    judge = judge.inner if isinstance(judge, Standardised) else judge
     for single in judge.judges() if isinstance(judge, Composite) else [judge]:
         if isinstance(single, Judge):
             images = single.engine.num_images(sample) if config.uses_references else 0

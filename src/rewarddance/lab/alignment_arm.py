@@ -40,7 +40,7 @@ class ArmWatcher:
     """Measures the averaged weights of a run, keeps adapters at its marks, and ends the run after the last one.
 
     Attributes:
-        kl: nats a dimension to the start (`KlProbe.measure`); curve: the oracle's value on development prompts.
+        kl: KL to the start, nats a dimension (`KlProbe.measure`); curve: the oracle's value on development prompts.
         kl_every, curve_every: generator passes between two measurements.
         folder: each mark has a folder `marks/MARK` in it, with the adapter and `mark.json`.
         target: the KL of the mark `kl`; None for an arm that matches none.
@@ -55,11 +55,15 @@ class ArmWatcher:
     budget: Budget | None = None
     target: float | None = None
     _since: float = field(default_factory=time.process_time)
+    _measured_for: float = 0.0
+    """Seconds of the last measurement. `Loop.seconds` contains them from the next step on, and never if the run is
+    resumed before it, so `extra["measuring"]` does the same."""
 
     def after_step(self, loop: Loop, metrics: Metrics) -> str | None:
         extra = loop.extra
         marks: dict[str, int] = extra.setdefault("marks", {})
         extra["cpu_seconds"] = extra.get("cpu_seconds", 0.0) + time.process_time() - self._since
+        extra["measuring"] = extra.get("measuring", 0.0) + self._measured_for
         began, is_last = time.monotonic(), loop.step == loop.config.num_steps
         spent = self.budget is not None and "work" not in marks and self.budget.used_up(extra["work"])
         curve_is_due = self._is_due(extra, "curve_at", self.curve_every) or is_last or spent
@@ -74,13 +78,13 @@ class ArmWatcher:
                 if is_here and name not in marks:
                     marks[name] = loop.step
                     self.keep(name, loop.step, metrics["study/kl"], loop.seconds, extra, reached=True)
-        extra["measuring"] = extra.get("measuring", 0.0) + time.monotonic() - began
+        self._measured_for = time.monotonic() - began
         metrics |= {"study/cpu_seconds": extra["cpu_seconds"], "study/measuring": extra["measuring"]}
         self._since = time.process_time()
         return self._reason(marks, loop.step)
 
     def _is_due(self, extra: dict[str, Any], name: str, every: int) -> bool:
-        """Whether so many passes have gone by since the last measurement; notes this one."""
+        """Whether `every` passes or more have gone by since the last measurement. If so, this one is recorded."""
         passes = extra["work"]["generator_passes"]
         if passes - extra.get(name, 0) < every:
             return False
@@ -100,7 +104,7 @@ class ArmWatcher:
         """Why the run ends: all its marks are passed, or three times the steps of its budget were not enough."""
         wanted = [n for n, has in (("work", self.budget), ("kl", self.target)) if has is not None]
         if wanted and all(name in marks for name in wanted):
-            return "budget used up" if wanted[-1] == "work" else f"KL passed {self.target:.5f}"
+            return ", ".join("budget used up" if n == "work" else f"KL passed {self.target:.5f}" for n in wanted)
         if "kl" in wanted and "work" in marks and step >= MOST_TIMES * marks["work"]:
             return f"KL {self.target:.5f} not reached in {MOST_TIMES} times the steps"
         return None

@@ -16,7 +16,7 @@ from rewarddance.core.errors import ConfigError
 Mark = Literal["work", "kl", "end"]
 """A point of a run at which arms are compared: the budget is used up, the KL is reached, or the run is at its end."""
 MOST_TIMES = 3
-"""An arm that looks for a KL trains at most so many times its steps."""
+"""An arm with `match_kl` trains for at most this many times its steps."""
 SAME = ("generator", "guidance", "resolution", "generator_dtype", "task", "prompts")
 """Settings that all arms share, because all are compared with one start."""
 
@@ -35,8 +35,8 @@ class ArmConfig(Config):
     budget: Budget | None = None
     """Work at which the arm is measured; the study's when not given."""
     match_kl: str | None = None
-    """An arm that is listed before. This arm trains until its KL is that of the other arm's first mark with the same
-    seed, at most three times its own steps, and is measured there."""
+    """Name of an arm that is listed earlier. This arm trains until its KL is above that of the other arm's first mark
+    with the same seed, and is measured there. It trains for at most three times its own steps."""
     baseline: str | None = None
     """The arm that this one is compared with; the study's when not given."""
 
@@ -50,7 +50,7 @@ class AlignmentStudyConfig(Config):
 
     recipe: str = "recipes/tiny/refl.yaml"
     align: dict[str, Any] = {}
-    """Changes in all arms, under those of an arm."""
+    """Changes to the recipes of all arms. An arm's own changes win."""
     arms: dict[str, ArmConfig] = Field(min_length=1)
     """Arms by name, in the order in which they run."""
     budget: Budget | None = None
@@ -118,8 +118,15 @@ class AlignmentStudyConfig(Config):
             raise ConfigError(f"arm {arm}: loop.num_steps 0 trains nothing")
         if own.standardise and config.algorithm == "sft":
             raise ConfigError(f"arm {arm}: sft asks no judge, so there is nothing to standardise")
+        if config.loop.log_every != 1:
+            raise ConfigError(f"arm {arm}: loop.log_every {config.loop.log_every} loses points of the figure; take 1")
         if own.match_kl is None:
             return config
+        if config.optim.schedule != "constant":
+            raise ConfigError(
+                f"arm {arm}: with match_kl a run has {MOST_TIMES} times its steps, which would stretch optim.schedule "
+                f"{config.optim.schedule}; take constant"
+            )
         loop = config.loop.model_copy(update={"num_steps": MOST_TIMES * config.loop.num_steps})
         return config.model_copy(update={"loop": loop})
 

@@ -17,7 +17,7 @@ from rewarddance.evaluate.generator import Array
 from rewarddance.lab.alignment_config import AlignmentStudyConfig, Mark
 
 Measured = dict[int, dict[str, Any]]
-"""Of every seed `mark.json` and `measured.json` of one mark of an arm, in one mapping."""
+"""`mark.json` and `measured.json` of one mark of an arm, as one mapping for each seed."""
 
 
 def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
 def _baselines(study: AlignmentStudyConfig, arm: str, mark: Mark) -> list[tuple[str, Mark]]:
     """The arms and marks that a row is compared with.
 
-    The same mark of the baseline where it has that, else its first one. And its mark of equal KL, where it matches the
-    KL of this row.
+    This is the same mark of the baseline, or its first mark if it does not have that one. If the baseline matches the
+    KL of this row, its mark of equal KL is added.
     """
     name = study.baseline_of(arm)
     if name == arm:
@@ -69,8 +69,8 @@ def _baselines(study: AlignmentStudyConfig, arm: str, mark: Mark) -> list[tuple[
 
 def _folders(out: Path, arm: str) -> dict[int, Path]:
     """The folders of an arm's runs, by seed."""
-    found = ((re.fullmatch(rf"{re.escape(arm)}-(\d+)", f.name), f) for f in out.iterdir())
-    return dict(sorted((int(match[1]), folder) for match, folder in found if match))
+    matches = ((re.fullmatch(rf"{re.escape(arm)}-(\d+)", f.name), f) for f in out.iterdir())
+    return dict(sorted((int(match[1]), folder) for match, folder in matches if match))
 
 
 def _measured(out: Path, arm: str, mark: Mark, start: Mapping[str, Any]) -> Measured:
@@ -114,7 +114,7 @@ def _row(runs: Measured, start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gain(gains: Mapping[int, Array], categories: Sequence[str]) -> dict[str, Any]:
-    """Of gains (prompts, noises) by seed.
+    """Intervals of the gains, (prompts, noises) for each seed.
 
     Returns:
         over_seeds: Student's interval of the seeds' means; over_prompts: bootstrap over prompts of the mean over these
@@ -129,7 +129,7 @@ def _gain(gains: Mapping[int, Array], categories: Sequence[str]) -> dict[str, An
 
 
 def _intervals(gains: Sequence[Array]) -> dict[str, Any]:
-    """Over seeds and over prompts, of gains (prompts, noises) of every seed."""
+    """Intervals over seeds and over prompts of the gains, (prompts, noises) for each seed."""
     return {
         "over_seeds": students_interval([float(g.mean()) for g in gains]),
         "over_prompts": bootstrap(np.concatenate(gains, 1)).as_dict(),
@@ -137,7 +137,7 @@ def _intervals(gains: Sequence[Array]) -> dict[str, Any]:
 
 
 def _difference(runs: Measured, base: Measured, seeds: Sequence[int]) -> dict[str, Any]:
-    """An arm less its baseline, paired by seed, prompt and noise.
+    """An arm minus its baseline, paired by seed, prompt and noise.
 
     Returns:
         By set the intervals of `_intervals`, the difference of every seed, and the smallest difference that a paired
@@ -153,7 +153,7 @@ def _difference(runs: Measured, base: Measured, seeds: Sequence[int]) -> dict[st
 
 
 def _curves(out: Path, arm: str) -> dict[int, list[dict[str, float]]]:
-    """Points at which KL and oracle were measured in training, by seed; the first one is the start."""
+    """Points at which KL and oracle were measured in training, by seed. The start is not among them."""
     curves: dict[int, list[dict[str, float]]] = {}
     for seed, folder in _folders(out, arm).items():
         points = [

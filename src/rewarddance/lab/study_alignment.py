@@ -153,7 +153,7 @@ def _measure_start(study: AlignmentStudyConfig, config: AlignConfig, folder: Pat
 
 
 def _measure_once(study: AlignmentStudyConfig, config: AlignConfig, folder: Path, start: Path, sha256: str) -> None:
-    """Write the figures of one mark; again if the features have changed."""
+    """Write the figures of one mark. They are measured again if the features have changed."""
     if _is_measured(folder):
         return
     generator, sets = load_generator_of(config, folder), measured_sets(study)
@@ -214,5 +214,5 @@ def _rewards(judge: RewardModel, criterion: str, samples: Samples, start: Sequen
         for prompt, row, first in zip(samples.prompts, samples.media, start, strict=True)
         for place, media in enumerate(row)
     ]
-    parts = [judge.judge(comparisons[i : i + AT_ONCE]).reward for i in range(0, len(comparisons), AT_ONCE)]
+    parts = [judge.judge(comparisons[i : i + AT_ONCE]).win_rate for i in range(0, len(comparisons), AT_ONCE)]
     return torch.cat(parts).double().cpu().numpy().reshape(len(samples.prompts), -1)

@@ -52,15 +52,18 @@ class Standardised:
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         verdict = self.inner.judge(comparisons)
-        paired = torch.tensor([c.reference is not None for c in comparisons], device=verdict.logp_yes.device)
+        device = verdict.logp_yes.device
+        paired = torch.tensor([c.reference is not None for c in comparisons], dtype=torch.bool, device=device)
         margin = self.standard.standardise(verdict.margin, paired)
         unknown = (margin.isnan() & verdict.answered).nonzero().flatten().tolist()
         reasons = {**verdict.refused, **dict.fromkeys(unknown, "the standard has no spread for this kind of question")}
-        swapped = verdict.swapped_margin
+        gap, swapped = verdict.disagreement, verdict.swapped_margin
         made = replace(
             Verdict.from_margin(margin, verdict.answer_mass),
+            disagreement=None if gap is None else gap / (self.standard.paired_std or torch.nan),
             parts=verdict.parts,
-            swapped_margin=None if swapped is None else self.standard.standardise(swapped, paired),
+            # the swapped margin of a single picture is minus its margin, so the mean is taken from the negative
+            swapped_margin=None if swapped is None else -self.standard.standardise(-swapped, paired),
         )
         return made.refuse(reasons)
 

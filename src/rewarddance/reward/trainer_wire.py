@@ -310,7 +310,7 @@ def _number(result: Mapping[str, Any], errors: Mapping[str, Any], reward: str, v
 
 
 def compute_request(comparisons: Sequence[Comparison]) -> Request:
-    """Ask `POST /compute`. Its pictures or clips are of one kind, and all have a condition picture or none has one.
+    """Ask `POST /compute`. One request holds only pictures or only clips, and all or none have a condition picture.
 
     Raises:
         InputError: pictures beside clips, or only some samples have a condition picture.

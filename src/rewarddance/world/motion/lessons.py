@@ -28,7 +28,7 @@ DAMAGES: tuple[Damage, ...] = ("flicker", "freeze", "shuffle")
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip of a lesson: its scene, and whether its frames are damaged."""
+    """A clip of a lesson: its scene, and whether the frames that it shows are damaged."""
 
     scene: MotionScene
     damaged: bool
@@ -46,7 +46,8 @@ class ShownClip:
 def sides(scene: MotionScene, spec: MotionSpec) -> Iterator[tuple[str, bool]]:
     """The aspects of a match, and whether a scene agrees with a specification in each.
 
-    `motion` and `speed` are there where the objects are right, and `speed` where the specification names one.
+    `motion` is there where the objects are right. `speed` is there where the motion is right too, and the specification
+    names a speed.
     """
     shown, asked = scene.listing.acts, spec.acts
     yield "background", scene.background == spec.background
@@ -182,10 +183,12 @@ def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.G
 
 
 def _shown(scene: MotionScene, rng: np.random.Generator, damaged: float) -> ShownClip:
-    frames, spoiled = render(scene), bool(rng.random() < damaged)
-    if spoiled:
-        frames = damage(frames, DAMAGES[int(rng.integers(len(DAMAGES)))], float(rng.uniform(0.5, 1)), rng)
-    return ShownClip(scene, spoiled, frames[::EVERY])
+    clean = frames = render(scene)
+    if rng.random() < damaged:
+        frames = damage(clean, DAMAGES[int(rng.integers(len(DAMAGES)))], float(rng.uniform(0.5, 1)), rng)
+    shown = frames[::EVERY]
+    # a still scene stays as it is when its frames freeze or change places
+    return ShownClip(scene, not np.array_equal(shown, clean[::EVERY]), shown)
 
 
 def _edited(scene: MotionScene, rng: np.random.Generator) -> MotionScene:

@@ -13,7 +13,7 @@ from rewarddance.world.scene import COLOURS, SHAPES, STYLES, Colour, Shape
 SURE = 0.6
 """Least agreement of a track with the best action for the action to be named."""
 BRIEF = 0.25
-"""A track in a smaller share of the frames is a speck of time, not an object."""
+"""A track that lasts for a smaller share of the frames is noise and not an object."""
 
 
 def _kind(track: Track, frame: int) -> tuple[Colour, Shape] | None:
