@@ -71,10 +71,10 @@ def test_every_algorithm_learns_from_a_set_and_is_watched_by_another_judge(algor
     for m in probes:
         assert 0 < m["probe/gold"] < 1
         assert {"probe/part/red", "probe/part/dark", "probe/parts_std", "probe/parts_split"} <= m.keys()
-    # the start is compared with itself in another order, so every judge's mean is 0, and the worst one's is not
+    # the start is compared with itself in another order: every judge's mean is 0, and a win rate of both orders is 1/2
     assert probes[0]["probe/part/red"] == pytest.approx(0, abs=0.02)
     assert probes[0]["probe/gold"] == pytest.approx(0.5, abs=0.05)
-    assert probes[0]["probe/proxy"] < 0.5
+    assert probes[0]["probe/proxy"] == pytest.approx(0.5, abs=0.002)
     absolute = score in ("references", "pointwise") or algorithm == "refl"
     assert all(("part/red" in m) == absolute for m in rows if m["step"])
     page = write_report(run).read_text()
