@@ -17,7 +17,7 @@ Mark = Literal["work", "kl", "end"]
 """A point of a run at which arms are compared: the budget is used up, the KL is reached, or the run is at its end."""
 MOST_TIMES = 3
 """An arm with `match_kl` trains for at most this many times its steps."""
-SAME = ("generator", "guidance", "resolution", "generator_dtype", "task", "prompts")
+SAME = ("generator", "guidance", "resolution", "generator_dtype", "adapter", "task", "prompts")
 """Settings that all arms share, because all are compared with one start."""
 
 

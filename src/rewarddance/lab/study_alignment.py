@@ -8,6 +8,7 @@ of algorithms and a study of judges differ in their arms only (`recipes/tiny/stu
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,12 +194,12 @@ def _proxy(
     """The judge's reward, the gap to the oracle and the verdict, as the probes of a run have them (`core/monitors`).
 
     The judge's reward is P(better than the start's picture of the next noise). The start's own rewards are kept beside
-    its pictures, by judge.
+    its pictures, by judge and criterion.
     """
     pixels = load_file(start / "pictures.safetensors")["pictures"]
     shape = (len(samples.prompts), len(samples.media[0]))
     stored = [StoredMedia(part, None) for part in torch.split(pixels, shape[1])]
-    file = start / f"proxy-{sha256[:16]}.json"
+    file = start / f"proxy-{sha256[:16]}-{re.sub(r'[^a-z0-9]+', '_', criterion.lower())}.json"
     if not file.is_file():
         write_json(file, _rewards(judge, criterion, Samples(samples.prompts, tuple(stored)), stored).tolist())
     monitor = HackingMonitor()
