@@ -12,7 +12,7 @@ import torch
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.clips import animation, need_pyav
 from rewarddance.core.config import load_recipe, merge, parse_config
-from rewarddance.core.errors import RunError
+from rewarddance.core.errors import JudgementError, RunError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.memory import peak_resident_mib
@@ -166,13 +166,21 @@ def _align_config(demo: Demo, sizes: DemoSizes, judge: Path, seed: int) -> Align
 
 @torch.no_grad()
 def _best_of_n(folder: Path, demo: Demo, sizes: DemoSizes, config: AlignConfig, judge: Judge) -> dict[str, float]:
-    """Best-of-N by the trained judge on the unaligned generator: oracle values of winners and of mean candidates."""
+    """Best-of-N by the trained judge on the unaligned generator: oracle values of winners and of mean candidates.
+
+    Prompts whose candidates the judge could not compare are left out and counted as `refused`.
+
+    Raises:
+        JudgementError: the judge refused all prompts.
+    """
     task, num = load_task(demo.task), sizes.candidates
     prompts = [p.text for p in task.benchmark()][:: sizes.best_of_every]
     rng = torch.Generator().manual_seed(config.seed)
     generator = load_generator(demo.generator)
     candidates = draw_candidates(generator, prompts, num, rng, config.num_steps, config.sample_batch)
-    selections = select(judge, prompts, candidates, demo.criterion)
+    selections = [s for s in select(judge, prompts, candidates, demo.criterion) if s.best is not None]
+    if not selections:
+        raise JudgementError(f"best of {num}: the judge could not compare the candidates of any prompt")
     folder.mkdir()
     entries: list[dict[str, Any]] = []
     for k, s in enumerate(selections):
@@ -181,10 +189,11 @@ def _best_of_n(folder: Path, demo: Demo, sizes: DemoSizes, config: AlignConfig, 
         if k < 4:
             for i, m in enumerate(s.candidates):
                 _save(m, folder / f"{k}_{i}")
-        entries.append({"prompt": s.prompt, "best": s.best or 0, "oracle": values, "margin": s.margin.tolist()})
+        entries.append({"prompt": s.prompt, "best": s.best, "oracle": values, "margin": s.margin.tolist()})
     write_json(folder / "best_of_n.json", entries)
     winners = sum(x["oracle"][x["best"]] for x in entries) / len(entries)
-    return {"winner": winners, "mean": sum(sum(x["oracle"]) / num for x in entries) / len(entries), "candidates": num}
+    mean = sum(sum(x["oracle"]) / num for x in entries) / len(entries)
+    return {"winner": winners, "mean": mean, "candidates": num, "refused": len(prompts) - len(entries)}
 
 
 def _save(media: Media, path: Path) -> None:
