@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 import torch
+from judge_servers import PROMPT, moody, served_judge
 from small_runs import trajectory
-from test_remote_judge import PROMPT, ended, free_port, moody, started
 from test_rollout_runs import configured
 
 from rewarddance.apps.cli import main
@@ -35,10 +35,8 @@ HEALTH = {"status": "ok", "rewards": {"hpsv2": ["hpsv2:ready"]}}
 
 @pytest.fixture(scope="module")
 def server():
-    port = free_port()
-    process = started(port)
-    yield f"http://127.0.0.1:{port}"
-    ended(process)
+    with served_judge() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

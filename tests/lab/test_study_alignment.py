@@ -213,7 +213,7 @@ def test_the_seconds_of_a_mark_leave_measurements_out_in_a_resumed_run_too(tmp_p
     loop, saved = watched(tmp_path, [slow] * 4, resume=True, budget=Budget(generator_passes=40))
     assert (loop.step, saved) == (4, ["work"])
     assert 0.4 <= loop.extra["measuring"] < 0.75  # steps 1 and 3
-    seconds = json.loads((tmp_path / "run/marks/work/mark.json").read_text())["seconds"]
+    seconds = json.loads((tmp_path.joinpath("run", "marks", "work", "mark.json")).read_text())["seconds"]
     assert seconds == loop.seconds - loop.extra["measuring"] > 0
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_composite import UNIT, blueness, brightness, grey
+from test_composite import UNIT, blueness, brightness
+from test_picture_measures import grey
 
 from rewarddance.align.diagnostics import part_means, set_disagreement
 from rewarddance.align.probes import judge_gold
