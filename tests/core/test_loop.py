@@ -13,7 +13,7 @@ from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 
 
-def fit(folder, optim, num_steps=20, stop=None, **changes):
+def fit(folder, optim, num_steps=20, stop=None, validate=None, **changes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     run = RunFolder(folder)
@@ -27,7 +27,7 @@ def fit(folder, optim, num_steps=20, stop=None, **changes):
         loss.backward()
         return {"loss": loss.item()}
 
-    return loop, loop.run(step, stop=stop)
+    return loop, loop.run(step, validate, stop=stop)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,12 @@ def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_later(tmp_path):
     fit(tmp_path / "parts", optim)
     a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
     assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_step_that_is_validated_is_logged(tmp_path):
+    fit(tmp_path, OptimConfig(), validate=lambda step: {"val": 10.0 * step}, log_every=4, validate_every=7)
+    lines = RunFolder(tmp_path).metrics()
+    assert {m["step"]: m.get("val") for m in lines} == {4: None, 7: 70, 8: None, 12: None, 14: 140, 16: None, 20: 200}
 
 
 def test_a_stop_reason_ends_and_is_logged(tmp_path):

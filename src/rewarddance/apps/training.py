@@ -256,6 +256,7 @@ class BuildShip(Flags):
     """
 
     run_folder: tyro.conf.Positional[Path]
+    """The finished run."""
     name: Literal["tiny-video", "tiny-image-to-video", "tiny-clips"]
     """The name by which commands will know it."""
 

@@ -324,10 +324,12 @@ class Loop:
             metrics = as_numbers(metrics)
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - began
-            if validate is not None and (self.step % cfg.validate_every == 0 or self.step == cfg.num_steps):
+            is_last = self.step == cfg.num_steps
+            is_validated = validate is not None and (self.step % cfg.validate_every == 0 or is_last)
+            if validate is not None and is_validated:
                 metrics |= as_numbers(validate(self.step))
             reason = stop(metrics) if stop is not None else None
-            if is_leader() and (self.step % cfg.log_every == 0 or reason or self.step == cfg.num_steps):
+            if is_leader() and (self.step % cfg.log_every == 0 or is_validated or is_last or reason):
                 line = {**metrics, "seconds": round(self.seconds, 2)}
                 self.folder.log(self.step, line | ({"stopped": reason} if reason else {}))
             if on_step is not None and is_leader():
