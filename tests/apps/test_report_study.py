@@ -81,7 +81,7 @@ def test_a_study_of_alignment_shows_gains_costs_and_differences():
         "start": {"benchmark": 0.6},
         "start_curve": 0.62,
         "sets": {"benchmark": {"count": 48}},
-        "marks": [_mark("sft", "work"), _mark("refl", "kl", minus=[minus])],
+        "marks": [_mark("sft", "work") | {"hacking": {"0": None, "1": None}}, _mark("refl", "kl", minus=[minus])],
         "curves": {"refl": {"0": curve}},
     }
     _, (gains, costs, categories), ((_, lines), (_, gaps)) = study_content(study)
@@ -96,10 +96,11 @@ def test_a_study_of_alignment_shows_gains_costs_and_differences():
         "9",
     ]
     assert costs.rows[1][7:] == ["0.93", "–", "0.600", "+0.20", "none"]
+    assert costs.rows[0][-1] == "–"  # the judge answered no prompt
     assert categories.rows[0] == ["sft, equal work", interval]
     assert all(len(row) == len(table.head) for table in (gains, costs, categories) for row in table.rows)
     assert "forward passes of the generator" in lines
-    assert "refl, equal KL less sft, equal work" in gaps
+    assert "refl, equal KL minus sft, equal work" in gaps
 
 
 def test_a_study_of_searches_shows_differences_and_costs():

@@ -20,7 +20,7 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.prompt_task import PromptTask
 from rewarddance.generator.sd3 import Sd3Generator
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_judge
+from rewarddance.jobs.load import load_judge, same_judge
 from rewarddance.reward.trainer_wire import (
     ComputeBody,
     ScoreBody,
@@ -253,6 +253,22 @@ def test_addresses_of_reward_servers_are_checked():
         assert load_judge(f"{address}/score?reward=clip").info.criteria == ("clip",)
     with pytest.raises(ConfigError, match="no answer from a reward server with /score there"):
         load_judge(f"{address}/score?attempts=1")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_same"),
+    [
+        ("http://127.0.0.1:1/score?timeout=9&reward=hpsv2", True),
+        ("http://127.0.0.1:1/score?reward=clip", False),
+        ("http://127.0.0.1:1/score?reward=hpsv2&value=b", False),
+        ("http://127.0.0.1:2/score?reward=hpsv2", False),
+        ("http://127.0.0.1:1/compute", False),
+        ("tiny", False),
+    ],
+)
+def test_two_rewards_of_one_server_are_two_judges(address, is_same):
+    assert same_judge("http://127.0.0.1:1/score?reward=hpsv2", address) is is_same
+    assert same_judge("http://127.0.0.1:1/judge?batch=2", "http://127.0.0.1:1/")
 
 
 def test_clips_and_condition_pictures_arrive_as_they_were_sent(pictures):

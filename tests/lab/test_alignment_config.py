@@ -47,7 +47,7 @@ def test_marks_are_work_then_kl_else_the_end():
     [
         ({"arms": {"a": {"match_kl": "b"}, "b": {}}}, "arm a: match_kl 'b' is not an arm that is listed before it"),
         ({"arms": {"a": {}}, "baseline": "b"}, "baseline 'b': not an arm; known: a"),
-        ({"arms": {"../a": {}}}, "arm '../a': a name has letters, digits and hyphens"),
+        ({"arms": {"../a": {}}}, "arm '../a': a name has letters, digits, _"),
         ({"arms": {"a": {"aling": {}}}}, "unknown key 'arms.a.aling'"),
     ],
 )

@@ -18,7 +18,6 @@ from rewarddance.jobs.load import find, weights_id
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.learned import LearnedJudge
-from rewarddance.reward.remote import MOST_BYTES
 from rewarddance.reward.trainer_wire import (
     ComputeAnswer,
     ComputeBody,
@@ -27,7 +26,7 @@ from rewarddance.reward.trainer_wire import (
     answer_compute,
     answer_score,
 )
-from rewarddance.reward.wire import AnswerData, JudgeInfo, QuestionData, answer_of, decoded
+from rewarddance.reward.wire import MOST_BYTES, AnswerData, JudgeInfo, QuestionData, answer_of, decoded
 from rewarddance.search.verifier import answers_alone
 
 

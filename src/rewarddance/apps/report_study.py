@@ -84,7 +84,7 @@ def _alignment_figures(study: Mapping[str, Any]) -> Figures:
     )
     figures: Figures = [(title, lines(shown, axes, "gain in oracle fidelity"))]
     gaps = {
-        f"{name_of(row)} less {name_of(minus)}": gap
+        f"{name_of(row)} minus {name_of(minus)}": gap
         for row in study["marks"]
         for minus in row["minus"]
         if (gap := minus["sets"][first]["over_seeds"])["ci_low"] is not None

@@ -24,7 +24,7 @@ from rewarddance.reward.composite_config import fitted_folder, is_composite
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.learned import LearnedJudge
 from rewarddance.reward.learned_saved import is_learned, load_learned
-from rewarddance.reward.remote import RemoteJudge, is_address
+from rewarddance.reward.remote import RemoteJudge, is_address, named_by
 from rewarddance.reward.saved import load_judge_folder
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.backbone import Backbone
@@ -106,8 +106,8 @@ def find(name: str | Path, kind: Kind) -> Path:
             raise RunError(f"{folder}: this {made} run has no model yet; resume it")
         return folder / "model"
     if not folder.is_dir():
-        own = " or ".join(f"'{own}'" for own in EMBEDDED[kind] if kind != "vlm" or own == "tiny")
-        raise ConfigError(f"{kind} {str(name)!r}: not {own}, not a run folder, not a local checkpoint")
+        known = " or ".join(f"'{own}'" for own in EMBEDDED[kind] if kind != "vlm" or own == "tiny")
+        raise ConfigError(f"{kind} {str(name)!r}: not {known}, not a run folder, not a local checkpoint")
     return folder
 
 
@@ -246,10 +246,10 @@ def load_one_judge(name: str | Path = "tiny", **settings: Any) -> Judge | Learne
 
 
 def same_judge(a: str, b: str) -> bool:
-    """Whether two names stand for one judge. A server counts as the same under the same address, whatever the settings
-    behind it."""
+    """Whether two names stand for one judge. Addresses do if they name the same server, reward and value; the other
+    settings of an address do not matter."""
     if is_address(a) or is_address(b):
-        return a.partition("?")[0].rstrip("/") == b.partition("?")[0].rstrip("/")
+        return is_address(a) and is_address(b) and named_by(a) == named_by(b)
     return find(a, "judge").resolve() == find(b, "judge").resolve()
 
 

@@ -78,7 +78,7 @@ class AlignmentStudyConfig(Config):
         before: set[str] = set()
         for name, arm in self.arms.items():
             if not re.fullmatch(r"\w[\w.+-]*", name):
-                raise ValueError(f"arm {name!r}: a name has letters, digits and hyphens")
+                raise ValueError(f"arm {name!r}: a name has letters, digits, _ . + -, and begins with none of . + -")
             if arm.match_kl is not None and arm.match_kl not in before:
                 raise ValueError(f"arm {name}: match_kl {arm.match_kl!r} is not an arm that is listed before it")
             before.add(name)

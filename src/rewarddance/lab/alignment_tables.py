@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rewarddance.lab.study_tables import Table
+from rewarddance.lab.study_tables import Table, signed_interval
 
 MARKS = {"work": "equal work", "kl": "equal KL", "end": "the end"}
 
@@ -29,20 +29,22 @@ def _gain_table(study: Mapping[str, Any], name: str) -> Table:
     rows = []
     for row in study["marks"]:
         gain = row["sets"][name]
-        cells = [name_of(row), str(len(row["seeds"])), signed(gain["over_seeds"]), signed(gain["over_prompts"])]
+        intervals = [signed_interval(gain[over]) for over in ("over_seeds", "over_prompts")]
+        cells = [name_of(row), str(len(row["seeds"])), *intervals]
         for minus in row["minus"]:
             gap = minus["sets"][name]
-            rows.append([*cells, name_of(minus), signed(gap["over_seeds"]), _number(gap["smallest"], "{:.3f}")])
+            difference = [signed_interval(gap["over_seeds"]), _number(gap["smallest"], "{:.3f}")]
+            rows.append([*cells, name_of(minus), *difference])
             cells = ["", "", "", ""]
         if not row["minus"]:
             rows.append([*cells, "–", "", ""])
     title = (
         f"Gain in oracle fidelity over the start ({study['start'][name]:.3f}) on {num} prompts ({name}). Intervals of "
         "95%: Student's over seeds, and a bootstrap over prompts for these seeds. A difference is paired by seed. The "
-        "smallest one that could be seen is that of a paired t-test over the seeds with 80% power, two-sided 5%; it is "
-        "rough, because the spread is estimated from the same few seeds"
+        "smallest one that could be seen is that of a paired t-test over the seeds with 80% power at a "
+        "two-sided level of 5%; it is rough, because the spread is estimated from the same few seeds"
     )
-    head = ["arm, measured at", "seeds", "gain [over seeds]", "gain [over prompts]", "less"]
+    head = ["arm, measured at", "seeds", "gain [over seeds]", "gain [over prompts]", "minus"]
     return Table(title, [*head, "difference [over seeds]", "smallest difference that could be seen"], rows)
 
 
@@ -67,13 +69,14 @@ def _cost_table(marks: Sequence[Mapping[str, Any]]) -> Table:
                 _mean(row["vendi"], "{:.3f}"),
                 _mean(row["proxy"], "{:.3f}"),
                 _mean(row["gap"], "{:+.2f}"),
-                ", ".join(sorted({str(v) for v in row["hacking"].values()})),
+                ", ".join(sorted({v or "–" for v in row["hacking"].values()})),
             ]
         )
     title = (
         "Means over seeds. KL to the start at fixed states, nats a dimension. Work without measurements; in brackets "
-        "the part with a gradient. Feature diversity is a share of the start's. Proxy: the arm's judge, P(better than "
-        "the start). Gap: rise of the proxy less rise of the oracle, each in its standard deviations at the start"
+        "the part with a gradient. Seconds contain the probes of `align`. Feature diversity is a share of the start's. "
+        "Proxy: the arm's judge, P(better than the start). Gap: rise of the proxy minus rise of the oracle, each in "
+        "its standard deviations at the start"
     )
     head = ["arm, measured at", "KL", "generator passes", "judge calls", "steps", "seconds", "CPU seconds"]
     return Table(title, [*head, "feature diversity", "Vendi", "proxy", "gap", "hacking"], rows)
@@ -82,18 +85,11 @@ def _cost_table(marks: Sequence[Mapping[str, Any]]) -> Table:
 def _category_table(study: Mapping[str, Any], name: str) -> Table:
     categories = list(study["sets"][name])
     rows = [
-        [name_of(row), *(signed(row["sets"][name]["categories"][c]["over_prompts"]) for c in categories)]
+        [name_of(row), *(signed_interval(row["sets"][name]["categories"][c]["over_prompts"]) for c in categories)]
         for row in study["marks"]
     ]
     title = f"Gain by category ({name}), mean over seeds [95% over prompts]"
     return Table(title, ["arm, measured at", *categories], rows)
-
-
-def signed(figure: Mapping[str, float | None]) -> str:
-    """A mean with its interval; one seed has none."""
-    if figure["ci_low"] is None:
-        return f"{figure['mean']:+.3f}"
-    return f"{figure['mean']:+.3f} [{figure['ci_low']:+.3f}, {figure['ci_high']:+.3f}]"
 
 
 def _mean(by_seed: Mapping[Any, float | None], form: str) -> str:

@@ -142,7 +142,10 @@ def _cost_table(entries: Mapping[str, Any]) -> list[Table]:
     return [Table("Cost (medians)", ["", *(title for title, _ in costs.values())], rows)] if costs else []
 
 
-def signed_interval(gap: Mapping[str, float]) -> str:
+def signed_interval(gap: Mapping[str, float | None]) -> str:
+    """A mean with its interval; a single run has none."""
+    if gap["ci_low"] is None:
+        return f"{gap['mean']:+.3f}"
     return f"{gap['mean']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
 
 

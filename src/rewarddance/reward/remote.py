@@ -25,10 +25,17 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.judge import ALONE
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.trainer_wire import compute_request, score_request
-from rewarddance.reward.wire import AnswerData, Coding, JudgeInfo, Numbers, Request, judge_request, refused_answer
+from rewarddance.reward.wire import (
+    MOST_BYTES,
+    AnswerData,
+    Coding,
+    JudgeInfo,
+    Numbers,
+    Request,
+    judge_request,
+    refused_answer,
+)
 
-MOST_BYTES = 64 << 20
-"""Largest body of a request to a server that does not name its limit; the limit of our own."""
 KEY = "REWARDDANCE_JUDGE_KEY"
 """Environment variable with the key of the server; both sides read it."""
 
@@ -61,6 +68,15 @@ Protocol = Literal["judge", "score", "compute"]
 """The last part of an address; `judge` where it names none of the other two."""
 
 
+def named_by(address: str) -> tuple[str, Protocol, str | None, str | None]:
+    """The judge of an address: the server, what it speaks, the reward, and the reward's value."""
+    parts = urlsplit(address)
+    settings = dict(parse_qsl(parts.query))
+    path, protocol = _protocol(parts.path.rstrip("/"))
+    url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return url, protocol, settings.get("reward"), settings.get("value")
+
+
 @dataclass
 class RemoteJudge:
     """Asks `POST {url}/{protocol}`. Failed requests are repeated with growing pauses.
@@ -83,11 +99,9 @@ class RemoteJudge:
         Raises:
             ConfigError: wrong settings in the address, no server there, a wrong key, or another kind of server.
         """
-        parts = urlsplit(address)
-        config = parse_config(RemoteConfig, dict(parse_qsl(parts.query)), address)
-        path, protocol = _protocol(parts.path.rstrip("/"))
+        config = parse_config(RemoteConfig, dict(parse_qsl(urlsplit(address).query)), address)
+        url, protocol, _, _ = named_by(address)
         _check_settings(address, config, protocol)
-        url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
         server = JsonServer(url, f"judge {url}", os.environ.get(KEY), config.attempts, config.timeout)
         answer = server.get("/info" if protocol == "judge" else "/health")
         if isinstance(answer, HttpFailure):

@@ -170,13 +170,11 @@ def _values(judge: Callable[[Sequence[Comparison]], Verdict], comparisons: Seque
         return []
     verdict = judge(comparisons)
     margins = verdict.margin.detach().float().cpu().tolist()
-    return [_finite(verdict.refused.get(i, margin)) for i, margin in enumerate(margins)]
+    return [verdict.refused[i] if i in verdict.refused else _finite(margin) for i, margin in enumerate(margins)]
 
 
 def _finite(value: Any) -> float | str:
-    """A finite number, or why it is none. Texts are reasons and stay as they are."""
-    if isinstance(value, str):
-        return value
+    """A finite number, or why it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "the answer is not a number"
     return float(value)
@@ -306,7 +304,7 @@ def _number(result: Mapping[str, Any], errors: Mapping[str, Any], reward: str, v
     name = next(iter(numbers)) if value is None else value
     if name not in numbers:
         return f"{reward} has no value {name}, only: {', '.join(map(str, numbers))}"
-    return "the answer is not a number" if isinstance(numbers[name], str) else _finite(numbers[name])
+    return _finite(numbers[name])
 
 
 def compute_request(comparisons: Sequence[Comparison]) -> Request:
@@ -333,8 +331,6 @@ def compute_request(comparisons: Sequence[Comparison]) -> Request:
             return refused_answer(len(sheet.pairs), answer.error)
         if len(answer.rewards) != len(sheet.samples):
             raise InputError(f"the answer has not {len(sheet.samples)} items")
-        return sheet.answer(
-            ["the answer is not a number" if isinstance(v, str) else _finite(v) for v in answer.rewards]
-        )
+        return sheet.answer([_finite(value) for value in answer.rewards])
 
     return body, read

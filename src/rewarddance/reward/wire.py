@@ -21,10 +21,10 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import png_bytes
 
 Coding = Literal["safetensors", "png"]
+MOST_BYTES = 64 << 20
+"""Largest body of a request that our server takes. Other servers that name no limit are sent no more either."""
 Numbers = tuple[float | None, ...]
 """One number an item; null where the item was refused."""
-
-
 Request = tuple[dict[str, Any], Callable[[Any], "AnswerData"]]
 """Body of a request, and what reads its answer (raises `InputError` or pydantic's `ValidationError`)."""
 
