@@ -250,6 +250,5 @@ def test_pretraining_begins_as_on_a_cpu(tmp_path, monkeypatch):
             losses[device].append([m[key] for m in RunFolder(out / name).metrics()])
     for a, b in zip(losses["cpu"], losses["cuda"], strict=True):
         assert a[0] == pytest.approx(b[0], rel=5e-3)  # convolutions compute in TF32
-        # Later steps add the difference of the updates. Muon orthogonalises in bf16: on a CPU that alone moves these
-        # losses by less than 1e-5. Updates from TF32 gradients get as much again as the first step.
+        # The updates of the two devices differ too, because of TF32 gradients and because Muon orthogonalises in bf16.
         assert a == pytest.approx(b, rel=1e-2)

@@ -9,7 +9,7 @@ from rewarddance.world.build.video_sampling import SHAPE
 
 
 def tiny_wan(from_picture=False, experts=False):
-    """A frozen generator whose output layers do something; with two experts, the second one from time 0.875 on."""
+    """A frozen generator whose output layers do something. The second of two experts takes the times below 0.875."""
     pipeline = tiny_video_pipeline(from_picture=from_picture, num_layers=1)
     rng = torch.Generator().manual_seed(0)
     if experts:

@@ -297,7 +297,7 @@ _BT709, _LIMITED_RANGE = 1, 1
 
 
 def _converted(av: ModuleType, frames: Iterable[NDArray[np.uint8]], stream: Any, codec: Codec) -> Iterator[Any]:
-    """Frames as the encoder takes them; where nothing is asked for, it converts them itself."""
+    """Frames for the encoder. Without a palette and BT.709 they stay RGB, and PyAV converts them when it encodes."""
     rgb: Iterator[Any] = (av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24") for x in frames)
     if codec.container == "gif":
         return _paletted(av, rgb, stream)

@@ -104,7 +104,7 @@ class Verdict:
     def balanced_margin(self) -> Tensor:
         """Log-odds that change their sign when the pair is swapped: (margin - swapped_margin) / 2.
 
-        It is `margin` without a swapped margin. A conservative ensemble rates both pictures of a pair lower than that.
+        If `swapped_margin` is None, this is `margin`. The margins of a conservative ensemble are lower in both orders.
         """
         return self.margin if self.swapped_margin is None else (self.margin - self.swapped_margin) / 2
 

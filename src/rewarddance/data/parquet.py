@@ -242,7 +242,7 @@ class RecordTable(Sequence[PreferenceRecord]):
         return RecordTable(self.light.take(pa.array(rows, pa.int64())), [self.rows[i] for i in rows], self.pictures)
 
     def spread(self, most: int) -> RecordTable:
-        """A table of at most `most` rows, evenly over this one, so that every source is among them."""
+        """A table of at most `most` rows, which are spread evenly over this one."""
         return self if len(self) <= most else self.take([i * len(self) // most for i in range(most)])
 
     def __iter__(self) -> Iterator[PreferenceRecord]:

@@ -30,7 +30,8 @@ JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn
                    "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 """The layers that get a LoRA adapter where text and picture have projections of their own."""
 EXPERTS = ("transformer", "transformer_2")
-"""Names of a pipeline's transformers. Only Wan 2.2 has two; the second one takes the late times."""
+"""Names of a pipeline's transformers. Only Wan 2.2 has two; the second one takes the times below
+`boundary_ratio`."""
 
 
 @contextmanager

@@ -29,7 +29,8 @@ class Lora:
         transformer: with the adapter methods of diffusers (`PeftAdapterMixin`), frozen.
         targets: endings of the names of the linear layers that get an adapter.
         save_for_diffusers: `save_lora_weights` of the pipeline's class.
-        expert, num_experts: which of how many transformers it is, from 1. The files of a second one end in `_2`.
+        expert: number of this transformer in the pipeline, from 1. The names of the second one's files end in `_2`.
+        num_experts: transformers of the pipeline.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Lora:
 
 
 class ExpertLoras:
-    """The LoRA adapters of several transformers, each of which takes the rows of its times (Wan 2.2), as one policy."""
+    """The LoRA adapters of several transformers (Wan 2.2) as one policy. Each transformer has its own times."""
 
     def __init__(
         self, transformers: Sequence[Any], targets: Sequence[str], save_for_diffusers: Callable[..., None]

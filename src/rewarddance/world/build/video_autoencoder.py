@@ -32,9 +32,8 @@ def train_video_autoencoder(config: VideoAutoencoderConfig, out: Path, *, resume
     folder.start("video-autoencoder", config, resume=resume)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    vae = (
-        (AutoencoderKLWan.from_pretrained(config.start) if config.start else new_video_autoencoder()).to(device).train()
-    )
+    vae = AutoencoderKLWan.from_pretrained(config.start) if config.start else new_video_autoencoder()
+    vae = vae.to(device).train()
     if config.channels_last:
         _arrange(vae, channels_last=True)
     layout = torch.channels_last_3d if config.channels_last else torch.contiguous_format

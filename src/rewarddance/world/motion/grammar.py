@@ -21,14 +21,22 @@ ADVERBS: dict[Speed, str] = {"slow": "slowly", "fast": "quickly"}
 _SPEED_OF: dict[str, Speed] = {word: speed for speed, word in ADVERBS.items()}
 
 
+def does(act: Act) -> str:
+    """
+    >>> does(Act("red", "circle", "moving left", "fast")), does(Act("red", "circle", "turning", None, "blue"))
+    ('quickly moving left', 'turning blue')
+    """
+    adverb = "" if act.speed is None else f"{ADVERBS[act.speed]} "
+    into = "" if act.into is None else f" {act.into}"
+    return f"{adverb}{act.action}{into}"
+
+
 def phrase_act(act: Act) -> str:
     """
     >>> phrase_act(Act("red", "circle", "moving left", "slow"))
     'a red circle slowly moving left'
     """
-    adverb = "" if act.speed is None else f"{ADVERBS[act.speed]} "
-    into = "" if act.into is None else f" {act.into}"
-    return f"a {act.colour} {act.shape} {adverb}{act.action}{into}"
+    return f"a {act.colour} {act.shape} {does(act)}"
 
 
 def phrase_body(spec: MotionSpec) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rewarddance.world.lessons import Lesson
 from rewarddance.world.motion.corrupt import Damage, damage, edit_scene
-from rewarddance.world.motion.grammar import ADVERBS, WORDINGS, phrase
+from rewarddance.world.motion.grammar import WORDINGS, does, phrase
 from rewarddance.world.motion.render import Clip, render
 from rewarddance.world.motion.sampling import TRAIN_ACTIONS, sample_pair
 from rewarddance.world.motion.scene import Act, Actor, MotionScene, MotionSpec
@@ -46,8 +46,8 @@ class ShownClip:
 def sides(scene: MotionScene, spec: MotionSpec) -> Iterator[tuple[str, bool]]:
     """The aspects of a match, and whether a scene agrees with a specification in each.
 
-    `motion` is there where the objects are right. `speed` is there where the motion is right too, and the specification
-    names a speed.
+    `motion` is compared only if the objects are right. `speed` is compared only if the motion is right too and the
+    specification names a speed.
     """
     shown, asked = scene.listing.acts, spec.acts
     yield "background", scene.background == spec.background
@@ -69,12 +69,6 @@ def _yes(right: bool) -> str:
 
 def _name(act: Act) -> str:
     return f"{act.colour} {act.shape}"
-
-
-def does(act: Act) -> str:
-    """An action in words, with its speed: "quickly moving left", "turning blue"."""
-    adverb = "" if act.speed is None else f"{ADVERBS[act.speed]} "
-    return f"{adverb}{act.action}" + ("" if act.into is None else f" {act.into}")
 
 
 Ask = Callable[[ShownClip, int, np.random.Generator], Turn | None]
@@ -112,14 +106,14 @@ ABOUT_ONE: tuple[Ask, ...] = (_action, _action, _is_doing, _is_doing, _speed, _b
 
 
 _LEAST_WAY = 4.0
-"""Pixels that an object moves or grows at least between two frames, in a yes to a question about them."""
+"""The answer to a question about two frames is yes if the object moved or grew by at least this many pixels."""
 
 
 def between_frames(actor: Actor, i: int, rng: np.random.Generator) -> Iterator[Turn]:
     """What the first and the last shown frame say about an object: the parts that an action is made of."""
     first, last = actor.poses[0], actor.poses[-1]
     number = 1 + (len(actor.poses) - 1) // EVERY
-    name = f"{actor.act.colour} {actor.act.shape}"
+    name = _name(actor.act)
     for frame, pose in ((1, first), (number, last)):
         shown = pose.visible and pose.colour == actor.act.colour
         yield f"is the {name} in frame {frame} of image {i}?", _yes(shown)
@@ -153,7 +147,7 @@ def action_lesson(rng: np.random.Generator) -> Lesson:
     """
     scene = sample_pair(rng)[1]
     clip = _shown(scene, rng, 0.0)
-    turns: list[Turn | None] = []
+    turns: list[Turn] = []
     for actor, act in zip(scene.actors, clip.acts, strict=True):
         turns += [*between_frames(actor, 1, rng), (f"what does the {_name(act)} of image 1 do?", does(act))]
         others = [a for a in TRAIN_ACTIONS if a != act.action]
@@ -161,11 +155,11 @@ def action_lesson(rng: np.random.Generator) -> Lesson:
             turns.append((f"is the {_name(act)} of image 1 {action}?", _yes(action == act.action)))
         if act.speed is not None:
             turns.append((f"is the {_name(act)} of image 1 fast or slow?", act.speed))
-    return Lesson(None, (clip.frames,), tuple(dict.fromkeys(t for t in turns if t is not None)))
+    return Lesson(None, (clip.frames,), tuple(dict.fromkeys(turns)))
 
 
-def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.Generator) -> list[Turn | None]:
-    turns: list[Turn | None] = []
+def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.Generator) -> list[Turn]:
+    turns: list[Turn] = []
     for i, clip in enumerate(clips, 1):
         turns.append((f"does image {i} match the prompt?", _yes(clip.fulfils(spec))))
         if clip.damaged:
@@ -174,8 +168,9 @@ def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.G
         wrong = [name for name, right in aspects if not right]
         right = [name for name, right in aspects if right]
         chosen = [right[int(k)] for k in rng.permutation(len(right))[: max(1, len(wrong))]]
-        verb = {"objects": "are"}
-        turns += [(f"{verb.get(s, 'is')} the {s} of image {i} right?", _yes(s in right)) for s in (*wrong, *chosen)]
+        for name in (*wrong, *chosen):
+            verb = "are" if name == "objects" else "is"
+            turns.append((f"{verb} the {name} of image {i} right?", _yes(name in right)))
     if len(clips) == 2 and clips[0].fulfils(spec) != clips[1].fulfils(spec):
         better = 1 + clips[1].fulfils(spec)
         turns += [(f"question: is image {i} the better one?", _yes(i == better)) for i in (1, 2)]
@@ -201,7 +196,7 @@ def _edited(scene: MotionScene, rng: np.random.Generator) -> MotionScene:
 def clip_lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     """One random lesson about one or two clips of trainable scenes.
 
-    Nine in ten begin with a prompt, which a clip fulfils, misses by an edit, or spoils by damaged frames.
+    Nine in ten begin with a prompt. A clip matches it, or is wrong because of an edit or damaged frames.
 
     Args:
         num_questions: about every clip, in addition to those about the prompt.

@@ -38,8 +38,10 @@ def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
     done = [read(tracks, index, act, seconds, other).done for act in acts]
     best = max(range(len(acts)), key=done.__getitem__)
     act = acts[best]
-    if done[best] < SURE or FAMILY[act.action] not in RATES:
-        return act if done[best] >= SURE else None
+    if done[best] < SURE:
+        return None
+    if FAMILY[act.action] not in RATES:
+        return act
     fast = Act(act.colour, act.shape, act.action, "fast")
     is_fast = read(tracks, index, fast, seconds, other).paced > 0.5
     return fast if is_fast else Act(act.colour, act.shape, act.action, "slow")
