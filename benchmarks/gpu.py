@@ -203,6 +203,8 @@ def write_table(page: Path, table: str) -> None:
     if BEGIN not in text:
         text += f"\n{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN)
+    if END not in rest:
+        rest = f"{END}{rest}"
     page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
 
 

@@ -16,7 +16,7 @@ from rewarddance.apps.annotate.database import Database, open_database
 from rewarddance.apps.annotate.filling import fill, settings_of
 from rewarddance.apps.annotate.models import Base
 from rewarddance.apps.annotating import Annotate
-from rewarddance.core.errors import InputError, RunError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.data.schema import row_of_votes
 from rewarddance.data.shards import write_rows
 
@@ -123,6 +123,8 @@ def test_the_command_knows_which_settings_were_given(new_desk, url, tmp_path, mo
     assert "changed checks of the desk from 0.1 to 0.05" in capfd.readouterr().err
     with pytest.raises(RunError, match="other settings \\(task\\)"):
         annotate(*start, "--task", "rating").run()
+    with pytest.raises(ConfigError, match="--invite admin: choose another name"):
+        annotate(*start, "--invite", "admin").run()
 
 
 def test_a_restart_ends_the_earlier_admin_links(url, tmp_path, monkeypatch, capsys):

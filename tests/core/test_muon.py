@@ -43,12 +43,14 @@ def test_a_kernel_is_a_matrix_of_its_output_channels(memory_format):
     torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), atol=1e-7, rtol=1e-5)
 
 
-def test_muon_takes_the_kernels_of_hidden_layers():
+def test_muon_takes_the_kernels_of_hidden_layers_and_no_gains():
     names = {"encoder.conv_in.weight": 5, "mid.conv1.weight": 5, "mid.conv1.bias": 1, "decoder.conv_out.weight": 5}
     parameters = {name: torch.nn.Parameter(torch.randn([2] * ndim)) for name, ndim in names.items()}
+    parameters |= {"mid.gamma": torch.nn.Parameter(torch.ones(8, 1, 1, 1))}  # a gain
+    parameters |= {"scale_shift_table": torch.nn.Parameter(torch.zeros(1, 6, 8))}
     adamw, muon = build_optimizers(parameters, OptimConfig(name="muon"))
     assert [p is parameters["mid.conv1.weight"] for g in muon.param_groups for p in g["params"]] == [True]
-    assert sum(len(g["params"]) for g in adamw.param_groups) == 3
+    assert sum(len(g["params"]) for g in adamw.param_groups) == 5
 
 
 def test_singular_values_come_close_to_one_along_the_same_directions():

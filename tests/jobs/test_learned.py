@@ -74,6 +74,18 @@ def test_a_missing_overall_rating_is_the_mean_of_the_criteria(rated):
         assert entry.ratings[:, 2] == pytest.approx(entry.ratings[:, :2].mean(1))
 
 
+def test_ratings_of_the_same_pictures_by_the_same_criterion_are_averaged(rated, tmp_path):
+    row = row_of(RecordTable.open(rated / "train.parquet")[0])
+    first = np.array(row["preferences"][0]["ratings"])
+    rows = [row]
+    for k, change in enumerate((0.0, 0.6)):
+        own = [{**p, "ratings": list(first + change)} for p in row["preferences"]]
+        rows.append({**row, "id": f"again-{k}", "preferences": own})
+    write_rows(iter(rows), tmp_path / "train.parquet")
+    (entry,) = RatedSet.of(RecordTable.open(tmp_path / "train.parquet")).entries
+    assert entry.ratings[:, 0] == pytest.approx(first + 0.2)
+
+
 def test_data_without_ratings_is_one_line(rated, tmp_path):
     records = RecordTable.open(rated / "train.parquet")[:5]
     write_rows(({**row_of(r), "preferences": _unrated(row_of(r))} for r in records), tmp_path / "train.parquet")

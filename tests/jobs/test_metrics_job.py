@@ -74,6 +74,11 @@ def test_a_run_has_one_table_and_two_runs_are_compared(quick_align, scripts, tmp
     paired = paired_bootstrap(found["per_prompt"]["vendi/world/after"], first)
     row = next(line for line in lines if line.startswith("vendi/world/after"))
     assert str(paired) in row
+    assert not any("measured differently" in line for line in lines)
+    found["per_prompt"]["prompts"][0] = "another prompt"
+    (runs[1] / "evaluation_metrics.json").write_text(json.dumps(found))
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "the two were measured differently (other prompts): compare with care" in capsys.readouterr().out
     (runs[1] / "evaluation_metrics.json").unlink()
     assert main(["compare", *map(str, runs)]) == 1
     assert "have no evaluation in common" in capsys.readouterr().err

@@ -323,6 +323,15 @@ def test_lessons_about_actions_name_the_acts_of_the_clip():
         spec = sorted(f"a {name} {does}" for name, does in said.items())
         assert lesson.prompt is None
         assert len(lesson.images) == 1
+        for question, answer in lesson.turns:  # they agree with what the object is said to do
+            for name, does in said.items():
+                words = does.split()
+                if question == f"is the {name} of image 1 fast or slow?":
+                    assert words[0] == {"fast": "quickly", "slow": "slowly"}[answer]
+                action = question.removeprefix(f"is the {name} of image 1 ").removesuffix("?")
+                if action in ACTIONS:
+                    named = does.removeprefix("quickly ").removeprefix("slowly ")
+                    assert named.startswith(action) == (answer == "yes")
         if any("circling" in act for act in spec):
             continue
         acts = tuple(replace(parse_act(act), speed=None) for act in spec)

@@ -241,6 +241,11 @@ def test_generators_train_resume_save_and_are_measured(small_vae, tmp_path):
     for part in ("transformer", "text_encoder"):
         x, y = getattr(a, part).state_dict(), getattr(b, part).state_dict()
         assert all(torch.equal(x[k], y[k]) for k in x)
+    none = {"start": str(whole), "loop": LoopConfig(num_steps=0)}  # no steps: the weights that it begins with
+    begun = load_pipeline(type(a), train(config.model_copy(update=none), tmp_path / "begun"), torch.float32)
+    for part in ("transformer", "text_encoder"):
+        x, y = getattr(a, part).state_dict(), getattr(begun, part).state_dict()
+        assert all(torch.equal(x[k], y[k]) for k in x)
     image = train_image_to_video(config, whole, tmp_path / "image")
     result = validate_generator(image.parent, "cpu", "fp32", 3, 1, (1.0, 2.0))
     assert set(result["guidance"]) == {"1.0", "2.0"}

@@ -40,7 +40,8 @@ class Demo(Flags):
     out: Path = Path("runs/demo")
     """Folder for everything; an earlier demo in it is replaced."""
     task: DemoTask = "t2i"
-    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`)."""
+    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`). Models of clips are not in the
+    package yet; the guide on video says how to train them."""
     fast: bool = False
     """A few steps of each part, for tests; the figures mean nothing."""
     seed: int = 0

@@ -20,7 +20,7 @@ from rewarddance.reward.train_config import RewardConfig
 class StudyAlignment(Flags):
     """Ways to align a generator side by side, with controls, at equal counted work and at equal KL.
 
-    FILE lists the arms: recipes/tiny/study-alignment.yaml has the algorithms, recipes/tiny/study-judges.yaml has judges
+    The file lists the arms: recipes/tiny/study-alignment.yaml has the algorithms, recipes/tiny/study-judges.yaml has judges
     and references. A recipe of `align` is taken as the arm `refl`, beside supervised continuation (`sft`) and, with
     --shuffled-judge, the same recipe with that judge.
 

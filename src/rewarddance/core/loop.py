@@ -82,11 +82,16 @@ OUTER_LAYERS = ("embed", "head", "proj_out", "conv_in", "conv_out", "quant_conv"
 """Parts of the names of first and last layers, which AdamW trains when `optim.name` is `muon`."""
 
 
+def _is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix or a kernel. Gains and tables of shape (D, 1, 1) or (1, 6, D) are not."""
+    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) > 1
+
+
 def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices and kernels of hidden layers and AdamW for the rest.
 
-    Weight decay applies to matrices only. On CUDA AdamW is fused: torch's default there holds one more copy of all
-    trained weights while gradients are still in memory.
+    Weight decay applies to parameters with at least two dimensions. On CUDA AdamW is fused: torch's default there holds
+    one more copy of all trained weights while gradients are still in memory.
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
@@ -94,7 +99,7 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
         raise ConfigError("optim.name: muon needs whole matrices and cannot train sharded weights; use adamw")
     if config.name == "muon":
         for name, p in parameters.items():
-            if p.ndim >= 2 and not any(part in name for part in OUTER_LAYERS):
+            if _is_matrix(p) and not any(part in name for part in OUTER_LAYERS):
                 hidden.append(rest.pop(name))
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -155,6 +155,7 @@ def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha:
     freedom = len(x) - 1
     most = float(student.ppf(1 - alpha / 2, freedom))
     quantiles = (np.arange(10_000) + 0.5) / 10_000  # midpoints: the mean over them is the integral over V
+    # this is the noncentral t distribution, but SciPy's `nct` is NaN far in a tail
     bounds = most * np.sqrt(chi2.ppf(quantiles, freedom) / freedom)
 
     def lacking(shift: float) -> float:

@@ -155,7 +155,7 @@ class Lora:
         """
         state = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.transformer).items()}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / f"adapter{self._suffix}.safetensors")
+        save_file(state, self._file(folder))
         config = self.transformer.peft_config[_ADAPTERS["trained"]]
         content = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
         content |= {"experts": self.num_experts} if self.num_experts > 1 else {}
@@ -175,19 +175,30 @@ class Lora:
         Raises:
             ConfigError: the adapter belongs to another generator.
         """
-        settings = json.loads((folder / "adapter.json").read_text())
-        if (experts := settings.get("experts", 1)) != self.num_experts:
-            raise ConfigError(f"{folder}: the adapter of {experts} transformers; this generator has {self.num_experts}")
-        file = folder / f"adapter{self._suffix}.safetensors"
-        if not file.is_file():
-            raise ConfigError(f"{file}: is missing; copy the whole folder of the adapter")
+        settings = self.check(folder)
         self.add(settings["rank"], settings["alpha"])
-        result = set_peft_model_state_dict(self.transformer, load_file(file))
+        result = set_peft_model_state_dict(self.transformer, load_file(self._file(folder)))
         lacking = [k for k in result.missing_keys if "lora_" in k]  # for example, the adapter of a smaller model
         if result.unexpected_keys or lacking:
             raise ConfigError(f"{folder}: the adapter was made for another generator")
         if not trainable:
             self.transformer.requires_grad_(False)
+
+    def check(self, folder: Path) -> dict[str, Any]:
+        """The settings of a saved adapter.
+
+        Raises:
+            ConfigError: it is of another number of transformers, or its weights are missing.
+        """
+        settings: dict[str, Any] = json.loads((folder / "adapter.json").read_text())
+        if (experts := settings.get("experts", 1)) != self.num_experts:
+            raise ConfigError(f"{folder}: the adapter of {experts} transformers; this generator has {self.num_experts}")
+        if not self._file(folder).is_file():
+            raise ConfigError(f"{self._file(folder)}: is missing; copy the whole folder of the adapter")
+        return settings
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"adapter{self._suffix}.safetensors"
 
 
 class ExpertLoras:
@@ -239,7 +250,9 @@ class ExpertLoras:
         return folder
 
     def load(self, folder: Path, *, trainable: bool = False) -> None:
-        """See `Lora.load`."""
+        """See `Lora.load`. No transformer is changed where a file is missing."""
+        for lora in self.loras:
+            lora.check(folder)
         for lora in self.loras:
             lora.load(folder, trainable=trainable)
 

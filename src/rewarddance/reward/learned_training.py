@@ -80,22 +80,20 @@ class RatedSet:
             columns = (*sorted(names.keys() - {SCALAR_COLUMN}), SCALAR_COLUMN)
         place = {name: k for k, name in enumerate(columns)}
         rows: dict[Key, int] = {}
-        values: dict[Key, Array] = {}
-        counts: dict[tuple[Key, int], int] = {}  # ratings of the same pictures by the same criterion are averaged
+        sums: dict[Key, Array] = {}
+        counts: dict[Key, Array] = {}
         contents = table.contents
         for i in rated:
             own = ratings[i]
             assert own is not None
             key = contents[i]
             rows.setdefault(key, i)
-            array = values.setdefault(key, np.full((len(own), len(columns)), np.nan))
+            total = sums.setdefault(key, np.zeros((len(own), len(columns))))
+            count = counts.setdefault(key, np.zeros(len(columns)))
             if criteria[i] in place:
-                column = place[criteria[i]]
-                number = counts[key, column] = counts.get((key, column), 0) + 1
-                array[:, column] = (
-                    own if number == 1 else array[:, column] + (np.array(own) - array[:, column]) / number
-                )
-        entries = tuple(RatedPictures(key, rows[key], _with_overall(array)) for key, array in values.items())
+                total[:, place[criteria[i]]] += own
+                count[place[criteria[i]]] += 1
+        entries = tuple(RatedPictures(key, rows[key], _with_overall(_means(sums[key], counts[key]))) for key in rows)
         return cls(table, tuple(columns), entries, len(ratings) - len(rated))
 
     def pictures(self, entry: RatedPictures) -> tuple[Media, ...]:
@@ -103,6 +101,11 @@ class RatedSet:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _means(sums: Array, counts: Array) -> Array:
+    """Mean ratings (K, C) from their sums and numbers (C,), NaN where there are none."""
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _with_overall(ratings: Array) -> Array:

@@ -59,8 +59,8 @@ class VideoAutoencoderConfig(ClipStreamConfig):
     """Side in pixels of the square at an object that is cut from every clip. Most of a clip is plain background, so
     crops of 24 learn objects with a quarter of the time. 48 is the whole clip."""
     whole_share: float = Field(0.15, ge=0, le=1)
-    """Share of the steps, at the end, that see whole clips. They take as many clips as have the pixels of a batch of
-    crops."""
+    """Share of the steps, at the end, that see whole clips. Such a step has fewer clips: with as many
+    pixels in all as a batch of crops."""
     start: str | None = None
     """Folder of a trained autoencoder to begin with; None begins with random weights."""
     kl_weight: float = Field(2e-5, ge=0)
@@ -85,6 +85,9 @@ class VideoGeneratorConfig(ClipStreamConfig):
     uniform_share: float = Field(0.2, ge=0, le=1)
     """Share of times that are drawn evenly. The others are logit-normal and shifted as the sampler's times are."""
     num_layers: int = Field(6, ge=1)
+    start: str | None = None
+    """Folder of a text-to-video pipeline to begin with; None begins with random weights. Image-to-video always begins
+    with the text-to-video model."""
     compile: bool = False
     """Compile the transformer's blocks with torch.compile."""
     guidance: float = Field(3.0, ge=1)

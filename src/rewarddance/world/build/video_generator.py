@@ -46,14 +46,19 @@ def train_text_to_video(config: VideoGeneratorConfig, vae_folder: Path, out: Pat
     device = resolve_device(config.device)
     RunFolder(out).start("text-to-video", config, resume=resume)
     torch.manual_seed(config.seed)
-    tokenizer = new_video_tokenizer()
-    pipeline = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=new_video_text_encoder(tokenizer),
-        vae=AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        transformer=new_video_transformer(num_layers=config.num_layers),
-    )
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    if config.start is not None:
+        pipeline = load_pipeline(WanPipeline, Path(config.start), torch.float32)
+        pipeline.register_modules(vae=vae)
+    else:
+        tokenizer = new_video_tokenizer()
+        pipeline = WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=new_video_text_encoder(tokenizer),
+            vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+            transformer=new_video_transformer(num_layers=config.num_layers),
+        )
     pipeline.to(device)
     return _train(config, pipeline, "text-to-video", out, resume)
 
