@@ -20,9 +20,9 @@ from rewarddance.reward.train_config import RewardConfig
 class StudyAlignment(Flags):
     """Ways to align a generator side by side, with controls, at equal counted work and at equal KL.
 
-    The file lists the arms: recipes/tiny/study-alignment.yaml has the algorithms, recipes/tiny/study-judges.yaml has judges
-    and references. A recipe of `align` is taken as the arm `refl`, beside supervised continuation (`sft`) and, with
-    --shuffled-judge, the same recipe with that judge.
+    The file lists the arms: recipes/tiny/study-alignment.yaml has the algorithms, recipes/tiny/study-judges.yaml has
+    judges and references. A recipe of `align` is taken as the arm `refl`, beside supervised continuation (`sft`) and,
+    with --shuffled-judge, the same recipe with that judge.
 
     Finished arms under --out are kept, and stopped arms are resumed. Several processes may share the folder.
 
