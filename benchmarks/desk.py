@@ -26,7 +26,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from desks import POSTGRES, Client, new_data, postgres_server, process
 
-from rewarddance.apps.annotate.config import ServerConfig
 from rewarddance.core.runs import environment
 
 
@@ -82,8 +81,6 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
     args = parser.parse_args()
-    if args.people > ServerConfig().logins_per_minute:
-        parser.error(f"--people: one address may log in {ServerConfig().logins_per_minute} people a minute")
     names = [f"p{i}" for i in range(args.people)]
     hardware, load = environment()["hardware"], os.getloadavg()[0]
     print(f"{args.people} people, pause {args.pause:g} s, {args.records} items, {args.seconds:g} s")
@@ -97,7 +94,7 @@ def main() -> None:
             data = new_data(folder / "data", records=args.records)
             url = f"sqlite:///{folder}/desk.db"
             if kind == "postgresql":
-                url = stack.enter_context(postgres_server(folder / "server", fsync=True))()
+                url = stack.enter_context(postgres_server(folder / "server", fsync=True)).new()
             print(f"{kind}: {json.dumps(measure(url, data, names, args.seconds, args.pause))}", flush=True)
 
 

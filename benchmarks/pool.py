@@ -4,12 +4,14 @@ Usage: python benchmarks/pool.py [--prompts 64] [--images 2] [--engines local-1 
 
 The shipped generator draws its pictures of 48x48 pixels in 20 steps. Times are wall-clock times of whole commands, with
 the start of Python, the loading of the generator and the start of Ray. `drawing` leaves out the time until the first
-part is claimed. The pictures of all engines are compared. Ray gives its workers a lower priority by default (niceness
-15), which would measure the other programs of a shared machine; here they have that of the local engine.
+part is claimed. The pictures of all engines are compared. By default Ray gives its workers a lower priority (niceness
+15), so other programs would slow them down; here they have the priority of the local engine. The memory is the peak
+resident size of the largest process so far; compare calls with one engine and different numbers of prompts.
 """
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -62,7 +64,8 @@ def main() -> None:
             print(
                 f"{name:<8} {pictures} pictures in {whole:.0f} s, {pictures / whole:.1f}/s; drawing "
                 f"{pictures / drawing:.1f}/s; load average {os.getloadavg()[0]:.1f}; "
-                f"{size / pictures:,.0f} bytes a picture",
+                f"{size / pictures:,.0f} bytes a picture; peak "
+                f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:,.0f} MiB",
                 flush=True,
             )
     print("equal pictures" if len(hashes) == 1 else "DIFFERENT pictures")

@@ -1,6 +1,7 @@
 """Losses of the algorithms on rollouts, against closed forms in float64 and finite differences."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import torch
 from scipy.special import expit
 
 from rewarddance.align.baselines import Baselines, adapted_weight
+from rewarddance.align.distill import distill_step
 from rewarddance.align.dpo import dpo_loss
 from rewarddance.align.forward import noised, stratified_times
-from rewarddance.align.nft import nft_loss, positive_share
+from rewarddance.align.nft import chosen, nft_loss, nft_step, positive_share
 from rewarddance.align.policy_gradient import Decision, clipped_loss, log_ratio, noise_levels, window_start
-from rewarddance.align.rollout_config import PolicyGradientConfig
+from rewarddance.align.rollout_config import DistillConfig, NftConfig, PolicyGradientConfig
 from rewarddance.generator import flow
 from rewarddance.generator.flow import Gaussian
 
@@ -46,6 +48,12 @@ def test_nft_loss_is_the_papers_formula(batch, beta):
     assert nft_loss(v, old, batch, share, beta, clamp).numpy() == pytest.approx(expected, rel=1e-6)
 
 
+def test_extremes_are_winners_and_losers_in_turn():
+    advantages = torch.tensor([[0.1, -2.0, 1.5, 0.4, -0.6], [3.0, 0.0, 1.0, -1.0, 2.0]])
+    assert chosen(advantages, 2).tolist() == [[2, 1, 3, 4], [0, 3, 4, 1]]
+    assert chosen(advantages, 0).tolist() == chosen(advantages, 3).tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
 def test_nft_pulls_towards_good_pictures_and_away_from_bad_ones(batch):
     """At v = v_old the gradient along the error of the clean latent has the sign of 1/2 - r, and vanishes at 1/2."""
     v = batch.target + 0.3 * rand(3, 2, 4, seed=3)
@@ -65,6 +73,92 @@ def test_dpo_loss_in_closed_form():
     expected = -np.log(expit(-0.5 * 3.0 * (error[0::2] - error[1::2]).numpy()))
     assert dpo_loss(v, frozen, target, 3.0).numpy() == pytest.approx(expected)
     assert dpo_loss(frozen, frozen, target, 3.0).numpy() == pytest.approx(math.log(2))
+
+
+def check_gradient(loss, v, reference=None):
+    """d loss / dv by autograd equals central differences of `reference` (the loss itself when None), in float64."""
+    trained = v.clone().requires_grad_()
+    loss(trained).backward()
+    reference = reference or loss
+    for i in range(v.numel()):
+        up, down = v.clone(), v.clone()
+        up.view(-1)[i] += 1e-6
+        down.view(-1)[i] -= 1e-6
+        slope = float(reference(up) - reference(down)) / 2e-6
+        assert float(trained.grad.view(-1)[i]) == pytest.approx(slope, rel=1e-5, abs=1e-8), i
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_gradient_of_nft_agrees_with_finite_differences_of_its_loss_with_frozen_scales(batch, beta):
+    v, old, share, clamp = rand(3, 2, 4, seed=3), rand(3, 2, 4, seed=4), torch.tensor([0.0, 0.4, 1.0]).double(), 2.0
+
+    def errors(velocity):
+        both = (beta * velocity + (1 - beta) * old, (1 + beta) * old - beta * velocity)
+        return [batch.z - batch.times * side - batch.x0 for side in both]
+
+    scales = [e.abs().flatten(1).mean(1) for e in errors(v)]
+
+    def frozen(velocity):
+        plus, minus = (e.square().flatten(1).mean(1) / s for e, s in zip(errors(velocity), scales, strict=True))
+        return (clamp * (share * plus + (1 - share) * minus) / beta).sum()
+
+    check_gradient(lambda velocity: nft_loss(velocity, old, batch, share, beta, clamp).sum(), v, frozen)
+    full = nft_loss(v, old, batch, share, beta, clamp).sum()
+    assert float(frozen(v)) == pytest.approx(float(full), rel=1e-12)
+
+
+def test_the_gradient_of_dpo_agrees_with_finite_differences():
+    v, frozen, target = rand(4, 5, seed=1), rand(4, 5, seed=2), rand(4, 5, seed=3)
+    check_gradient(lambda velocity: dpo_loss(velocity, frozen, target, 3.0).sum(), v)
+
+
+class Fixed:
+    """A generator whose policies have one given velocity each."""
+
+    def __init__(self, **velocities):
+        self.velocities, self.now = velocities, "trained"
+
+    def velocity(self, z, t, condition):
+        return self.velocities[self.now]
+
+    @contextmanager
+    def policy(self, name):
+        self.now = name
+        yield
+        self.now = "trained"
+
+    def reference(self):
+        return self.policy("frozen")
+
+
+def test_the_pull_of_nft_agrees_with_finite_differences(batch):
+    """nft_step with the weight w minus nft_step without it is w mean |v - v_frozen|^2, in value and gradient."""
+    v, old, frozen = (rand(3, 2, 4, seed=i) for i in (3, 4, 5))
+    advantages = torch.tensor([-1.0, 0.5, 2.0]).double()
+
+    def step(velocity, weight):
+        generator = Fixed(trained=velocity, old=old, frozen=frozen)
+        return nft_step(generator, batch, advantages, NftConfig(frozen_weight=weight))
+
+    def pull(velocity):
+        return step(velocity, 0.7)["loss"] - step(velocity, 0.0)["loss"]
+
+    distance = ((v - frozen) ** 2).mean()
+    assert float(pull(v)) == pytest.approx(0.7 * float(distance))
+    assert float(step(v, 0.7)["frozen_distance"]) == pytest.approx(float(distance))
+    check_gradient(pull, v)
+
+
+def test_distillation_in_closed_form_and_its_gradient_by_finite_differences(batch):
+    v, frozen = rand(3, 2, 4, seed=3), rand(3, 2, 4, seed=5)
+
+    def step(velocity):
+        return distill_step(Fixed(trained=velocity, frozen=frozen), batch, DistillConfig(frozen_weight=0.3))
+
+    out, target = step(v), batch.noise - batch.x0
+    assert float(out["loss"]) == pytest.approx(float(((v - target) ** 2).mean() + 0.3 * ((v - frozen) ** 2).mean()))
+    assert float(out["frozen_distance"]) == pytest.approx(float(((v - frozen) ** 2).mean()))
+    check_gradient(lambda velocity: step(velocity)["loss"], v)
 
 
 def test_clipped_loss_is_ppos_objective():
@@ -112,13 +206,7 @@ def test_the_policy_gradient_agrees_with_finite_differences():
         ratios = log_ratio(flow.step(z, velocity, 0.6, 0.5, 0.7), recorded, guard=False)
         return clipped_loss(ratios, torch.tensor([1.7], dtype=torch.float64), 1e9)[0].sum()
 
-    trained = v.clone().requires_grad_()
-    loss(trained).backward()
-    for i in range(6):
-        up, down = v.clone(), v.clone()
-        up[0, i] += 1e-6
-        down[0, i] -= 1e-6
-        assert float(trained.grad[0, i]) == pytest.approx(float(loss(up) - loss(down)) / 2e-6, rel=1e-5)
+    check_gradient(loss, v)
 
 
 def test_noisy_steps_lie_in_the_window_and_never_in_the_last_step():
@@ -134,7 +222,7 @@ def test_noisy_steps_lie_in_the_window_and_never_in_the_last_step():
 
 
 def test_times_are_one_in_each_equal_part():
-    t = stratified_times(4, torch.Generator().manual_seed(0))
+    t = stratified_times(4, (0.02, 0.98), torch.Generator().manual_seed(0))
     parts = (t.sort().values - 0.02) / 0.96 * 4
     assert parts.floor().tolist() == [0, 1, 2, 3]
 

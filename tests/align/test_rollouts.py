@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rewarddance.align.algorithms import Distill, Dpo, Grpo, Nft
+from rewarddance.align.algorithms import ALGORITHMS, Distill, Dpo, Grpo, Nft
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.policy_gradient import policy_step
 from rewarddance.align.rollout_config import PolicyGradientConfig, RolloutConfig
@@ -96,6 +96,32 @@ def test_the_first_ratio_is_exactly_one_and_replay_gives_the_recorded_log_probab
         assert torch.equal(policy.log_prob(d.next), d.log_prob)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "nft", "distill", "dpo"])
+def test_a_group_that_does_not_count_changes_nothing(algorithm, generator):
+    """Loss, metrics and gradients, the KL's included, are those of the other group alone."""
+    generator.add_lora(2, 4.0)
+    parameters = [p for m in generator.trainable().values() for p in m.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for i, p in enumerate(parameters):
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    settings = {"window": (0.0, 0.75), "noisy_steps": 2, "kl_weight": 3.0}
+    config = config_of(algorithm, grpo=settings, ppo=settings)
+    advantages, outs = torch.tensor([[0.0, 0.0, 0.0], [3.0, -3.0, 0.5]]), []
+    made = ALGORITHMS[algorithm](config, generator, 4)
+    for places, counts in (([0, 1], torch.tensor([False, True])), ([1], None)):
+        rollouts = made.draw([PROMPTS[p] for p in places], places, 0)
+        out = made.loss(rollouts, advantages[places], 0, 0, counts)
+        for p in parameters:
+            p.grad = None
+        out["loss"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        outs.append(({k: float(v.detach()) for k, v in out.items()}, gradient))
+    (both, gradient), (alone, expected) = outs
+    assert both == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert float(expected.norm()) > 0
+    assert float((gradient - expected).norm()) < 1e-3 * float(expected.norm())
+
+
 def test_a_shared_start_gives_a_group_one_noise_and_other_endings(generator):
     levels, rngs = [0.0, 0.7, 0.0, 0.0], streams_of(0, "rollout", 0, [0])
     shared = roll_out(generator, PROMPTS[:1], [0], 3, 4, rngs, levels, shared_start=True)
@@ -108,9 +134,8 @@ def config_of(algorithm, **changes):
     return AlignConfig(
         algorithm=algorithm,
         batch_size=6,
-        rollout=RolloutConfig(group_size=3, num_steps=4),
-        grpo={"window": (0.0, 0.75)},
-        **changes,
+        rollout=RolloutConfig(group_size=3, num_steps=4, score="pointwise"),
+        **{"grpo": {"window": (0.0, 0.75)}} | changes,
     )
 
 
@@ -131,18 +156,40 @@ def test_dpo_pairs_share_noise_and_time_and_keep_their_own_prompts(generator, mo
 
 def test_every_copy_of_every_picture_keeps_its_own_prompt(generator, monkeypatch):
     generator.add_lora(2, 4.0)
-    algorithm = Nft(config_of("nft", nft={"draws": 2}), generator, 4)
+    algorithm = Nft(config_of("nft", nft={"draws": 3}), generator, 4)
     rollouts = algorithm.draw(PROMPTS, [0, 1], 0)
     seen = []
     monkeypatch.setattr("rewarddance.align.nft.nft_step", lambda generator, batch, *rest: seen.append(batch) or {})
     algorithm.loss(rollouts, torch.ones(2, 3), 0, 0)
     (batch,) = seen
-    assert torch.equal(batch.x0, rollouts.latents.repeat(2, 1, 1, 1))
-    prompts = [p for p in PROMPTS for _ in range(3)] * 2
+    assert torch.equal(batch.x0, rollouts.latents.repeat(3, 1, 1, 1))
+    prompts = [p for p in PROMPTS for _ in range(3)] * 3
     assert torch.equal(batch.condition.embeds, generator.condition(prompts).embeds)
-    for k in range(2):  # a group's times lie one in each equal part
-        own = batch.t.view(2, 2, 3)[:, k].flatten().sort().values
+    times, noise = batch.t.view(3, 2, 3), batch.noise.view(3, 6, -1)
+    assert torch.equal(times[0], times[1])  # the first two copies are a pair
+    assert torch.equal(noise[0], -noise[1])
+    assert not torch.equal(noise[2].abs(), noise[0].abs())
+    for k in range(2):  # the times of a group's pairs lie one in each equal part
+        own = times[::2, k].flatten().sort().values
         assert ((own - 0.02) / 0.96 * 6).floor().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_extremes_share_noise_and_time_and_lie_in_the_range(generator, monkeypatch):
+    generator.add_lora(2, 4.0)
+    rollout = RolloutConfig(group_size=4, num_steps=2, times=(0.6, 0.9))
+    config = AlignConfig(algorithm="nft", batch_size=8, rollout=rollout, nft={"draws": 2, "extremes": 1})
+    algorithm = Nft(config, generator, 4)
+    rollouts = algorithm.draw(PROMPTS, [0, 1], 0)
+    seen = []
+    monkeypatch.setattr("rewarddance.align.nft.nft_step", lambda generator, *rest: seen.append(rest) or {})
+    algorithm.loss(rollouts, torch.tensor([[0.0, 2.0, -1.0, 0.5], [3.0, -3.0, 0.0, 1.0]]), 0, 0)
+    ((batch, advantages, _),) = seen
+    assert advantages.tolist() == [2, -1, 3, -3] * 2
+    assert torch.equal(batch.x0, rollouts.latents[[1, 2, 4, 5] * 2])
+    assert torch.equal(batch.t[0::2], batch.t[1::2])
+    assert torch.equal(batch.noise[0::2], batch.noise[1::2])
+    assert torch.equal(batch.noise[:4], -batch.noise[4:])
+    assert 0.6 <= float(batch.t.min()) <= float(batch.t.max()) <= 0.9
 
 
 @pytest.mark.parametrize("algorithm", [Nft, Distill, Dpo])
@@ -191,6 +238,26 @@ def test_grpo_uses_one_window_in_every_process(generator):
     algorithm = Grpo(config_of("grpo"), generator, 4)
     first, second = algorithm.draw(PROMPTS[:1], [0], 7), algorithm.draw(PROMPTS[1:], [1], 7)
     assert [d.now for d in first.decisions] == [d.now for d in second.decisions]
+
+
+@pytest.mark.parametrize(("kind", "distance"), [(Nft, "frozen_distance"), (Distill, "frozen_distance"), (Grpo, "kl")])
+def test_the_factor_of_the_pull_multiplies_its_share_of_the_loss(kind, distance, generator):
+    torch.manual_seed(0)
+    generator.add_lora(2, 4.0)
+    for name, p in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    config = config_of(kind.__name__.lower())
+    config = config.with_pull(1 / config.pull)
+    algorithm = kind(config, generator, 4)
+    rollouts = algorithm.draw(PROMPTS, [0, 1], 0)
+    advantages = torch.tensor([[1.0, 0.0, -1.0]] * 2)
+    plain = algorithm.loss(rollouts, advantages, 0, 0)
+    algorithm.pull_factor = 1001.0
+    pulled = algorithm.loss(rollouts, advantages, 0, 0)
+    assert plain[distance] > 0
+    difference = (pulled["loss"] - plain["loss"]).item()
+    assert difference == pytest.approx(1000 * plain[distance].item(), rel=1e-3)
 
 
 def test_the_batch_must_hold_whole_groups():

@@ -13,15 +13,15 @@ def postgres(tmp_path_factory):
 
     from desks import postgres_server
 
-    with tempfile.TemporaryDirectory(prefix="desk-pg-") as folder, postgres_server(f"{folder}/server") as new:
-        yield new
+    with tempfile.TemporaryDirectory(prefix="desk-pg-") as folder, postgres_server(f"{folder}/server") as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/desk.db"
-    return request.getfixturevalue("postgres")()
+    return request.getfixturevalue("postgres").new()
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def new_desk(url, tmp_path):
 
     opened = []
 
-    def make(records=8, pictures=2, server=None, **settings):
+    def make(records=8, pictures=2, server=None, data=None, **settings):
         config = DeskConfig(**{"checks": 0, "repeats": 0, **settings})
-        opened.append(DeskServer(new_data(tmp_path / "data", records, pictures), url, config, server))
+        opened.append(DeskServer(data or new_data(tmp_path / "data", records, pictures), url, config, server))
         return opened[-1]
 
     yield make

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from desks import Client, brightness
+from desks import Client, brightness, samples
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -20,7 +20,10 @@ from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.database import open_database
 from rewarddance.apps.annotate.filling import fill
 from rewarddance.apps.cli import main
+from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
+from rewarddance.core.task import texts_of
+from rewarddance.data.parquet import voted_records
 from rewarddance.evaluate.ab import visible
 
 ROOT = Path(__file__).parents[2]
@@ -34,31 +37,23 @@ def run(*args):
     return status, out.getvalue()
 
 
-def samples(folder, level, prompts):
-    """A folder as `sample` writes it; `level` is the brightness of its pictures."""
-    folder.mkdir(parents=True)
-    listed = []
-    for i, prompt in enumerate(prompts):
-        noise = np.random.default_rng([i, int(1000 * level)]).normal(0, 20, (16, 16, 3))
-        pixels = np.clip(255 * level + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-        listed.append({"file": f"{i:03d}.png", "prompt": prompt})
-    (folder / "samples.json").write_text(json.dumps(listed))
-    return folder
-
-
 @pytest.fixture
 def simulated_people(monkeypatch):
-    """In place of serving, people work on the application until nothing is left. `chooser` says how."""
+    """In place of serving, people work on the application until nothing is left. `chooser` says how.
+
+    `begin` is called with every person first.
+    """
     printed = {}
 
-    def install(chooser=None):
+    def install(chooser=None, begin=lambda client: None):
         def serve(app, **_):
             links = dict(line.split(": ", 1) for line in printed["out"].getvalue().splitlines() if "/join/" in line)
             for name, link in links.items():
                 if name != "admin":
                     http = TestClient(app, base_url=link.split("/join/")[0])
-                    Client(http, link).work(chooser)
+                    client = Client(http, link)
+                    begin(client)
+                    client.work(chooser)
 
         monkeypatch.setattr("uvicorn.run", serve)
         monkeypatch.setattr("rewarddance.apps.annotate.app.RateLimiter", lambda per_minute: RateLimiter(100_000))
@@ -125,6 +120,30 @@ def test_a_study_of_two_systems_end_to_end(study, simulated_people):
     assert "<script" not in page
 
 
+def test_the_picture_that_a_clip_begins_with_is_kept_and_shown_but_not_judged(study, simulated_people):
+    """It is cut as `sample` cuts it for the generator."""
+    pixels = np.zeros((24, 48, 3), np.uint8)
+    pixels[:, 12:36] = 200  # the middle square
+    Image.fromarray(pixels).save(study / "first.png")
+    lines = [json.dumps({"prompt": f"picture {i}", "condition": "first.png"}) for i in range(4)]
+    (study / "begun.jsonl").write_text("\n".join(lines))
+    created = ("ab", "create", "--a", study / "bright", "--b", study / "dark", "--prompts", study / "begun.jsonl")
+    assert run(*created, "--out", study / "ab")[0] == 0
+    seen = []
+
+    def begin(client):
+        item = client.next()["item"]
+        seen.extend(client.http.get(f"/media/{token}").content for token in item["given"])
+
+    simulated_people(noisy(1.0), begin)(study / "ab", "--invite", "ada")
+    for record in voted_records(study / "ab" / "train.parquet"):
+        assert len(record.candidates) == 2
+        assert [Media.open(io.BytesIO(m.data)).size for m in record.conditions] == [(16, 16)]
+    assert [Media.open_picture(io.BytesIO(content)).size for content in seen] == [(16, 16)]
+    assert brightness(seen[0]) == pytest.approx(200 / 255, abs=0.01)
+    assert run("ab", "report", study / "ab")[0] == 0
+
+
 def test_prompts_with_the_same_picture_are_counted_not_asked(study, simulated_people):
     out = study / "study"
     for i in range(8):
@@ -177,7 +196,7 @@ def runs(tmp_path, monkeypatch):
 
     def draw(prompts, out, sampling, *, num, adapter, seed):
         drawn[out.name] = (sampling.generator, sampling.num_steps, sampling.guidance, adapter)
-        samples(out, 0.2 + 0.2 * len(drawn), prompts)
+        samples(out, 0.2 + 0.2 * len(drawn), texts_of(prompts))
 
     monkeypatch.setattr("rewarddance.jobs.ab.sample_to_folder", draw)
     for name, steps in (("refl", 10), ("nft", 4)):

@@ -47,6 +47,12 @@ def test_every_command_explains_itself_with_an_example(name, capsys):
     assert "Example" in out
 
 
+def test_help_breaks_no_line_inside_a_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    _, out, _ = run(capsys, "evaluate", "--help")
+    assert "benchmark, Vendi score, diversity, CLIPScore, and LPIPS" in out
+
+
 def test_help_needs_no_torch():
     code = "import sys; from rewarddance.apps.cli import main; main(['align', '--help'])"
     check = f"try:\n {code}\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"

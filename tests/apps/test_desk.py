@@ -47,7 +47,7 @@ def test_pictures_are_blind(new_desk):
     ada, ben = desk.person("ada"), desk.person("ben")
     work = ada.next()
     assert "secret" not in json.dumps(work)
-    assert set(work["item"]) == {"assignment", "task", "criteria", "prompt", "media", "fps"}
+    assert set(work["item"]) == {"assignment", "task", "criteria", "prompt", "media", "given", "fps"}
     content = ada.http.get(f"/media/{work['item']['media'][0]}")
     assert content.headers["content-type"] == "image/png"
     assert b"secret" not in content.content

@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from desk_pages import enter, shoot, stored, submit_by_key, wait_for_count
-from desks import new_data, process
+from desk_pages import check_by_axe, enter, shoot, stored, submit_by_key, wait_for_count
+from desks import new_data, process, samples
 
 from rewarddance.apps import annotate
 from rewarddance.apps.cli import main
@@ -16,10 +16,15 @@ CSS = (Path(annotate.__file__).parent / "static" / "desk.css").read_text()
 
 
 @pytest.mark.browser
-def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, vlm_folder, tmp_path, monkeypatch):
-    data = new_data(tmp_path / "data", records=24)
-    url = f"sqlite:///{tmp_path}/desk.db"
-    with process(data, url, "--judgements", 1, "--checks", 0, "--repeats", 0) as (_, _, links):
+def test_a_study_from_the_link_to_training_and_the_report(new_page, vlm_folder, tmp_path, monkeypatch):
+    """Invite, log in, judge 20 items by keyboard, undo, admin, export, train on the export, report."""
+    prompts = [f"a picture called r{i}" for i in range(24)]
+    systems = [samples(tmp_path / name, level, prompts) for name, level in (("bright", 0.7), ("dark", 0.5))]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    study, url = tmp_path / "study", f"sqlite:///{tmp_path}/desk.db"
+    create = ["--a", systems[0], "--b", systems[1], "--prompts", tmp_path / "prompts.txt", "--out", study]
+    assert main(["ab", "create", *map(str, create)]) == 0
+    with process(study, url, "--checks", 0, "--repeats", 0) as (_, _, links):
         admin = new_page(1280, 900)
         enter(admin, links["admin"])
         admin.fill("#name", "Grace")
@@ -51,7 +56,7 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
         admin.goto(links["admin"].split("/join/")[0] + "/admin")
         shoot(admin, "admin")
         row = admin.inner_text("table.people tbody tr")
-        assert re.search(r"Grace person-2\s+20", row)
+        assert re.search(r"Grace person-2\s+…\s+20", row)
         with admin.expect_download() as download:
             admin.click("text=Data folder")
         zipfile.ZipFile(download.value.path()).extractall(tmp_path / "judged")
@@ -61,6 +66,21 @@ def test_twenty_items_by_keyboard_then_undo_admin_export_and_training(new_page, 
     judged = ["--backbone", str(vlm_folder), "--data", str(tmp_path / "judged"), "--out", str(out)]
     assert main(["train", *judged, *flags]) == 0
     assert [m["step"] for m in RunFolder(out).metrics() if "loss" in m] == [1, 2]
+    assert main(["ab", "report", str(study), "--database", url]) == 0
+    check_report(new_page(), study / "report.html")
+
+
+def check_report(report, file):
+    report.goto(file.as_uri())
+    assert "24 prompts, 20 votes" in report.inner_text("main")
+    assert "9 the same" in report.inner_text("main")
+    shoot(report, "ab-report")
+    report.set_viewport_size({"width": 390, "height": 844})
+    assert report.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot(report, "phone-ab-report")
+    check_by_axe(report, "report")
+    report.emulate_media(color_scheme="dark")
+    check_by_axe(report, "dark report")
 
 
 def check_zoom(page):
@@ -156,8 +176,10 @@ FOCUSED = """() => {
 }"""
 REACHABLE = """() => {
   const groups = new Set();
-  return [...document.querySelectorAll("a[href], button, input:not([type=hidden]), summary")].filter((e) => {
-    if (e.disabled || !e.checkVisibility({ checkVisibilityCSS: true })) return false;
+  return [...document.querySelectorAll(
+    "a[href], button, input:not([type=hidden]), summary, [tabindex]"
+  )].filter((e) => {
+    if (e.tabIndex < 0 || e.disabled || !e.checkVisibility({ checkVisibilityCSS: true })) return false;
     if (e.type !== "radio") return true;
     if (groups.has(e.name)) return false; // a group of radio buttons is one stop
     groups.add(e.name);
@@ -263,6 +285,49 @@ def check_access(page):
     assert unnamed == []
     assert page.evaluate("[...document.images].every(i => i.alt)")
     assert page.evaluate("[...document.querySelectorAll('button')].every(b => b.textContent.trim() || b.ariaLabel)")
+
+
+VIEWS = [(scheme, *size) for scheme in ("light", "dark") for size in ((1280, 800), (390, 844))]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("task", ["pairwise", "rating", "ranking"])
+def test_axe_finds_nothing_on_any_page(task, new_page, tmp_path):
+    """Light and dark, on a desktop and on a phone."""
+    data = new_data(tmp_path / "data", records=6, pictures=2 if task == "pairwise" else 3)
+    flags = ("--task", task, "--checks", 0, "--invite", *(f"p{i}" for i in range(len(VIEWS))))
+    with process(data, f"sqlite:///{tmp_path}/desk.db", *flags) as (_, base, links):
+        for number, (scheme, width, height) in enumerate(VIEWS):
+            view = f"{task}-{scheme}-{width}"
+            page = new_page(width, height, color_scheme=scheme, expected="Failed to load resource")
+            page.goto(base)
+            check_by_axe(page, f"{view}: no link")
+            page.goto(links[f"p{number}"])
+            check_by_axe(page, f"{view}: welcome")
+            enter(page, links[f"p{number}"])
+            page.wait_for_selector("#submit")
+            page.wait_for_function("() => [...document.images].every(i => i.naturalWidth)")
+            check_by_axe(page, f"{view}: nothing chosen")
+            page.keyboard.press("?")
+            for key in {"pairwise": ["ArrowLeft", "2"], "rating": list("4352"), "ranking": ["2", "1"]}[task]:
+                page.keyboard.press(key)
+            shoot(page, view)
+            check_by_axe(page, f"{view}: chosen")
+            if task == "pairwise":
+                page.keyboard.press("Enter")
+                wait_for_count(page, "1 done")
+                admin = new_page(width, height, color_scheme=scheme)
+                enter(admin, links["admin"])
+                admin.fill("#name", f"somebody else {number}")
+                admin.keyboard.press("Enter")
+                admin.wait_for_selector("#link")
+                admin.click("summary[aria-label='Actions for p0']")
+                if not number:
+                    admin.fill("#why-2", "answers before the pictures are loaded")
+                    admin.keyboard.press("Enter")
+                    admin.wait_for_selector("tr.out")
+                shoot(admin, f"{view}-admin")
+                check_by_axe(admin, f"{view}: admin")
 
 
 def luminance(colour):

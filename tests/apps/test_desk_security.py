@@ -153,24 +153,37 @@ def test_rate_limits(tmp_path):
         new_data(tmp_path / "data"),
         f"sqlite:///{tmp_path}/desk.db",
         DeskConfig(),
-        ServerConfig(requests_per_minute=5, logins_per_minute=6),
+        ServerConfig(requests_per_minute=6, wrong_links_per_minute=6),
     )
     ada, ben = desk.person("ada"), desk.person("ben")
     statuses = [ada.post("/api/next").status_code for _ in range(8)]
-    assert statuses == [200] * 5 + [429] * 3
+    assert statuses == [200] * 5 + [429] * 3  # logging in was the first of six
     assert ben.post("/api/next").status_code == 200  # each has a limit of their own
-    desk.clock.now += 13
-    assert ada.post("/api/next").status_code == 200  # one in twelve seconds
-    guesses = [desk.http().get(f"/join/{'x' * 43}").status_code for _ in range(10)]
-    assert 429 in guesses
+    desk.clock.now += 11
+    assert ada.post("/api/next").status_code == 200  # one in ten seconds
+    http = desk.http()
+    assert [http.get(f"/join/{'x' * 43}").status_code for _ in range(8)] == [404] * 6 + [429] * 2
+    assert http.post(f"/join/{'y' * 43}").status_code == 429
+    link = desk.link("cyd")
+    assert http.get(link).status_code == 429  # also a right guess is refused
+    desk.clock.now += 11
+    assert [http.get(link).status_code for _ in range(8)] == [200] * 6 + [429] * 2
     desk.database.close()
+
+
+def test_a_team_behind_one_address_logs_in_at_once(desk):
+    http = desk.http()
+    for number in range(3 * ServerConfig().wrong_links_per_minute):
+        link = desk.link(f"p{number}")
+        assert http.get(link).status_code == 200
+        assert http.post(link, follow_redirects=False).status_code == 303
 
 
 def test_the_bucket_refills_evenly():
     limiter = RateLimiter(60)
     assert [limiter.allows("a", 0.0) for _ in range(61)] == [True] * 60 + [False]
     assert [limiter.allows("a", 2.0) for _ in range(3)] == [True, True, False]
-    limiter.MOST_KEYS = 2
+    limiter.MAX_KEYS = 2
     for key in "bcd":
         limiter.allows(key, 3.0)
     assert len(limiter._buckets) == 2

@@ -177,6 +177,56 @@ def test_long_and_large_clips_are_refused_at_once(tmp_path):
     assert time.process_time() - began < 1
 
 
+def ten_minutes_of_4k(path, options):
+    """18,000 frames of 3840x2160 at 30 a second: one encoded frame, written again and again."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((2160, 3840, 3), 90, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 30)
+        content = bytes(next(iter(stream.encode(frame))))
+        for k in range(18_000):
+            packet = av.Packet(content)
+            packet.stream, packet.is_keyframe, packet.time_base = stream, True, Fraction(1, 30)
+            packet.pts = packet.dts = k
+            packet.duration = 1
+            container.mux(packet)
+
+
+MEASURED = """
+import re, sys, time
+from rewarddance.core.clips import read_clip
+from rewarddance.core.errors import InputError
+import av
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+began, before = time.process_time(), peak()
+try: read_clip(sys.argv[1], "long.mp4")
+except InputError as error: print(error)
+print(time.process_time() - began, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize(
+    ("counted", "refused", "most_mib"),
+    [(True, "over the limit of 1,024 frames", 64), (False, "16 frames of 3840x2160 are over the limit", 768)],
+)
+def test_ten_minutes_of_4k_are_refused_within_seconds_and_bounded_memory(counted, refused, most_mib, tmp_path):
+    """With the number of frames in the header, and without it, where frames are decoded up to the limit."""
+    options = {} if counted else {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    ten_minutes_of_4k(tmp_path / "long.mp4", options)
+    with av.open(str(tmp_path / "long.mp4")) as container:
+        assert container.streams.video[0].frames == (18_000 if counted else 0)
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "long.mp4")]
+    line, figures = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    seconds, mib = map(float, figures.split())
+    print(f"{seconds:.2f} s of processor time, {mib:.0f} MiB")
+    assert line.startswith("long.mp4: ")
+    assert refused in line
+    assert seconds < 10
+    assert mib < most_mib
+
+
 def test_a_stream_without_a_length_stops_at_the_limit(tmp_path, monkeypatch):
     """A fragmented MP4, as cameras and browsers record it, does not say how many frames it has."""
     live = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}

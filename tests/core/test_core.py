@@ -9,8 +9,9 @@ from PIL import Image
 from pydantic import Field
 
 from rewarddance.core import config
-from rewarddance.core.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rewarddance.core.checkpoint import load_checkpoint, save_checkpoint
 from rewarddance.core.config import Config, differing_keys, merge, parse_config
+from rewarddance.core.disk import list_checkpoints
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
@@ -18,7 +19,6 @@ from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import (
     bootstrap,
-    change_from_best,
     paired_bootstrap,
     students_interval,
     two_way_bootstrap,
@@ -178,24 +178,10 @@ def test_hacking_is_called_when_proxy_rises_and_gold_falls():
     noise = rng.normal(0, 0.05, (40, 2))
     honest, hacked = HackingMonitor(), HackingMonitor()
     for step, (gold, fallen) in enumerate([(0.4, 0.4), (0.5, 0.5), (0.6, 0.3)]):
-        honest.add(step, 0.5 + 0.1 * step + noise, gold + noise)
-        hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
-    assert honest.verdict() == "none"
-    assert hacked.verdict() == "hacking"
-
-
-def test_a_lucky_best_probe_is_no_fall():
-    """The gold standard never changes; the best of twenty noisy looks stands out all the same."""
-    calls = []
-    for run in range(60):
-        looks = np.random.default_rng(run).normal(0.5, 0.2, (20, 80))
-        calls.append(change_from_best(looks).ci_high < 0)
-    assert np.mean(calls) <= 0.05
-    looks = np.random.default_rng(0).normal(0.5, 0.2, (5, 80))
-    looks[-1] -= 0.2
-    fallen = change_from_best(looks)
-    assert fallen.ci_high < 0
-    assert fallen.ci_low < -0.2 < fallen.ci_high
+        sound = honest.add(step, 0.5 + 0.1 * step + noise, gold + noise)
+        found = hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
+    assert sound["probe/hacking"] == "none"
+    assert found["probe/hacking"] == "hacking"
 
 
 def test_a_few_runs_have_students_interval_and_a_single_one_has_none():

@@ -7,7 +7,8 @@ from torch import nn
 
 from rewarddance.core.checkpoint import load_optimizer, optimizer_tensors
 from rewarddance.core.config import Config
-from rewarddance.core.errors import RunError
+from rewarddance.core.disk import list_checkpoints
+from rewarddance.core.errors import RunError, StoppedError
 from rewarddance.core.loop import Loop, build_optimizers, learning_rate, trainable
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
@@ -44,16 +45,57 @@ def test_parts_equal_the_whole_for_every_optimizer(optim, tmp_path):
     assert a == pytest.approx(b, rel=1e-6)
 
 
-def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_later(tmp_path):
+@pytest.fixture
+def own_ctrl_c():
+    """Python's handler of Ctrl-C, also where the tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_later(number, own_ctrl_c, tmp_path):
     optim = OptimConfig(lr=1e-2)
     fit(tmp_path / "whole", optim)
     step = itertools.count(1)
-    with pytest.raises(RunError, match="told to stop at step 7 of 20; resume goes on"):
-        fit(tmp_path / "parts", optim, stop=lambda m: signal.raise_signal(signal.SIGTERM) if next(step) == 7 else None)
+    with pytest.raises(StoppedError, match="told to stop at step 7 of 20; resume goes on from there") as stopped:
+        fit(tmp_path / "parts", optim, stop=lambda m: signal.raise_signal(number) if next(step) == 7 else None)
+    assert stopped.value.signal == number
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert list_checkpoints(tmp_path / "parts" / "checkpoints") == [5, 7]
     fit(tmp_path / "parts", optim)
     a, b = ([m["loss"] for m in RunFolder(tmp_path / n).metrics()] for n in ("whole", "parts"))
     assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_the_second_ctrl_c_ends_inside_a_step(own_ctrl_c, tmp_path, capfd):
+    def press(metrics):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, OptimConfig(), stop=press)
+    assert "another Ctrl-C ends at once" in capfd.readouterr().err
+    assert not list_checkpoints(tmp_path / "checkpoints")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, outcome = fit(tmp_path, OptimConfig(), stop=lambda m: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome == "finished"
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten(tmp_path):
+    """After the signal, a study must not start its next run."""
+    step = itertools.count(1)
+    with pytest.raises(StoppedError, match="told to stop at step 20 of 20"):
+        fit(tmp_path, OptimConfig(), stop=lambda m: signal.raise_signal(signal.SIGTERM) if next(step) == 20 else None)
+    assert fit(tmp_path, OptimConfig())[1] == "finished"
 
 
 def test_a_step_that_is_validated_is_logged(tmp_path):
@@ -97,6 +139,15 @@ def test_a_checkpoint_goes_on_with_the_kernels_of_where_it_is_loaded():
         ends.append(fresh.weight.detach().clone())
     assert torch.allclose(ends[0], ends[1], atol=1e-6)
     assert torch.allclose(ends[0], ends[2], atol=1e-6)
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    small, large = (torch.optim.AdamW(nn.Linear(n, 2).parameters(), lr=0.1) for n in (3, 4))
+    for p in small.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    small.step()
+    with pytest.raises(RunError, match="trained other parameters"):
+        load_optimizer(large, *optimizer_tensors(small))
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path):
@@ -152,13 +203,18 @@ def test_muon_takes_hidden_matrices_only():
     assert sum(len(g["params"]) for g in adam.param_groups) == 4
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_matrices_decay_and_gains_of_any_shape_do_not():
     """One step of AdamW without any gradient multiplies by 1 - lr * weight_decay (Loshchilov and Hutter 2019)."""
     model = nn.Linear(3, 2)
+    model.head = nn.Linear(3, 1, bias=False)
+    model.gain = nn.Parameter(torch.ones(4, 1, 1))
+    model.table = nn.Parameter(torch.ones(1, 6, 4))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     for optimizer in build_optimizers(dict(model.named_parameters()), OptimConfig(lr=0.1, weight_decay=0.5)):
         optimizer.step()
     torch.testing.assert_close(model.weight.detach(), before["weight"] * 0.95)
-    torch.testing.assert_close(model.bias.detach(), before["bias"])
+    torch.testing.assert_close(model.head.weight.detach(), before["head.weight"] * 0.95)  # a matrix of one row
+    for name in ("bias", "gain", "table"):
+        torch.testing.assert_close(getattr(model, name).detach(), before[name])

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from rewarddance.core.monitors import HackingMonitor, StuckLoss, hacking_verdict
-from rewarddance.core.statistics import Interval, change_from_best, paired_bootstrap
+from rewarddance.core.monitors import HackingMonitor, StuckLoss, comparable, hacking_verdict, proxy_metrics
+from rewarddance.core.statistics import Interval
 
 
 def test_the_gap_is_measured_in_standard_deviations_of_the_first_probe():
@@ -20,7 +20,18 @@ def test_the_gap_is_measured_in_standard_deviations_of_the_first_probe():
     assert later["probe/proxy"] == pytest.approx(0.6)
     assert later["probe/gold"] == pytest.approx(0.35)
     assert later["probe/proxy_std"] == pytest.approx(2 * math.sqrt(0.05))
+    # the prompts' means are 0.4 and 0.8, and their samples lie 0.2 from them (twice the distances of the start)
+    assert later["probe/proxy_across"] == pytest.approx(2 * 0.2)
+    assert later["probe/proxy_within"] == pytest.approx(2 * 0.1)
     assert later["probe/gap"] == pytest.approx(0.1 / math.sqrt(0.05) - 0.05 / 0.2)
+
+
+def test_the_variance_of_the_proxy_is_that_within_prompts_plus_that_across():
+    proxy = np.random.default_rng(0).random((7, 4))
+    found = proxy_metrics(proxy)
+    assert found["probe/proxy_across"] == pytest.approx(np.std([row.mean() for row in proxy]))
+    assert found["probe/proxy_within"] == pytest.approx(math.sqrt(np.mean([row.var() for row in proxy])))
+    assert found["probe/proxy_within"] ** 2 + found["probe/proxy_across"] ** 2 == pytest.approx(proxy.var())
 
 
 def test_values_that_are_all_equal_at_the_start_are_divided_by_a_millionth():
@@ -36,22 +47,9 @@ def test_a_prompt_that_was_refused_once_counts_in_no_probe():
     assert metrics["probe/proxy"] == pytest.approx(0.7)
     assert metrics["probe/gold"] == pytest.approx(0.4)
     assert metrics["probe/gap"] == pytest.approx((0.7 - 0.6) / 0.1 - (0.4 - 0.5) / 0.1)
+    assert [p.gold.tolist() for p in comparable(monitor.probes)] == [[[0.4, 0.6]], [[0.3, 0.5]]]
     assert monitor.add(2, [[0.1, 0.1], [nan, 0.1], [0.1, 0.1]], np.zeros((3, 2))) == {}
-
-
-def test_changes_are_those_from_the_best_gold_probe_to_the_last():
-    rng = np.random.default_rng(0)
-    proxies, golds = rng.normal(0.5, 0.1, (3, 12, 2)), rng.normal(0.5, 0.1, (3, 12, 2))
-    golds[1] += 0.2
-    monitor = HackingMonitor()
-    for step in range(2):
-        monitor.add(step, proxies[step], golds[step])
-    assert monitor.since_best() is None
-    assert monitor.verdict() == "none"
-    monitor.add(2, proxies[2], golds[2])
-    proxy, gold = monitor.since_best()
-    assert proxy == paired_bootstrap(proxies[2], proxies[1])
-    assert gold == change_from_best(golds.mean(2))
+    assert comparable([]) == []
 
 
 @pytest.mark.parametrize(
@@ -69,17 +67,6 @@ def test_changes_are_those_from_the_best_gold_probe_to_the_last():
 )
 def test_hacking_needs_both_intervals_and_a_suspicion_both_means(proxy, gold, verdict):
     assert hacking_verdict(Interval(*proxy), Interval(*gold)) == verdict
-
-
-def test_a_fall_within_the_noise_is_suspected_only():
-    monitor = HackingMonitor()
-    rng = np.random.default_rng(1)
-    for step, (proxy, gold) in enumerate([(0.3, 0.5), (0.6, 0.49)]):
-        monitor.add(step, proxy + rng.normal(0, 0.1, (30, 2)), gold + rng.normal(0, 0.2, (30, 2)))
-    proxy, gold = monitor.since_best()
-    assert proxy.ci_low > 0
-    assert gold.mean < 0 < gold.ci_high
-    assert monitor.verdict() == "suspected"
 
 
 def noted(losses, **settings):

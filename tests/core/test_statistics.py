@@ -11,7 +11,6 @@ from rewarddance.core.statistics import (
     Interval,
     bootstrap,
     bradley_terry,
-    change_from_best,
     fit_temperature,
     grouped_interval,
     paired_bootstrap,
@@ -77,23 +76,6 @@ def test_a_paired_bootstrap_is_the_bootstrap_of_the_differences():
     assert paired_bootstrap(after, before, num=40, seed=2) == bootstrap(after - before, num=40, seed=2)
     assert paired_bootstrap(after, before, num=40).ci_low != paired_bootstrap(after, before).ci_low
     assert paired_bootstrap([2, 3], [1, 2]).mean == 1.0
-
-
-def test_the_change_from_the_best_look_allows_for_the_luck_of_the_best():
-    looks = numbers(60, 40)  # so many that the last one is the luckiest in fewer than 2.5 of 100 draws
-    means = looks.mean(1)
-    luck = []
-    for draw in stream(0, "change-from-best").integers(40, size=(2000, 40)):
-        errors = looks[:, draw].mean(1) - means
-        luck.append(errors.max() - errors[-1])
-    change = means[-1] - means.max()
-    interval = change_from_best(looks)
-    assert interval.mean == pytest.approx(change)
-    assert (interval.ci_low, interval.ci_high) == percentiles(change + np.array(luck))
-    assert interval.ci_low > change
-    assert change_from_best(looks, num=30, seed=1) != change_from_best(looks, num=30)
-    assert change_from_best(looks, num=30) != interval
-    assert change_from_best([[0.0, 1.0], [2.0, 3.0]]) == Interval(0.0, 0.0, 0.0)  # one look moves exactly as the other
 
 
 def test_students_interval_in_closed_form():

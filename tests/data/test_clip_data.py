@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_data_of_an_earlier_version_goes_on_without_a_generator_and_not_with_one
     build_clips(config, 1, tmp_path, changes=0)
     settings = json.loads(file.read_text())
     assert settings.pop("generator") == "none"
-    assert settings.keys().isdisjoint({"num_steps", "generator_share", "preview_share", "mixed_share"})
+    del settings["num_steps"]
     file.write_text(json.dumps(settings))  # as an earlier version wrote it
     with pytest.raises(RunError, match=r"other settings \(generator\)"):
         build_clips(config, 1, tmp_path, 0, "tiny-video")
@@ -161,6 +162,27 @@ def test_imported_clips_are_references_or_files(own, tmp_path):
     assert all(m.data for r in voted_records(tmp_path / "kept" / "train.parquet") for m in r.media)
     export(tmp_path / "kept" / "train.parquet", "jsonl", tmp_path / "out")
     assert len([p for p in (tmp_path / "out").rglob("*") if p.suffix in (".mp4", ".webm", ".gif")]) == 4
+
+
+def test_own_rows_of_image_to_video_keep_their_clips_and_first_frame(own, tmp_path):
+    first = Media.from_numpy(np.random.default_rng(9).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    first.save(tmp_path / "first.png")
+    rows = ["prompt,image_a,image_b,label,condition", "a dog runs,a.mp4,b.mp4,b,first.png", "a dog runs,b.mp4,d.gif,a,"]
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n")
+    assert main(["data", "import", str(tmp_path / "own.csv"), "--store-clips", "--out", str(tmp_path / "kept")]) == 0
+    with_first, without = RecordTable.open(tmp_path / "kept" / "train.parquet")
+    assert [m.key for m in with_first.media] == [Media.open(tmp_path / n).key for n in ("a.mp4", "b.mp4")]
+    assert with_first.choices == (Choice(0, 1, 0.0),)
+    assert {m.fps for m in (*with_first.media, *without.media)} == {10.0}
+    (asked,) = with_first.comparisons()
+    assert asked.condition.key == first.key
+    assert not asked.condition.is_clip
+    assert without.condition is None
+    for name in ("jsonl", "csv"):
+        written = Path(export(tmp_path / "kept" / "train.parquet", name, tmp_path / name)["file"])
+        import_preferences(written, name, tmp_path / name, tmp_path / f"{name}-again", store_clips=True)
+        both = RecordTable.open(tmp_path / f"{name}-again" / "train.parquet")
+        assert [r.condition and r.condition.key for r in both] == [first.key, None]
 
 
 def test_broken_clips_are_rows_that_are_listed(own, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -140,17 +141,49 @@ def test_every_broken_row_is_listed_and_stops_the_import(tmp_path, media_root):
         assert reason in entry["reason"], entry
 
 
+def save_gif(path, num, first=0):
+    frames = [Image.new("RGB", (30, 20), (40 * (k + first), 0, 0)) for k in range(num)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+
+
 def test_clips_under_the_name_of_a_picture_are_broken_rows(tmp_path, media_root):
-    frames = [Image.new("RGB", (30, 20), (80 * k, 0, 0)) for k in range(3)]
-    frames[0].save(media_root / "moving.gif", save_all=True, append_images=frames[1:], duration=100)
+    save_gif(media_root / "moving.gif", 3)
+    (media_root / "cut.gif").write_bytes((media_root / "moving.gif").read_bytes()[:20])
     (media_root / "clip.png").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
-    source = write_jsonl(tmp_path / "v.jsonl", [pair(), pair(image_a="moving.gif"), pair(image_b="clip.png")])
-    report = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
-    assert report.accepted == 1
-    assert [reason.split("/")[-1] for _, reason in report.rejected] == [
-        "moving.gif: an animation of 3 frames, not a picture",
-        "clip.png: a clip, not a picture",
+    (media_root / "bomb.gif").write_bytes(b"GIF89a" + struct.pack("<HH", 60000, 60000) + bytes(20))
+    (media_root / "named.gif").write_bytes((media_root / "c.webp").read_bytes())  # read by its content
+    rows = [
+        pair(),
+        pair(image_a="moving.gif"),
+        pair(image_b="clip.png"),
+        pair(condition="moving.gif"),
+        pair(image_a="cut.gif"),
+        pair(image_a="bomb.gif"),
+        pair(image_a="named.gif"),
     ]
+    report = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out", "skip")
+    assert report.accepted == 2
+    assert [reason.split("/")[-1].partition(" (")[0] for _, reason in report.rejected] == [
+        "moving.gif is a clip, b.jpg is a picture; give candidates of one kind",
+        "clip.png: a clip, not a picture",
+        "moving.gif: an animation of 3 frames, not a picture",
+        "cut.gif: unreadable or truncated picture",
+        "bomb.gif: unreadable or truncated picture",
+    ]
+
+
+@pytest.mark.parametrize("store_clips", [False, True])
+def test_a_gif_of_several_frames_is_a_clip_and_one_of_one_frame_a_picture(store_clips, tmp_path, media_root):
+    for name, num in (("a.gif", 3), ("b.gif", 4), ("still.gif", 1)):
+        save_gif(media_root / name, num, num)
+    source = write_jsonl(tmp_path / "v.jsonl", [pair(image_a="a.gif", image_b="b.gif"), pair(image_a="still.gif")])
+    import_preferences(source, "jsonl", media_root, tmp_path / "out", store_clips=store_clips)
+    moving, still = voted_records(tmp_path / "out" / "train.parquet")
+    assert [(m.kind, m.num_frames, m.fps) for m in moving.media] == [
+        ("video", 3 if store_clips else None, 10.0 if store_clips else None),
+        ("video", 4 if store_clips else None, 10.0 if store_clips else None),
+    ]
+    assert [(m.kind, bool(m.data)) for m in still.media] == [("image", True)] * 2
 
 
 def test_reasons_do_not_keep_the_chosen_picture_first(tmp_path, media_root):

@@ -15,7 +15,8 @@ from rewarddance.data.importers import import_preferences
 from rewarddance.data.names import FORMATS
 from rewarddance.data.parquet import RecordTable, voted_records
 from rewarddance.data.readers import READERS, detect
-from rewarddance.data.schema import hash_of
+from rewarddance.data.schema import hash_of, row_of_votes
+from rewarddance.data.shards import write_rows
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord, choice
 
 CRITERIA = ("overall", "style", "fidelity")
@@ -274,6 +275,38 @@ def test_ties_of_label_studio_keep_their_criterion(tmp_path):
     export(tmp_path / "out" / "train.parquet", "label-studio", tmp_path / "export")
     _, (again,) = imported(tmp_path / "export" / WRITERS["label-studio"].file, tmp_path / "again")
     assert {v.criterion: (v.values[0], v.both_bad, v.annotator) for v in again.votes} == votes
+
+
+def test_a_record_of_several_candidates_becomes_tasks_of_label_studio_for_pairs(tmp_path):
+    """Choices, a ranking, and ratings of three candidates come back, and so does the picture they were made from."""
+    media = [MediaRef(path=f"{i}.png", sha256=hash_of(layouts.png(i)), data=layouts.png(i)) for i in range(4)]
+    media[3] = replace(media[3], role="condition")
+    votes = (
+        Vote("choice", (2, 0), (1.0,), "overall", "x", shown=(2, 0)),
+        Vote("choice", (1, 2), (0.5,), "overall", "y", both_bad=True),
+        Vote("ranking", (0, 1, 2), (2.0, 1.0, 3.0), "style", "x"),
+        *(Vote("rating", (i,), (float(i + 2),), "fidelity", "z", scale=(1.0, 5.0)) for i in range(3)),
+    )
+    write_rows([row_of_votes(VotedRecord("r", "p", tuple(media), votes))], tmp_path / "train.parquet")
+    made = export(tmp_path / "train.parquet", "label-studio", tmp_path / "export")
+    assert (made["records"], made["rows"], made["left_out"]) == (1, 3, {})
+    _, records = imported(tmp_path / "export" / "label_studio.json", tmp_path / "again")
+    again = {r.record_id: r for r in records}
+    assert sorted(again) == ["r/0-1", "r/0-2", "r/1-2"]
+    for name, record in again.items():
+        assert [m.sha256 for m in record.candidates] == [media[int(i)].sha256 for i in name[2:].split("-")]
+        assert [m.sha256 for m in record.conditions] == [media[3].sha256]
+    found = sorted((n, v.kind, v.criterion, v.media, v.values, v.both_bad) for n, r in again.items() for v in r.votes)
+    assert found == [
+        ("r/0-1", "choice", "style", (0, 1), (0.0,), False),
+        ("r/0-1", "rating", "fidelity", (0,), (2.0,), False),
+        ("r/0-1", "rating", "fidelity", (1,), (3.0,), False),
+        ("r/0-2", "choice", "overall", (0, 1), (0.0,), False),
+        ("r/0-2", "choice", "style", (0, 1), (1.0,), False),
+        ("r/1-2", "choice", "overall", (0, 1), (0.5,), True),
+        ("r/1-2", "choice", "style", (0, 1), (1.0,), False),
+        ("r/1-2", "rating", "fidelity", (1,), (4.0,), False),
+    ]
 
 
 def test_a_side_and_a_tie_contradict_each_other_by_one_criterion_only(tmp_path):

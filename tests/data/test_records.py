@@ -1,15 +1,18 @@
 """The record schema: votes, what is derived from them, migration, shards, manifest and data card."""
 
+import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support import layouts
 from support.layout_files import SIDE
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice
 from rewarddance.data.derive import choices, likert, mean_ranks, mean_ratings, preferences, whole_ratings
 from rewarddance.data.folder import check_manifest
@@ -211,13 +214,19 @@ def test_conditions_are_no_candidates(tmp_path):
 
 
 def test_shards_read_as_one_split_and_replace_older_ones(tmp_path):
-    records = [VotedRecord(f"r{i}", f"p{i}", record(num=2).media, (choice(i % 2),)) for i in range(7)]
+    def media(i):
+        return tuple(MediaRef(sha256=f"{i}{k}", data=layouts.png(10 * i + k)) for k in (1, 2))
+
+    records = [VotedRecord(f"r{i}", f"p{i}", media(i), (choice(i % 2),)) for i in range(7)]
     path = tmp_path / "train.parquet"
     size = sum(len(m.data) for m in records[0].media)
     files = write_shards(map(row_of_votes, records), path, shard_bytes=2 * size)
     assert [f.name for f in files] == [f"train-{i:05d}-of-00004.parquet" for i in range(4)]
     assert RecordTable.open(path).prompts == [f"p{i}" for i in range(7)]
     assert RecordTable.open(path)[6].choices == (Choice(0, 1, 0.0),)
+    for stored, read in zip(records, RecordTable.open(path), strict=True):  # each record has its own pictures
+        wanted = [Media.open(io.BytesIO(m.data)).frames for m in stored.media]
+        assert all(torch.equal(a, b.frames) for a, b in zip(wanted, read.media, strict=True))
     files[1].rename(tmp_path / "away")
     with pytest.raises(InputError, match="not complete"):
         RecordTable.open(path)

@@ -10,7 +10,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.statistics import bradley_terry, wilson
 from rewarddance.data.agreement import elo_ratings
 from rewarddance.evaluate.ab import (
-    LEAST_CLUSTERS,
+    MIN_CLUSTERS,
     Ballot,
     by_category,
     cluster_interval,
@@ -79,7 +79,7 @@ def test_intervals_cover_when_votes_of_a_prompt_agree():
 def test_few_clusters_have_no_bootstrap_interval():
     prompts = [f"p{i % 9}" for i in range(90)]
     values = [float(i % 3 == 0) for i in range(90)]
-    assert LEAST_CLUSTERS == 10
+    assert MIN_CLUSTERS == 10
     assert cluster_interval(values, prompts) is None
     people = [f"h{i % 2}" for i in range(90)]
     many = [f"p{i}" for i in range(90)]
@@ -119,6 +119,22 @@ def test_ratings_of_few_prompts_or_of_votes_that_all_agree_have_no_interval():
     assert all((r["low"], r["high"]) == (None, None) for r in out.values())
 
 
+def test_ratings_by_people_of_different_taste_have_a_wider_interval_by_person():
+    """Six people like A, six like B. Other prompts would give the same result, and other people would not."""
+    pairs = [("A", "B"), ("B", "C"), ("A", "C")]
+    ballots = []
+    for p in range(60):
+        for h in range(12):
+            scores = {"A": float(h < 6), "B": float(h >= 6), "C": -1.0}
+            ballots += [Ballot(f"p{p}", f"h{h}", a, b, float(scores[a] > scores[b])) for a, b in pairs]
+    out = ratings(ballots, draws=100)
+    assert out["A"]["elo"] == pytest.approx(out["B"]["elo"], abs=1e-3)
+    assert out["A"]["low"] is None  # every prompt has the same votes
+    assert out["A"]["high_two_way"] - out["A"]["low_two_way"] > 100
+    few = ratings([v for v in ballots if v.annotator in ("h0", "h11")], draws=20)
+    assert few["A"]["low_two_way"] is None
+
+
 def test_bradley_terry_is_the_mm_fit():
     wins = {("a", "b"): 7, ("b", "a"): 3, ("b", "c"): 6.5, ("c", "b"): 3.5, ("a", "c"): 8, ("c", "a"): 2}
     table = np.zeros((3, 3))
@@ -139,12 +155,14 @@ def test_ratings_of_three_systems_recover_the_truth():
     for p in range(400):
         for a, b in (("A", "B"), ("B", "C"), ("A", "C")):
             win = 1 / (1 + 10 ** ((truth[b] - truth[a]) / 400))
-            ballots.append(Ballot(f"p{p}", "h", a, b, float(rng.random() < win)))
+            ballots.append(Ballot(f"p{p}", f"h{p % 12}", a, b, float(rng.random() < win)))
     out = ratings(ballots, draws=100)
     assert list(out) == ["A", "B", "C"]
     for name, row in out.items():
         assert row["low"] <= truth[name] <= row["high"]
         assert row["high"] - row["low"] < 80
+        assert row["low_two_way"] <= truth[name] <= row["high_two_way"]
+        assert row["high_two_way"] - row["low_two_way"] > 0.9 * (row["high"] - row["low"])
     assert set(report(ballots, ["A", "B", "C"])["ratings"]) == set("ABC")
 
 

@@ -1,13 +1,12 @@
 """Margins against fixed references: a judge that knows the truth orders all, a blind one nothing."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_processes
 
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
@@ -94,7 +93,8 @@ def test_what_a_judge_refuses_is_listed_and_the_rest_counts():
 
 SHARED = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent / "helpers")]
 from test_judge import Reluctant, records
 from rewarddance.core.parallel import process_group, rank
 from rewarddance.evaluate.judge import measure_judge
@@ -107,8 +107,7 @@ with process_group():
 def test_processes_that_share_the_work_find_the_same(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "found")], check=True, timeout=300)
+    run_processes(2, program, Path(__file__).parent, tmp_path / "found")
     alone = measure_judge(Reluctant(1), records(50, dark=(3, 20)), chunk=8)
     assert [json.loads((tmp_path / f"found{i}").read_text()) for i in (0, 1)] == [alone, alone]
 

@@ -23,6 +23,7 @@ from rewarddance.evaluate.metrics import (
     kendall_tau_b,
     kernel_inception_distance,
     layer_distance,
+    mean_distance,
     pairwise_accuracy,
     pairwise_labels,
     precision_and_recall,
@@ -159,6 +160,12 @@ def test_vendi_score_counts_different_items():
         vendi_score(np.zeros((2, 3)))
 
 
+def test_diversity_is_the_mean_distance_of_pairs():
+    assert mean_distance([[0.0, 0], [3, 0], [0, 4]]) == pytest.approx((3 + 4 + 5) / 3)
+    with pytest.raises(InputError, match="N of 2 or more"):
+        mean_distance([[1.0, 2.0]])
+
+
 def test_clip_score_is_a_clipped_cosine():
     pictures, texts = np.array([[2.0, 0], [1, 1], [1, 0]]), np.array([[3.0, 0], [1, 0], [-1, 0]])
     assert clip_score(pictures, texts) == pytest.approx([2.5, 2.5 / math.sqrt(2), 0])
@@ -274,7 +281,10 @@ def test_the_table_shows_that_training_came_nearer_to_the_reference():
 
     before, after, right = samples(0.8), samples(0.1), samples(0.05)
     reference = [m for row in right.media for m in row]
-    table, values = metrics_table(before, after, reference, Extractors({"colour": Colours()}, {"gap": gap}, Colours()))
+    extractors = Extractors(
+        {"colour": Colours()}, {"gap": gap}, Colours(), {"red": lambda m: float(m.frames[:, 0].mean())}
+    )
+    table, values = metrics_table(before, after, reference, extractors)
     for metric in ("fid/colour", "kid/colour", "cmmd/colour"):
         assert table[metric]["after"] < table[metric]["before"]
         assert table[metric]["change"]["ci_high"] < 0
@@ -291,6 +301,10 @@ def test_the_table_shows_that_training_came_nearer_to_the_reference():
     assert table["lpips_moved/gap"]["ci_low"] > 0
     assert table["vendi/colour"]["after"] == pytest.approx(np.mean(values["vendi/colour/after"]))
     assert {len(v) for v in values.values()} == {12}
+    assert table["red"]["reference"] == pytest.approx(features["reference"][:, 0].mean())
+    assert table["red"]["after"] == pytest.approx(features["after"][:, 0].mean())
+    spread = [mean_distance(row) for row in features["before"].reshape(12, 4, 3)]
+    assert values["diversity/colour/before"] == pytest.approx(spread)
 
 
 def test_fid_and_kid_are_torchmetrics():

@@ -147,6 +147,18 @@ def test_decode_passes_gradients(generator):
     assert z.grad.abs().sum() > 0
 
 
+def test_the_autoencoder_decodes_in_fp32_under_autocast(generator):
+    """Reward feedback sends its gradient through the decoder."""
+    z = generator.noise(1, torch.Generator().manual_seed(1)).requires_grad_()
+    expected = generator.decode_tensor(z)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), z)
+    generator.precision = "bf16"
+    with torch.autocast("cpu", torch.bfloat16):
+        pixels = generator.decode_tensor(z)
+    assert torch.equal(pixels, expected)
+    assert torch.equal(torch.autograd.grad(pixels.square().sum(), z)[0], gradient)
+
+
 def test_folders_of_other_pipelines_are_named(tmp_path):
     with pytest.raises(ConfigError, match="not a pipeline in diffusers layout"):
         load_generator(tmp_path)

@@ -1,7 +1,10 @@
 """What people do on the desk's pages in a browser, and screenshots of them."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
+import pytest
 from sqlalchemy import select
 
 from rewarddance.apps.annotate.database import open_database
@@ -42,3 +45,15 @@ def stored(url):
         answers = [row.answers for row in session.scalars(select(Judgement).order_by(Judgement.id))]
     database.close()
     return answers
+
+
+def check_by_axe(page, name):
+    """No rule of axe-core is broken: names, roles, contrast, landmarks, order of headings, and more."""
+    found = find_spec("axe_playwright_python")
+    if found is None:
+        pytest.skip("no axe-core; pip install axe-playwright-python")
+    page.evaluate((Path(found.origin).parent / "axe.min.js").read_text())
+    result = page.evaluate("axe.run()")
+    broken = [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in result["violations"]]
+    assert not broken, (name, broken)
+    assert len(result["passes"]) > 10

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -94,8 +96,11 @@ def clip(place, size=(48, 64), frames=16, fps=8.0, suffix=".mp4"):
     return buffer.getvalue()
 
 
-def new_clip_data(folder, records=2, clips=None):
-    """A data folder that names clips, which lie beside it in `secret`, as an import leaves them."""
+def new_clip_data(folder, records=2, clips=None, given=()):
+    """A data folder that names clips, which lie beside it in `secret`, as an import leaves them.
+
+    `given`: the pictures that the clips of every record were made from.
+    """
     made = clips or [(clip(0), ".mp4"), (clip(1, (64, 48), 15, 10.0, ".webm"), ".webm")]
     (folder / "secret").mkdir(parents=True)
     rows = []
@@ -105,8 +110,26 @@ def new_clip_data(folder, records=2, clips=None):
             path = f"secret/r{i}-{place}{suffix}"
             (folder / path).write_bytes(content)
             media.append(MediaRef("video", path, hash_of(content), f"secret-model-{place}"))
+        names = [f"secret/given-{k}.png" for k in range(len(given))]
+        media += [
+            MediaRef("image", name, hash_of(content), role="condition", data=content)
+            for name, content in zip(names, given, strict=True)
+        ]
         rows.append(row_of_votes(VotedRecord(f"r{i}", f"a clip called r{i}", tuple(media))))
     write_rows(rows, folder / "train.parquet")
+    return folder
+
+
+def samples(folder, level, prompts):
+    """A folder as `sample` writes it; `level` is the brightness of its pictures."""
+    folder.mkdir(parents=True)
+    listed = []
+    for i, prompt in enumerate(prompts):
+        noise = np.random.default_rng([i, int(1000 * level)]).normal(0, 20, (16, 16, 3))
+        pixels = np.clip(255 * level + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+        listed.append({"file": f"{i:03d}.png", "prompt": prompt})
+    (folder / "samples.json").write_text(json.dumps(listed))
     return folder
 
 
@@ -178,7 +201,11 @@ class DeskServer:
     def __init__(self, folder, url, config=None, server=None):
         self.url, self.clock, self.server = url, Clock(), server or ServerConfig(requests_per_minute=10_000)
         self.database = open_database(url)
-        self.filled = fill(self.database, folder, config or DeskConfig(checks=0, repeats=0))
+        try:
+            self.filled = fill(self.database, folder, config or DeskConfig(checks=0, repeats=0))
+        except Exception:
+            self.database.close()
+            raise
         self.app = create_app(self.database, self.server, self.clock)
 
     def link(self, name="ada", role=auth.ANNOTATOR):
@@ -217,10 +244,10 @@ def process(data, url, *flags, port=None):
     try:
         links = {}
         base = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 300
+        until = time.monotonic() + 900
         while True:
             assert started.poll() is None, f"the server ended with status {started.returncode}"
-            assert time.monotonic() < until, "the server did not answer within 300 s"
+            assert time.monotonic() < until, "the server did not answer within 900 s"
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(base, timeout=10).status_code == 401:
                     break
@@ -236,31 +263,73 @@ def process(data, url, *flags, port=None):
         started.stdout.close()
 
 
+class Postgres:
+    """A PostgreSQL server in a folder of its own. Root starts it as the user `postgres`, since initdb refuses root."""
+
+    def __init__(self, folder, fsync=False):
+        self.folder, self.port = Path(folder), free_port()
+        user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+        self.run = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.run:
+            self.folder.parent.chmod(0o755)  # the other user must reach it
+            shutil.chown(self.folder, user)
+        self.fsync = "on" if fsync else "off"
+        self.call("initdb", "-D", self.folder / "data", "-A", "trust", "-U", "desk", "--no-sync")
+
+    def call(self, program, *args):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": self.folder, "text": True}
+        done = subprocess.run([*self.run, POSTGRES / program, *map(str, args)], **quiet)
+        log = self.folder / "log"
+        assert done.returncode == 0, f"{program}: {done.stderr}{log.read_text()[-2000:] if log.is_file() else ''}"
+
+    def control(self, *args):
+        self.call("pg_ctl", "-D", self.folder / "data", "-t", 300, *args)
+
+    def start(self):
+        how = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync={self.fsync}"
+        self.control("-l", self.folder / "log", "-w", "-o", how, "start")
+
+    def kill(self):
+        """SIGKILL to the server and all its processes."""
+        main = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        # stopped, so that it starts no process while they are listed; one that is not killed would keep shared memory
+        os.kill(main, signal.SIGSTOP)
+        own = [main, *(pid for pid, parent in parents() if parent == main)]
+        for pid in own:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while any(pid in own for pid, _ in parents()):
+            assert time.monotonic() < until, "PostgreSQL did not end"
+            time.sleep(0.05)
+        # If process 1 does not wait for its children, the dead server stays as a zombie. With these files left, the
+        # next server would think that the dead one still runs.
+        for lock in (self.folder / "data" / "postmaster.pid", self.folder / f".s.PGSQL.{self.port}.lock"):
+            lock.unlink()
+
+    def new(self):
+        """A new database. Returns its URL."""
+        name = f"d{uuid.uuid4().hex[:12]}"
+        self.call("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "desk", name)
+        return f"postgresql://desk@127.0.0.1:{self.port}/{name}"
+
+
+def parents():
+    """(process, its parent) of all processes that are alive."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z":
+                yield int(stat.parent.name), int(parent)
+
+
 @contextmanager
 def postgres_server(folder, fsync=False):
-    """A PostgreSQL server in a folder of its own. Yields a function that makes a new database and gives its URL."""
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    run = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if run:
-        folder.parent.chmod(0o755)  # the other user must reach it
-        shutil.chown(folder, user)
-    port = free_port()
-    data = folder / "data"
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": folder}
-    subprocess.run([*run, POSTGRES / "initdb", "-D", data, "-A", "trust", "-U", "desk", "--no-sync"], **quiet)
-    how = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync={'on' if fsync else 'off'}"
-    log = folder / "log"
-    subprocess.run([*run, POSTGRES / "pg_ctl", "-D", data, "-l", log, "-w", "-o", how, "start"], **quiet)
+    """A PostgreSQL server that runs."""
+    server = Postgres(folder, fsync)
+    server.start()
     try:
-
-        def new():
-            name = f"d{uuid.uuid4().hex[:12]}"
-            command = [POSTGRES / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "desk", name]
-            subprocess.run(command, **quiet)
-            return f"postgresql://desk@127.0.0.1:{port}/{name}"
-
-        yield new
+        yield server
     finally:
-        subprocess.run([*run, POSTGRES / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
+        server.control("-m", "immediate", "stop")

@@ -1,4 +1,4 @@
-"""Judges behind HTTP: `rewarddance serve` in a process of its own, and a server that answers as it is told."""
+"""Judges behind HTTP: `rewarddance serve` in a process of its own, and a server whose answers the test sets."""
 
 import json
 import subprocess
@@ -15,17 +15,18 @@ PROMPT = "flat drawing of a red circle on white"
 
 
 @contextmanager
-def served_judge():
-    """`rewarddance serve --judge tiny`. Yields its address."""
-    port = free_port()
-    process = _started(port)
+def served_judge(port=None):
+    """`rewarddance serve --judge tiny`, at a free port unless one is given. Yields its address."""
+    port = port or free_port()
+    process = started_judge(port)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         _ended(process)
 
 
-def _started(port):
+def started_judge(port):
+    """The process of a judge that answers at this port."""
     command = [sys.executable, "-m", "rewarddance", "serve", "--judge", "tiny", "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for _ in range(3000):

@@ -24,12 +24,14 @@ def same(a, b, **tolerance):
         assert a[key] == pytest.approx(b[key], **tolerance), key
 
 
-def check_golden(name, found, **tolerance):
-    """Compare with the committed file; REWARDDANCE_GOLDEN=write writes it."""
+def check_golden(name, found, num=None, **tolerance):
+    """Compare with the committed file, or with its first `num` steps; REWARDDANCE_GOLDEN=write writes it."""
     path = GOLDEN / f"{name}.json"
     if os.environ.get("REWARDDANCE_GOLDEN") == "write":
         path.write_text(json.dumps(found, indent=1) + "\n")
-    same(found, json.loads(path.read_text()), **tolerance)
+    expected = {k: v[:num] for k, v in json.loads(path.read_text()).items()}
+    assert expected.keys() == found.keys()
+    same(found, expected, **tolerance)
 
 
 def reward_config(vlm_folder, data_folder, quick, paradigm="generative_pairwise", **changes):

@@ -1,15 +1,43 @@
 """The embedded Wan pipelines with random weights, small enough to align in seconds, and judges of their clips."""
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
 
 from rewarddance.core.types import Verdict
 from rewarddance.generator.wan import WanGenerator, WanImageToVideoGenerator
-from rewarddance.world.build.tiny_video import new_video_transformer, tiny_video_pipeline
+from rewarddance.world.build.tiny_video import (
+    PROMPT_TOKENS,
+    SHIFT,
+    new_video_autoencoder,
+    new_video_text_encoder,
+    new_video_tokenizer,
+    new_video_transformer,
+)
 from rewarddance.world.build.video_sampling import SHAPE
+from rewarddance.world.motion.scene import NUM_FRAMES
+from rewarddance.world.scene import CANVAS
+
+CALL = {"height": CANVAS, "width": CANVAS, "num_frames": NUM_FRAMES, "max_sequence_length": PROMPT_TOKENS}
+"""Arguments of every call. Padding is read as zeros, and with the pipelines' default of 512 tokens it would outweigh
+the words."""
+
+
+def tiny_video_pipeline(seed=0, from_picture=False, num_layers=1):
+    """A pipeline with random weights, `CANVAS` pixels, `NUM_FRAMES` frames, all parts in evaluation mode."""
+    torch.manual_seed(seed)
+    tokenizer = new_video_tokenizer()
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": new_video_text_encoder(tokenizer),
+        "vae": new_video_autoencoder(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        "transformer": new_video_transformer(from_picture, num_layers),
+    }
+    return WanImageToVideoPipeline(**parts) if from_picture else WanPipeline(**parts)
 
 
 def tiny_wan(from_picture=False, experts=False):
-    """A frozen generator whose output layers do something. The second of two experts takes the times below 0.875."""
+    """A frozen generator whose output layers are not zero. The second of two experts takes the times below 0.875."""
     pipeline = tiny_video_pipeline(from_picture=from_picture, num_layers=1)
     rng = torch.Generator().manual_seed(0)
     if experts:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import run_processes
 
 from rewarddance.core.runs import RunFolder
 
@@ -41,21 +42,30 @@ config = AlignConfig(
 with process_group():
     generator = Sd3Generator.load(pipeline)
     align_generator(config, generator, Redness(), out)
-    weights = [float(p.double().sum()) for p in generator.transformer.parameters() if p.requires_grad]
+    weights = [float(p.detach().double().sum()) for p in generator.transformer.parameters() if p.requires_grad]
     (out / f"weights-{rank()}.json").write_text(json.dumps(weights))
 """
 
 
-def train(processes, algorithm, pipeline_folder, folder):
+def by_torchrun(num, program, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    ended = subprocess.run([*command, str(program), *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
+def here(num, program, *args):
+    """In the process of the tests, which is in no group."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(program), *map(str, args)])
+        exec(program.read_text(), {"__name__": "__main__"})
+
+
+def train(processes, algorithm, pipeline_folder, folder, start=run_processes):
     """Metrics of the run, and the sums of the weights in every process."""
     program, out = folder / "program.py", folder / "run"
     folder.mkdir()
     program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    ended = subprocess.run(
-        [*command, str(program), str(pipeline_folder), str(out), algorithm], capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr
+    start(processes, program, pipeline_folder, out, algorithm)
     assert (out / "adapter" / "adapter.safetensors").is_file()
     weights = [json.loads((out / f"weights-{r}.json").read_text()) for r in range(processes)]
     return RunFolder(out).metrics(), weights
@@ -63,7 +73,7 @@ def train(processes, algorithm, pipeline_folder, folder):
 
 @pytest.mark.parametrize("algorithm", ["refl", pytest.param("sft", marks=pytest.mark.slow)])
 def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path):
-    metrics, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two")
+    metrics, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two", by_torchrun)
     assert first == second
     assert any(first)
     assert [m["step"] for m in metrics] == ([0, 1, 2, 3] if algorithm == "refl" else [1, 2, 3])
@@ -74,7 +84,7 @@ def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path)
 )
 def test_two_processes_do_what_one_does(algorithm, pipeline_folder, tmp_path):
     """Groups stay whole in one process, and all that is random about a group is its own."""
-    one, (alone,) = train(1, algorithm, pipeline_folder, tmp_path / "one")
+    one, (alone,) = train(1, algorithm, pipeline_folder, tmp_path / "one", here)
     two, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two")
     assert first == second
     # Adam enlarges the rounding of small gradients; ppo's differ by up to 5e-5 where passes have other sizes

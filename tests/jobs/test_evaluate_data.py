@@ -1,6 +1,7 @@
 """`evaluate --judge --data`: what is measured where hardly anything is held out, and what accuracies leave out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.data.parquet import row_of, write_rows
 from rewarddance.jobs.evaluate import evaluate_judge_on_data
 from rewarddance.jobs.load import load_judge
+from rewarddance.reward.config import JudgeSpec
 
 PROMPT = "flat drawing of a red circle on white"
 WHY = "calibration is fitted on some prompts and reported on others; there is one prompt only"
@@ -32,6 +34,17 @@ def write(tmp_path):
         return tmp_path / "data", made
 
     return records
+
+
+def test_a_judge_of_clips_without_data_is_told_to_name_some(vlm_folder, tmp_path, capsys):
+    judge = shutil.copytree(vlm_folder, tmp_path / "clips")
+    (judge / "judge.json").write_text(JudgeSpec(trained=True, kinds=("clip",), criteria=("overall",)).model_dump_json())
+    assert main(["evaluate", "--judge", str(judge)]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].endswith(
+        "this judge was trained on clips, and the benchmark has pictures; name a folder of clips with --data, for "
+        "example one of `rewarddance data build --task t2v`"
+    )
 
 
 def test_one_held_out_prompt_has_figures_and_the_reason_why_it_has_no_calibration(write, capsys):

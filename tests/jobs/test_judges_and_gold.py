@@ -1,6 +1,11 @@
 """Alignment with sets of judges and with a second judge as gold standard: what the log, the grids and the page hold."""
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -144,3 +149,41 @@ def test_wandb_continues_a_run_offline(monkeypatch, tmp_path):
     assert len(files) == 2
     assert len({f.name for f in files}) == 1
     assert all(b"loss" in f.read_bytes() for f in files)
+
+
+TRACKIO = """
+import socket, sys
+from pathlib import Path
+from rewarddance.core.trackers import open_trackers
+
+def refuse(*args):
+    raise AssertionError("a connection was opened")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+run = Path(sys.argv[1])
+for first in (0, 2):  # the second one is a resumed run
+    tracker = open_trackers(("trackio",), run, {"seed": 7}, first)[0]
+    for step in (first, first + 1):
+        tracker.log(step, {"loss": 0.5 / (step + 1), "probe/proxy": 0.25})
+    tracker.close()
+"""
+
+
+def test_trackio_keeps_a_run_in_its_folder_without_the_network(tmp_path):
+    """Read back from its SQLite file by plain SQL, in a process of its own: trackio reads TRACKIO_DIR when imported."""
+    pytest.importorskip("trackio")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRACKIO", "HF_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    run = tmp_path / "run"
+    run.mkdir()
+    command = [sys.executable, "-c", TRACKIO, str(run)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "connection was opened" not in done.stderr
+    with closing(sqlite3.connect(run / "trackio" / "rewarddance.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert {name for name, _, _ in rows} == {f"run-{(run / 'trackio_id.txt').read_text()}"}
+    written = [(step, json.loads(metrics)) for _, step, metrics in rows]
+    assert [(step, m["loss"], m["probe/proxy"]) for step, m in written] == [
+        (i, pytest.approx(0.5 / (i + 1)), 0.25) for i in range(4)
+    ]

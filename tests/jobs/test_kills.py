@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from rewarddance.apps.cli import main
+from rewarddance.core.disk import list_checkpoints
 from rewarddance.core.runs import RunFolder
 
 CLI = [sys.executable, "-m", "rewarddance"]
@@ -19,8 +21,8 @@ def trajectory(folder, keys):
 
 
 def run(*command):
-    found = subprocess.run([*CLI, *map(str, command)], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    """A command that is not killed, in the process of the tests."""
+    assert main([str(part) for part in command]) == 0
 
 
 def run_with_kills(out, *command, kills=1):
@@ -82,6 +84,25 @@ def same(a, b, keys):
 def test_a_killed_judge_training_resumes_to_the_same_metrics(judge_flags, whole_judge, tmp_path):
     run_with_kills(tmp_path / "killed", *judge_flags, "--out", tmp_path / "killed")
     same(tmp_path / "killed", whole_judge, JUDGE_KEYS)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_judge_training_saves_and_resumes_to_the_same_metrics(judge_flags, whole_judge, tmp_path):
+    flags, out = list(judge_flags), tmp_path / "stopped"
+    flags[flags.index("--loop.save-every") + 1] = 100
+    command = [*CLI, *map(str, flags), "--out", str(out)]
+    own = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # also where the tests ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **own)
+    while process.poll() is None and len(RunFolder(out).metrics()) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    steps = [m["step"] for m in RunFolder(out).metrics()]
+    assert process.returncode == 130, errors
+    assert f"{out}: told to stop at step {steps[-1]} of 12; resume goes on from there (--resume)" in errors
+    assert list_checkpoints(out / "checkpoints") == steps[-1:]
+    run(*flags, "--out", out, "--resume")
+    same(out, whole_judge, JUDGE_KEYS)
 
 
 def test_rerun_repeats_a_run(whole_judge, tmp_path):

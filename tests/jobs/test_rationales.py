@@ -18,7 +18,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable, row_of, write_rows
-from rewarddance.jobs.data.rationales import NO_FAULT, OracleTeacher, Told, add_rationales, outcome_of
+from rewarddance.jobs.data.rationales import NO_FAULT, OracleTeacher, TeacherAnswer, add_rationales, outcome_of
 from rewarddance.jobs.data.teacher import HttpTeacher, read_answer
 from rewarddance.world.corrupt import edit_scene
 from rewarddance.world.grammar import parse, phrase
@@ -249,7 +249,7 @@ def test_a_server_that_is_not_there_fails_and_says_so(folder, tmp_path):
 
 
 def test_answers_are_read_generously_but_not_guessed():
-    assert read_answer(reply("**Yes** - the candidate has both.")[1]) == Told(
+    assert read_answer(reply("**Yes** - the candidate has both.")[1]) == TeacherAnswer(
         True, "the candidate has both.", None, (100, 10)
     )
     assert read_answer(reply("yes")[1]).problem == "unreadable"
@@ -283,7 +283,7 @@ def test_the_length_of_an_answer_is_a_setting(server):
 
 
 def test_outcomes_compare_the_verdict_with_the_label():
-    assert outcome_of(Choice(0, 1, 0.9), Told(False, "x")) == "disagrees"
+    assert outcome_of(Choice(0, 1, 0.9), TeacherAnswer(False, "x")) == "disagrees"
 
 
 def test_the_command_line_sets_the_length_of_an_answer_and_asks_the_server(folder, server, tmp_path, capsys):

@@ -1,16 +1,22 @@
 """A judge behind HTTP: a real server process gives the local judge's margins, and a bad one gives NaN with reasons."""
 
 import json
+import re
+import threading
+import time
 
 import pytest
 import torch
-from judge_servers import GOOD, INFO, PROMPT, moody, served_judge
+from desks import free_port
+from judge_servers import GOOD, INFO, PROMPT, moody, served_judge, started_judge
 from small_runs import trajectory
 from test_rollout_runs import configured
 
 from rewarddance.apps.cli import main
+from rewarddance.core.disk import list_checkpoints
 from rewarddance.core.errors import ConfigError, JudgementError
 from rewarddance.core.media import Media
+from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Comparison
 from rewarddance.jobs.align import align_from_names
 from rewarddance.jobs.load import find, load_judge, weights_id
@@ -99,6 +105,47 @@ def test_a_run_with_a_server_repeats_the_run_with_its_judge(server, pipeline_fol
     assert record["computes_in"]["judge"] == "fp32"
 
 
+@pytest.mark.slow
+def test_a_judge_that_dies_ends_the_run_and_resume_with_a_new_one_gives_the_same_metrics(
+    server, pipeline_folder, tmp_path
+):
+    port = free_port()
+    (tmp_path / "prompts.txt").write_text("".join(f"{PROMPT} {i}\n" for i in range(6)))
+    config = configured("nft", "pointwise", num_steps=6).model_copy(update={"generator": str(pipeline_folder)})
+    loop = config.loop.model_copy(update={"save_every": 2, "validate_every": 6})
+    config = config.model_copy(update={"prompts": str(tmp_path / "prompts.txt"), "loop": loop})
+    align_from_names(config.model_copy(update={"judge": server}), tmp_path / "whole")
+    out, address = tmp_path / "run", f"http://127.0.0.1:{port}"
+    config = config.model_copy(update={"judge": f"{address}?attempts=1"})
+    process = started_judge(port)
+
+    def kill():
+        while len(RunFolder(out).metrics()) < 4:  # the probe before the first step, and three steps
+            time.sleep(0.01)
+        process.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(JudgementError) as error:
+        align_from_names(config, out)
+    killer.join()
+    process.wait()
+    process.stderr.close()
+    saved = list_checkpoints(out / "checkpoints")
+    assert saved
+    assert re.search(r"step \d: the judge refused \d+ of \d+ questions; .*Connection error", str(error.value))
+    assert str(error.value).endswith(
+        f"; {out} keeps its checkpoint of step {saved[-1]}, and a resumed run goes on from there"
+    )
+    with served_judge(port):
+        align_from_names(config, out, resume=True)
+    keys = ("step", "loss", "within_std", "reward", "grad_norm", "probe/proxy")
+    whole, resumed = (trajectory(tmp_path / name, *keys) for name in ("whole", "run"))
+    assert whole["step"] == list(range(7))
+    for key in keys:
+        assert resumed[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-7), key
+
+
 def test_a_set_may_ask_a_server_and_refl_refuses_it(server, local, asked, tmp_path, capsys):
     unit = Standard(0.0, 1.0, 1.0)
     parts = {"here": JudgePart(local), "there": JudgePart(load_judge(server))}
@@ -178,7 +225,7 @@ def test_addresses_are_checked(tmp_path):
 def test_requests_that_are_wrong_or_too_large_are_refused_by_status(pictures):
     from fastapi.testclient import TestClient
 
-    from rewarddance.apps.judge_server import MOST_BYTES, create_app
+    from rewarddance.apps.judge_server import MAX_BYTES, create_app
     from rewarddance.reward.wire import JudgeInfo
 
     class Unasked:
@@ -198,7 +245,7 @@ def test_requests_that_are_wrong_or_too_large_are_refused_by_status(pictures):
         answer = client.post("/judge", json={**good, **change})
         assert answer.status_code == 422
         assert message in answer.text
-    large = client.post("/judge", content=b"{}", headers={"content-length": str(MOST_BYTES + 1)})
+    large = client.post("/judge", content=b"{}", headers={"content-length": str(MAX_BYTES + 1)})
     assert large.status_code == 413
     locked = TestClient(create_app(Unasked(), JudgeInfo(**INFO), "secret"))
     assert [locked.get("/info", headers=h).status_code for h in ({}, {"authorization": "Bearer secret"})] == [401, 200]

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.core.runs import RunFolder
+from rewarddance.data.prompts import read_prompts
 from rewarddance.jobs.sample import Sampling, Searching, sample_to_folder
 from rewarddance.search.config import PathsConfig, VerifierConfig
 
@@ -37,6 +39,26 @@ def test_a_prompts_pictures_do_not_depend_on_its_company(sampling, tmp_path):
     for i in range(2):
         found, alone = (Media.open(tmp_path / n / f"{k:03d}.png") for n, k in (("all", 2 + i), ("one", i)))
         assert float((found.frames - alone.frames).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_layouts_are_those_that_scorers_read(sampling, tmp_path):
+    row = {"tag": "counting", "include": [{"class": "cup", "count": 2}], "prompt": "a photo of two cups"}
+    (tmp_path / "evaluation_metadata.jsonl").write_text(json.dumps(row) + '\n{"tag": "x", "prompt": "one v1.5 cup"}\n')
+    asked = read_prompts(tmp_path / "evaluation_metadata.jsonl")[0]
+    found = sample_to_folder(asked, tmp_path / "geneval", sampling, num=2, layout="geneval")["samples"]
+    assert [x["file"] for x in found] == [f"0000{i}/samples/000{j}.png" for i in range(2) for j in range(2)]
+    assert json.loads((tmp_path / "geneval" / "00000" / "metadata.jsonl").read_text()) == row
+    found = sample_to_folder(asked, tmp_path / "compbench", sampling, num=2, layout="compbench")["samples"]
+    names = [f"{p.text}_00000{2 * i + j}.png" for i, p in enumerate(asked) for j in range(2)]
+    assert [x["file"] for x in found] == [f"samples/{name}" for name in names]
+    assert sorted(p.name for p in (tmp_path / "compbench" / "samples").iterdir()) == sorted(names)
+    for layout, prompt, why in (
+        ("vbench", "a dog", "is for clips"),
+        ("compbench", "a snake_case", "holds '_'"),
+        ("compbench", "and/or", "holds '/'"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            sample_to_folder([prompt], tmp_path / "no", sampling, num=1, layout=layout)
 
 
 def test_without_best_of_no_judge_is_asked(sampling, tmp_path):

@@ -2,11 +2,10 @@
 number of processes goes on from."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_processes
 from safetensors.torch import load_file
 
 from rewarddance.core.errors import ConfigError
@@ -45,10 +44,7 @@ with process_group():
 def in_processes(num, vlm, data, out, config, resume=""):
     program = out.parent / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
-    arguments = [str(program), str(vlm), str(data), str(out), config.model_dump_json(), resume]
-    found = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr
+    run_processes(num, program, vlm, data, out, config.model_dump_json(), resume)
 
 
 def alone(vlm, data, out, config, resume=False):
@@ -66,6 +62,14 @@ def recipe(quick, **changes):
         "gradient_checkpointing": True,
     }
     return RewardConfig.model_validate({**given, **quick(4), **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(vlm_folder, data_folder, quick, tmp_path_factory):
+    """The run of one process with the plain recipe."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    alone(vlm_folder, data_folder, out, recipe(quick))
+    return out
 
 
 def assert_same(first, second):
@@ -99,12 +103,10 @@ def test_two_processes_that_share_the_weights_do_what_one_does(changes, vlm_fold
     assert two == pytest.approx(one, rel=1e-4)
 
 
-def test_two_whole_copies_that_share_the_records_do_what_one_does(vlm_folder, data_folder, quick, tmp_path):
+def test_two_whole_copies_that_share_the_records_do_what_one_does(whole, vlm_folder, data_folder, quick, tmp_path):
     """Data-parallel without sharding, records that do not divide evenly."""
-    config = recipe(quick)
-    alone(vlm_folder, data_folder, tmp_path / "one", config)
-    in_processes(2, vlm_folder, data_folder, tmp_path / "two", config)
-    assert_same(tmp_path / "one", tmp_path / "two")
+    in_processes(2, vlm_folder, data_folder, tmp_path / "two", recipe(quick))
+    assert_same(whole, tmp_path / "two")
 
 
 @pytest.mark.slow
@@ -117,11 +119,9 @@ def test_reasons_are_written_by_processes_together(vlm_folder, data_folder, quic
 
 
 @pytest.mark.slow
-def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(vlm_folder, data_folder, quick, tmp_path):
-    config = recipe(quick)
-    alone(vlm_folder, data_folder, tmp_path / "one", config)
-    in_processes(4, vlm_folder, data_folder, tmp_path / "four", config.model_copy(update={"shard": 2}))
-    assert_same(tmp_path / "one", tmp_path / "four")
+def test_four_processes_as_two_copies_of_two_shards_do_what_one_does(whole, vlm_folder, data_folder, quick, tmp_path):
+    in_processes(4, vlm_folder, data_folder, tmp_path / "four", recipe(quick, shard=2))
+    assert_same(whole, tmp_path / "four")
 
 
 @pytest.mark.slow
@@ -136,9 +136,8 @@ def test_adapters_on_sharded_weights_in_bf16_learn(vlm_folder, data_folder, quic
 
 
 @pytest.mark.parametrize("order", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["two_one", "one_two"])
-def test_a_run_is_resumed_by_another_number_of_processes(order, vlm_folder, data_folder, quick, tmp_path):
+def test_a_run_is_resumed_by_another_number_of_processes(order, whole, vlm_folder, data_folder, quick, tmp_path):
     config, out = recipe(quick), tmp_path / "parts"
-    alone(vlm_folder, data_folder, tmp_path / "whole", config)
     for part, num in enumerate(order):
         if num > 1:
             sharded = config.model_copy(update={"shard": num})
@@ -146,11 +145,11 @@ def test_a_run_is_resumed_by_another_number_of_processes(order, vlm_folder, data
         else:
             alone(vlm_folder, data_folder, out, config, resume=True)
         if part == 0:
-            assert_same(tmp_path / "whole", out)
+            assert_same(whole, out)
             shutil.rmtree(out / "model")
             shutil.rmtree(out / "checkpoints" / "step_4")
             (out / "best.safetensors").unlink()
-    assert_same(tmp_path / "whole", out)
+    assert_same(whole, out)
 
 
 def test_processes_that_cannot_be_shared_out_evenly_are_refused():

@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_record_and_keeps_its_ch
     i = next(i for i, r in enumerate(records) if r is second)
     bad = replace(second, media=(Media(spoilt), *second.media[1:]))
     train = [bad if k == i else r for k, r in enumerate(records)]
-    with pytest.raises(RunError, match=rf"step 1: .*{re.escape(second.record_id)}.*keeps its last checkpoint"):
+    with pytest.raises(RunError, match=rf"step 1: .*{re.escape(second.record_id)}.*keeps its checkpoint of step 1"):
         train_judge(config, load_backbone(vlm_folder), train, {}, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_1"]
     fitted = config.model_copy(update={"temperature": "fit"})

@@ -1,17 +1,20 @@
 """Alignment of the tiny Wan: clips reach the judge with gradient, banks are files of clips, and runs can go on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_runs import same, trajectory
 from tiny_wan import RedClips, tiny_wan
 
 from rewarddance.align.config import AlignConfig
+from rewarddance.align.probes import Prober
 from rewarddance.core.clip_frames import ClipFrames
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.task import Drawn
-from rewarddance.core.types import Comparison
+from rewarddance.core.types import Comparison, Verdict
 from rewarddance.jobs.align import _keep_references, align_generator
 from rewarddance.reward.composite import Composite, Standard
 from rewarddance.reward.config import JudgeSpec
@@ -52,7 +55,8 @@ def test_refl_learns_from_a_judge_of_clips(tmp_path, task):
     assert found["kl"][-1] > 0
     assert min(found["grad_norm"]) > 0
     assert len(found["probe/gold"]) == len(found["probe/dynamics"]) == 2
-    assert {c.candidate.frames.shape for c in judge.asked} == {(9, 3, 48, 48)}
+    shapes = {c.candidate.frames.shape for c in judge.asked}
+    assert shapes == {(9, 3, 48, 48), (8, 3, 48, 48)}  # probes also ask about clips without their first frame
     assert {(c.candidate.fps, c.reference.fps) for c in judge.asked} == {(8.0, 8.0)}
     assert {c.condition is not None for c in judge.asked} == {from_picture}
     assert any(c.candidate.frames.requires_grad for c in judge.asked)
@@ -77,6 +81,31 @@ def test_a_resumed_run_repeats_the_unbroken_one_with_its_bank_on_disk(tmp_path):
     same(trajectory(tmp_path / "broken", *keys), trajectory(tmp_path / "whole", *keys), rel=1e-6, abs=1e-9)
 
 
+def test_flicker_in_frames_that_the_judge_does_not_see_is_noticed(tmp_path, monkeypatch):
+    class EverySecond:
+        def judge(self, comparisons):
+            red = [[float(m.frames.detach()[::2, 0].mean()) for m in (c.candidate, c.reference)] for c in comparisons]
+            return Verdict.from_margin(20 * (torch.tensor(red)[:, 0] - torch.tensor(red)[:, 1]))
+
+    generator = tiny_wan()
+    generator.add_lora(2, 2.0)
+    prober = Prober(generator, EverySecond(), ["a", "b"], 2, 2, "overall", 0, None, folder=tmp_path)
+    start, draw = prober.probe(0), prober._draw
+    assert abs(start["probe/unseen_gap"]) < 0.05
+
+    def hacked(prompts, rows):
+        clips = [replace(m, frames=m.frames.clone()) for m in draw(prompts, rows)]
+        for clip in clips:
+            clip.frames[::2, 0] = 1.0
+        return clips
+
+    monkeypatch.setattr(prober, "_draw", hacked)
+    end = prober.probe(1)
+    assert end["probe/proxy"] > 0.95
+    assert end["probe/unseen_gap"] > 0.4  # for the judge, the other frames have not changed
+    assert end["probe/flicker"] > start["probe/flicker"] + 0.1
+
+
 @pytest.mark.parametrize("algorithm", ["nft", "grpo", "dpo", "distill", "sft"])
 def test_the_other_algorithms_run_on_clips(tmp_path, algorithm):
     judge = None if algorithm == "sft" else RedClips()
@@ -92,7 +121,10 @@ def test_the_other_algorithms_run_on_clips(tmp_path, algorithm):
 def test_both_experts_are_trained_and_a_resumed_run_repeats_the_unbroken_one(tmp_path, algorithm):
     """Two steps of a rollout are at times 1 and 0.75, one for each expert."""
     config = configured("embedded-video", algorithm, num_steps=4, micro_batch=1 if algorithm == "refl" else 2)
-    config = config.model_copy(update={"refl": config.refl.model_copy(update={"window": (0.0, 1.0)})})
+    rollout = config.rollout.model_copy(update={"times": (0.78, 0.97)})  # NFT's two times, one for each expert
+    config = config.model_copy(
+        update={"refl": config.refl.model_copy(update={"window": (0.0, 1.0)}), "rollout": rollout}
+    )
     align_generator(config, tiny_wan(experts=True), RedClips(), tmp_path / "whole")
 
     def kill(step, total, metrics):

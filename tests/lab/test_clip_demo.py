@@ -1,33 +1,22 @@
 """The demo of clips in its fast form, on stand-ins for the shipped weights, and its page in a real browser."""
 
 import json
-import shutil
 import sys
 
 import pytest
 from browser_pages import CHROMIUM, opened
-from tiny_wan import tiny_wan
+from clip_assets import write_clip_assets
 
 from rewarddance.apps.cli import main
-from rewarddance.core.clip_frames import ClipFrames
-from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.runs import RunFolder
 from rewarddance.data.parquet import RecordTable
 from rewarddance.lab.demo_config import CLIPS, DEMOS
-from rewarddance.reward.config import JudgeSpec
 from rewarddance.world.motion.task import EmbeddedVideoTask
 
 
 @pytest.fixture(scope="module")
 def assets(vlm_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("assets")
-    shutil.copytree(vlm_folder, folder / "vlm-tiny")
-    judge = shutil.copytree(vlm_folder, folder / "judge-tiny-clips")
-    spec = JudgeSpec(trained=True, kinds=("clip",), criteria=("overall",), clips=ClipFrames(fps=4.0))
-    (judge / "judge.json").write_text(spec.model_dump_json())
-    tiny_wan().pipeline.save_pretrained(folder / "generator-tiny-video")
-    shape = {"num_frames": 9, "fps": 8.0, "side": 48, "max_sequence_length": 24}
-    write_json(folder / "generator-tiny-video" / "clip.json", shape)
-    return folder
+    return write_clip_assets(tmp_path_factory.mktemp("assets"), vlm_folder)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +65,7 @@ def test_the_page_shows_clips_and_no_word_about_pictures_in_its_lead(demo):
     body = page.split("</script>", 1)[1]
     assert "http://" not in body
     assert "https://" not in body
-    assert "says whether one clip is better than another" in body
+    assert "answers yes-or-no questions about clips" in body
     assert "Better, same, worse by the oracle" in body
     assert "share of moving clips" in body
     assert "Best of 3 by the judge" in body

@@ -30,6 +30,10 @@ def test_the_summary_holds_the_promised_figures(demo):
     found = json.loads((demo / "summary.json").read_text())
     assert {"mean", "ci_low", "ci_high"} <= set(found["gain"])
     assert {"accuracy_id", "accuracy_ood", "before_id"} <= set(found["judge"])
+    alarms = [{"step": m["step"], "text": m["alarm"]} for m in RunFolder(demo / "align").metrics() if "alarm" in m]
+    assert found["alarms"] == alarms
+    shown = f"alarms during training: {len(alarms) or 'none'}"
+    assert shown in (demo / "report.html").read_text()
     assert found["seconds"] > 0
     assert 100 < found["peak_memory_mib"] < 16_384
 
@@ -55,6 +59,7 @@ def test_the_page_is_one_file_without_links_out(demo):
     assert body.count("data:image/png;base64") >= 8
     assert body.count("judge: right one better") >= 4
     assert "Its figures mean nothing" in body
+    assert "mean margin" in body  # the unit of the scores that DiffusionNFT learns from
 
 
 def test_single_runs_have_pages_too(demo):

@@ -110,7 +110,7 @@ def test_models_that_are_too_large_together_are_not_shipped(assets, tmp_path, vl
     ship_clip_model(first, "tiny-clips")
     second = video_run(tmp_path / "video", False)
     most = bytes_in_bf16(first / "model") + bytes_in_bf16(second / "model")
-    monkeypatch.setattr("rewarddance.lab.assets.MOST_BYTES", most - 1)
+    monkeypatch.setattr("rewarddance.lab.assets.MAX_BYTES", most - 1)
     with pytest.raises(RunError, match=r"the models of clips would take [\d.]+ MB, above"):
         ship_clip_model(second, "tiny-video")
     assert not (assets / "generator-tiny-video").exists()

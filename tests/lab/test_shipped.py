@@ -6,10 +6,12 @@ import torch
 
 from rewarddance import Comparison, Media, load_generator, load_judge
 from rewarddance.core.streams import stream
-from rewarddance.jobs.load import load_internvl
+from rewarddance.jobs.load import find, load_internvl
 from rewarddance.lab.blind_spots import untrained_answers
 from rewarddance.lab.judge_benchmark import benchmark_judge
+from rewarddance.lab.vlm_benchmark import benchmark_clip
 from rewarddance.search.best_of_n import draw_candidates
+from rewarddance.vlm.embedders import ClipEmbedder
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.corrupt import edit_scene
 from rewarddance.world.grammar import PromptError, parse, phrase
@@ -41,6 +43,13 @@ def test_the_generator_draws_recognisable_pictures_with_errors_to_mend(model):
     prompts = [p for _, p in benchmark_prompts()[::6]]
     drawn = draw_candidates(model, prompts, 1, torch.Generator().manual_seed(0), 8)
     assert 0.42 <= np.mean([fidelity(d[0].to_numpy(), p) for d, p in zip(drawn, prompts, strict=True)]) <= 0.82
+
+
+@torch.no_grad()
+def test_the_clip_finds_the_picture_of_a_prompt():
+    figures = benchmark_clip(ClipEmbedder.load(find("clip-tiny", "vlm")), num=64)
+    assert figures["found"]["share"] > 0.5
+    assert figures["told"]["share"] > 0.7  # 0.855 of 256
 
 
 @torch.no_grad()

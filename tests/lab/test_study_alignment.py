@@ -26,7 +26,9 @@ from rewarddance.lab.alignment_config import AlignmentStudyConfig
 from rewarddance.lab.alignment_figures import _baselines, summarise
 from rewarddance.lab.alignment_tables import alignment_tables
 from rewarddance.lab.study_alignment import _rewards, study_alignment
+from rewarddance.reward.composite import load_standards
 from rewarddance.reward.training import with_random_labels
+from rewarddance.world.task import EmbeddedTask
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def shared(vlm_folder, pipeline_folder, tmp_path, monkeypatch):
     shutil.copytree(vlm_folder, assets / "vlm-tiny")
     monkeypatch.setattr("rewarddance.jobs.load.ASSETS", assets)
     monkeypatch.setattr("rewarddance.reward.generative.MIN_ANSWER_MASS", 0.0)
-    monkeypatch.setattr("rewarddance.lab.alignment_arm.TASK.development", few_development_prompts)
+    monkeypatch.setattr("rewarddance.world.task.EmbeddedTask.development", few_development_prompts)
     return {
         "generator": str(pipeline_folder),
         "judge": str(vlm_folder),
@@ -52,10 +54,8 @@ def shared(vlm_folder, pipeline_folder, tmp_path, monkeypatch):
     }
 
 
-def few_development_prompts():
-    from rewarddance.world.task import EmbeddedTask
-
-    return EmbeddedTask().benchmark()[1::15]
+def few_development_prompts(task):
+    return task.benchmark()[1::15]
 
 
 def study_of(shared, arms, **values):
@@ -121,7 +121,7 @@ def test_a_standardised_judge_is_fitted_once_and_another_arms_kl_is_waited_for(s
     figures = study_alignment(study, out, arms=("grpo",))
     mark = marks_of(out, "grpo")["kl"]
     assert (mark["step"], mark["reached"]) == (3, False)  # three times the steps
-    assert json.loads((out / "grpo-0" / "standard.json").read_text())["paired_std"] > 0
+    assert load_standards(out / "grpo-0" / "standards.json")[1]["judge"].paired_std > 0
     assert "not reached by 1 of 1" in alignment_tables(figures)[1].rows[0][1]
 
 
@@ -148,12 +148,15 @@ with folder_lock(Path(sys.argv[1])) as locked:
 
 def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "setting.json").write_text(json.dumps({"shuffled_judge": "runs/x", "every": 1}))
-    with pytest.raises(RunError, match="holds a study of an earlier version; name another --out"):
+    with pytest.raises(RunError, match=r"was made with other settings \(split\); name another --out"):
         study_alignment(AlignmentStudyConfig.model_validate({"arms": {"refl": {}}}), tmp_path)
 
 
-def watched(tmp_path, kls, resume=False, **limits):
-    """Steps that a run takes with these KLs at every step, and why it ended; every step has 10 passes."""
+def watched(tmp_path, kls, resume=False, tick=lambda: None, **limits):
+    """Steps that a run takes with these KLs at every step, and why it ended; every step has 10 passes.
+
+    Each step calls `tick` once.
+    """
     from torch import nn
 
     class Saved:
@@ -174,6 +177,7 @@ def watched(tmp_path, kls, resume=False, **limits):
         assert loop.resume()
 
     def step(index):
+        tick()
         module(torch.ones(1)).sum().backward()
         loop.extra["work"] = {"generator_passes": 10 * (index + 1), "judge_calls": index + 1}
         return {}
@@ -202,19 +206,39 @@ def test_a_kl_that_is_out_of_reach_ends_after_three_times_the_budget(tmp_path):
     assert loop.extra["stopped"] == "KL 0.30000 not reached in 3 times the steps"
 
 
-def test_the_seconds_of_a_mark_leave_measurements_out_in_a_resumed_run_too(tmp_path):
-    """The last measurement before a checkpoint is in neither figure. The seconds of the resumed run were too few."""
+class Clock:
+    """Replaces the module `time`: seconds pass only where the test says so."""
+
+    process_time = staticmethod(time.process_time)
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+def test_the_seconds_of_a_mark_leave_measurements_out_in_a_resumed_run_too(tmp_path, monkeypatch):
+    """Steps take 1 second and measurements 10. The last measurement before a checkpoint is in neither figure."""
+    clock = Clock()
+    for module in ("rewarddance.core.loop", "rewarddance.lab.alignment_arm"):
+        monkeypatch.setattr(f"{module}.time", clock)
 
     def slow():
-        time.sleep(0.2)
+        clock.pass_by(10)
         return 0.1
 
-    assert watched(tmp_path, [slow] * 2)[0].step == 2
-    loop, saved = watched(tmp_path, [slow] * 4, resume=True, budget=Budget(generator_passes=40))
+    def tick():
+        clock.pass_by(1)
+
+    assert watched(tmp_path, [slow] * 2, tick=tick)[0].step == 2
+    loop, saved = watched(tmp_path, [slow] * 4, resume=True, tick=tick, budget=Budget(generator_passes=40))
     assert (loop.step, saved) == (4, ["work"])
-    assert 0.4 <= loop.extra["measuring"] < 0.75  # steps 1 and 3
-    seconds = json.loads((tmp_path.joinpath("run", "marks", "work", "mark.json")).read_text())["seconds"]
-    assert seconds == loop.seconds - loop.extra["measuring"] > 0
+    assert (loop.seconds, loop.extra["measuring"]) == (24, 20)  # the measurements after steps 1 and 3
+    assert json.loads((tmp_path / "run" / "marks" / "work" / "mark.json").read_text())["seconds"] == 4
 
 
 def test_the_proxy_of_a_conservative_ensemble_is_its_win_rate():
@@ -234,7 +258,7 @@ def test_the_kl_has_the_same_states_for_all_seeds(generator):
         for name, p in generator.trainable()["transformer"].named_parameters():
             if "lora_B" in name:
                 p.fill_(0.05)
-    first, second = kl_probe(generator, 2), kl_probe(generator, 2)
+    first, second = kl_probe(generator, EmbeddedTask(), 2), kl_probe(generator, EmbeddedTask(), 2)
     assert first.measure() == second.measure() > 0
     assert len({p.category for p in first.prompts}) == 5
     with generator.reference():
@@ -253,7 +277,7 @@ def written(tmp_path, shifts, features="these"):
         folder = tmp_path / f"{arm}-{seed}" / "marks" / "end"
         folder.mkdir(parents=True)
         gold = {"benchmark": (start + shift).tolist()}
-        proxy = {"probe/proxy": 0.6, "probe/gap": 0.1, "probe/hacking": "none"}
+        proxy = {"probe/proxy": 0.6, "probe/gap": 0.1, "verdict": "none"}
         spread = {"feature": 1.8, "vendi": 1.4}
         content = {"gold": gold, "proxy": proxy, "diversity": spread, "features": features}
         (folder / "measured.json").write_text(json.dumps(content))

@@ -5,20 +5,21 @@ import shutil
 
 import numpy as np
 import pytest
+from clip_assets import write_clip_assets
+from tiny_wan import tiny_wan
 
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.generator.trace import draw
-from rewarddance.jobs.load import load_generator
+from rewarddance.jobs.load import load_generator, load_task
 from rewarddance.lab.study_search import (
     ONE,
-    TASK,
     SearchStudyConfig,
     _verifiers,
-    development_prompts,
     study_search,
     summarise,
 )
+from rewarddance.search.config import BestOfNConfig
 from rewarddance.search.run import rngs_of
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
@@ -69,14 +70,14 @@ def test_every_cell_is_measured_and_kept(config, study):
 
 def test_one_sample_is_the_first_noise_of_every_search(study):
     out, figures = study
-    values = []
+    values, task = [], load_task("embedded")
     for seed in (0, 1):
-        prompts = [p.text for p in TASK.benchmark()[::120]]
+        prompts = [p.text for p in task.benchmark()[::120]]
         generator = load_generator("tiny")
         for prompt in prompts:
             noise = generator.noise(1, rngs_of(seed, "search", [prompt])[0])
             picture = Media.from_bytes(next(draw(generator, [prompt], noise, 2)).to_bytes())
-            values.append(TASK.gold([prompt], [picture], [picture])[0])
+            values.append(task.gold([prompt], [picture], [picture])[0])
     assert figures["one_sample"]["mean"] == pytest.approx(np.mean(values), abs=0.01)
     assert json.loads(next((out / "cells").glob(f"oracle-{ONE.replace(' ', '_')}-2-0/000.json")).read_text())[
         "nfe"
@@ -113,8 +114,61 @@ def test_a_judge_that_only_compares_is_not_asked_about_single_pictures(config):
 
 
 def test_development_prompts_share_no_meaning_with_the_benchmark():
-    prompts = development_prompts()
+    prompts = load_task("embedded").development()
     meanings = {meaning(parse(p.text)) for p in prompts}
     assert len(prompts) == len(meanings) == 100
     assert not meanings & {meaning(parse(text)) for _, text in benchmark_prompts()}
     assert {sum(p.category == c for p in prompts) for c in {p.category for p in prompts}} == {20}
+
+
+def test_clips_are_searched_and_measured_by_the_motion_oracle(config, tmp_path, vlm_folder, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", write_clip_assets(tmp_path / "assets", vlm_folder))
+    changes = {"task": "embedded-video", "generator": "tiny-video", "judge": "tiny-clips", "every": 24, "nfe": (4,)}
+    figures = study_search(config.model_copy(update=changes), tmp_path / "study")
+    cells = {(r["verifier"], r["search"]): r for r in figures["rows"]}
+    assert cells["oracle", "best_of_n"]["gold"]["mean"] >= figures["one_sample"]["mean"]
+    assert cells["oracle", "best_of_n"]["diversity"]["feature"] > 0
+    assert json.loads((tmp_path / "study" / "setting.json").read_text())["fps"] == 8.0
+    with pytest.raises(RunError, match=r"other settings \(guidance\)"):
+        study_search(config.model_copy(update={**changes, "guidance": 3.0}), tmp_path / "study")
+
+
+def test_image_to_video_is_searched_with_the_first_frames_of_its_prompts(config, tmp_path, vlm_folder, monkeypatch):
+    """The oracle's winners are the best of the noises that best-of-N draws with the prompts' pictures."""
+    assets = write_clip_assets(tmp_path / "assets", vlm_folder)
+    monkeypatch.setattr("rewarddance.jobs.load.ASSETS", assets)
+    folder = assets / "generator-tiny-image-to-video"
+    tiny_wan(from_picture=True).pipeline.save_pretrained(folder)
+    shutil.copy(assets / "generator-tiny-video" / "clip.json", folder)
+    changes = {"task": "embedded-image-to-video", "generator": "tiny-image-to-video", "judge": "tiny-clips"}
+    changes |= {"every": 24, "nfe": (4,), "seeds": (0,), "searches": {"best_of_n": BestOfNConfig()}}
+    figures = study_search(config.model_copy(update=changes), tmp_path / "study")
+    cells = {r["verifier"]: r for r in figures["rows"]}
+    task, generator, best = load_task("embedded-image-to-video"), load_generator("tiny-image-to-video"), []
+    for prompt in task.benchmark()[::24]:
+        noise = generator.noise(2, rngs_of(0, "search", [prompt])[0])
+        clips = [Media.from_bytes(m.to_bytes(), fps=m.fps) for m in draw(generator, [prompt] * 2, noise, 2)]
+        best.append(max(task.gold([prompt] * 2, clips, clips)))
+    assert cells["oracle"]["gold"]["mean"] == pytest.approx(np.mean(best), abs=0.01)
+    assert cells["anchor"]["judge_calls"] == 1
+    assert figures["gold_name"] == "oracle value (fidelity, motion, consistency, first frame)"
+
+
+def test_a_study_with_guidance_counts_both_passes(config, tmp_path):
+    few = {
+        "guidance": 3.0,
+        "nfe": (8,),
+        "verifiers": ("oracle",),
+        "seeds": (0,),
+        "searches": {"best_of_n": BestOfNConfig()},
+    }
+    figures = study_search(config.model_copy(update=few), tmp_path)
+    [row] = figures["rows"]
+    assert (row["nfe"], row["decodes"]) == (8, 2)  # two samples of two steps with two passes
+    one = json.loads(next((tmp_path / "cells" / f"oracle-{ONE.replace(' ', '_')}-2-0").glob("*.json")).read_text())
+    assert (one["nfe"], one["decodes"]) == ([4], [1])
+
+
+def test_tasks_of_pictures_and_clips_need_their_generators(config, tmp_path):
+    with pytest.raises(ConfigError, match="needs a generator of clips"):
+        study_search(config.model_copy(update={"task": "embedded-video"}), tmp_path / "other")

@@ -25,6 +25,7 @@ from rewarddance.jobs.load import find, load_judge, load_single_judge, load_task
 from rewarddance.reward.composite import Composite, Standard, fit_standard
 from rewarddance.reward.composite_config import CompositeConfig, load_composite_config, normalised_weights
 from rewarddance.reward.parts import JudgePart, MeasurePart, PartValues
+from rewarddance.vlm.embedders import ClipEmbedder
 
 YAML = """
 parts:
@@ -185,8 +186,12 @@ def fitted(tmp_path_factory, data_folder):
     return file, fit_composite(file, data_folder)
 
 
-def test_noise_blanks_and_copies_never_win_against_good_pictures(fitted, data_folder):
-    judge, task = load_judge(fitted[0]), load_task("embedded")
+@pytest.mark.parametrize("style", ["", "  style: {kind: clip}\n"])
+def test_noise_blanks_and_copies_never_win_against_good_pictures(tmp_path, data_folder, style):
+    file = tmp_path / "composite.yaml"
+    file.write_text(YAML.replace("weights:", style + "weights:"))
+    fit_composite(file, data_folder)
+    judge, task = load_judge(file), load_task("embedded")
     assert isinstance(judge, Composite)
     prompts = [p.text for p in task.benchmark()[::12]]
     pictures = [Media(x[None]) for x in task.reference_pictures(prompts, 1, 0)]
@@ -221,6 +226,10 @@ def test_the_fit_is_written_and_must_be_of_the_same_parts(fitted, data_folder, t
     assert facts["standards"]["fidelity"]["std"] == pytest.approx(margins.std().item(), rel=1e-3)
     z = judge.judge(asked).parts["composition"]
     assert abs(z.mean().item()) < 0.3  # of standardised values, after the bound
+    written = json.loads((folder / "standards.json").read_text())
+    del written["config"]["novelty"]["reference"]  # an earlier version did not have this key
+    (folder / "standards.json").write_text(json.dumps(written))
+    assert load_judge(file).parts.keys() == judge.parts.keys()
     (tmp_path / "c.yaml").write_text(YAML)
     with pytest.raises(ConfigError, match="not fitted yet"):
         load_composite(tmp_path / "c.yaml")
@@ -338,3 +347,33 @@ def test_a_gallery_holds_pictures_only(own_files):
     with pytest.raises(InputError, match=r"z\.gif: an animation of 3 frames, not a picture"):
         build_parts(CompositeConfig(parts={"style": config.parts["style"]}), {})
     (own_files / "gallery" / "z.gif").unlink()
+
+
+def test_galleries_and_references_are_sets_with_styles(own_files, data_folder, tmp_path):
+    for style, shift in (("Realism", 8), ("Cubism", 20)):
+        (tmp_path / "wikiart" / style).mkdir(parents=True)
+        for i in range(6):
+            square(shift + i, 16).to_pil().save(tmp_path / "wikiart" / style / f"someone_picture-{i}.png")
+    source = f"{tmp_path / 'wikiart'}, style: Cubism"
+    file = tmp_path / "sets.yaml"
+    file.write_text(
+        f"""
+preset: equal
+parts:
+  style: {{kind: clip, model: {own_files / "clip"}, gallery: {source}}}
+  novelty: {{kind: novelty, features: {own_files / "clip"}, neighbours: 1, reference: {source}}}
+"""
+    )
+    assert fit_composite(file, data_folder)["num_pictures"] > 0
+    parts = load_composite(file).parts
+    asked = [square(20, 16), square(8, 16)]
+    values = {n: p.values([Comparison("p", m) for m in asked]).values for n, p in parts.items()}
+    clip = ClipEmbedder.load(own_files / "clip")
+    gallery, vectors = clip([square(20 + i, 16) for i in range(6)]), clip(asked)
+    assert torch.allclose(values["style"], (vectors @ gallery.T).mean(1), atol=1e-5)
+    nearest = (vectors[:, None] - gallery[None]).norm(dim=2).amin(1)
+    assert torch.allclose(values["novelty"], nearest, atol=1e-3)
+    assert nearest[0] < 1e-6 < 1e-2 < nearest[1]
+    file.write_text(file.read_text().replace("Cubism", "Fauvism"))
+    with pytest.raises(ConfigError, match=r"part style: no pictures in .*wikiart of style 'Fauvism'"):
+        build_parts(load_composite_config(file), {})

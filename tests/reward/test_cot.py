@@ -82,15 +82,6 @@ def test_what_is_learnt_equals_plain_forwards(cot, backbone, pictures):
             assert torch.allclose(told[i], torch.stack(others).mean(), atol=1e-5)
 
 
-def test_token_logprobs_equal_plain_forwards(backbone, pictures):
-    engine, context = Engine(backbone), Context()
-    dialogs = [context.render(c) for c in comparisons(pictures)]
-    tails = [engine.tokens("yes because"), engine.tokens("no"), engine.tokens("the candidate matches the prompt")]
-    for dialog, tail, found in zip(dialogs, tails, engine.token_logprobs(dialogs, tails), strict=True):
-        rows = plain_logp(backbone, dialog, tail)
-        assert torch.allclose(found, rows[torch.arange(len(tail)), tail], atol=1e-5)
-
-
 def test_reasons_weigh_a_mean_and_reach_the_weights(backbone, pictures):
     judge = GenerativeJudge(Engine(backbone), Context(cot="answer_first"), strict=False)
     asked = [Question(c, c.label) for c in comparisons(pictures)]

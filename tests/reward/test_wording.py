@@ -138,8 +138,15 @@ def test_a_file_of_words_is_not_needed_once_the_judge_is_saved(backbone, picture
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pairwise": "is {first} better?"}, r"pairwise: no slot \{first\}; known: candidate, reference, request"),
-        ({"opening": "look"}, r"opening: the slot \{prompt\} is missing"),
+        (
+            {"pairwise": "is {first} better?"},
+            r"pairwise: no slot \{first\}; known: candidate, prompt, reference, request",
+        ),
+        ({"opening": "look"}, r"opening: the slot \{prompt\} is missing, and pairwise does not have it either"),
+        (
+            {"opening": "look", "pairwise": "{prompt}: is {candidate} better?", "pointwise": "{prompt}: good?"},
+            "and listwise does not have it either",
+        ),
         ({"picture": "see {number}"}, r"picture: the slot \{picture\} is missing"),
         ({"instruction": "be kind"}, r"instruction: the slot \{sentence\} is missing"),
         ({"yes": []}, "yes: tuple should have at least 1 item"),
@@ -151,6 +158,15 @@ def test_words_of_your_own_that_cannot_be_asked_name_the_slot(change, message, t
     own.write_text(yaml.safe_dump({**OLD, **change}))
     with pytest.raises(ConfigError, match=message):
         load_wording(str(own))
+
+
+def test_the_prompt_may_stand_after_the_pictures(pictures, tmp_path):
+    own, asked = tmp_path / "own.yaml", "prompt: {prompt}\n"
+    changes = {"opening": "{instruction}", **{k: asked + OLD[k] for k in ("pairwise", "pointwise", "listwise")}}
+    own.write_text(yaml.safe_dump({**OLD, **changes}))
+    *before, question = texts(Context(template=str(own)), questions(pictures)[0])
+    assert not any("a red circle" in text for text in before)
+    assert question == f"\nprompt: a red circle\n{OLD['pairwise']}".format(candidate=2)
 
 
 FORMAT_0 = {

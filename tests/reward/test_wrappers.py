@@ -138,7 +138,7 @@ class Levels:
 def test_a_standardised_judge_has_unit_spread_on_its_reference_set():
     levels = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
     media = [[grey(a), grey(b)] for a, b in levels.tolist()]
-    standard = standard_of(Levels(), ["p"] * 11 + ["unclear"], media, "fidelity")
+    standard = standard_of("judge", lambda c: Levels().judge(c).margin, ["p"] * 11 + ["unclear"], media, "fidelity")
     judge = Standardised(Levels(), standard)
     known = levels[:11]
     pairs = judge.judge([Comparison("p", a, b) for a, b in media[:11]]).margin
@@ -150,7 +150,13 @@ def test_a_standardised_judge_has_unit_spread_on_its_reference_set():
 
 
 def test_a_standardised_judge_keeps_refusals_and_gradients_and_refuses_unknown_questions():
-    standard = standard_of(Levels(), ["p"] * 8, [[grey(i / 8), grey((i + 1.5) / 8)] for i in range(8)], "fidelity")
+    standard = standard_of(
+        "judge",
+        lambda c: Levels().judge(c).margin,
+        ["p"] * 8,
+        [[grey(i / 8), grey((i + 1.5) / 8)] for i in range(8)],
+        "fidelity",
+    )
     pixels = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
     asked = [Comparison("p", Media(pixels), DARK), Comparison("unclear", LIGHT, DARK)]
     verdict = Standardised(Levels(), standard).judge(asked)

@@ -4,10 +4,15 @@ import math
 
 import pytest
 import torch
+from tiny_wan import RedClips, tiny_wan
 from toy_flow import Levels, Toy, level
 
 from rewarddance.core.errors import ConfigError
+from rewarddance.core.media import Media
+from rewarddance.core.task import Prompt
+from rewarddance.core.types import Comparison
 from rewarddance.generator import flow
+from rewarddance.generator.trace import draw
 from rewarddance.search.anchors import verifier_of
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.search.config import (
@@ -150,6 +155,17 @@ def test_anchors_are_drawn_first_and_count():
     torch.testing.assert_close(again.anchors[0][1].frames, verifier.anchors[1][1].frames)
 
 
+@pytest.mark.parametrize("ask", ["anchor", "round_robin"])
+def test_every_verifier_shows_the_judge_the_picture_of_the_prompt(ask):
+    generator, judge = tiny_wan(from_picture=True), RedClips()
+    pictures = [Media(torch.full((1, 3, 48, 48), value)) for value in (0.25, 0.75)]
+    prompts = [Prompt("a red circle moving left, flat style, white background", condition=p) for p in pictures]
+    settings = VerifierConfig(ask=ask)
+    verifier = verifier_of(judge, generator, prompts, num_steps=2, seed=0, settings=settings)
+    best_of_n(generator, verifier, prompts, nfe=12, num_steps=2)
+    assert {id(c.condition) for c in judge.asked} == set(map(id, pictures))
+
+
 def test_a_judge_is_asked_what_it_answers():
     class Pairs(Levels):
         criterion = "overall"
@@ -164,3 +180,23 @@ def test_a_judge_is_asked_what_it_answers():
     assert isinstance(verifier_of(Pairs(), Toy(), PROMPTS, **how), Anchored)
     ask = VerifierConfig(ask="round_robin")
     assert isinstance(verifier_of(Levels(), Toy(), PROMPTS, settings=ask, **how), RoundRobin)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:2], ids=KINDS[:2])
+def test_image_to_video_is_searched_with_each_prompts_picture(settings):
+    """The result is a rollout of the generator with this picture, and the judge is shown the picture."""
+    generator, judge = tiny_wan(from_picture=True), RedClips()
+    pictures = [Media(torch.full((1, 3, 48, 48), value)) for value in (0.25, 0.75)]
+    prompts = [Prompt("a red circle moving left, flat style, white background", condition=p) for p in pictures]
+    nfe = 6 if settings.kind == "best_of_n" else 14
+    results = run_search(generator, Pointwise(judge), prompts, nfe=nfe, num_steps=2, settings=settings)
+    assert [r.prompt for r in results] == [p.text for p in prompts]
+    assert {id(c.condition) for c in judge.asked} == set(map(id, pictures))
+    for prompt, result in zip(prompts, results, strict=True):
+        shown = [c for c in judge.asked if c.condition is prompt.condition]
+        assert result.score == pytest.approx(RedClips().judge(shown).margin.max().item(), abs=1e-4)
+    if settings.kind == "best_of_n":
+        for prompt, result, rng in zip(prompts, results, rngs_of(0, "search", prompts), strict=True):
+            drawn = list(draw(generator, [prompt] * 3, generator.noise(3, rng), 2))
+            best = RedClips().judge([Comparison.of(prompt, m) for m in drawn]).margin.argmax()
+            torch.testing.assert_close(result.picture.frames, drawn[best].frames, atol=1e-4, rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dialogs import WORDS, question
 from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen2_size
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
@@ -222,6 +223,17 @@ def test_sizes_of_clips_are_those_of_qwen3(bounds):
         for h, w in ((48, 48), (20, 90), (480, 832), (720, 1280), (33, 31)):
             wanted = smart_resize(frames, h, w, 2, 32, *bounds)
             assert ours.size(h, w, None, frames) == wanted, (frames, h, w)
+
+
+@pytest.mark.parametrize("bounds", [(128 * 28 * 28, 768 * 28 * 28), (4096, 100_000), (500_000, 600_000)])
+def test_sizes_of_clips_are_those_of_qwen2(bounds):
+    """Qwen2.5-VL's processor bounds every frame, so the number of frames does not matter."""
+    ours = PatchPreprocessor(14, clip_min_pixels=bounds[0], clip_max_pixels=bounds[1])
+    for h, w in ((48, 48), (20, 90), (480, 832), (720, 1280), (1080, 1920), (33, 31)):
+        wanted = qwen2_size(h, w, 28, *bounds)
+        for frames in (2, 3, 5, 9, 32):
+            assert ours.size(h, w, None, frames) == wanted, (frames, h, w)
+        assert ours.size(h, w) == qwen2_size(h, w, 28, ours.min_pixels, ours.max_pixels)
 
 
 def test_settings_of_clips_survive_the_disk(new_qwen, tmp_path):

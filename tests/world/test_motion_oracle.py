@@ -41,6 +41,18 @@ def test_clean_clips_score_high_and_mismatched_prompts_low(clean):
     assert np.mean(wrong) <= 0.15
 
 
+@pytest.mark.parametrize("action", ["growing", "moving right", "circling", "bouncing", "turning"])
+def test_an_object_that_comes_late_only_appears(action):
+    others = (Act("blue", "circle", "staying still"),) if action == "circling" else ()
+    acts = (Act("red", "square", action, None, "green" if action == "turning" else None), *others)
+    clip = render(place(MotionSpec(acts), stream(2, "late"))).copy()
+    assert judge(clip, MotionSpec(acts), FPS).fidelity > 0.95
+    clip[: 4 if action == "turning" else 5] = clip[0, 0, 0]  # background; the colour turns later
+    late = judge(clip, MotionSpec(acts), FPS)
+    assert late.fidelity < 0.5
+    assert any("no (" in reason for reason in late.reasons)
+
+
 @pytest.mark.parametrize("split", ["held_out", "ood"])
 def test_held_out_and_ood_clips_score_high(split):
     rng, scores = stream(1, "test-motion-oracle"), []

@@ -6,7 +6,9 @@ import torch
 
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
+from rewarddance.core.streams import seed_of
 from rewarddance.core.task import Drawn, Prompt
+from rewarddance.evaluate.clips import verdicts
 from rewarddance.jobs.load import load_task
 from rewarddance.world.motion.benchmark import action_set
 from rewarddance.world.motion.grammar import parse
@@ -71,7 +73,7 @@ def test_gold_is_the_weighted_sum_of_the_motion_oracles_criteria():
 
 def test_simulated_raters_score_from_0_to_2_and_prefer_right_clips():
     rate = load_task("embedded-video").rate
-    right, wrong = ({"fidelity": np.full((20, 2), value)} for value in (1.0, 0.0))
+    right, wrong = (np.full((20, 2), value) for value in (1.0, 0.0))
     assert rate(right, 0).shape == (20, 2, 8)
     assert rate(right, 0).max() == 2
     assert rate(wrong, 0).min() == 0
@@ -79,13 +81,40 @@ def test_simulated_raters_score_from_0_to_2_and_prefer_right_clips():
     assert rate(wrong, 0).mean() < 0.3
 
 
+def test_equal_clips_are_as_often_good_as_bad_whoever_the_sides_are():
+    """Every side has noise of its own, and the raters are the same people: good minus bad is 0 within its error."""
+    rate = load_task("embedded-video").rate
+    values = np.random.default_rng(0).uniform(0.2, 0.8, (240, 2))
+    sides = ("start", *(f"{arm}-{seed}" for arm in ("refl", "sft") for seed in range(3)))
+    scores = {side: rate(values, seed_of(0, "raters", side)).mean(2) for side in sides}
+    deviations = []
+    for i, one in enumerate(sides):
+        for other in sides[:i]:
+            signs = verdicts(scores[one], scores[other], 0.0).ravel()
+            assert (signs != 0).mean() > 0.5  # the noise of the two sides is not the same
+            deviations.append(signs.mean() / (signs.std() / len(signs) ** 0.5))
+    assert max(map(abs, deviations)) < 3
+    assert np.mean(np.square(deviations)) == pytest.approx(1, abs=0.8)
+
+
 def test_reference_clips_fulfil_their_prompts():
     task = load_task("embedded-video")
     texts = [p.text for p in task.benchmark()[:2]]
     clips = [Media(x, FPS) for x in task.reference_pictures(texts, 1, seed=0)]
     assert min(task.criteria(texts, clips)["fidelity"]) > 0.9
-    with pytest.raises(ConfigError, match="would need the prompts' pictures"):
-        load_task("embedded-image-to-video").reference_pictures(texts, 1, 0)
+
+
+def test_reference_clips_of_image_to_video_begin_with_the_prompts_picture():
+    task = load_task("embedded-image-to-video")
+    prompts = (*task.benchmark()[:2], task.development()[0])
+    pixels = task.reference_pictures(prompts, 2, seed=0)
+    assert pixels.shape == (6, 9, 3, 48, 48)
+    for i, prompt in enumerate(prompts):
+        assert torch.equal(pixels[2 * i], pixels[2 * i + 1])
+        assert task.criteria([prompt], [Media(pixels[2 * i], FPS)])["first_frame"] == [1.0]
+        assert task.criteria([prompt], [Media(pixels[2 * i], FPS)])["fidelity"][0] > 0.9
+    with pytest.raises(ConfigError, match="is not of an action set"):
+        task.reference_pictures(task.prompts(1, 0, seed=0)[0], 1, 0)
 
 
 def test_only_generators_of_its_own_clips_can_do_it():

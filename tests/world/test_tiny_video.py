@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_wan import CALL, tiny_video_pipeline
 
 from rewarddance.core.streams import stream
-from rewarddance.world.build.tiny_video import CALL, PROMPT_TOKENS, new_video_tokenizer, tiny_video_pipeline
+from rewarddance.world.build.tiny_video import PROMPT_TOKENS, new_video_tokenizer
 from rewarddance.world.motion.benchmark import action_set
 from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
 from rewarddance.world.motion.oracle import CRITERIA, judge

@@ -7,14 +7,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
+from tiny_wan import tiny_video_pipeline
 
 from rewarddance.core.errors import StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.runs import RunFolder
 from rewarddance.generator.base import load_pipeline
-from rewarddance.generator.whole_clip import WanAutoencoder, decode_clips, encode_moments
+from rewarddance.generator.whole_clip import WanAutoencoder, decode_chunks, decode_clips, encode_moments
 from rewarddance.world.build.clip_pool import ClipPool, signed
-from rewarddance.world.build.tiny_video import new_video_transformer, tiny_video_pipeline
+from rewarddance.world.build.tiny_video import new_video_transformer
 from rewarddance.world.build.video_autoencoder import (
     crops,
     foreground,
@@ -22,15 +23,22 @@ from rewarddance.world.build.video_autoencoder import (
     reconstruction,
     train_video_autoencoder,
 )
-from rewarddance.world.build.video_config import ClipStreamConfig, VideoAutoencoderConfig, VideoGeneratorConfig
+from rewarddance.world.build.video_config import (
+    ClipStreamConfig,
+    ImageToVideoConfig,
+    VideoAutoencoderConfig,
+    VideoGeneratorConfig,
+)
 from rewarddance.world.build.video_generator import (
     embed,
+    encoder,
     frame_weights,
     grown_transformer,
     random_times,
     train_image_to_video,
     train_text_to_video,
 )
+from rewarddance.world.build.video_sampling import generator_of
 from rewarddance.world.build.video_validation import pack, validate_generator
 from rewarddance.world.motion.batches import PROMPT_TOKENS, clip_batch, prompt_ids
 from rewarddance.world.motion.benchmark import action_set
@@ -62,7 +70,7 @@ VAES = {
 
 @pytest.mark.parametrize("name", VAES)
 @pytest.mark.parametrize("num_frames", [1, 5, 9])
-def test_one_pass_over_a_clip_equals_the_chunks(name, num_frames):
+def test_one_pass_over_a_clip_and_chunks_with_gradient_equal_the_own_decode(name, num_frames):
     kind = {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     vae = AutoencoderKLWan(**kind | VAES[name]).eval().double()
     x = torch.rand(2, 3, num_frames, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
@@ -71,6 +79,13 @@ def test_one_pass_over_a_clip_equals_the_chunks(name, num_frames):
         assert torch.allclose(moments, vae.encode(x).latent_dist.parameters, atol=1e-9)
         z = moments[:, :4]
         assert torch.allclose(decode_clips(vae, z).clamp(-1, 1), vae.decode(z).sample, atol=1e-9)
+    found = []
+    for decode in (decode_clips, lambda vae, z: decode_chunks(vae, z, 2)):
+        latents = z.clone().requires_grad_()
+        clips = decode(vae, latents)
+        found.append((clips.detach(), *torch.autograd.grad(clips.square().mean(), latents)))
+    for whole, chunks in zip(*found, strict=True):
+        assert torch.allclose(whole, chunks, atol=1e-9)
 
 
 def test_latents_have_mean_zero_and_deviation_one_after_normalisation():
@@ -167,13 +182,27 @@ def test_embeddings_of_training_are_the_pipelines():
     assert torch.allclose(ours, stock, atol=1e-5)
 
 
-def test_times_are_logit_normal_with_the_samplers_shift_or_even():
+@pytest.mark.parametrize("shift", [3.0, 6.0])
+def test_times_are_logit_normal_and_shifted_or_even(shift):
     rng = np.random.default_rng(0)
-    shifted = random_times(rng, 20_000, 0.0).astype(np.float64)
-    normal = np.log(shifted / (1 - shifted)) - np.log(3)
+    times = random_times(rng, 20_000, 0.0, shift).astype(np.float64)
+    normal = np.log(times / (1 - times)) - np.log(shift)
     assert abs(normal.mean()) < 0.02
     assert abs(normal.std() - 1) < 0.02
-    assert abs(random_times(rng, 20_000, 1.0).mean() - 0.5) < 0.01
+    assert abs(random_times(rng, 20_000, 1.0, shift).mean() - 0.5) < 0.01
+
+
+def test_stills_are_the_latents_of_single_frames():
+    generator = generator_of(tiny_video_pipeline(num_layers=1), 1.0, "fp32")
+    _, clips = clip_batch(5, "test", 0, 3)
+    rows = encoder(generator, stills=True)(torch.from_numpy(clips), torch.zeros(3, 4))
+    assert rows["stills"].shape == (3, 8, 1, 12, 12)
+    for k in range(3):
+        alone = generator.autoencoder.encode(signed(torch.from_numpy(clips[k : k + 1, k : k + 1])))
+        assert torch.allclose(rows["stills"][k].float(), alone[0], atol=1e-2)
+    for key, value in (("stills_share", 0.1), ("start", "model")):
+        with pytest.raises(ValueError, match=key):
+            ImageToVideoConfig(**{key: value})
 
 
 def test_frame_weights_are_inverse_to_the_spread():
@@ -229,6 +258,7 @@ def test_generators_train_resume_save_and_are_measured(small_vae, tmp_path):
         num_statistics=4,
         validation_clips=1,
         sampling_steps=1,
+        stills_share=0.2,  # with this seed the first step sees single frames, and the second one clips
         optim=OPTIM,
         loop=loop(2),
     )
@@ -246,7 +276,7 @@ def test_generators_train_resume_save_and_are_measured(small_vae, tmp_path):
     for part in ("transformer", "text_encoder"):
         x, y = getattr(a, part).state_dict(), getattr(begun, part).state_dict()
         assert all(torch.equal(x[k], y[k]) for k in x)
-    image = train_image_to_video(config, whole, tmp_path / "image")
+    image = train_image_to_video(config.model_copy(update={"stills_share": 0.0}), whole, tmp_path / "image")
     result = validate_generator(image.parent, "cpu", "fp32", 3, 1, (1.0, 2.0))
     assert set(result["guidance"]) == {"1.0", "2.0"}
     assert {"fidelity", "motion", "consistency", "first_frame"} <= result["guidance"]["2.0"].keys()

@@ -31,12 +31,14 @@ class Algorithm(ABC):
 
     Attributes:
         metrics: names that `loss` returns, means over groups.
+        pull_factor: the weight of the pull to the frozen policy is multiplied by this (`on_hacking: raise_kl`).
     """
 
     config: AlignConfig
     generator: Tunable
     num_prompts: int
     metrics: ClassVar[tuple[str, ...]]
+    pull_factor: float = field(init=False, default=1.0)
 
     def draw(self, prompts: Sequence[Request], places: Sequence[int], index: int) -> Rollouts:
         """Rollouts of one pass of step `index`: without noise, by the trained policy."""
@@ -53,8 +55,14 @@ class Algorithm(ABC):
         return group_advantages(scores, self.config.rollout.spread, self.config.rollout.clip_advantage)
 
     @abstractmethod
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
-        """Loss and metrics of the P' groups of one pass, means over them; advantages are (P', K)."""
+    def loss(
+        self, rollouts: Rollouts, advantages: Tensor, index: int, update: int, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Loss and metrics of one pass of P' groups, means over those that count; advantages are (P', K).
+
+        Args:
+            counts: which groups count, (P',), at least one; all when None.
+        """
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
         """Called after the updates of a step with the prompts and scores of all processes; returns further metrics."""
@@ -77,7 +85,11 @@ class ForwardProcess(Algorithm):
     Groups that do not count are left out of a pass.
     """
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def loss(
+        self, rollouts: Rollouts, advantages: Tensor, index: int, update: int, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        if counts is not None:
+            rollouts, advantages = rollouts.take(counts.nonzero().flatten().tolist()), advantages[counts]
         with without_guidance(self.generator):
             return self.regress(rollouts, advantages, index, update)
 
@@ -86,22 +98,28 @@ class ForwardProcess(Algorithm):
         """`loss`, with a guidance scale of 1."""
 
     def noised(self, rollouts: Rollouts, chosen: Tensor, draws: int, index: int, update: int, tied: int = 1) -> Noised:
-        """`draws` noised copies of some pictures of every group, copies one after the other.
+        """`draws` noised copies of the chosen pictures of every group: all first copies, then all second copies.
+
+        Two copies of a picture have the same time and opposite noises. The gradient from such a pair has much less
+        variance than from two independent noises (docs/log.md).
 
         Args:
-            chosen: (P', C) places in the group of the pictures to noise.
-            tied: this many pictures of a group, one after the other in `chosen`, share noise and time.
+            chosen: (P', C) indices of the pictures to noise within their group.
+            tied: number of successive pictures of `chosen` that share noise and time.
         """
         groups, num = chosen.shape
         rngs = streams_of(self.config.seed, f"noised-{update}", index, rollouts.places)
         size = len(rollouts.latents) // groups
         x0 = rollouts.latents[(torch.arange(groups)[:, None] * size + chosen).flatten()]
-        t = torch.stack([stratified_times(draws * num // tied, rng) for rng in rngs])
-        t = t.view(groups, draws, -1).transpose(0, 1).repeat_interleave(tied, 2).flatten()
-        noise = [noise_of(self.generator, num // tied, rngs).repeat_interleave(tied, 0) for _ in range(draws)]
+        pairs = (draws + 1) // 2
+        t = torch.stack([stratified_times(pairs * num // tied, self.config.rollout.times, rng) for rng in rngs])
+        t = t.view(groups, pairs, -1).transpose(0, 1).repeat_interleave(tied, 2).flatten(1)
+        noise = [noise_of(self.generator, num // tied, rngs).repeat_interleave(tied, 0) for _ in range(pairs)]
+        noise = [sign * n for n in noise for sign in (1, -1)][:draws]
         prompts = [p for p in rollouts.prompts for _ in range(num)] * draws
         condition = self.generator.condition(prompts)
         x0 = x0.repeat(draws, *([1] * (x0.ndim - 1)))
+        t = t.repeat_interleave(2, 0)[:draws].flatten()
         return noised(x0, torch.cat(noise), t.to(x0.device), condition)
 
 
@@ -119,10 +137,12 @@ class Nft(ForwardProcess):
             return super().draw(prompts, places, index)
 
     def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
-        config, (groups, size) = self.config.nft, advantages.shape
-        everything = torch.arange(size).expand(groups, size)
-        batch = self.noised(rollouts, everything, config.draws, index, update)
-        return nft.nft_step(self.generator, batch, advantages.flatten().repeat(config.draws).to(batch.z), config)
+        config = self.config.with_pull(self.pull_factor).nft
+        chosen = nft.chosen(advantages, config.extremes)
+        tied = 2 if chosen.shape[1] < advantages.shape[1] else 1  # a winner and a loser share noise and time
+        batch = self.noised(rollouts, chosen, config.draws, index, update, tied)
+        own = advantages.gather(1, chosen).flatten().repeat(config.draws).to(batch.z)
+        return nft.nft_step(self.generator, batch, own, config)
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
         decay = min(self.config.nft.old_rate * (index + 1), self.config.nft.old_most)
@@ -156,7 +176,7 @@ class Distill(BestOfGroup):
     def regress(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
         best = advantages.argmax(1, keepdim=True)
         batch = self.noised(rollouts, best, self.config.distill.draws, index, update)
-        return distill.distill_step(self.generator, batch, self.config.distill)
+        return distill.distill_step(self.generator, batch, self.config.with_pull(self.pull_factor).distill)
 
 
 class Dpo(BestOfGroup):
@@ -172,7 +192,11 @@ class Dpo(BestOfGroup):
 
 @dataclass
 class Grpo(Algorithm):
-    """Policy gradient with group-relative advantages on a window of SDE steps (Flow-GRPO, arXiv 2505.05470)."""
+    """Policy gradient with group-relative advantages on a window of SDE steps (Flow-GRPO, arXiv 2505.05470).
+
+    Groups that do not count have no weight in the loss and the metrics. They stay in the batch of a pass, so that the
+    first ratios are exactly 1.
+    """
 
     metrics = policy_gradient.METRICS
     kl_weight: float = field(init=False)
@@ -194,14 +218,17 @@ class Grpo(Algorithm):
             self.generator, prompts, places, rollout.group_size, rollout.num_steps, rngs, levels, config.shared_start
         )
 
-    def loss(self, rollouts: Rollouts, advantages: Tensor, index: int, update: int) -> dict[str, Tensor]:
+    def loss(
+        self, rollouts: Rollouts, advantages: Tensor, index: int, update: int, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
         return policy_gradient.policy_step(
             self.generator,
             rollouts.condition,
             rollouts.decisions,
             advantages.flatten().to(rollouts.latents),
             self.settings,
-            self.kl_weight,
+            self.kl_weight * self.pull_factor,
+            None if counts is None else counts.repeat_interleave(advantages.shape[1]),
         )
 
 
@@ -225,7 +252,7 @@ class Ppo(Grpo):
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
         self.baselines.note(rows, scores)
-        used = {"kl_weight": self.kl_weight}
+        used = {"kl_weight": self.kl_weight * self.pull_factor}
         if self.settings.kl_target and metrics["kl"] is not None:
             self.kl_weight = adapted_weight(
                 self.kl_weight, metrics["kl"], self.settings.kl_target, scores.numel(), self.settings.kl_horizon

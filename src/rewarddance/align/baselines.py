@@ -38,21 +38,21 @@ class Baselines:
             (P', K), 0 where there is no score.
         """
         known = ~scores.isnan()
-        own = scores.double().nanmean(1, keepdim=True)
+        group_mean = scores.double().nanmean(1, keepdim=True)
         mean, visits = self.table[list(rows), :1], self.table[list(rows), 1:]
-        baseline = torch.where(visits > 0, mean, own)
-        deviation = (scores - own).square()[known].mean().sqrt() if known.any() else torch.ones(())
+        baseline = torch.where(visits > 0, mean, group_mean)
+        deviation = (scores - group_mean).square()[known].mean().sqrt() if known.any() else torch.ones(())
         advantages = ((scores - baseline) / (deviation + 1e-4)).clamp(-clip, clip)
         return torch.where(known, advantages, 0.0).float()
 
     def note(self, rows: Sequence[int], scores: Tensor) -> None:
         """Update with the scores (P', K) of a visit; a prompt without any score stays as it is."""
-        for row, own in zip(rows, scores.double(), strict=True):
-            own = own[~own.isnan()]
-            if not len(own):
+        for row, answered in zip(rows, scores.double(), strict=True):
+            answered = answered[~answered.isnan()]
+            if not len(answered):
                 continue
             keep = self.decay if self.table[row, 1] > 0 else 0.0
-            self.table[row, 0] = keep * self.table[row, 0] + (1 - keep) * own.mean()
+            self.table[row, 0] = keep * self.table[row, 0] + (1 - keep) * answered.mean()
             self.table[row, 1] += 1
 
 

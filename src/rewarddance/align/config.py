@@ -62,6 +62,16 @@ class ReflConfig(Config):
         return self
 
 
+PULLS = {
+    "refl": "kl_weight",
+    "nft": "frozen_weight",
+    "grpo": "kl_weight",
+    "ppo": "kl_weight",
+    "distill": "frozen_weight",
+}
+"""For each algorithm: the key of its section that holds the weight of the pull to the frozen policy."""
+
+
 class AlignConfig(Rolling):
     """A generator, a judge, a task and an algorithm."""
 
@@ -83,6 +93,8 @@ class AlignConfig(Rolling):
     """The judge's criterion. If it is not given, the one of most of the judge's training records."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
+    sample_guidance: float | None = Field(None, ge=0)
+    """Classifier-free guidance scale of `evaluate`, `sample`, `ab` and studies; `guidance` when not given."""
     resolution: int | None = Field(None, ge=1)
     """Side of the generator's pictures in pixels; the checkpoint's own when not given."""
     max_sequence_length: int = Field(256, ge=1)
@@ -101,7 +113,8 @@ class AlignConfig(Rolling):
     """A file of prompts for the probes. They are held out if the file shares no prompt with `prompts`."""
     gold_judge: str | None = None
     """A second judge (anything that `judge` takes) that training does not use. Its P(better than the start) is the gold
-    standard of the probes, so that hacking can be noticed without an oracle."""
+    standard of the probes, so that hacking can be noticed without an oracle. If the task has an exact measure, the
+    probes also log that measure (`probe/truth`)."""
     batch_size: int = Field(24, ge=1)
     """Pictures of a step, over all processes; for algorithms with groups a multiple of `rollout.group_size`."""
     micro_batch: int = Field(0, ge=0)
@@ -122,11 +135,14 @@ class AlignConfig(Rolling):
     """Recompute activations of the transformer in the backward pass instead of keeping them, and of the decoder where
     its class can (not Wan's and Qwen-Image's)."""
     decode_chunk: int = Field(0, ge=0)
-    """Of clips: latent frames that are decoded with gradient at a time; 0 decodes the whole clip at once. Pixels and
+    """Latent frames of a clip that are decoded with gradient at a time; 0 decodes the whole clip at once. Pixels and
     gradient stay the same, memory falls, and decoding takes longer (docs/guides/video.md)."""
-    on_hacking: Literal["warn", "stop", "rollback"] = "warn"
-    """What to do when the gold standard of the probes falls (`core/monitors.alarm` has the rule). `warn`: print and log
-    it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning rate."""
+    on_hacking: Literal["warn", "stop", "rollback", "raise_kl"] = "warn"
+    """What to do when the gold standard of the probes falls (`core/monitors.AlarmRule` has the limits). `warn`: print
+    and log it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning
+    rate. `raise_kl`: continue, and double the weight of the pull to the frozen policy (`kl_weight` of `refl`, `grpo`
+    and `ppo`, `frozen_weight` of `nft` and `distill`); further alarms double it
+    again, up to 16 times the weight."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean of the steps' KL or the KL of a probe is above this; 0 never stops. `nft`, `distill`
     and `dpo` have no KL of steps, so the probes decide."""
@@ -152,10 +168,43 @@ class AlignConfig(Rolling):
         return self.probe_steps or (self.rollout.num_steps if self.has_groups else self.refl.num_steps)
 
     @property
+    def measured_guidance(self) -> float:
+        """Guidance scale of samples that are measured or shown after training."""
+        return self.guidance if self.sample_guidance is None else self.sample_guidance
+
+    @property
     def uses_references(self) -> bool:
         """Whether references are drawn from the current policy."""
         asks = self.algorithm == "refl" or (self.has_groups and self.rollout.score == "references")
         return asks and self.references.kind != "none"
+
+    @property
+    def pull(self) -> float:
+        """Weight of the pull to the frozen policy; 0 for an algorithm without one."""
+        weight = PULLS.get(self.algorithm)
+        return 0.0 if weight is None else float(getattr(getattr(self, self.algorithm), weight))
+
+    def with_pull(self, factor: float) -> Self:
+        """A copy with `factor` times the weight of the pull; only for the algorithms in `PULLS`."""
+        settings = getattr(self, self.algorithm)
+        changed = settings.model_copy(update={PULLS[self.algorithm]: factor * self.pull})
+        return self.model_copy(update={self.algorithm: changed})
+
+    @model_validator(mode="after")
+    def _a_pull_can_be_raised(self) -> Self:
+        if self.on_hacking != "raise_kl":
+            return self
+        if self.algorithm not in PULLS:
+            raise ValueError(
+                f"on_hacking raise_kl: algorithm {self.algorithm} has no pull to the frozen policy; "
+                "use stop or rollback"
+            )
+        if self.pull == 0:
+            name = f"{self.algorithm}.{PULLS[self.algorithm]}"
+            raise ValueError(f"on_hacking raise_kl: {name} is 0, so doubling it has no effect; set a positive weight")
+        if self.algorithm == "ppo" and self.ppo.kl_target:
+            raise ValueError("on_hacking raise_kl: ppo.kl_target already adapts the weight; lower the target")
+        return self
 
     @model_validator(mode="after")
     def _probes_use_the_gold_judge(self) -> Self:

@@ -11,9 +11,6 @@ from torch import Tensor
 from rewarddance.core.protocols import Generator
 from rewarddance.generator import flow
 
-EARLIEST, LATEST = 0.02, 0.98
-"""Range of the times at which pictures are noised; at 0 and 1 there is nothing to predict."""
-
 
 @dataclass(frozen=True)
 class Noised:
@@ -46,10 +43,11 @@ def noised(x0: Tensor, noise: Tensor, t: Tensor, condition: Any) -> Noised:
     return Noised(x0, noise, flow.add_noise(x0, noise, t), t, condition)
 
 
-def stratified_times(num: int, rng: torch.Generator) -> Tensor:
-    """`num` times in [EARLIEST, LATEST], one in each of `num` equal parts, in random order."""
+def stratified_times(num: int, between: tuple[float, float], rng: torch.Generator) -> Tensor:
+    """Random times in a range: one in each of `num` equal parts, in random order."""
     parts = (torch.randperm(num, generator=rng) + torch.rand(num, generator=rng)) / num
-    return EARLIEST + (LATEST - EARLIEST) * parts
+    low, high = between
+    return low + (high - low) * parts
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from rewarddance.align.forward import Noised, frozen_velocity, mean_square
 from rewarddance.align.rollout_config import NftConfig
 from rewarddance.core.protocols import Tunable
 
-LEAST_SCALE = 1e-5
+MIN_SCALE = 1e-5
 """Lower bound of the mean absolute error that a squared error is divided by."""
 METRICS = ("loss", "frozen_distance", "share_positive")
 
@@ -20,6 +20,20 @@ METRICS = ("loss", "frozen_distance", "share_positive")
 def positive_share(advantages: Tensor, clamp: float) -> Tensor:
     """r = clip(A / (2 clamp) + 1/2, 0, 1): how much of a picture's loss pulls towards it."""
     return (advantages / (2 * clamp) + 0.5).clamp(0, 1)
+
+
+def chosen(advantages: Tensor, extremes: int) -> Tensor:
+    """Indices within the group of the pictures that an update uses, (P, C), from advantages (P, K).
+
+    Args:
+        extremes: use this many pictures with the highest advantages and as many with the lowest. The order is best,
+            worst, second best, second worst. 0, or at least half of K, uses all K in their order.
+    """
+    groups, size = advantages.shape
+    if not extremes or 2 * extremes >= size:
+        return torch.arange(size).expand(groups, size)
+    order = advantages.argsort(1)
+    return torch.stack([order[:, -extremes:].flip(1), order[:, :extremes]], 2).flatten(1)
 
 
 def nft_loss(v: Tensor, v_old: Tensor, batch: Noised, share: Tensor, beta: float, clamp: float) -> Tensor:
@@ -36,7 +50,7 @@ def nft_loss(v: Tensor, v_old: Tensor, batch: Noised, share: Tensor, beta: float
     losses = []
     for velocity in (positive, negative):
         error = batch.z - batch.times * velocity - batch.x0
-        scale = error.detach().abs().flatten(1).mean(1).clamp(min=LEAST_SCALE)
+        scale = error.detach().abs().flatten(1).mean(1).clamp(min=MIN_SCALE)
         losses.append(mean_square(error) / scale)
     return clamp * (share * losses[0] + (1 - share) * losses[1]) / beta
 

@@ -83,14 +83,19 @@ def policy_step(
     advantages: Tensor,
     config: PolicyGradientConfig,
     kl_weight: float,
+    counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss and metrics of N rollouts with advantages (N,), a mean over their noisy steps.
+
+    Args:
+        counts: which rollouts the means are taken over, (N,), at least one; all when None.
 
     Returns:
         loss: clipped loss + kl_weight * kl; kl: mean KL(policy, frozen policy) a dimension; clipped: share of
         rollouts and steps without a gradient; ratio_deviation: mean |ratio - 1|.
     """
     parts: list[Tensor] = []
+    chosen = slice(None) if counts is None else counts.to(advantages.device)
     for d in decisions:
         policy = flow.step(d.z, generator.velocity(d.z, d.now, condition), d.now, d.after, d.noise)
         with torch.no_grad(), generator.reference():
@@ -98,7 +103,8 @@ def policy_step(
         ratios = log_ratio(policy, d, config.guard)
         loss, clipped = clipped_loss(ratios, advantages, config.clip)
         deviation = (ratios.detach().exp() - 1).abs()
-        parts.append(torch.stack([loss.mean(), policy.kl(frozen).mean(), clipped.float().mean(), deviation.mean()]))
+        values = torch.stack([loss, policy.kl(frozen), clipped.to(loss), deviation])
+        parts.append(values[:, chosen].mean(1))
     loss, kl, clipped_share, deviation_mean = torch.stack(parts).mean(0)
     return {
         "loss": loss + kl_weight * kl,

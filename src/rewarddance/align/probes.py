@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,18 @@ from rewarddance.align.diagnostics import (
 )
 from rewarddance.align.divergence import KlProbe
 from rewarddance.align.grids import save_grid
-from rewarddance.core.dynamics import dynamic_degree
+from rewarddance.core.dynamics import dynamic_degree, flicker
 from rewarddance.core.loop import Metrics
-from rewarddance.core.mapped import map_bytes, stored_rows
+from rewarddance.core.mapped import gather_media, map_bytes
 from rewarddance.core.media import Media, StoredMedia
-from rewarddance.core.monitors import HackingMonitor
+from rewarddance.core.monitors import HackingMonitor, proxy_metrics
 from rewarddance.core.parallel import all_gather_dicts, is_leader, rank, world_size
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.streams import seed_of
 from rewarddance.core.task import Gold, Request, texts_of
 from rewarddance.core.types import Comparison, RewardModel, Verdict
 from rewarddance.generator.trace import draw
+from rewarddance.reward.batches import in_batches
 
 FEW, FEW_CLIPS = 8, 2
 """Comparisons of pictures, and of clips, that the judge's surface sensitivity is measured on."""
@@ -47,7 +48,7 @@ def judge_gold(judge: RewardModel, criterion: str) -> Gold:
 
     def measure(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
         comparisons = [Comparison.of(p, x, s, criterion) for p, x, s in zip(prompts, media, start, strict=True)]
-        return judge.judge(comparisons).win_rate.tolist()
+        return in_batches(lambda batch: judge.judge(batch).win_rate, comparisons, "gold judge").tolist()
 
     return measure
 
@@ -57,28 +58,39 @@ def _mean_statistics(samples: Tensor) -> Tensor:
     return statistics(samples.flatten(0, 1)).view(*samples.shape[:2], -1).mean(1)
 
 
-def _of_table(table: np.ndarray) -> Metrics:
-    """Signs of hacking from the values (prompts, noises, proxy and gold)."""
+def _table_metrics(table: np.ndarray) -> Metrics:
+    """Saturation and rank disagreement of a table of values (prompts, noises, proxy and gold)."""
     metrics: Metrics = {"probe/saturation": saturation(table[..., 0])}
     if table.shape[2] > 1:
         metrics["probe/disagreement"] = rank_disagreement(table[..., 0], table[..., 1])
     return {name: None if np.isnan(value) else value for name, value in metrics.items()}
 
 
-def _of_parts(verdicts: Sequence[Verdict]) -> Metrics:
-    """The curves of a set of judges: every judge's mean value, and how much they disagree. A collective."""
+def _part_metrics(verdicts: Sequence[Verdict]) -> Metrics:
+    """Metrics of a set of judges: every judge's mean value, and how much the judges disagree. A collective."""
     known = sorted({name for v in verdicts for name in v.parts})
     own = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
-    everything = list(all_gather_dicts({rank(): own}).values())
-    names = sorted({name for parts in everything for name in parts})
+    parts_by_rank = list(all_gather_dicts({rank(): own}).values())
+    names = sorted({name for parts in parts_by_rank for name in parts})
     if not names:
         return {}
-    parts = {name: np.concatenate([part[name] for part in everything if name in part]) for name in names}
+    parts = {name: np.concatenate([part[name] for part in parts_by_rank if name in part]) for name in names}
     means = part_means({name: torch.from_numpy(values) for name, values in parts.items()})
     metrics: Metrics = {f"probe/part/{name}": mean for name, mean in means.items()}
     for name, value in zip(("probe/parts_std", "probe/parts_split"), set_disagreement(parts), strict=True):
         metrics |= {} if np.isnan(value) else {name: value}
     return metrics
+
+
+def _unseen_metrics(proxy: np.ndarray, unseen: Mapping[int, float]) -> Metrics:
+    """How much lower P(better than the start) is when the judge sees other frames. A collective.
+
+    Args:
+        proxy: (prompts, noises). unseen: the value of each sample of this process on the other frames, by row.
+    """
+    entries = all_gather_dicts(dict(unseen))
+    gaps = proxy.reshape(-1) - np.array([entries[row] for row in sorted(entries)])
+    return {} if np.isnan(gaps).all() else {"probe/unseen_gap": float(np.nanmean(gaps))}
 
 
 def _values(verdict: Verdict, name: str) -> np.ndarray:
@@ -104,6 +116,8 @@ class Prober:
     seed: int
     gold: Gold | None
     batch: int = 128
+    truth: Gold | None = None
+    """The task's exact measure, if the gold standard is another one. It is logged, and no alarm depends on it."""
     folder: Path = Path()
     """Where files of clips lie."""
     samples: Path | None = None
@@ -125,8 +139,9 @@ class Prober:
         pictures = self._draw(prompts, rows)
         if self.references is None:
             num = len(self.prompts) * self.num_noises
-            self.references = stored_rows(pictures, rows, num, self.shape, self.file)
+            self.references = gather_media(pictures, rows, num, self.shape, self.file)
         values: dict[int, list[float]] = {}
+        unseen: dict[int, float] = {}
         verdicts: list[Verdict] = []
         at_once = self.batch if self._draws_clips else max(1, len(rows))
         for first in range(0, len(rows), at_once):
@@ -136,23 +151,32 @@ class Prober:
             columns = [verdicts[-1].win_rate.tolist()]
             if self.gold is not None:
                 columns.append(self.gold(prompts[part], pictures[part], start))
+            if self.truth is not None:
+                columns.append(self.truth(prompts[part], pictures[part], start))
+            if self._draws_clips:
+                unseen |= dict(zip(rows[part], self._unseen(prompts[part], pictures[part], start), strict=True))
             values |= {row: [c[i] for c in columns] for i, row in enumerate(rows[part])}
         entries = all_gather_dicts(values)
         table = np.array([entries[row] for row in sorted(entries)], np.float64)
         table = table.reshape(len(self.prompts), self.num_noises, -1)
+        truth: Metrics = {}
+        if self.truth is not None:
+            table, exact = table[..., :-1], table[..., -1]
+            truth = {} if np.isnan(exact).all() else {"probe/truth": float(np.nanmean(exact))}
         if self.samples is not None and is_leader():
             save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
-        looks = self._looks(pictures, own) | (_of_parts(verdicts) if self._is_set else {})
+        looks = self._picture_metrics(pictures, own) | (_part_metrics(verdicts) if self._is_set else {})
+        looks |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
         if self._draws_clips:
             self._current.unlink(missing_ok=True)
-        figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _of_table(table)
-        return figures | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
+        figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _table_metrics(table)
+        return figures | truth | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of one sample, (F, 3, H, W)."""
+        """Shape of one sample, (F, 3, H, W)."""
         drawn = self.generator.drawn
         return drawn.num_frames, 3, drawn.side, drawn.side
 
@@ -186,29 +210,38 @@ class Prober:
     ) -> list[Comparison]:
         return [Comparison.of(p, x, r, self.criterion) for p, x, r in zip(prompts, media, start, strict=True)]
 
+    def _unseen(self, prompts: Sequence[Request], clips: Sequence[Media], start: Sequence[Media]) -> list[float]:
+        """P(better than the start) of clips without their first frame.
+
+        A judge that looks at every second frame then sees the other half.
+        """
+        later = [[replace(m, frames=m.frames[1:]) for m in media] for media in (clips, start)]
+        return self.judge.judge(self._comparisons(prompts, *later)).win_rate.tolist()
+
     def _sensitivity(self, comparisons: Sequence[Comparison]) -> float | None:
         """`surface_sensitivity` of a few comparisons; None for a judge without gradients."""
         value = surface_sensitivity(self.judge, comparisons) if comparisons else None
         values = [v for v in all_gather_dicts({rank(): value}).values() if v is not None and not np.isnan(v)]
         return float(np.mean(values)) if values else None
 
-    def _looks(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
+    def _picture_metrics(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
         """Diversity of the pictures, and how far their statistics are from the start's."""
-        entries: dict[int, tuple[float, Tensor, float]] = {}
+        entries: dict[int, tuple[float, Tensor, float, float]] = {}
         for place, prompt in enumerate(own):
             group = pictures[place * self.num_noises : (place + 1) * self.num_noises]
             pixels = torch.stack([m.frames for m in group]).cpu().float()
-            moves = float(np.mean([dynamic_degree(x) for x in pixels]))
-            entries[prompt] = (pixel_diversity(pixels[None]), _mean_statistics(pixels), moves)
-        everything = [look for _, look in sorted(all_gather_dicts(entries).items())]
+            moves, flickers = (float(np.mean([f(x) for x in pixels])) for f in (dynamic_degree, flicker))
+            entries[prompt] = (pixel_diversity(pixels[None]), _mean_statistics(pixels), moves, flickers)
+        all_entries = [look for _, look in sorted(all_gather_dicts(entries).items())]
         assert self.references is not None
         at_once = 256 // self.shape[0] + 1 if self._draws_clips else 256
         parts = (part.view(-1, *self.shape) for part in torch.split(self.references, at_once))
         start = torch.cat([_mean_statistics(part.float() / 255) for part in parts])
-        changes = drift(torch.cat([s for _, s, _ in everything]), start)
-        looks = {"probe/diversity": float(np.mean([d for d, _, _ in everything]))}
+        changes = drift(torch.cat([e[1] for e in all_entries]), start)
+        looks = {"probe/diversity": float(np.mean([e[0] for e in all_entries]))}
         if self._draws_clips:
-            looks["probe/dynamics"] = float(np.mean([m for _, _, m in everything]))
+            looks["probe/dynamics"] = float(np.mean([e[2] for e in all_entries]))
+            looks["probe/flicker"] = float(np.mean([e[3] for e in all_entries]))
         return looks | {f"probe/drift_{name}": value for name, value in changes.items()}
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
@@ -219,8 +252,7 @@ class Prober:
             return counted
         proxy = table[..., 0]
         if self.gold is None:
-            kept = proxy[~refused]
-            return {"probe/proxy": float(kept.mean()), "probe/proxy_std": float(kept.std())} | counted
+            return proxy_metrics(proxy[~refused]) | counted
         return self.monitor.add(step, proxy, table[..., 1]) | counted
 
     def _draw(self, prompts: Sequence[Request], rows: Sequence[int]) -> Sequence[Media]:

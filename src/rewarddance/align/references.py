@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.align.config import ReferenceConfig
-from rewarddance.core.mapped import stored_rows
+from rewarddance.core.mapped import gather_media
 from rewarddance.core.media import Media, StoredMedia
 from rewarddance.core.parallel import all_reduce_sum, rank, world_size
 from rewarddance.core.progress import tracked
@@ -65,7 +65,7 @@ class ReferenceBank:
         rows, self._unranked, drawn = range(rank(), len(self.prompts), world_size()), 0, generator.drawn
         winners = self._winners(generator, judge, [self.prompts[i] for i in rows], num, rng)
         shape = (drawn.num_frames, 3, drawn.side, drawn.side)
-        self.pictures = stored_rows(winners, rows, len(self.prompts), shape, self.file(step))
+        self.pictures = gather_media(winners, rows, len(self.prompts), shape, self.file(step))
         self.num_unranked = int(all_reduce_sum(torch.tensor(self._unranked)))
         self.fps, self.drawn_at, self.win_rate = drawn.fps, step, 0.5
 

@@ -125,11 +125,11 @@ def refl_step(
         divergences.append(kl)
     kl = torch.stack(divergences).mean()
     pictures = [x for latent in latents for x in generator.decode(latent)]
-    asked = [(p, r) for _ in latents for p, r in zip(prompts, references, strict=True)]
+    requests_and_references = [(p, r) for _ in latents for p, r in zip(prompts, references, strict=True)]
     comparisons = [
         Comparison.of(p, shifted(x, *shift), r, criterion)
         for shift in view_shifts(pictures, config.views, rng)
-        for x, (p, r) in zip(pictures, asked, strict=True)
+        for x, (p, r) in zip(pictures, requests_and_references, strict=True)
     ]
     verdict = judge.judge(comparisons)
     answered = verdict.answered.reshape(config.views, -1).all(0)

@@ -15,9 +15,8 @@ from rewarddance.core.loop import Metrics
 from rewarddance.core.parallel import all_gather_dicts, all_reduce_gradients, all_reduce_sum, rank, world_size
 from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.task import Task
+from rewarddance.core.types import MAX_REFUSED
 
-MOST_REFUSED = 0.05
-"""A run ends if the judge refuses more than this share of the pictures."""
 FREE_STEPS = 3
 """Steps at the start in which any number may be refused."""
 
@@ -57,10 +56,9 @@ class ReflRun(WatchedRun):
         rows = stream(config.seed, "align-batch", index).choice(len(self.bank.prompts), config.batch_size)
         batch = [self.bank.prompts[int(r)] for r in rows[rank() :: world_size()]]
         size = config.micro_batch or len(batch)
+        settings = config.with_pull(self.pull_factor).refl
         for part in (batch[i : i + size] for i in range(0, len(batch), size)):
-            out = refl_step(
-                self.generator, self.judge, part, self.bank.of(part), config.refl, config.criterion or "", rng
-            )
+            out = refl_step(self.generator, self.judge, part, self.bank.of(part), settings, config.criterion or "", rng)
             (out["loss"] * (len(part) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
             values = {k: float(v.detach()) for k, v in out.items()}
             num_judged, num_answered = values.pop("num_judged"), values.pop("num_answered")
@@ -77,6 +75,6 @@ class ReflRun(WatchedRun):
         total = self.loop.extra["refused"] = self.loop.extra.get("refused", 0) + here
         a_step = self.config.batch_size * (1 + self.config.refl.copies)
         judged = (index + 1) * a_step
-        if total > max(FREE_STEPS * a_step, MOST_REFUSED * judged):
+        if total > max(FREE_STEPS * a_step, MAX_REFUSED * judged):
             raise JudgementError(f"the judge refused {total} of {judged} pictures; last in step {index}")
         return {"refused": here}

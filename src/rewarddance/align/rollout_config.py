@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 
@@ -24,15 +24,26 @@ class RolloutConfig(Config):
     minibatches: int = Field(1, ge=1)
     """The pictures of a step are split into so many parts of whole groups. Each part gets an optimizer update."""
     spread: float = Field(1e-3, ge=0)
-    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped and counted. `ppo` compares
-    scores with running baselines and drops no group."""
+    """A group whose scores have a smaller standard deviation teaches nothing: it is dropped from the loss, its KL
+    included, and counted (`zero_variance`). `ppo` compares scores with running baselines and drops only groups without
+    any score."""
     clip_advantage: float = Field(5.0, gt=0)
     """Advantages are clipped to plus and minus this."""
+    times: tuple[float, float] = (0.02, 0.98)
+    """`nft`, `distill` and `dpo` noise their pictures to times in this range; 1 is pure noise. The content of a picture
+    is decided at times near 1. A gradient from these times alone can have much less variance (docs/log.md)."""
 
     @property
     def relative(self) -> bool:
         """Whether scores compare the pictures of one group, so that their mean says nothing."""
         return self.score in ("round_robin", "win_rate")
+
+    @model_validator(mode="after")
+    def _times_are_a_range(self) -> Self:
+        low, high = self.times
+        if not 0 < low < high < 1:
+            raise ValueError(f"times ({low}, {high}): needs 0 < low < high < 1; there is nothing to predict at 0 and 1")
+        return self
 
 
 class NftConfig(Config):
@@ -46,7 +57,11 @@ class NftConfig(Config):
     frozen_weight: float = Field(1e-4, ge=0)
     """Weight of |v - v_frozen|^2, the pull to the frozen policy."""
     draws: int = Field(2, ge=1)
-    """Noised copies of every picture in an update, each at its own time."""
+    """Noised copies of every picture in an update. Two copies share a time and have opposite noises."""
+    extremes: int = Field(0, ge=0)
+    """Train only on this many of the best pictures of a group and as many of the worst (as in DanceGRPO, arXiv
+    2505.07818). Advantages still compare all pictures of the group. A winner and a loser share noise and time. 0
+    trains on every picture."""
     old_rate: float = Field(0.001, ge=0)
     old_most: float = Field(0.5, ge=0, lt=1)
     """The old policy, which draws the pictures, keeps min(old_rate * step, old_most) of itself at every step."""
@@ -90,7 +105,7 @@ class DistillConfig(Config):
     """Best-of-N distillation: flow matching on the best picture of every group."""
 
     draws: int = Field(4, ge=1)
-    """Noised copies of every best picture in an update."""
+    """Noised copies of each group's best picture in an update. Two copies share a time and have opposite noises."""
     frozen_weight: float = Field(1.0, ge=0)
     """Weight of |v - v_frozen|^2 on the same noised pictures; the velocity's form of a KL to the frozen policy."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewarddance.align.algorithms import Algorithm, ForwardProcess
+from rewarddance.align.algorithms import Algorithm
 from rewarddance.align.rollouts import Rollouts
 from rewarddance.align.scoring import Scores, score_groups
 from rewarddance.align.watched_run import WatchedRun
@@ -18,11 +18,10 @@ from rewarddance.core.errors import JudgementError
 from rewarddance.core.loop import Metrics
 from rewarddance.core.parallel import all_gather_dicts, all_reduce_gradients, rank, world_size
 from rewarddance.core.streams import stream
+from rewarddance.core.types import MAX_REFUSED
 
-Lesson = tuple[Rollouts, Tensor, Tensor]
+ScoredPass = tuple[Rollouts, Tensor, Tensor]
 """A pass of P' groups, their advantages (P', K), and which groups count (P',)."""
-MOST_REFUSED = 0.05
-"""A run ends if the judge refuses more than this share of the questions of a step."""
 
 
 @dataclass
@@ -43,23 +42,24 @@ class RolloutRun(WatchedRun):
         drawn = [self._draw(index, rows, places) for places in own]
         scores = self._score([rollouts for passes in drawn for rollouts in passes])
         places = [p for part in own for p in part]
-        everything = _gathered(places, scores.values)
+        all_scores = _gathered(places, scores.values)
         metrics = self._count_refused(index, all_gather_dicts({rank(): (scores.refused, scores.num_asked)}))
-        advantages, counts = self.algorithm.advantages(rows, everything)
-        lessons = _lessons(drawn, advantages[places], counts[places])
+        self.algorithm.pull_factor = self.pull_factor
+        advantages, counts = self.algorithm.advantages(rows, all_scores)
+        scored = _with_advantages(drawn, advantages[places], counts[places])
         means = WeightedMeans()
         for number in range(config.updates * config.minibatches):
             if number:
                 self.loop.update()
             update, part = divmod(number, config.minibatches)
-            self._gradients(lessons[part], len(parts[part]), index, update, means)
+            self._gradients(scored[part], len(parts[part]), index, update, means)
         metrics |= means.all_reduce(self.algorithm.metrics)
         self.note_kl(metrics.get("kl"))
-        metrics |= _score_metrics(everything, counts, config.relative)
+        metrics |= _score_metrics(all_scores, counts, config.relative)
         metrics |= _mean_parts(all_gather_dicts({rank(): (scores.parts, scores.num_asked - len(scores.refused))}))
         if scores.win_rates is not None:
             metrics |= self.note_win_rate(float(_gathered(places, scores.win_rates).nanmean()))
-        return metrics | self.algorithm.end_step(index, rows, everything, metrics)
+        return metrics | self.algorithm.end_step(index, rows, all_scores, metrics)
 
     def _draw(self, index: int, rows: Sequence[int], places: Sequence[int]) -> list[Rollouts]:
         """Groups of one part of the batch, in passes of at most `micro_batch` pictures."""
@@ -74,34 +74,34 @@ class RolloutRun(WatchedRun):
         """Scores of all groups of this process, by one call to the judge."""
         prompts = [p for rollouts in passes for p in rollouts.prompts]
         pictures = [group for rollouts in passes for group in rollouts.pictures]
-        way, criterion = self.config.rollout.score, self.config.criterion or ""
-        references = self.bank.of(prompts) if way == "references" else ()
-        return score_groups(self.judge, prompts, pictures, way, criterion, references)
+        score_by, criterion = self.config.rollout.score, self.config.criterion or ""
+        references = self.bank.of(prompts) if score_by == "references" else ()
+        return score_groups(self.judge, prompts, pictures, score_by, criterion, references)
 
     @property
     def group_size(self) -> int:
         return self.config.rollout.group_size
 
     def _gradients(
-        self, lessons: Sequence[Lesson], num_groups: int, index: int, update: int, means: WeightedMeans
+        self, scored: Sequence[ScoredPass], num_groups: int, index: int, update: int, means: WeightedMeans
     ) -> None:
-        """Gradients of one update over all processes; each of its groups weighs 1 / num_groups."""
-        for rollouts, advantages, counts in lessons:
-            if isinstance(self.algorithm, ForwardProcess):
-                rollouts, advantages = rollouts.take(counts.nonzero().flatten().tolist()), advantages[counts]
-            if not len(advantages):
+        """Gradients of one update over all processes; each of its groups that counts weighs 1 / num_groups."""
+        for rollouts, advantages, counts in scored:
+            if not (num := int(counts.sum())):
                 continue
-            out = self.algorithm.loss(rollouts, advantages, index, update)
-            (out["loss"] * (len(advantages) / num_groups)).backward()  # type: ignore[no-untyped-call]
-            means.add({k: float(v.detach()) for k, v in out.items()}, len(advantages))
+            out = self.algorithm.loss(rollouts, advantages, index, update, counts)
+            (out["loss"] * (num / num_groups)).backward()  # type: ignore[no-untyped-call]
+            means.add({k: float(v.detach()) for k, v in out.items()}, num)
         all_reduce_gradients(self.loop.parameters.values())
 
     def _count_refused(self, index: int, by_rank: dict[int, tuple[tuple[str, ...], int]]) -> Metrics:
         """Raises `JudgementError` where the judge refused too many questions of this step."""
         reasons = [why for refused, _ in by_rank.values() for why in refused]
-        asked = sum(num for _, num in by_rank.values())
-        if len(reasons) > MOST_REFUSED * asked:
-            raise JudgementError(f"step {index}: the judge refused {len(reasons)} of {asked} questions; {reasons[0]}")
+        num_questions = sum(num for _, num in by_rank.values())
+        if len(reasons) > MAX_REFUSED * num_questions:
+            raise JudgementError(
+                f"step {index}: the judge refused {len(reasons)} of {num_questions} questions; {reasons[0]}"
+            )
         return {"refused": len(reasons)} if reasons else {}
 
     def went_back(self) -> None:
@@ -123,7 +123,7 @@ def _gathered(places: Sequence[int], rows: Tensor) -> Tensor:
     return torch.stack([row for _, row in sorted(all_gather_dicts(dict(zip(places, rows, strict=True))).items())])
 
 
-def _lessons(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Tensor) -> list[list[Lesson]]:
+def _with_advantages(drawn: Sequence[Sequence[Rollouts]], advantages: Tensor, counts: Tensor) -> list[list[ScoredPass]]:
     """Every pass with its groups' advantages and which of them count, by part."""
     sizes = [len(rollouts.prompts) for passes in drawn for rollouts in passes]
     rows = iter(zip(torch.split(advantages, sizes), torch.split(counts, sizes), strict=True))

@@ -17,7 +17,7 @@ from rewarddance.reward.rank import rank_all
 
 EPSILON = 1e-4
 """Added to a group's standard deviation (Flow-GRPO)."""
-Way = Literal["round_robin", "win_rate", "pointwise", "references"]
+ScoreBy = Literal["round_robin", "win_rate", "pointwise", "references"]
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ def score_groups(
     judge: RewardModel,
     prompts: Sequence[Request],
     groups: Sequence[Sequence[Media]],
-    way: Way,
+    score_by: ScoreBy,
     criterion: str,
     references: Sequence[Media | None] = (),
 ) -> Scores:
     """Score the K pictures of each of P prompts, in one call to the judge.
 
     Args:
-        way: `RolloutConfig.score`.
+        score_by: `RolloutConfig.score`.
         references: one a prompt, for `references`.
     """
     size = len(groups[0])
-    if way in ("round_robin", "win_rate"):
+    if score_by in ("round_robin", "win_rate"):
         rankings = rank_all(judge, prompts, groups, criterion)
         refused = tuple(why for r in rankings for why in r.refused.values())
-        asked = len(groups) * size * (size - 1) // 2
-        rows = [r.margin if way == "round_robin" else _win_rates(r.wins) for r in rankings]
-        return Scores(torch.stack(rows), refused, asked)
-    against = references if way == "references" else [None] * len(prompts)
+        num_comparisons = len(groups) * size * (size - 1) // 2
+        rows = [r.margin if score_by == "round_robin" else _win_rates(r.wins) for r in rankings]
+        return Scores(torch.stack(rows), refused, num_comparisons)
+    against = references if score_by == "references" else [None] * len(prompts)
     comparisons = [
         Comparison.of(prompt, picture, reference, criterion)
         for prompt, group, reference in zip(prompts, groups, against, strict=True)
@@ -68,7 +68,7 @@ def score_groups(
     ]
     verdict = judge.judge(comparisons)
     values, refused = verdict.margin.float().cpu().view(-1, size), tuple(verdict.refused.values())
-    rates = verdict.win_rate.float().cpu().view(-1, size) if way == "references" else None
+    rates = verdict.win_rate.float().cpu().view(-1, size) if score_by == "references" else None
     return Scores(values, refused, len(comparisons), rates, part_means(verdict.parts))
 
 

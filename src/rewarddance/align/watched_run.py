@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewarddance.align.config import AlignConfig
+from rewarddance.align.config import PULLS, AlignConfig
 from rewarddance.align.probes import Prober
 from rewarddance.align.references import ReferenceBank
 from rewarddance.align.run import AlignRun
@@ -23,6 +23,11 @@ from rewarddance.core.types import RewardModel
 
 RATE_FACTOR = 0.5
 """The learning rate is multiplied by this when a run goes back. With the old rate the run would fail again."""
+
+PULL_FACTOR = 2.0
+"""The weight of the pull is multiplied by this at an alarm (`on_hacking: raise_kl`)."""
+MAX_PULL_FACTOR = 16.0
+"""Largest factor by which all alarms together multiply the weight of the pull."""
 
 
 @dataclass
@@ -67,7 +72,13 @@ class WatchedRun(AlignRun, ABC):
         monitor, acts = self.prober.monitor, self.config.on_hacking
         if not monitor.measured_at(index) or (alarm := monitor.alarm()) is None:
             return {}
-        text = {"warn": alarm, "stop": alarm, "rollback": f"{alarm}; went back to step {self.good_step}"}[acts]
+        text = alarm
+        if acts == "rollback":
+            text += f"; went back to step {self.good_step}"
+        elif acts == "raise_kl":
+            self.loop.extra["pull_factor"] = min(MAX_PULL_FACTOR, self.pull_factor * PULL_FACTOR)
+            name = self.config.algorithm
+            text += f"; {name}.{PULLS[name]} is {self.pull_factor * self.config.pull:g}"
         if is_leader():
             say(f"step {index}: {text}")
         if acts == "rollback" and self.good:
@@ -78,6 +89,11 @@ class WatchedRun(AlignRun, ABC):
             self.loop.extra |= {"kl": 0.0, "kl_weight": 0.0}
             self.went_back()
         return {"alarm": text}
+
+    @property
+    def pull_factor(self) -> float:
+        """Factor by which alarms have multiplied the weight of the pull so far."""
+        return float(self.loop.extra.get("pull_factor", 1.0))
 
     def note_kl(self, kl: float | None) -> None:
         """Take a step's KL into the running mean that `stop` compares with `max_kl`; None for a step without one."""
@@ -95,12 +111,12 @@ class WatchedRun(AlignRun, ABC):
 
     def stop(self, metrics: Metrics) -> str | None:
         kl, weight = (self.loop.extra.get(name, 0.0) for name in ("kl", "kl_weight"))
-        if "alarm" in metrics and self.config.on_hacking != "warn":
+        if "alarm" in metrics and self.config.on_hacking in ("stop", "rollback"):
             return str(metrics["alarm"]) if self.config.on_hacking == "stop" else None
-        most = self.config.max_kl
-        if most and kl > most * weight:
-            return f"mean KL passed {most}"
-        return f"KL of the probes passed {most}" if most and metrics.get("probe/kl", 0.0) > most else None
+        max_kl = self.config.max_kl
+        if max_kl and kl > max_kl * weight:
+            return f"mean KL passed {max_kl}"
+        return f"KL of the probes passed {max_kl}" if max_kl and metrics.get("probe/kl", 0.0) > max_kl else None
 
     def save_state(self) -> None:
         loop, probes = self.loop, self.prober.monitor.probes

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from rewarddance.core.config import Config
 
 WORK = ("generator_passes", "generator_passes_with_gradient", "judge_calls", "judge_calls_with_gradient")
-"""What is counted (`align/work.py`)."""
+"""Names of the counts (`align/work.py`)."""
 
 
 class Budget(Config):

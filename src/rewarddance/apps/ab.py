@@ -64,8 +64,8 @@ class AbCreate(Flags):
         runs = (self.a, self.b, *self.others)
         need(len(runs) <= len(LETTERS), f"ab create: at most {len(LETTERS)} systems")
         systems = dict(zip(LETTERS, runs, strict=False))
-        asked = self.prompts, self.task, self.judgements, self.criteria
-        study = Study(systems, *asked, self.seed, self.num_steps, self.guidance, self.resolution)
+        settings = self.prompts, self.task, self.judgements, self.criteria
+        study = Study(systems, *settings, self.seed, self.num_steps, self.guidance, self.resolution)
         show(create(study, self.out))
         say(f"next: rewarddance annotate {self.out} --invite NAME, and rewarddance ab status {self.out}")
 
@@ -197,16 +197,16 @@ def read_ballots(folder: Path, study: dict[str, Any], database: str | None, crit
     from rewarddance.apps.annotating import DATABASE
     from rewarddance.evaluate.ab import Ballot
 
-    asked = criterion or study["criteria"][0]
-    if asked not in study["criteria"]:
-        raise RunError(f"{folder}: asks by {', '.join(study['criteria'])}, not by {asked}")
+    chosen_criterion = criterion or study["criteria"][0]
+    if chosen_criterion not in study["criteria"]:
+        raise RunError(f"{folder}: the study asks for {', '.join(study['criteria'])}, not for {chosen_criterion}")
     if database is None and not (folder / DATABASE).is_file():
         raise RunError(f"{folder}: has no {DATABASE} yet; `rewarddance annotate {folder}` makes it, or name --database")
     ballots = []
     address = database or f"sqlite:///{(folder / DATABASE).resolve()}"
     with closing(open_database(address)) as opened, opened.read() as session:
         config = settings_of(session)
-        if config.task != "pairwise" or asked not in config.asked:
+        if config.task != "pairwise" or chosen_criterion not in config.asked:
             wrong = f"task {config.task}, criteria {', '.join(config.asked)}"
             raise RunError(
                 f"{folder}: its desk was made with other questions ({wrong}); serve it to another --database"
@@ -215,7 +215,7 @@ def read_ballots(folder: Path, study: dict[str, Any], database: str | None, crit
         for record in voted_records(session, pictures=False):
             names = [m.model or "" for m in record.candidates]
             for v in record.votes:
-                if v.criterion == asked:
+                if v.criterion == chosen_criterion:
                     pair = (names[v.media[0]], names[v.media[1]])
                     category = record.groups.get("category", "")
                     ballots.append(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from rewarddance.apps.annotate.config import DeskConfig, ServerConfig, Task
 from rewarddance.apps.commands import show
-from rewarddance.apps.flags import Count, Flags, SomeCount
+from rewarddance.apps.flags import Count, Flags, Least, SomeCount, need
 from rewarddance.core.config import parse_config
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.progress import progress, say
-from rewarddance.data.names import Format
+from rewarddance.data.names import Format, Strategy
 
 if TYPE_CHECKING:
     from rewarddance.apps.annotate.database import Database
@@ -43,6 +43,8 @@ class Annotate(Flags):
 
     Example: rewarddance annotate data/pool --invite ada ben --judgements 2
 
+    Example: rewarddance annotate data/pool --invite ada --judges runs/judge --strategy uncertainty
+
     Example: rewarddance annotate data/pool --database postgresql://desk@db/desk --host 0.0.0.0 --port 8000
     """
 
@@ -66,6 +68,14 @@ class Annotate(Flags):
     """Time after which an item that somebody left open goes to somebody else; 15 by default."""
     whole_items_first: bool | None = None
     """Finish an item before the next one begins; False by default, True for desks of `ab create`."""
+    judges: tuple[str, ...] = ()
+    """Judges that decide which pairs come first; names as in `score --judge`. Without them and `--strategy` the order
+    is random, also for other servers on the same database until they order again."""
+    strategy: Strategy | None = None
+    """The rule by which pairs are chosen, as in `data select`; mixed by default. `coverage` and `random` need no
+    judges."""
+    order_minutes: Annotated[float, Least(0.01)] = 10.0
+    """Minutes after which the judges are loaded and asked again, so that a new version of a judge is used."""
     invite: tuple[str, ...] = ()
     """Names of people to invite; a link is printed for each, also for people who were invited before."""
     host: str = "127.0.0.1"
@@ -88,16 +98,56 @@ class Annotate(Flags):
         from rewarddance.apps.annotate.filling import fill
 
         config, server = self._config(), self._server()
+        self._check_order(config)
         with closing(open_database(database_of(self.data, self.database))) as database:
             with progress("records") as bar:
                 filled = fill(database, self.data, config, lambda n: bar(n, n + 1), self._settings().keys())
             self._tell(filled, config)
-            base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
-            for name, link in self._links(database, server, base.rstrip("/")).items():
-                print(f"{name}: {link}", flush=True)
-            app = create_app(database, server)
-            # the access log would hold the tokens of links
-            uvicorn.run(app, host=self.host, port=self.port, access_log=False, log_level="warning", server_header=False)
+            with self._order(database):  # fails on a wrong judge before a new admin link disables earlier ones
+                base = self.url or f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+                for name, link in self._links(database, server, base.rstrip("/")).items():
+                    print(f"{name}: {link}", flush=True)
+                # the access log would hold the tokens of links
+                quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "server_header": False}
+                uvicorn.run(create_app(database, server), host=self.host, port=self.port, **quiet)
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether a rule decides which pairs come first."""
+        return bool(self.judges) or self.strategy is not None
+
+    def _check_order(self, config: DeskConfig) -> None:
+        """Raises an error if the flags of the order are wrong."""
+        if not self._is_ordered:
+            return
+        from rewarddance.jobs.data.select import check_judges
+
+        need(
+            config.task == "pairwise",
+            f"annotate: an order by --judges or --strategy is for pairs, but this desk asks for a {config.task}",
+        )
+        study = (self.data / "study.json").is_file()
+        need(not study, "annotate: a study of `ab create` has a random order; leave out --judges and --strategy")
+        check_judges(self.strategy or "mixed", len(self.judges))
+
+    def _order(self, database: Database) -> AbstractContextManager[None]:
+        """Keeps the pairs in the order of the rule; without a rule the order is random."""
+        from rewarddance.apps.annotate.filling import settings_of
+        from rewarddance.apps.annotate.ordering import forget_order, kept_in_order
+
+        if not self._is_ordered:
+            forget_order(database)  # an earlier start may have left an order
+            return nullcontext()
+        from rewarddance.jobs.data.select import judges_needed
+        from rewarddance.jobs.load import load_judge
+
+        with database.read() as session:
+            config = settings_of(session)
+        self._check_order(config)  # an existing desk keeps its settings, whatever the flags' defaults
+        strategy = self.strategy or "mixed"
+        asked = dict.fromkeys(self.judges) if judges_needed(strategy) else {}
+        judges = lambda: {name: load_judge(name) for name in asked}  # noqa: E731
+        return kept_in_order(database, judges, strategy, self.order_minutes, config.seed)
 
     def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
@@ -117,8 +167,8 @@ class Annotate(Flags):
         if (self.data / "study.json").is_file():
             content = json.loads((self.data / "study.json").read_text())
             study = {"judgements": content["judgements"], "criteria": content["criteria"], "whole_items_first": True}
-            asked = list(given.get("criteria", study["criteria"]))
-            if given.get("task", "pairwise") != "pairwise" or asked != study["criteria"]:
+            criteria = list(given.get("criteria", study["criteria"]))
+            if given.get("task", "pairwise") != "pairwise" or criteria != study["criteria"]:
                 raise ConfigError(f"annotate: {self.data} is a study of pairs by {', '.join(study['criteria'])}")
         return parse_config(DeskConfig, {**study, **given}, "annotate")
 

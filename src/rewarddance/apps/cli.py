@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from rewarddance.core.errors import RewardDanceError, UsageError
+from rewarddance.core.errors import RewardDanceError, StoppedError, UsageError
 from rewarddance.core.memory import keep_freed_memory
 
 EPILOGUE = """
@@ -22,8 +23,9 @@ Examples:
   rewarddance align recipes/tiny/refl.yaml --judge runs/judge --out runs/refl --optim.lr 3e-5
   rewarddance evaluate runs/refl && rewarddance report runs/refl
 
-`rewarddance COMMAND --help` explains a command. Exit status: 0 done, 1 it could not be done, 2 wrong usage.
---debug shows tracebacks.
+`rewarddance COMMAND --help` explains a command. Exit status: 0 success, 1 failure, 2 wrong usage, 130 ended by
+Ctrl-C, 143 ended by SIGTERM. After the first Ctrl-C a training finishes its step and saves a checkpoint; the second
+Ctrl-C ends it at once. --debug shows tracebacks.
 """
 
 
@@ -78,6 +80,10 @@ COMMANDS: dict[str, Command] = {
     "build ship": Command("training:BuildShip", "put a trained model of clips into the package"),
     "build video": Command("training:BuildVideo", "train the embedded video models from scratch"),
 }
+
+
+RESUMED = ("train", "train learned", "align", "rerun")
+"""Commands with the flag --resume."""
 
 
 def overview() -> str:
@@ -142,30 +148,48 @@ def _quiet() -> None:
 def _run(name: str, rest: list[str], debug: bool) -> int:
     _quiet()
     keep_freed_memory()
-    command = COMMANDS[name].load()
-    read: Callable[[str, list[str]], Any] = command.read
     try:
+        read: Callable[[str, list[str]], Any] = COMMANDS[name].load().read
         read(f"rewarddance {name}", rest).run()
     except BrokenPipeError:
         raise  # handled in `main`
     except RewardDanceError as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, StoppedError):
+            print(f"rewarddance: {error} ({_how_to_resume(name)})", file=sys.stderr)
+            return 128 + error.signal if error.signal else 1
         print(f"rewarddance: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        hint = "; --resume goes on from the last checkpoint" if name in ("train", "align") else ""
+        hint = "; --resume goes on from the last checkpoint" if name in RESUMED else ""
         print(f"rewarddance: interrupted{hint}", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
     except Exception as error:
         if debug:
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split()) or type(error).__name__
         place = f"{where.filename.rsplit('/', 1)[-1]}:{where.lineno}"
+        text += _space_hint(name, error)
         print(f"rewarddance: {type(error).__name__}: {text} ({place}; --debug shows more)", file=sys.stderr)
         return 1
     return 0
+
+
+def _how_to_resume(name: str) -> str:
+    if name == "demo":
+        return "the demo starts from the beginning"
+    return "--resume" if name in RESUMED else "the same command again"
+
+
+def _space_hint(name: str, error: Exception) -> str:
+    """What to do if an error says that the disk is full; empty for other errors."""
+    from rewarddance.core.disk import is_full
+
+    if not is_full(error):
+        return ""
+    return f"; free some space and resume ({_how_to_resume(name)})"
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ class Demo(Flags):
     out: Path = Path("runs/demo")
     """Folder for everything; an earlier demo in it is replaced."""
     task: DemoTask = "t2i"
-    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`). Models of clips are not in the
-    package yet; the guide on video says how to train them."""
+    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`). The package has no models of
+    clips yet; the guide on video says how to train them."""
     fast: bool = False
     """A few steps of each part, for tests; the figures mean nothing."""
     seed: int = 0
@@ -155,6 +155,8 @@ class Score(JudgeFlags):
 
     Example: rewarddance score a.mp4 b.mp4 --prompt "a red circle moving left" --judge runs/clips
 
+    Example: rewarddance score a.mp4 b.mp4 --condition boat.png --prompt "the boat leaves" --judge runs/i2v-judge
+
     Example: rewarddance score data/mine --judge runs/judge --out scores.jsonl
     """
 
@@ -164,6 +166,9 @@ class Score(JudgeFlags):
     prompt: str | None = None
     candidate: Path | None = None
     reference: Path | None = None
+    condition: Path | None = None
+    """The picture that both samples were made from, for example the first frame of image-to-video. The judge sees it
+    before the samples. A learned reward refuses it."""
     out: Path | None = None
     """File for one JSON line a comparison when a data folder is scored."""
     explain: bool = False
@@ -173,7 +178,7 @@ class Score(JudgeFlags):
         from rewarddance.jobs.score import score_data, score_one
 
         data = self.files[0] if len(self.files) == 1 and _is_data(self.files[0]) else None
-        unused = {"out"} if data is None else {"prompt", "candidate", "reference", "criterion", "explain"}
+        unused = {"out"} if data is None else {"prompt", "candidate", "reference", "condition", "criterion", "explain"}
         kind = "one picture" if data is None else "a data folder, whose records have their own"
         flags = ", ".join(f"--{flag}" for flag in sorted(unused & self.given()))
         need(not flags, f"score: {flags} cannot be used with {kind}")
@@ -196,7 +201,8 @@ class Score(JudgeFlags):
         if self.prompt is None or candidate is None:
             raise UsageError("score: give a data folder, or --prompt and --candidate")
         against = None if reference is None else Media.open(reference)
-        return Comparison(self.prompt, Media.open(candidate), against, self.criterion)
+        given = None if self.condition is None else Media.open_picture(self.condition)
+        return Comparison(self.prompt, Media.open(candidate), against, self.criterion, condition=given)
 
 
 def _is_data(path: Path) -> bool:
@@ -212,19 +218,26 @@ class Rank(JudgeFlags):
     given.
 
     Example: rewarddance rank a.png b.png c.png --prompt "a red circle"
+
+    Example: rewarddance rank a.mp4 b.mp4 c.mp4 --condition boat.png --prompt "the boat leaves" --judge runs/i2v-judge
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     prompt: str
+    condition: Path | None = None
+    """The picture that all samples were made from, as for `score`."""
 
     def run(self) -> None:
         from rewarddance.core.media import Media
+        from rewarddance.core.task import Prompt
         from rewarddance.jobs.rank import rank_files
 
         repeated = [p for i, p in enumerate(self.images) if p in self.images[:i]]
         need(not repeated, f"rank: {', '.join(map(str, repeated))} is given twice")
+        given = None if self.condition is None else Media.open_picture(self.condition)
         pictures = {p: Media.open(p) for p in self.images}
-        show(rank_files(self.load(compile=False), self.prompt, pictures, self.criterion))
+        prompt = Prompt(self.prompt, condition=given)
+        show(rank_files(self.load(compile=False), prompt, pictures, self.criterion))
 
 
 @dataclass(frozen=True)
@@ -240,17 +253,23 @@ class Sample(Flags):
     Example: rewarddance sample --prompt "the boat leaves" --condition boat.png --generator Wan2.1-I2V --out clips
 
     Example: rewarddance sample --prompts prompts.txt --search paths --nfe 400 --out samples
+
+    Example: rewarddance sample --prompts evaluation_metadata.jsonl --layout geneval --out geneval
     """
 
     out: Path
     prompt: str | None = None
     prompts: Path | None = None
-    """A file of prompts instead of --prompt: text with one prompt a line, or JSONL with a field `prompt`."""
+    """A file of prompts instead of --prompt: text with one prompt a line, JSONL with a field `prompt`, or what `data
+    build --prompts` takes."""
     condition: Path | None = None
     """The picture that the clips of --prompt begin with (image-to-video). A JSONL file of prompts has a field
     `condition` instead."""
-    num: Count = 4
-    """Pictures or clips of each prompt."""
+    num: SomeCount = None
+    """Pictures or clips of each prompt: 4 by default, or as many as the layout's scorer expects (GenEval 4,
+    T2I-CompBench 10, VBench 5; its prompts of temporal flickering need --num 25)."""
+    layout: Literal["plain", "geneval", "compbench", "vbench"] = "plain"
+    """Folders and names as the scorer of a benchmark expects them; `evaluate --results` reads what it writes."""
     adapter: Path | None = None
     """A run folder of `rewarddance align`. Generator, num-steps, guidance, sample-batch, dtype, resolution and
     precision are those of that run, unless you give them."""
@@ -290,6 +309,7 @@ class Sample(Flags):
         from rewarddance.core.task import Prompt
         from rewarddance.data.prompts import read_prompts
         from rewarddance.jobs.sample import Sampling, sample_to_folder
+        from rewarddance.jobs.sample_files import PER_PROMPT
 
         need((self.prompt is None) != (self.prompts is None), "sample: give --prompt or --prompts")
         need((self.search is None) == (self.nfe is None), "sample: --search and --nfe go together")
@@ -313,7 +333,8 @@ class Sample(Flags):
             prompts,
             self.out,
             replace(run, **{name: value for name, value in flags.items() if value is not None}),
-            num=self.num,
+            num=self.num or PER_PROMPT[self.layout],
+            layout=self.layout,
             best_of=self.best_of,
             searching=self._searching(),
             adapter=self.adapter,

@@ -34,4 +34,4 @@ class FitComposite(Flags):
     def run(self) -> None:
         from rewarddance.jobs.composite import fit_composite
 
-        show(fit_composite(self.file, self.data, most=self.most, precision=self.precision))
+        show(fit_composite(self.file, self.data, max_records=self.most, precision=self.precision))

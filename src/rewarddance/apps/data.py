@@ -36,7 +36,8 @@ class DataBuild(Flags):
     out: Path
     """Folder to write."""
     prompts: Path | None = None
-    """A file of prompts: text, JSONL with `prompt` (GenEval's too), or JSON of COCO's captions or VBench."""
+    """A file of prompts: text, JSONL with `prompt` (GenEval's too), JSON of COCO's captions or VBench. Or a set of
+    pictures with captions: LAION's Parquet, webdataset tars, a folder or CSV of WikiArt."""
     images_per_prompt: Count = 4
     """With --prompts: seeds of every prompt and setting."""
     num_steps: tuple[int, ...] = (20,)
@@ -65,6 +66,8 @@ class DataBuild(Flags):
     name a generator, such as `tiny-video`. With --prompts it draws all pictures."""
     generator_share: float = 0.7
     """Share of prompts whose pictures (or clips) the generator draws."""
+    single_share: float = 0.0
+    """Clips: share of the rendered training records with one right clip, and others with a single change each."""
     criterion: Literal[
         "fidelity", "style", "composition", "novelty", "overall", "each", "motion", "consistency", "first_frame"
     ] = "fidelity"
@@ -81,7 +84,7 @@ class DataBuild(Flags):
         pool = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
         pool |= {"engine", "actors"}
         world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
-        world |= {"task"}
+        world |= {"task", "single_share"}
         idle = self.given() & (pool if self.prompts is None else world)
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
         which = "without" if self.prompts is None else "with"
@@ -95,6 +98,8 @@ class DataBuild(Flags):
             not alone or "generator_share" not in self.given(),
             f"data build: --task {self.task} is made of renders alone without --generator; leave --generator-share out",
         )
+        need(clips or not self.single_share, "data build: --single-share is for clips; add --task t2v or i2v")
+        need(0 <= self.single_share <= 1, f"data build: --single-share {self.single_share:g}: a share between 0 and 1")
         other = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
         need(self.criterion not in other, f"data build: --task {self.task} has no criterion {self.criterion}")
         need(self.task == "i2v" or self.criterion != "first_frame", "data build: first_frame needs --task i2v")
@@ -129,6 +134,7 @@ class DataBuild(Flags):
             num_prompts=self.num_prompts,
             clips=self.pictures,
             generator_share=self.generator_share,
+            single_share=self.single_share,
             criterion=self.criterion,
             votes=self.votes,
             shuffle_labels=self.shuffle_labels,
@@ -164,8 +170,9 @@ class DataImport(Flags):
     Own rows of a JSONL or CSV file: prompt with image_a, image_b and label (a, b, tie or both_bad), probability (of
     the first), votes_a and votes_b, or rating_a and rating_b (1 to 5); or chosen, rejected; or (JSONL) images and
     ranking, lower is better, or ratings; equal ones are ties. A column criterion says what a choice is about;
-    annotator, created, seconds, shown (ab or ba) and strength (0 to 1) say who judged and how. `import.json` counts
-    rows and lists broken ones.
+    annotator, created, seconds, shown (ab or ba) and strength (0 to 1) say who judged and how. The columns of pictures
+    may name clips (MP4, WebM, or a GIF of several frames). A column condition names the picture that the candidates
+    were made from, such as the first frame of image-to-video. `import.json` counts rows and lists broken ones.
 
     Example: rewarddance data import votes.csv --media-root images --out data/mine
 
@@ -320,10 +327,10 @@ class DataSelect(Flags):
     seed: int = 0
 
     def run(self) -> None:
-        from rewarddance.jobs.data.select import select_pairs
+        from rewarddance.jobs.data.select import judges_needed, select_pairs
         from rewarddance.jobs.load import load_judge
 
-        asked = () if self.strategy in ("coverage", "random") else self.judges
-        judges = {name: load_judge(name) for name in asked}
+        judge_names = self.judges if judges_needed(self.strategy) else ()
+        judges = {name: load_judge(name) for name in judge_names}
         most = self.most_per_prompt or self.budget
         show(select_pairs(self.data, judges, self.out, self.budget, self.strategy, self.criterion, most, self.seed))

@@ -16,10 +16,16 @@ from rewarddance.core.runs import RunFolder
 
 SIGNS: dict[str, tuple[str, str]] = {
     "probe/gold": ("Gold standard", "The measure that training does not see. It must not fall."),
+    "probe/truth": ("Exact measure", "The task's own measure, beside a gold judge. The alarm does not read it."),
     "probe/proxy": ("Judge's P(better than the start)", "Rises in every run that works; alone it says nothing."),
     "probe/gap": ("Gap", "Rise of the proxy minus rise of the gold standard, in standard deviations of the start."),
     "probe/kl": ("KL to the frozen policy", "One step of the SDE at fixed states, nats a dimension."),
     "probe/proxy_std": ("Spread of the proxy", "Falls to 0 when all pictures please the judge alike."),
+    "probe/proxy_within": (
+        "Spread of the proxy within prompts",
+        "At 0 the judge cannot tell samples of a prompt apart.",
+    ),
+    "probe/proxy_across": ("Spread of the proxy across prompts", "Grows when some prompts are hacked before others."),
     "probe/saturation": ("Saturation", "Share of P(yes) above 0.95 or below 0.05: there the answer hardly changes."),
     "probe/disagreement": ("Disagreement of ranks", "Share of pairs that judge and gold standard order differently."),
     "probe/parts_std": ("Disagreement of the judges", "Of a set of judges: standard deviation of their margins."),
@@ -28,6 +34,9 @@ SIGNS: dict[str, tuple[str, str]] = {
     "probe/diversity": ("Diversity", "Distance between two samples of one prompt, root mean square of pixels."),
     "probe/drift_sharpness": ("Drift of sharpness", "In standard deviations of the start. Fine texture fools judges."),
     "probe/drift_colourfulness": ("Drift of colourfulness", "In standard deviations of the start."),
+    "probe/dynamics": ("Motion", "Dynamic degree of clips. It falls when still clips please the judge."),
+    "probe/flicker": ("Flicker", "Difference of a frame from the mean of its neighbours."),
+    "probe/unseen_gap": ("Frames that the judge does not see", "Fall of P(better) on these frames. It must stay at 0."),
     "within_std": ("Spread of scores in a group", "Algorithms with groups learn from this spread."),
     "zero_variance": ("Groups that taught nothing", "Share of the step's groups."),
     "clipped": ("Clipped ratios", "Share of policy-gradient terms without a gradient."),

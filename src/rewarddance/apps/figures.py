@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -61,7 +62,7 @@ def intervals(rows: Mapping[str, Mapping[str, float]], x: str) -> str:
     )
     figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1.5})  # the template's width is 0
     figure.update_yaxes(autorange="reversed")
-    return framed(figure, "", x, height=120 + 30 * len(rows))
+    return framed(figure, "", "<br>".join(wrap(x, 36)), height=130 + 30 * len(rows))
 
 
 def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | None:

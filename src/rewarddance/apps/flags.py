@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 import tyro
+import tyro._strings
 from pydantic import ValidationError
 
 from rewarddance.core.config import Config, load_recipe, merge, parse_config, problems
 from rewarddance.core.errors import UsageError
+
+_joined_lines = tyro._strings.remove_single_line_breaks
+
+
+def _paragraph(helptext: str) -> str:
+    """A docstring as the text of a help page. tyro keeps a line break before an indented line, and the second line of a
+    field's docstring is indented, so the indentation is removed first."""
+    return _joined_lines(inspect.cleandoc(helptext))
+
+
+tyro._strings.remove_single_line_breaks = _paragraph
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rewarddance.reward.trainer_wire import (
     answer_compute,
     answer_score,
 )
-from rewarddance.reward.wire import MOST_BYTES, AnswerData, JudgeInfo, QuestionData, answer_of, decoded
+from rewarddance.reward.wire import MAX_BYTES, AnswerData, JudgeInfo, QuestionData, answer_of, decoded
 from rewarddance.search.verifier import answers_alone
 
 
@@ -44,7 +44,7 @@ def info_of(name: str, judge: AnyJudge) -> JudgeInfo:
         criteria=criteria,
         precision=judge.precision,
         pointwise=answers_alone(judge),
-        most_bytes=MOST_BYTES,
+        most_bytes=MAX_BYTES,
     )
 
 
@@ -69,8 +69,8 @@ def create_app(judge: RewardModel, info: JudgeInfo, key: str | None = None) -> F
         if key is not None and not hmac.compare_digest(given, key.encode()):
             return JSONResponse({"detail": "wrong key"}, 401)
         length = request.headers.get("content-length", "0")
-        if "transfer-encoding" in request.headers or not length.isdecimal() or int(length) > MOST_BYTES:
-            return JSONResponse({"detail": f"a request has a content-length of at most {MOST_BYTES:,} bytes"}, 413)
+        if "transfer-encoding" in request.headers or not length.isdecimal() or int(length) > MAX_BYTES:
+            return JSONResponse({"detail": f"a request needs a content-length of at most {MAX_BYTES:,} bytes"}, 413)
         return await call_next(request)
 
     @app.get("/info")

@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from rewarddance.apps.figures import curves, intervals
 from rewarddance.apps.report_study import study_content
+from rewarddance.core.clips import contact_sheet, spread
 from rewarddance.core.errors import RunError
 from rewarddance.core.plugins import TASKS, load_plugin
 from rewarddance.core.runs import RunFolder
@@ -49,16 +51,26 @@ def _read(path: Path) -> Any:
 
 SMALL, LARGE = 128, 512
 """Sides in pixels: a picture of at most `SMALL` is magnified, a larger one becomes a JPEG of at most `LARGE`."""
+SHEET, SHEET_FRAMES = 1024, 16
+"""Largest side of a contact sheet in pixels, and most frames in it. A sheet replaces a clip that cannot play."""
+STRIP = (2048, 512)
+"""Largest width and height of a sample grid in pixels."""
 
 
-def _image(path: Path) -> str:
-    content, kind = path.read_bytes(), "png"
+def _image(path: Path, most: tuple[int, int] = (LARGE, LARGE)) -> str:
+    content = path.read_bytes()
     with Image.open(path) as image:
-        if max(image.size) > SMALL:
-            image.thumbnail((LARGE, LARGE))
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=90)
-            content, kind = buffer.getvalue(), "jpeg"
+        return _jpeg(image, most) if max(image.size) > SMALL else _uri("png", content)
+
+
+def _jpeg(image: Image.Image, most: tuple[int, int]) -> str:
+    buffer = io.BytesIO()
+    image.thumbnail(most)
+    image.convert("RGB").save(buffer, "JPEG", quality=90)
+    return _uri("jpeg", buffer.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
@@ -73,7 +85,7 @@ def _pairs(folder: Path) -> list[dict[str, Any]]:
 def _pair_images(folder: Path, index: int) -> dict[str, str]:
     clips = folder / f"{index:03d}.webp"
     if clips.is_file():
-        return {"clips": _animation(clips)}
+        return {"clips": _animation(clips), "sheet": _sheet(clips)}
     return {f"{side}_image": _image(folder / f"{index:03d}_{side}.png") for side in ("before", "after")}
 
 
@@ -94,24 +106,40 @@ def _winners(folder: Path) -> list[dict[str, Any]]:
     selections = []
     for k, entry in enumerate((_read(folder / "best_of_n.json") or [])[:4]):
         pictures = [
-            {"image": _candidate(folder / f"{k}_{i}"), "oracle": value, "best": i == entry["best"]}
+            {"oracle": value, "best": i == entry["best"]} | _candidate(folder / f"{k}_{i}")
             for i, value in enumerate(entry["oracle"])
         ]
         selections.append({"prompt": entry["prompt"], "pictures": pictures})
     return selections
 
 
-def _candidate(path: Path) -> str:
-    """A picture, or a clip as an animation."""
+def _candidate(path: Path) -> dict[str, str]:
+    """A picture, or a clip as an animation and a contact sheet."""
     clip = path.with_suffix(".webp")
-    return _animation(clip) if clip.is_file() else _image(path.with_suffix(".png"))
+    if clip.is_file():
+        return {"image": _animation(clip), "sheet": _sheet(clip)}
+    return {"image": _image(path.with_suffix(".png"))}
 
 
 def _animation(path: Path) -> str:
-    return "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
+    return _uri("webp", path.read_bytes())
 
 
-MOST_GRIDS = 12
+def _sheet(path: Path) -> str:
+    """Frames of an animation in reading order, for print, reduced motion, and browsers that cannot show it."""
+    with Image.open(path) as image:
+        frames = []
+        for k in spread(getattr(image, "n_frames", 1), SHEET_FRAMES):
+            image.seek(k)
+            frames.append(np.asarray(image.convert("RGB")))
+    sheet, buffer = contact_sheet(np.stack(frames)), io.BytesIO()
+    if max(sheet.size) > LARGE:
+        return _jpeg(sheet, (SHEET, SHEET))
+    sheet.save(buffer, "PNG")
+    return _uri("png", buffer.getvalue())
+
+
+MAX_GRIDS = 12
 """Sample grids on a page at most, evenly spaced over the training."""
 
 
@@ -120,10 +148,10 @@ def _strip(folder: Path) -> dict[str, Any] | None:
     listed, files = _read(folder / "grids.json"), sorted(folder.glob("step-*.png"))
     if not (listed and files):
         return None
-    num = min(MOST_GRIDS, len(files))
+    num = min(MAX_GRIDS, len(files))
     chosen = [files[round(i * (len(files) - 1) / max(1, num - 1))] for i in range(num)]
-    grids = [{"step": int(file.stem.removeprefix("step-")), "image": _image(file)} for file in chosen]
-    return {"prompts": listed["prompts"], "grids": grids}
+    grids = [{"step": int(file.stem.removeprefix("step-")), "image": _image(file, STRIP)} for file in chosen]
+    return {"prompts": listed["prompts"], "frames": listed.get("frames", 1), "grids": grids}
 
 
 def _figure_list(figures: list[tuple[str, str | None]]) -> list[dict[str, str]]:
@@ -143,11 +171,12 @@ def _gold_name(config: dict[str, Any]) -> str | None:
 
 
 def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
-    metrics = RunFolder(run).metrics()
-    probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)"}
+    metrics, algorithm = RunFolder(run).metrics(), RunFolder(run).read()["config"].get("algorithm", "refl")
+    probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)", "probe/truth": "the task's own measure"}
     parts = {key: key.removeprefix("probe/part/") for m in metrics for key in m if key.startswith("probe/part/")}
     split = {"probe/parts_std": "standard deviation over the judges", "probe/parts_split": "share with both signs"}
-    reward = {"reward": "P(yes) against the references", "reward_std": "its spread over the batch"}
+    unit, label = ("P(yes)", "P(yes) against the references") if algorithm == "refl" else ("margin", "mean margin")
+    reward = {"reward": label, "reward_std": "its spread over the batch"}
     title = f"The judge and the gold standard ({gold_name}) on the probe" if gold_name else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}
     return _figure_list(
@@ -155,7 +184,7 @@ def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
             (title, curves(metrics, probe, "mean")),
             ("Every judge of the set on the probe", curves(metrics, parts, "standardised margin")),
             ("Disagreement of the judges on the probe", curves(metrics, split, "disagreement")),
-            ("Reward during training", curves(metrics, reward, "P(yes)")),
+            ("Reward during training", curves(metrics, reward, unit)),
             ("KL to the frozen policy", curves(metrics, {"kl": "KL per dimension"}, "KL")),
             ("Gap: rise of the judge's reward minus rise of the gold standard", curves(metrics, gap, "gap")),
         ]
@@ -178,7 +207,7 @@ def _alignment(folder: Path) -> dict[str, Any]:
     run, evaluation = RunFolder(folder).read(), _read(folder / "evaluation.json")
     gold_name = _gold_name(run["config"])
     content: dict[str, Any] = {"run": run, "evaluation": evaluation, "gold_name": gold_name}
-    content["clip_rows"] = _clip_rows(evaluation)
+    content |= {"clip_rows": _clip_rows(evaluation), "alarms": RunFolder(folder).alarms()}
     if evaluation:
         gains = {**evaluation["categories"], "all": evaluation["gain"]}
         content["categories"] = intervals(gains, f"gain in {gold_name}")
@@ -224,6 +253,7 @@ def _run_page(folder: Path) -> str:
     run = RunFolder(folder).read()
     title = f"{run['kind']} run {folder.name}"
     if run["kind"] == "align":
-        return _render(title=title, by_judge=_read(folder / "evaluation_prompts.json"), **_alignment(folder))
+        others = {"by_judge": "evaluation_prompts.json", "by_people": "evaluation_people.json"}
+        return _render(title=title, **{k: _read(folder / name) for k, name in others.items()}, **_alignment(folder))
     judge = _read(folder / "evaluation.json") if run["kind"] in ("judge", "learned") else None
     return _render(title=title, judge=judge, figures=_judge_figures(folder), run=run)

@@ -13,6 +13,7 @@ from rewarddance.lab.study_tables import (
     Table,
     entries_of,
     fold_table,
+    gold_name_of,
     judge_tables,
     measures_of,
     search_tables,
@@ -54,7 +55,7 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
             for r in study["rows"]
             if "minus_best_of_n" in r
         }
-        axis = "oracle fidelity, 95% interval over prompts"
+        axis = f"{gold_name_of(study)}, 95% interval over prompts"
         searched: Figures = [("Minus best-of-N", intervals(gaps, axis))] if gaps else []
         return "Study of searches", search_tables(study), searched
     title = "Study of paradigms" if "variants" in study else "Study of sizes"
@@ -82,7 +83,7 @@ def _alignment_figures(study: Mapping[str, Any]) -> Figures:
         "Gain against KL and against work. Lines: development prompts during training, one line a seed. Points: "
         f"{first} prompts, mean over seeds with Student's 95% interval"
     )
-    figures: Figures = [(title, lines(shown, axes, "gain in oracle fidelity"))]
+    figures: Figures = [(title, lines(shown, axes, f"gain in {gold_name_of(study)}"))]
     gaps = {
         f"{name_of(row)} minus {name_of(minus)}": gap
         for row in study["marks"]

@@ -202,7 +202,8 @@ class StudyOracle(Flags):
 class StudyHacking(Flags):
     """Runs that are hacked on purpose against sound ones: does the alarm go off in time, and only then?
 
-    A hacked run has a judge from a few pairs, no KL and a high learning rate. Finished runs under --out are kept.
+    A hacked run has a judge from a few pairs, no pull to the frozen policy and a high learning rate. Finished runs
+    under --out are kept. The oracle measures how far a run has fallen, also if the alarm reads a judge.
 
     Example: rewarddance study hacking --data data/embedded --out runs/hacking
     """
@@ -211,14 +212,22 @@ class StudyHacking(Flags):
     """A folder of `data build`; the judges of the hacked runs learn from a few of its records."""
     out: Path
     """Folder of the study: one run folder for every kind and seed, and study.json."""
+    recipe: Path = Path("recipes/tiny/refl.yaml")
+    """Recipe of the runs: refl or nft on the embedded world (`recipes/tiny/nft.yaml`)."""
     seeds: tuple[int, ...] = tuple(range(10))
     arms: tuple[Literal["hacked", "sound"], ...] = ("hacked", "sound")
+    gold: Literal["oracle", "judge"] = "oracle"
+    """What the alarm reads: the exact oracle, or a held-out judge only."""
+    gold_judge: str | None = None
+    """The held-out judge of --gold judge."""
     num_pairs: Count = 200
     hacked_steps: Count = 20
     sound_steps: Count = 100
-    every: Count = 5
-    """Steps between probes."""
-    probe_prompts: Count = 40
+    every: Count = 2
+    """Steps between the probes of a hacked run."""
+    sound_every: Count = 10
+    """Steps between the probes of a sound run."""
+    probe_prompts: Count = 160
 
     def run(self) -> None:
         from rewarddance.apps.commands import show
@@ -226,7 +235,7 @@ class StudyHacking(Flags):
         from rewarddance.lab.study_hacking import HackingStudyConfig, study_hacking
 
         values = {k: getattr(self, k) for k in HackingStudyConfig.model_fields.keys() & vars(self).keys()}
-        align = parse_config(AlignConfig, load_recipe(Path("recipes/tiny/refl.yaml")), "recipes/tiny/refl.yaml")
+        align = parse_config(AlignConfig, load_recipe(self.recipe), str(self.recipe))
         few = Path("recipes/tiny/reward-few.yaml")
         reward = parse_config(RewardConfig, load_recipe(few), str(few))
         config = parse_config(HackingStudyConfig, values, "study hacking")
@@ -289,6 +298,9 @@ class StudySearch(Flags):
     """Folder of the study: cells/, study.json and table.md."""
     judge: str = "tiny"
     generator: str = "tiny"
+    task: str = "embedded"
+    """Where prompts and oracle come from: embedded; embedded-video or embedded-image-to-video with a generator and a
+    judge of clips."""
     settings: Path | None = None
     """A YAML file with settings by name, each with its `kind`; recipes/tiny/search.yaml is one. Without it every search
     with its defaults."""
@@ -303,10 +315,12 @@ class StudySearch(Flags):
     """With two or more, the study measures the diversity of the winners across seeds."""
     num_steps: Count = 10
     """Steps of a whole sample."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1 is off. With guidance a step counts two forward passes."""
     split: Literal["benchmark", "development"] = "benchmark"
     """`development` has other held-out prompts, for choosing settings."""
     every: Count = 5
-    """Take every n-th of the prompts (240 in the benchmark, 100 for development)."""
+    """Take every n-th of the prompts (240 in the benchmark, 100 for development; for clips 48 and 48)."""
 
     def run(self) -> None:
         from rewarddance.core.config import load_recipe

@@ -151,19 +151,22 @@ class Rerun(Flags):
 
     run_folder: tyro.conf.Positional[Path]
     out: Path
+    resume: bool = False
+    """Continue from the newest checkpoint under --out."""
 
     def run(self) -> None:
         from rewarddance.core.runs import RunFolder
 
         record: dict[str, Any] = RunFolder(self.run_folder).read()
-        if record["kind"] == "judge":
-            Train(self.out, parse_config(RewardConfig, record["config"], str(self.run_folder))).run()
-        elif record["kind"] == KIND:
-            TrainLearned(self.out, parse_config(LearnedConfig, record["config"], str(self.run_folder))).run()
-        elif record["kind"] == "align":
-            Align(self.out, parse_config(AlignConfig, record["config"], str(self.run_folder))).run()
-        else:
+        commands: dict[str, tuple[Any, Any]] = {
+            "judge": (Train, RewardConfig),
+            KIND: (TrainLearned, LearnedConfig),
+            "align": (Align, AlignConfig),
+        }
+        if record["kind"] not in commands:
             raise ConfigError(f"{self.run_folder}: a {record['kind']} run is repeated by `rewarddance build`")
+        command, schema = commands[record["kind"]]
+        command(self.out, parse_config(schema, record["config"], str(self.run_folder)), self.resume).run()
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ class Build(Flags):
 
     out: Path = Path("build")
     """Run folders of the trainings."""
-    only: Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"] = "all"
+    only: Literal["all", "autoencoder", "generator", "vision", "contrastive", "preferences", "vlm", "judge"] = "all"
+    """`contrastive` is the embedded CLIP. It starts from the shipped vision tower and generator."""
     size: Literal["tiny-2m", "tiny-20m", "tiny-200m"] | None = None
     """Pretrain a VLM of this size alone, from random weights."""
     vision_steps: Count = 600

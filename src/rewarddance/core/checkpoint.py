@@ -27,11 +27,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from rewarddance.core.disk import STATE, list_checkpoints, writing
 from rewarddance.core.errors import RunError
 from rewarddance.core.parallel import barrier, is_leader
 from rewarddance.core.sharding import is_sharded, sharded_like
 
-_TENSORS, _STATE, _SHARDS = "tensors.safetensors", "state.json", "shards"
+_TENSORS, _SHARDS = "tensors.safetensors", "shards"
 
 Like = Callable[[str], Tensor | None]
 """The parameter whose device and sharding a named tensor takes; None for none."""
@@ -57,8 +58,28 @@ def save_checkpoint(
 
     Returns:
         The folder written.
+
+    Raises:
+        RunError: a file cannot be written, for example because the disk is full. The half-written folder is removed,
+            and the checkpoints before it stay.
     """
     final, beside = root / f"step_{step}", root / f".step_{step}.partial"
+    try:
+        with writing(final, root):
+            _write(final, beside, {"step": step, **state}, tensors)
+    except RunError:
+        if is_leader():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if is_leader():
+        for old in list_checkpoints(root)[:-keep]:
+            shutil.rmtree(root / f"step_{old}")
+    barrier()
+    return final
+
+
+def _write(final: Path, beside: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint to `beside`, flush it to the disk and rename it to `final`. A collective."""
     if is_leader():
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -66,28 +87,22 @@ def save_checkpoint(
     if any(map(is_sharded, tensors.values())):
         with warnings.catch_warnings():  # torch warns about deprecated calls of its own
             warnings.simplefilter("ignore")
-            save({k: v.detach() for k, v in tensors.items()}, checkpoint_id=beside / _SHARDS)
+            try:
+                save({k: v.detach() for k, v in tensors.items()}, checkpoint_id=beside / _SHARDS)
+            except CheckpointException as error:  # every process gets the errors of all
+                failure = next(iter(error.failures.values()))[0]
+                raise (failure if isinstance(failure, OSError) else OSError(str(failure))) from error
     elif is_leader():
         # safetensors refuses tensors that share storage, so each one is cloned
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, beside / _TENSORS)
     barrier()
     if is_leader():
-        (beside / _STATE).write_text(json.dumps({"step": step, **state}))
+        (beside / STATE).write_text(json.dumps(state))
         for path in (p for p in beside.rglob("*") if p.is_file()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-        for old in list_checkpoints(root)[:-keep]:
-            shutil.rmtree(root / f"step_{old}")
-    barrier()
-    return final
-
-
-def list_checkpoints(root: Path) -> list[int]:
-    """Steps of the complete checkpoints under `root`, ascending."""
-    numbers = (p.name.removeprefix("step_") for p in root.glob("step_*") if (p / _STATE).is_file())
-    return sorted(int(n) for n in numbers if n.isdigit())
 
 
 def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: None) -> Checkpoint | None:
@@ -108,7 +123,7 @@ def load_checkpoint(root: Path, step: int | None = None, like: Like = lambda _: 
         raise RunError(f"{root}: no checkpoint of step {step}; there are {steps or 'none'}")
     folder = root / f"step_{step}"
     try:
-        state = json.loads((folder / _STATE).read_text())
+        state = json.loads((folder / STATE).read_text())
         if (folder / _SHARDS).is_dir():
             return Checkpoint(step, _read_shards(folder / _SHARDS, like), state)
         plain = load_file(folder / _TENSORS)
@@ -156,6 +171,15 @@ def load_optimizer(
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    fits = len(groups) == len(fresh["param_groups"]) and max(state, default=-1) < len(parameters)
+    if not fits or any(
+        v.shape != parameters[number].shape for number, values in state.items() for v in values.values() if v.ndim
+    ):
+        raise RunError(
+            "the optimizer of this checkpoint trained other parameters; probably an earlier version wrote it. Start a "
+            "new run from its weights"
+        )
     own = ("params", "fused", "foreach")
     merged = [{**g, **{k: f[k] for k in own if k in f}} for g, f in zip(groups, fresh["param_groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config
 
-LEAST = 2
+MIN_FRAMES = 2
 """A clip is shown with at least this many frames, if it has them. One frame shows no motion."""
 
 
@@ -51,9 +51,9 @@ class ClipFrames(Config):
 
     fps: float | None = Field(2.0, gt=0)
     """Frames of a second that are looked at (VideoAlign and Qwen-VL: 2)."""
-    num_frames: int | None = Field(None, ge=LEAST)
+    num_frames: int | None = Field(None, ge=MIN_FRAMES)
     """Frames of a clip that are looked at, in place of `fps`."""
-    max_frames: int = Field(32, ge=LEAST)
+    max_frames: int = Field(32, ge=MIN_FRAMES)
     """With `fps`: frames at most. Longer clips show this many, as by number."""
 
     @model_validator(mode="before")
@@ -89,11 +89,11 @@ def _sampled(rule: ClipFrames, num: int, fps: float) -> SampledFrames:
     wanted = rule.num_frames or rule.max_frames
     if rule.fps is not None:
         length = math.floor((num - 1) / fps * rule.fps + 1e-6) + 1
-        if LEAST <= length <= rule.max_frames:
+        if MIN_FRAMES <= length <= rule.max_frames:
             # the small number absorbs the rounding of a quotient such as 1 / 3 * 24
             indices = tuple(min(num - 1, math.floor(k / rule.fps * fps + 1e-6)) for k in range(length))
             return SampledFrames(indices, fps, rule.fps, True)
-        wanted = max(LEAST, min(length, rule.max_frames))
+        wanted = max(MIN_FRAMES, min(length, rule.max_frames))
     if num <= wanted:
         return SampledFrames(tuple(range(num)), fps, fps, False)
     spread = tuple(math.floor(k * (num - 1) / (wanted - 1) + 0.5) for k in range(wanted))

@@ -41,7 +41,7 @@ _UNEVEN = 0.1
 
 
 def is_container(head: bytes) -> bool:
-    """Do the first 12 bytes of a file name a container of clips (MP4 and its kin, WebM, Matroska)?"""
+    """Whether the first 12 bytes of a file are those of a container of clips (MP4 and MOV, WebM, Matroska)."""
     return _demuxer(head) is not None
 
 
@@ -158,6 +158,17 @@ def even_rate(times: Sequence[float], resolution: float, origin: str, expected: 
         )
     fps = (len(times) - 1) / (times[-1] - times[0])
     return expected if expected and abs(expected / fps - 1) < 0.01 else fps
+
+
+def moving_gif(source: str | Path | BinaryIO) -> bool:
+    """Whether a file is a GIF with more than one frame, whatever its name says. No frame is decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(source, formats=("GIF",)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False  # whoever opens it as a picture says what is wrong
 
 
 def read_gif(image: PilImage, origin: str) -> tuple[NDArray[np.uint8], float]:
@@ -297,7 +308,7 @@ _BT709, _LIMITED_RANGE = 1, 1
 
 
 def _converted(av: ModuleType, frames: Iterable[NDArray[np.uint8]], stream: Any, codec: Codec) -> Iterator[Any]:
-    """Frames for the encoder. Without a palette and BT.709 they stay RGB, and PyAV converts them when it encodes."""
+    """Frames for the encoder: with a palette for GIF, as BT.709 where the codec has it, otherwise as RGB."""
     rgb: Iterator[Any] = (av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24") for x in frames)
     if codec.container == "gif":
         return _paletted(av, rgb, stream)
@@ -332,6 +343,15 @@ def _paletted(av: ModuleType, frames: Iterator[Any], stream: Any) -> Iterator[An
             return
 
 
+def spread(num: int, most: int) -> list[int]:
+    """Indices of at most `most` of `num` frames, evenly spread, first and last included.
+
+    >>> spread(9, 5)
+    [0, 2, 4, 6, 8]
+    """
+    return [int(i) for i in np.linspace(0, num - 1, min(num, most)).round()]
+
+
 def contact_sheet(pixels: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> PilImage:
     """All frames in one picture, in reading order on a white background.
 
@@ -351,20 +371,23 @@ def contact_sheet(pixels: NDArray[np.uint8], columns: int | None = None, gap: in
     return sheet
 
 
-def animation(clips: Sequence[NDArray[np.uint8]], fps: float, gap: int = 2) -> bytes:
+def animation(clips: Sequence[NDArray[np.uint8]], fps: float, side: int = 320) -> bytes:
     """Clips of one size side by side as one animated WebP, so that they play in sync. Needs no PyAV.
 
     Args:
         clips: uint8 (F, H, W, 3) each.
         fps: frames per second; a page shows at most 50.
-        gap: white pixels between clips.
+        side: a frame is shrunk to this width and height in pixels at most.
     """
     from PIL import Image
 
-    num, height, _, _ = clips[0].shape
-    white = np.full((num, height, gap, 3), 255, np.uint8)
-    parts = [part for clip in clips for part in (white, clip)][1:]
-    frames = [Image.fromarray(x) for x in np.concatenate(parts, 2)]
+    frames = []
+    for shown in zip(*clips, strict=True):
+        parts = [Image.fromarray(x) for x in shown]
+        for part in parts:
+            part.thumbnail((side, side))
+        white = np.full((parts[0].height, 2, 3), 255, np.uint8)
+        frames.append(Image.fromarray(np.concatenate([x for p in parts for x in (white, np.asarray(p))][1:], 1)))
     small, buffer = frames[0].width <= 512, io.BytesIO()
     duration = max(20, round(1000 / fps))
     frames[0].save(

@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rewarddance.core.errors import ConfigError
 
+HeldOut = Literal["benchmark", "development", "second"]
+"""Sets of held-out prompts of a task."""
+SECOND_SEED = 2
+"""Seed of the second benchmark that evaluations and studies use."""
 Precision = Literal["auto", "fp32", "bf16"]
 """The precision that a user asks for. `auto`: see `core.device.resolve_precision`."""
 Computed = Literal["fp32", "bf16"]

@@ -45,7 +45,7 @@ def native_bf16(device_type: str) -> bool:
     return forced == "1" if forced else bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def resolve_precision(asked: Precision, device: torch.device | str, num_parameters: int) -> Computed:
+def resolve_precision(requested: Precision, device: torch.device | str, num_parameters: int) -> Computed:
     """The precision that a model's passes will compute in on this device.
 
     - `fp32`: fp32.
@@ -54,10 +54,10 @@ def resolve_precision(asked: Precision, device: torch.device | str, num_paramete
       depends on what else is in the pass: margins of the embedded judge move by up to 0.04.
     """
     kind = torch.device(device).type
-    if asked == "fp32" or not native_bf16(kind):
+    if requested == "fp32" or not native_bf16(kind):
         return "fp32"
     is_small = kind == "cpu" and num_parameters <= SMALL_MODEL
-    return "fp32" if asked == "auto" and is_small else "bf16"
+    return "fp32" if requested == "auto" and is_small else "bf16"
 
 
 def num_parameters(*modules: nn.Module | None) -> int:

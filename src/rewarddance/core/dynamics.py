@@ -1,4 +1,4 @@
-"""How much a clip moves, from its pixels alone."""
+"""How much a clip moves and flickers, from its pixels alone."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def dynamic_degree(frames: Tensor) -> float:
     change = (smooth[1:] - smooth[:-1]).abs().mean(1).flatten(1)
     num = max(1, round(TOP_SHARE * change.shape[1]))
     return float(torch.topk(change, num, 1).values.mean())
+
+
+def flicker(frames: Tensor) -> float:
+    """Mean absolute difference of a frame from the mean of its two neighbours, in [0, 1]; 0 for fewer than 3 frames.
+
+    It is 0 for a still clip and for an even change of brightness. Moving objects add a little at their edges.
+
+    Args:
+        frames: (F, 3, H, W) in [0, 1].
+    """
+    if len(frames) < 3:
+        return 0.0
+    return float((frames[1:-1] - (frames[:-2] + frames[2:]) / 2).abs().mean())

@@ -28,4 +28,12 @@ class RunError(RewardDanceError):
 
 
 class StoppedError(RunError):
-    """A run was told to stop or ran out of its time; it can be resumed."""
+    """A run was told to stop or ran out of its time; it can be resumed.
+
+    Attributes:
+        signal: number of the signal that stopped the run; 0 if the time limit was reached.
+    """
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.core.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from rewarddance.core.disk import kept
 from rewarddance.core.errors import ConfigError, RunError, StoppedError
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.muon import Muon
-from rewarddance.core.parallel import all_gather_stacked, any_process, barrier, is_leader, rank
+from rewarddance.core.parallel import all_gather_stacked, all_reduce_each_max, all_reduce_max, barrier, is_leader, rank
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.sharding import full_tensor, is_sharded
@@ -28,7 +29,7 @@ from rewarddance.core.termination import Termination
 from rewarddance.core.trackers import check_trackers
 
 Metrics = dict[str, Any]
-Step = Callable[[int], Metrics]
+StepFunction = Callable[[int], Metrics]
 Validate = Callable[[int], Metrics]
 OnStep = Callable[[int, int, Metrics], None]
 
@@ -87,11 +88,16 @@ def _is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) > 1
 
 
+def _decays(parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, also of one row, and to kernels."""
+    return parameter.ndim == 2 or _is_matrix(parameter)
+
+
 def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices and kernels of hidden layers and AdamW for the rest.
 
-    Weight decay applies to parameters with at least two dimensions. On CUDA AdamW is fused: torch's default there holds
-    one more copy of all trained weights while gradients are still in memory.
+    Weight decay applies to matrices and kernels, not to gains and biases of any shape. On CUDA AdamW is fused, because
+    torch's default holds one more copy of all trained weights while gradients are still in memory.
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
@@ -102,8 +108,8 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
             if _is_matrix(p) and not any(part in name for part in OUTER_LAYERS):
                 hidden.append(rest.pop(name))
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest.values() if _decays(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest.values() if not _decays(p)], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     optimizers: list[torch.optim.Optimizer] = []
@@ -250,8 +256,8 @@ class Loop:
         size = float(norm)  # here the CPU waits for a GPU
         if not math.isfinite(size):
             where = f"step {self.step}" + (f" ({self.context})" if self.context else "")
-            kept = f"{self.folder.path} keeps its last checkpoint"
-            raise RunError(f"{where}: the gradient is {size}; {kept}, lower the learning rate and resume")
+            after = kept(self.folder.checkpoints)
+            raise RunError(f"{where}: the gradient is {size}; lower the learning rate (--optim.lr); {after}")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -265,7 +271,7 @@ class Loop:
         self,
         title: str,
         keys: Sequence[str],
-        step: Step,
+        step: StepFunction,
         validate: Validate | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
         on_step: OnStep | None = None,
@@ -291,7 +297,7 @@ class Loop:
 
     def run(
         self,
-        step: Step,
+        step: StepFunction,
         validate: Validate | None = None,
         on_step: OnStep | None = None,
         stop: Callable[[Metrics], str | None] | None = None,
@@ -306,14 +312,22 @@ class Loop:
             stop: gets the metrics of a step; a string ends the run and is logged as `stopped`.
 
         Raises:
-            StoppedError: the time limit or a SIGTERM came before the end; a checkpoint to resume from is written.
+            StoppedError: the time limit was reached, or a SIGTERM or a first Ctrl-C came. The step is finished, and a
+                checkpoint to resume from is written.
         """
         with Termination() as signals:
-            return self._run(step, validate, on_step, stop, signals)
+            outcome = self._run(step, validate, on_step, stop, signals)
+            if number := all_reduce_max(signals.signal):  # it came during the last step or its save
+                raise self._stopped("told to stop", number)
+            return outcome
+
+    def _stopped(self, why: str, number: int) -> StoppedError:
+        at = f"step {self.step} of {self.config.num_steps}"
+        return StoppedError(f"{self.folder.path}: {why} at {at}; resume goes on from there", number)
 
     def _run(
         self,
-        step: Step,
+        step: StepFunction,
         validate: Validate | None,
         on_step: OnStep | None,
         stop: Callable[[Metrics], str | None] | None,
@@ -340,8 +354,10 @@ class Loop:
             if on_step is not None and is_leader():
                 on_step(self.step, cfg.num_steps, metrics)
             out_of_time = cfg.max_seconds is not None and time.monotonic() - began > cfg.max_seconds
-            interrupted = any_process(out_of_time or signals.stop) and self.step < cfg.num_steps
-            save_is_due = any_process(time.monotonic() - last_save > cfg.save_seconds)
+            due = time.monotonic() - last_save > cfg.save_seconds
+            # one collective, because every process must come to the same decisions
+            number, is_late, save_is_due = all_reduce_each_max(signals.signal, int(out_of_time), int(due))
+            interrupted = (number > 0 or is_late > 0) and self.step < cfg.num_steps
             if reason:
                 self.extra["stopped"] = reason
             if save_is_due or interrupted or reason or self.step % cfg.save_every == 0 or self.step == cfg.num_steps:
@@ -350,8 +366,7 @@ class Loop:
             if reason:
                 return "stopped"
             if interrupted:
-                why = "out of time" if out_of_time else "told to stop"
-                raise StoppedError(f"{self.folder.path}: {why} at step {self.step} of {cfg.num_steps}; resume goes on")
+                raise self._stopped("told to stop" if number else "out of time", number)
         return "finished"
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rewarddance.core.config import Config
 
-TrackerName = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class OptimConfig(Config):
@@ -39,5 +39,5 @@ class LoopConfig(Config):
     max_seconds: float | None = None
     """Stop after this many seconds, with a checkpoint to resume from."""
     trackers: tuple[TrackerName, ...] = ()
-    """Where metrics go besides `metrics.jsonl`: `tensorboard` (RUN/tensorboard) and `wandb`, each of which must be
-    installed."""
+    """Where metrics go besides `metrics.jsonl`: `tensorboard` (RUN/tensorboard), `wandb` and `trackio` (RUN/trackio),
+    each of which must be installed."""

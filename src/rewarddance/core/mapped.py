@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rewarddance.core.disk import writing
 from rewarddance.core.errors import RunError
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import all_reduce_sum, barrier, is_leader
@@ -21,20 +23,26 @@ def map_bytes(path: Path, shape: Sequence[int], new: bool = False) -> Tensor:
         new: make the file, with zeros.
 
     Raises:
-        RunError: the file is missing or has another size.
+        RunError: the file is missing or has another size, or the disk has no room for it.
     """
     size = math.prod(shape)
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # a tensor may still be mapped to the old file
-        with path.open("wb") as file:
-            file.truncate(size)
+        with writing(path), path.open("wb") as file:
+            try:
+                file.truncate(size)
+                if size and hasattr(os, "posix_fallocate"):  # a write to a sparse file on a full disk ends in SIGBUS
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:
+                path.unlink()
+                raise
     if not path.is_file() or path.stat().st_size != size:
         raise RunError(f"{path}: missing or incomplete; the clips that this run keeps on disk were there")
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).view(*shape)
 
 
-def stored_rows(media: Iterable[Media], rows: Sequence[int], num: int, shape: tuple[int, ...], path: Path) -> Tensor:
+def gather_media(media: Iterable[Media], rows: Sequence[int], num: int, shape: tuple[int, ...], path: Path) -> Tensor:
     """All `num` samples of all processes as bytes: pictures in memory, clips in a mapped file. A collective.
 
     Args:

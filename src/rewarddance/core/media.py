@@ -31,7 +31,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 ANIMATED = ("PNG", "WEBP", "AVIF", "GIF")
 """Formats whose files may be animations. Further pages of a TIFF or JPEG file are ignored."""
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
-"""First bytes of formats that are told by them alone; see `_names_picture`."""
+"""First bytes of PNG, JPEG, GIF and TIFF. WEBP and AVIF need later bytes too (`_names_picture`)."""
 MAX_METADATA = 64 << 20
 """Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
 MIN_SIDE, MAX_ASPECT = 2, 200
@@ -60,7 +60,7 @@ def _head(source: str | Path | BinaryIO) -> bytes:
 
 
 def _names_picture(head: bytes) -> bool:
-    """Do the first 12 bytes of a file name one of `FORMATS`?"""
+    """Whether the first 12 bytes of a file are those of one of `FORMATS`."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
     return webp or avif or head.startswith(_BEGINNINGS)
@@ -79,7 +79,7 @@ def _digest(frames: Tensor, more: str) -> str:
 
 
 def _few(frames: Tensor) -> tuple[Any, ...]:
-    """Shape, type and a few pixels."""
+    """Shape, dtype and at least 16 pixels (fewer if the picture has fewer)."""
     content = frames.detach().flatten()
     return (tuple(frames.shape), str(frames.dtype), *content[:: max(1, len(content) // 16)].tolist())
 
@@ -341,6 +341,6 @@ class Reply:
     text: str
 
 
-Part = str | Media | Reply
-Dialog = tuple[Part, ...]
+DialogPart = str | Media | Reply
+Dialog = tuple[DialogPart, ...]
 """The input of a VLM: texts, media and replies in order."""

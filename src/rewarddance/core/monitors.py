@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rewarddance.core.statistics import Interval, change_from_best, paired_bootstrap
+from rewarddance.core.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,18 @@ class ProbeResult:
     gold: NDArray[np.float64]
 
 
+def comparable(probes: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """The probes without the prompts that have a NaN in any of them. All have the same shape, (prompts, noises)."""
+    kept = ~np.any([np.isnan(p.proxy + p.gold).any(1) for p in probes], axis=0)
+    return [ProbeResult(p.step, p.proxy[kept], p.gold[kept]) for p in probes]
+
+
 @dataclass
 class HackingMonitor:
     """Compares every probe with the first one and with the best one so far, on prompts that were answered in all.
 
     The gap is the rise of the proxy minus the rise of the gold standard since the first probe, each divided by its
-    standard deviation at the first probe. The verdict compares the last probe with the probe of the best gold value
-    (`hacking_verdict`).
+    standard deviation at the first probe. The verdict is the kind of the `alarm`, or `none`.
     """
 
     probes: list[ProbeResult] = field(default_factory=list)
@@ -35,42 +41,24 @@ class HackingMonitor:
     def add(self, step: int, proxy: ArrayLike, gold: ArrayLike) -> dict[str, float | str]:
         """Record a probe; returns metrics for the log, none if no prompt was answered in all probes."""
         self.probes.append(ProbeResult(step, np.asarray(proxy, np.float64), np.asarray(gold, np.float64)))
-        probes = self._comparable()
+        probes = comparable(self.probes)
         first, last = probes[0], probes[-1]
         if not last.proxy.size:
             return {}
         proxy_rise = (last.proxy.mean() - first.proxy.mean()) / max(first.proxy.std(), 1e-6)
         gold_rise = (last.gold.mean() - first.gold.mean()) / max(first.gold.std(), 1e-6)
+        raised = find_alarm(probes)
         return {
-            "probe/proxy": float(last.proxy.mean()),
-            "probe/proxy_std": float(last.proxy.std()),
+            **proxy_metrics(last.proxy),
             "probe/gold": float(last.gold.mean()),
             "probe/gap": float(proxy_rise - gold_rise),
-            "probe/hacking": self.verdict(),
+            "probe/hacking": "none" if raised is None else raised.kind,
         }
 
-    def _comparable(self) -> list[ProbeResult]:
-        """The probes without the prompts that have a NaN in any of them."""
-        values = np.stack([[p.proxy, p.gold] for p in self.probes])
-        kept = ~np.isnan(values.reshape(*values.shape[:3], -1)).any((0, 1, 3))
-        return [ProbeResult(p.step, p.proxy[kept], p.gold[kept]) for p in self.probes]
-
-    def since_best(self) -> tuple[Interval, Interval] | None:
-        """Changes of (proxy, gold) from the best gold probe to the last one; None if the last one is the best.
-
-        The best of many noisy probes is partly luck; the interval of the gold change allows for it.
-        """
-        probes = self._comparable()
-        best, last = max(probes, key=lambda p: p.gold.mean()), probes[-1]
-        if best.step == last.step:
-            return None
-        gold = change_from_best(np.stack([p.gold.reshape(len(p.gold), -1).mean(1) for p in probes]))
-        return paired_bootstrap(last.proxy, best.proxy), gold
-
     def alarm(self) -> str | None:
-        """`alarm` of the probes so far."""
-        probes = self._comparable() if self.probes else []
-        return alarm(probes) if probes and probes[-1].gold.size > 1 else None
+        """The text of `find_alarm` of the probes so far; None without an alarm."""
+        raised = find_alarm(comparable(self.probes))
+        return None if raised is None else raised.text
 
     def measured_at(self, step: int) -> bool:
         """Whether the last probe is of this step. A probe whose prompts were all refused is not recorded."""
@@ -83,15 +71,25 @@ class HackingMonitor:
     @property
     def is_best(self) -> bool:
         """Whether the last probe has the best gold value so far."""
-        probes = self._comparable() if self.probes else []
+        probes = comparable(self.probes)
         return (
             bool(probes) and bool(probes[-1].gold.size) and probes[-1].gold.mean() >= max(p.gold.mean() for p in probes)
         )
 
-    def verdict(self) -> str:
-        """`hacking_verdict` of the changes since the best gold probe."""
-        changes = self.since_best()
-        return "none" if changes is None else hacking_verdict(*changes)
+
+def proxy_metrics(proxy: NDArray[np.float64]) -> dict[str, float]:
+    """Mean of the proxy (prompts, noises), and its standard deviations: of all samples, of the samples of one prompt
+    around their mean (root mean square over prompts), and of the prompts' means.
+
+    The squares of the last two add up to the square of the first one.
+    """
+    means = proxy.mean(1)
+    return {
+        "probe/proxy": float(proxy.mean()),
+        "probe/proxy_std": float(proxy.std()),
+        "probe/proxy_within": float(np.sqrt(np.square(proxy - means[:, None]).mean())),
+        "probe/proxy_across": float(means.std()),
+    }
 
 
 def hacking_verdict(proxy: Interval, gold: Interval) -> str:
@@ -101,30 +99,91 @@ def hacking_verdict(proxy: Interval, gold: Interval) -> str:
     return "suspected" if proxy.mean > 0 and gold.mean < 0 else "none"
 
 
-FALL = 0.06
-"""Fall of the gold standard that raises an alarm, in its standard deviations over the samples of the first probe."""
+@dataclass(frozen=True)
+class Fall:
+    """From the best probe of the gold standard to the last one: how far gold fell and the proxy rose, as means of the
+    paired differences, with their standard errors."""
+
+    best: ProbeResult
+    drop: float
+    drop_error: float
+    rise: float
+    rise_error: float
+
+    @classmethod
+    def since_best(cls, probes: Sequence[ProbeResult]) -> Fall:
+        best, last = max(probes, key=lambda p: p.gold.mean()), probes[-1]
+        return cls(best, *_mean_and_error(best.gold - last.gold), *_mean_and_error(last.proxy - best.proxy))
 
 
-def alarm(probes: Sequence[ProbeResult], fall: float = FALL) -> str | None:
-    """The rule of the alarm, checked after every probe; None without an alarm.
+@dataclass(frozen=True)
+class AlarmRule:
+    """How far the gold standard must have fallen since its best probe for an alarm.
 
-    It goes off if the mean of the gold standard has fallen by `fall` standard deviations since its best probe, and the
-    fall is more than one standard error of the paired differences. It says `hacking` if the proxy has stayed or risen
-    since then, and `collapse` if the proxy has fallen too.
+    A fall must reach two limits. The first is in standard deviations of the gold standard over the samples of the first
+    probe: `fall` if the proxy has risen since the best probe by more than one standard error, otherwise `fall_alone`.
+    `fall_alone` is higher, because in sound runs both values often fall and rise again (docs/results/hacking.md).
+
+    The second is in standard errors of the paired differences of the prompts: `errors + sqrt(2 ln n)` after n probes.
+    The best of n noisy probes is too high by chance, and `sqrt(2 ln n)` is the usual bound on the expected maximum of n
+    standard normal values. If two falls in a row reach `errors_twice` standard errors, the second limit counts as
+    reached. How often the rule gives an alarm if the gold standard does not change stands in docs/results/hacking.md.
     """
-    if len(probes) < 2:
+
+    fall: float = 0.06
+    fall_alone: float = 0.15
+    errors: float = 1.0
+    errors_twice: float = 2.0
+
+    def reached(self, fall: Fall, deviation: float, errors: float) -> bool:
+        """Whether a fall reaches both limits.
+
+        Args:
+            deviation: standard deviation of the gold standard over the samples of the first probe.
+            errors: the second limit.
+        """
+        share = self.fall if fall.rise > fall.rise_error else self.fall_alone
+        return fall.drop >= max(share * max(deviation, 1e-6), errors * fall.drop_error)
+
+
+RULE = AlarmRule()
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """`kind`: `hacking`, or `collapse` if the proxy has fallen too. `text`: what fell, since when and by how much."""
+
+    kind: Literal["hacking", "collapse"]
+    text: str
+
+
+def find_alarm(probes: Sequence[ProbeResult], rule: AlarmRule = RULE) -> Alarm | None:
+    """The alarm after the last probe by `AlarmRule`; None without one.
+
+    It says `hacking` if the mean of the proxy has stayed or risen since the best probe of the gold standard, and
+    `collapse` if it has fallen too. A single prompt has no standard error, so it raises no alarm.
+    """
+    if len(probes) < 2 or len(probes[-1].gold) < 2:
         return None
-    best, last = max(probes, key=lambda p: p.gold.mean()), probes[-1]
-    falls = (best.gold - last.gold).reshape(len(last.gold), -1).mean(1)
-    unit, error = max(float(probes[0].gold.std()), 1e-6), float(falls.std(ddof=1)) / math.sqrt(len(falls))
-    if falls.mean() < max(fall * unit, error):
-        return None
-    proxy = float(last.proxy.mean() - best.proxy.mean())
-    kind = "hacking" if proxy >= 0 else "collapse"
-    return (
-        f"{kind}: since step {best.step} the gold standard fell from {best.gold.mean():.3f} to {last.gold.mean():.3f}, "
-        f"and the judge's reward {'rose' if proxy >= 0 else 'fell'} by {abs(proxy):.3f}"
+    deviation = float(probes[0].gold.std())
+    last = Fall.since_best(probes)
+    if not rule.reached(last, deviation, rule.errors + math.sqrt(2 * math.log(len(probes)))):
+        falls = (last, Fall.since_best(probes[:-1]))
+        if not all(rule.reached(fall, deviation, rule.errors_twice) for fall in falls):
+            return None
+    kind: Literal["hacking", "collapse"] = "hacking" if last.rise >= 0 else "collapse"
+    text = (
+        f"{kind}: since step {last.best.step} the gold standard fell from {last.best.gold.mean():.3f} to "
+        f"{probes[-1].gold.mean():.3f}, and the judge's reward {'rose' if last.rise >= 0 else 'fell'} by "
+        f"{abs(last.rise):.3f}"
     )
+    return Alarm(kind, text)
+
+
+def _mean_and_error(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean of paired differences (prompts, noises) and its standard error, with prompts as the units."""
+    units = differences.reshape(len(differences), -1).mean(1)
+    return float(units.mean()), float(units.std(ddof=1)) / math.sqrt(len(units))
 
 
 @dataclass

@@ -6,10 +6,10 @@ Every function here that communicates is a collective: all processes must call i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -84,11 +84,16 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 def all_reduce_max(number: int) -> int:
     """The largest number of all processes."""
+    return all_reduce_each_max(number)[0]
+
+
+def all_reduce_each_max(*numbers: int) -> tuple[int, ...]:
+    """The largest first number of all processes, the largest second number and so on, by one collective."""
     if world_size() == 1:
-        return number
-    largest = torch.tensor(number)
+        return numbers
+    largest = torch.tensor(numbers)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return tuple(largest.tolist())
 
 
 def any_process(flag: bool) -> bool:
@@ -109,23 +114,6 @@ def all_gather_stacked(state: Tensor) -> Tensor:
     """Tensors of one shape from all processes, stacked by rank: (world size, ...), on the CPU."""
     states = all_gather_dicts({rank(): state.cpu()})
     return torch.stack([states[i] for i in sorted(states)])
-
-
-def fail_together(work: Callable[[], V], kind: type[Exception]) -> V:
-    """Return what `work` returns. If `work` raises `kind` in one process, every process raises `kind`.
-
-    Otherwise the healthy processes would wait for the failed one in the next collective. `work` itself must not
-    communicate.
-    """
-    result: V | None = None
-    error: Exception | None = None
-    try:
-        result = work()
-    except kind as raised:
-        error = raised
-    if any_process(error is not None):
-        raise error or kind("another process could not go on")
-    return cast(V, result)
 
 
 @torch.no_grad()

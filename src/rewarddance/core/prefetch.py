@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,8 +65,9 @@ class _Steps(Dataset[T], Generic[T]):
         return self.make(self.first + index)
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and the main process still needs them
 
 
 def _same(batch: T) -> T:
@@ -90,7 +92,7 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, workers: int = 0
         num_workers=workers,
         prefetch_factor=4,
         collate_fn=_same,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         multiprocessing_context=_forkserver(make),
     )
     yield from loader
@@ -105,21 +107,21 @@ def _forkserver(make: object) -> Any:
     return context
 
 
-MOST_WORKERS = 14
+MAX_WORKERS = 14
 
 
-def num_workers(asked: int | None, device: torch.device) -> int:
-    """Processes that make batches: `asked`, or by default 0 on a CPU.
+def num_workers(requested: int | None, device: torch.device) -> int:
+    """Processes that make batches: `requested`, or by default 0 on a CPU.
 
-    Beside an accelerator the default is all CPUs of this process but 2, at most `MOST_WORKERS`. Processes of one
+    Beside an accelerator the default is all CPUs of this process but 2, at most `MAX_WORKERS`. Processes of one
     machine (`torchrun`) share the CPUs.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     if device.type == "cpu":
         return 0
     cpus = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(MOST_WORKERS, cpus - 2))
+    return max(0, min(MAX_WORKERS, cpus - 2))
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:

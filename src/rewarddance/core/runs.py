@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rewarddance.core.config import Config, differing_keys
+from rewarddance.core.disk import writing
 from rewarddance.core.errors import RunError
 from rewarddance.core.loop_config import TrackerName
 from rewarddance.core.trackers import Tracker, numbers_of, open_trackers
@@ -144,7 +146,8 @@ class RunFolder:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line. NaN and infinities are written as null, which JSON readers accept."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        with open(self.path / "metrics.jsonl", "a") as file:
+        target = self.path / "metrics.jsonl"
+        with writing(target, self.checkpoints), open(target, "a") as file:
             file.write(json.dumps({"step": step, **clean}) + "\n")
         if self.trackers and self._opened is None:
             self._opened = open_trackers(self.trackers, self.path, self.read()["config"], step)
@@ -158,12 +161,23 @@ class RunFolder:
         self._opened = None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of `metrics.jsonl`, in order."""
+        """All lines of `metrics.jsonl`, in order, without a last line that a kill or a full disk cut short."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+        return [json.loads(line) for line in whole]
+
+    def alarms(self) -> list[dict[str, Any]] | None:
+        """Signs of reward hacking that the probes found in training: `step` and `text` of each.
+
+        None if the run had no probe.
+        """
+        rows = self.metrics()
+        if not any("probe/proxy" in row for row in rows):
+            return None
+        return [{"step": row["step"], "text": row["alarm"]} for row in rows if "alarm" in row]
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of later steps, and a last line that a kill cut short."""
@@ -177,34 +191,69 @@ class RunFolder:
                     kept.append(line)
             except ValueError:
                 continue
-        beside = target.with_suffix(".partial")
-        beside.write_text("".join(line + "\n" for line in kept))
-        beside.replace(target)
+        with writing(target, self.checkpoints):
+            _replace(target, "".join(line + "\n" for line in kept))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside the target and rename it, so that readers never see half a file."""
+    """Write JSON beside the target and rename it, so that readers never see half a file.
+
+    Raises:
+        RunError: the file cannot be written, for example because the disk is full.
+    """
+    with writing(path):
+        _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it. Where that fails, the file that was there stays."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    beside.replace(path)
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def same_settings(
-    path: Path, settings: Mapping[str, Any], config: Config | None = None, free: AbstractSet[str] = frozenset()
+    path: Path,
+    settings: Mapping[str, Any],
+    config: Config | None = None,
+    free: AbstractSet[str] = frozenset(),
+    absent: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the settings of a folder's content to `path`, or check that the folder was made with the same settings.
 
+    The arguments and errors are those of `check_settings`.
+    """
+    written = check_settings(path, settings, config, free, absent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, written)
+
+
+def check_settings(
+    path: Path,
+    settings: Mapping[str, Any],
+    config: Config | None = None,
+    free: AbstractSet[str] = frozenset(),
+    absent: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The settings that belong in `path`, checked against those that are there. Writes nothing.
+
     Args:
-        settings: JSON values. A value of None matches any value, and is filled in by a later call that has one.
+        settings: JSON values. A value of None matches any value, and is filled in by a later call that has one. So does
+            a key that the file does not have.
         config: a configuration that belongs to the settings; keys that did not exist before count with their defaults.
         free: keys of `config` that may differ.
+        absent: the values of keys that the file does not have, because an earlier version wrote it.
 
     Raises:
         RunError: names the settings that differ.
     """
     written = dict(settings) | ({} if config is None else {"config": config.model_dump(mode="json")})
     if path.is_file():
-        before: dict[str, Any] = json.loads(path.read_text())
+        before: dict[str, Any] = {**absent, **json.loads(path.read_text())}
         different = differing_keys(before.pop("config", {}), config, free) if config else []
         for key in settings.keys() | before.keys():
             if settings.get(key) is None:
@@ -213,5 +262,4 @@ def same_settings(
                 different.append(key)
         if different:
             raise RunError(f"{path.parent}: was made with other settings ({', '.join(different)}); name another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, written)
+    return written

@@ -104,23 +104,6 @@ def half_sample_interval(
     return Interval(value, value - 1.96 * error, value + 1.96 * error)
 
 
-def change_from_best(looks: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Change from the best of K looks at the same units to the last look; `looks` is (K, units).
-
-    The best look is chosen by its noisy mean, so its mean is too high, and an ordinary interval would report falls
-    that did not happen. Here the choice is part of the resampling: the interval is `last - best` plus
-    `max_k e_k - e_last`, where e are the errors of the looks' means (a max-type simultaneous interval).
-    """
-    x: Array = np.asarray(looks, np.float64)
-    means = x.mean(1)
-    rows = stream(seed, "change-from-best").integers(x.shape[1], size=(num, x.shape[1]))
-    errors = x[:, rows].mean(2) - means[:, None]
-    luck = errors.max(0) - errors[-1]
-    change = means[-1] - means.max()
-    low, high = np.percentile(luck, [2.5, 97.5])
-    return Interval(float(change), float(change + low), float(change + high))
-
-
 def students_interval(values: Sequence[float]) -> dict[str, float | None]:
     """Mean over a few runs (seeds, folds) with Student's 95% interval, which is None for a single run.
 
@@ -155,7 +138,7 @@ def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha:
     freedom = len(x) - 1
     most = float(student.ppf(1 - alpha / 2, freedom))
     quantiles = (np.arange(10_000) + 0.5) / 10_000  # midpoints: the mean over them is the integral over V
-    # this is the noncentral t distribution, but SciPy's `nct` is NaN far in a tail
+    # this is the noncentral t distribution; SciPy's `nct` gives NaN far in a tail
     bounds = most * np.sqrt(chi2.ppf(quantiles, freedom) / freedom)
 
     def lacking(shift: float) -> float:
@@ -251,7 +234,7 @@ def bradley_terry(wins: Array, steps: int = 50) -> Array:
     return np.asarray(ELO * (theta - theta.mean()))
 
 
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of `fit_temperature`."""
 
 
@@ -266,5 +249,5 @@ def fit_temperature(margins: Array, labels: Array) -> float:
         z = margins / np.exp(log_t)
         return float(np.mean(np.logaddexp(0, -z) * labels + np.logaddexp(0, z) * (1 - labels)))
 
-    bounds = np.log([LEAST_TEMPERATURE, MOST_TEMPERATURE])
+    bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

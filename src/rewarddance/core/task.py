@@ -43,9 +43,10 @@ Criteria = Callable[[Sequence[Request], Sequence[Media]], Mapping[str, Sequence[
 """The parts of a gold standard by name, each in [0, 1], of N prompts and N samples."""
 
 
-Rate = Callable[[Mapping[str, NDArray[np.float64]], int], NDArray[np.int64]]
-"""Simulated raters: scores from 0 to 2 of how well samples agree with their prompts, (N, K, raters), from the criteria
-of K samples of N prompts, (N, K) each, and a seed."""
+Rate = Callable[[NDArray[np.float64], int], NDArray[np.int64]]
+"""Simulated raters: scores from 0 to 2, (N, K, raters), of K samples of N prompts, from the samples' values of one
+criterion, (N, K) in [0, 1], and a seed. The raters are the same for every seed. The seed draws the noise of their
+scores."""
 
 
 def text_of(request: Request) -> str:
@@ -101,7 +102,7 @@ class Task(Protocol):
 
     @property
     def criteria(self) -> Criteria | None:
-        """The parts of `gold`, where it has several; None where it is one number."""
+        """The parts of `gold`, with `gold` itself as `overall`; None where it has none. Tasks of clips have parts."""
         ...
 
     @property
@@ -129,6 +130,13 @@ class Task(Protocol):
         """
         ...
 
+    def second_benchmark(self, seed: int) -> tuple[Prompt, ...]:
+        """Held-out prompts on which no setting was chosen; none of them is in `benchmark` or `development`.
+
+        Empty if the task has none.
+        """
+        ...
+
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[Sequence[Request], Tensor]:
         """`size` captions with their pictures, (B, 3, H, W) in [0, 1], or clips, (B, F, 3, H, W); a pure function of
         its arguments.
@@ -138,8 +146,9 @@ class Task(Protocol):
         """
         ...
 
-    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
-        """`num` right pictures of every prompt, (P num, 3, H, W) in [0, 1], as a perfect generator would draw them.
+    def reference_pictures(self, prompts: Sequence[Request], num: int, seed: int) -> Tensor:
+        """`num` right pictures of every prompt, (P num, 3, H, W), or clips, (P num, F, 3, H, W), in [0, 1], as a
+        perfect generator would draw them.
 
         Raises:
             ConfigError: the task cannot draw pictures.

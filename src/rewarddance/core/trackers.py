@@ -1,11 +1,13 @@
-"""Copies of a run's metrics for TensorBoard and Weights & Biases. `metrics.jsonl` remains the record."""
+"""Copies of a run's metrics for TensorBoard, Weights & Biases and trackio. `metrics.jsonl` remains the record."""
 
 from __future__ import annotations
 
 import math
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,20 +65,49 @@ class WandB:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        name = run.resolve().name
-        marked = run / "wandb_id.txt"  # a resumed run continues its curves
-        if not marked.is_file():
-            marked.write_text(secrets.token_hex(4))
+        name, own_id = run.resolve().name, _own_id(run, "wandb_id.txt")
         project = os.environ.get("WANDB_PROJECT", "rewarddance")
-        self.run = wandb.init(
-            project=project, name=name, id=marked.read_text(), dir=str(run), config=dict(config), resume="allow"
-        )
+        self.run = wandb.init(project=project, name=name, id=own_id, dir=str(run), config=dict(config), resume="allow")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self.run.log(dict(numbers), step=step)
 
     def close(self) -> None:
         self.run.finish()
+
+
+class Trackio:
+    """Writes an SQLite file to the folder of TRACKIO_DIR, by default RUN/trackio.
+
+    trackio asks the hub for the name of a user who is logged in; HF_HUB_OFFLINE=1 forbids this. trackio reads
+    TRACKIO_DIR once in a process, so all runs of one process share the folder of the first one. A resumed run continues
+    its curves; steps that are repeated appear twice.
+    """
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(run.resolve() / "trackio"))
+        import trackio
+
+        name = f"{run.resolve().name}-{_own_id(run, 'trackio_id.txt')}"
+        quiet: dict[str, Any] = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            self.run = trackio.init("rewarddance", name=name, config=dict(config), resume="allow", **quiet)
+        self.finish = trackio.finish
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self.finish()
+
+
+def _own_id(run: Path, name: str) -> str:
+    """The id by which a tracker knows a run; a resumed run has the same. It is kept in RUN/`name`."""
+    marked = run / name
+    if not marked.is_file():
+        marked.write_text(secrets.token_hex(4))
+    return marked.read_text()
 
 
 def open_trackers(names: Sequence[TrackerName], run: Path, config: Mapping[str, Any], first_step: int) -> list[Tracker]:
@@ -87,5 +118,8 @@ def open_trackers(names: Sequence[TrackerName], run: Path, config: Mapping[str, 
     """
     opened: list[Tracker] = []
     for name in names:
-        opened.append(TensorBoard(run, first_step) if name == "tensorboard" else WandB(run, config))
+        if name == "tensorboard":
+            opened.append(TensorBoard(run, first_step))
+        else:
+            opened.append(WandB(run, config) if name == "wandb" else Trackio(run, config))
     return opened

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.task import Request, picture_of, text_of
+
+MAX_REFUSED = 0.05
+"""A training or a measurement ends with an error if a judge refuses more than this share of its questions."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,26 @@ class Verdict:
             {name: spread(values) for name, values in self.parts.items()},
             None if self.swapped_margin is None else spread(self.swapped_margin),
         )
+
+
+def judge_answerable(
+    comparisons: Sequence[Comparison],
+    problem: Callable[[Comparison], str | None],
+    answer: Callable[[Sequence[Comparison]], Verdict],
+) -> Verdict:
+    """The verdict on all comparisons: those with a problem are refused, and so are answers that are not finite.
+
+    Args:
+        problem: why a comparison cannot be asked; None where it can.
+        answer: the verdict on comparisons without a problem; called once, or not at all where there are none.
+    """
+    reasons = {i: why for i, c in enumerate(comparisons) if (why := problem(c)) is not None}
+    rows = [i for i in range(len(comparisons)) if i not in reasons]
+    if not rows:
+        return Verdict.all_refused(reasons)
+    verdict = answer([comparisons[i] for i in rows])
+    broken = (~torch.isfinite(verdict.margin.detach()) & verdict.answered).nonzero().flatten().tolist()
+    return verdict.refuse(dict.fromkeys(broken, "the model's answer is not a number")).scattered(rows, reasons)
 
 
 @runtime_checkable

@@ -10,7 +10,8 @@ from typing import Any
 from rewarddance.core.errors import InputError
 from rewarddance.data.votes import MediaKind, MediaRef, VotedRecord
 
-VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v")
+VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".gif")
+"""File endings of clips. `data.loading` opens a GIF, because a GIF of one frame is a picture."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ WRITERS: dict[Format, Writer] = {
         writers.csv,
         "votes.csv",
         False,
-        "which rows are one record; a rating without a pair; other groups",
+        "which rows are one record; a rating without a pair; other groups; a second condition",
     ),
     "imagereward": Writer(writers.imagereward, "imagereward.json", loses="votes beside one ranking"),
     "imagerewarddb": Writer(writers.imagerewarddb, "imagerewarddb.parquet", False, "who voted; other criteria"),

@@ -210,7 +210,7 @@ def mmrb2(row: Mapping[str, Any], place: int) -> Draft:
     or of several pictures are skipped.
     """
     parts = _parts(first_of(row, "prompt_content", "prompt"))
-    conditions = [medium(v, "prompt", role="condition") for kind, v in parts if kind == "image"]
+    conditions = [medium(v, "prompt", "image", role="condition") for kind, v in parts if kind == "image"]
     prompt = "\n".join(str(v) for kind, v in parts if kind == "text").strip()
     media = []
     for side in ("response_a", "response_b"):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rewarddance.core.clips import moving_gif
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media, check_size
 from rewarddance.core.types import swap_roles
@@ -41,7 +42,7 @@ def load(draft: Draft, root: Path, clips: Path | None = None, store_clips: bool 
 
     Raises:
         InputError: a file is missing, outside `root`, no picture or not one that a judge can look at; two candidates
-            are the same picture; or a vote does not fit the candidates.
+            are the same picture; a candidate is a clip and another is a picture; or a vote does not fit the candidates.
     """
     record = draft.record
     media = tuple(_loaded(m, root, clips, store_clips) for m in record.media)
@@ -51,17 +52,36 @@ def load(draft: Draft, root: Path, clips: Path | None = None, store_clips: bool 
         if twin is not None:
             names = dict.fromkeys(str(m.path) for m in (twin, ref))
             raise InputError(f"{' and '.join(names)}: the same picture twice")
+    pictures, moving = ([m for m in candidates if m.kind == kind] for kind in ("image", "video"))
+    if pictures and moving:
+        both = f"{moving[0].path or 'a clip'} is a clip, {pictures[0].path or 'another candidate'} is a picture"
+        raise InputError(f"{both}; give candidates of one kind")
     record = replace(record, media=media)
     check_votes(record)
     return by_content(record) if draft.winner_first else record
 
 
 def _loaded(ref: MediaRef, root: Path, clips: Path | None, store_clips: bool) -> MediaRef:
+    if _is_still_gif(ref, root):
+        ref = replace(ref, kind="image")
     if ref.kind == "image":
         return _picture(ref, root)
     if ref.kind == "video":
         return _stored_clip(ref, root) if store_clips else _clip(ref, root, clips)
     return ref
+
+
+def _is_still_gif(ref: MediaRef, root: Path) -> bool:
+    """Whether a clip by its ending is a GIF of one frame, which is a picture."""
+    name = ref.path or ""
+    if ref.kind != "video" or not name.lower().endswith(".gif") or (ref.data is None and is_link(name)):
+        return False
+    if ref.data is not None:
+        return not moving_gif(io.BytesIO(ref.data))
+    path = inside(root, name)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return not moving_gif(path)
 
 
 def _stored_clip(ref: MediaRef, root: Path) -> MediaRef:

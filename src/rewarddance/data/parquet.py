@@ -115,7 +115,9 @@ class RecordTable(Sequence[PreferenceRecord]):
                 are not pictures.
         """
         files = _open(path)
-        light = pa.concat_tables([_light(file, path) for file in files], promote_options="default")
+        starts = itertools.accumulate((file.metadata.num_rows for file in files), initial=0)
+        tables = [_light(file, path, start) for file, start in zip(files, starts, strict=False)]
+        light = pa.concat_tables(tables, promote_options="default")
         rows = light.column("row").to_pylist()
         return cls(light.drop_columns("row"), rows, _Pictures(files, str(path), keep_bytes))
 
@@ -269,16 +271,16 @@ def _open(path: Path) -> list[pq.ParquetFile]:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
 
 
-def _light(file: pq.ParquetFile, path: Path) -> pa.Table:
+def _light(file: pq.ParquetFile, path: Path, start: int) -> pa.Table:
     """All columns that training needs except the pictures: a row for each record and criterion, with its `row` in the
-    split.
+    split, whose first row in this file is `start`.
 
     Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
     """
     names = file.schema_arrow.names
     old = _is_old(names, path)
     light = file.read(columns=[n for n in names if n not in (*FILES, "votes")])
-    rows = pa.array(range(light.num_rows), pa.int64())
+    rows = pa.array(range(start, start + light.num_rows), pa.int64())
     if old:
         return light.append_column("row", rows)
     _check_rows(light, path, _stored_clips(file))

@@ -42,10 +42,13 @@ class PromptTask:
     def development(self) -> tuple[Prompt, ...]:
         raise ConfigError("a file of prompts has no development prompts")
 
+    def second_benchmark(self, seed: int) -> tuple[Prompt, ...]:
+        return ()
+
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[Sequence[Request], Tensor]:
         raise ConfigError("algorithm sft: trains on captioned pictures of the embedded world, so it takes no --prompts")
 
-    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
+    def reference_pictures(self, prompts: Sequence[Request], num: int, seed: int) -> Tensor:
         raise ConfigError("a file of prompts has no reference pictures; --metrics needs a run of the embedded world")
 
     def check(self, drawn: Drawn) -> None:

@@ -1,4 +1,5 @@
-"""Files of prompts: text with one prompt a line, JSONL with a field `prompt`, and JSON of COCO and VBench.
+"""Files of prompts: text with one prompt a line, JSONL with a field `prompt`, JSON of COCO and VBench, and the captions
+of sets of pictures (`data/sources.py`).
 
 T2I-CompBench's files are text, GenEval's is JSONL whose `tag` is the category.
 """
@@ -14,6 +15,7 @@ from typing import Any
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.task import Prompt
+from rewarddance.data.sources import pictures_of
 
 
 def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
@@ -21,11 +23,14 @@ def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
 
     A `.jsonl` file has one object a line: `prompt`, and optionally `category` and `condition` (a picture file,
     relative to the file of prompts). Other fields are kept in `Prompt.fields`. A `.json` file is a list of such
-    objects, VBench's list (`prompt_en`, its first dimension is the category), or COCO's `annotations[].caption`.
+    objects, VBench's list (`prompt_en`, its first dimension is the category), or COCO's `annotations[].caption`. A
+    folder, `.tar`, `.parquet` or `.csv` is a set of pictures: its captions are prompts, with the style as category.
 
     Raises:
-        InputError: no such file, not UTF-8, a line that is no such object, or no prompts.
+        InputError: no such file, not UTF-8, a line that is not such an object, or no prompts.
     """
+    if path.is_dir() or path.suffix.lower() in (".tar", ".parquet", ".csv"):
+        return _captions(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of prompts")
     content = path.read_bytes()
@@ -41,6 +46,19 @@ def read_prompts(path: Path) -> tuple[tuple[Prompt, ...], str]:
     if not prompts:
         raise InputError(f"{path}: holds no prompts")
     return tuple(prompts.values()), hashlib.sha256(content).hexdigest()
+
+
+def _captions(source: Path) -> tuple[tuple[Prompt, ...], str]:
+    """The distinct captions of a set of pictures, and a hash of them with their styles."""
+    prompts: dict[str, Prompt] = {}
+    for picture in pictures_of(source):
+        if picture.caption:
+            row = {"prompt": picture.caption, "category": picture.style}
+            prompts.setdefault(picture.caption, _from_row(row, source, picture.name))
+    if not prompts:
+        raise InputError(f"{source}: a set of pictures without captions")
+    texts = json.dumps([(p.text, p.category) for p in prompts.values()])
+    return tuple(prompts.values()), hashlib.sha256(texts.encode()).hexdigest()
 
 
 def _prompts_in(text: str, path: Path) -> Iterator[Prompt]:

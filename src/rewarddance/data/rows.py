@@ -22,7 +22,9 @@ GROUPS = ("generator", "category", "style", "annotator")
 
 
 def parse_row(row: Mapping[str, Any], place: int) -> Draft:
-    """Parse one row of any supported shape, with its groups, its criterion, and who voted when.
+    """Parse one row of any supported shape, with its groups, its criterion, its condition, and who voted when.
+
+    The column `condition` is the picture that the candidates were made from, such as the first frame of image-to-video.
 
     Raises:
         InputError: what is wrong with the row.
@@ -31,6 +33,7 @@ def parse_row(row: Mapping[str, Any], place: int) -> Draft:
         return _whole(row, place)
     draft = _preference(row, place)
     record = draft.record
+    first = medium(row["condition"], "condition", "image", role="condition") if _given(row, "condition") else None
     facts: dict[str, Any] = {
         "criterion": optional(row, "criterion") or "overall",
         "annotator": optional(row, "annotator"),
@@ -43,7 +46,9 @@ def parse_row(row: Mapping[str, Any], place: int) -> Draft:
     if not record.votes and (stated := _given(row, "strength", "rationale")):
         raise InputError(f"a {stated[0]} without a preference")
     votes = tuple(replace(v, **facts) for v in record.votes)
-    return replace(draft, record=replace(record, votes=votes, groups=groups_of(row, *GROUPS)), own_criteria=True)
+    media = record.media if first is None else (*record.media, first)
+    record = replace(record, media=media, votes=votes, groups=groups_of(row, *GROUPS))
+    return replace(draft, record=record, own_criteria=True)
 
 
 def _whole(row: Mapping[str, Any], place: int) -> Draft:

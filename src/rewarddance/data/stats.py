@@ -22,7 +22,7 @@ from rewarddance.data.parquet import count_rows, stored_rows, voted_records
 from rewarddance.data.text import key_of, normalised
 from rewarddance.data.votes import MediaRef, Vote, VotedRecord
 
-MOST_ANNOTATORS = 20
+MAX_ANNOTATORS = 20
 """Annotators that are listed, those with most votes first."""
 
 
@@ -150,14 +150,14 @@ def summary(judged: Judged) -> dict[str, Any]:
 
 def _people(judged: Judged, units: list[dict[str, float]]) -> dict[str, Any]:
     """Votes, ties, side and speed of the most active annotators, and how often they agree with another one."""
-    met: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    agreements: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for votes in units:
         named = [(who, label) for who, label in votes.items() if not who.startswith("\x00")]
         for (a, x), (b, y) in combinations(named, 2):
             for who in (a, b):
-                met[who][0] += x == y
-                met[who][1] += 1
-    listed = sorted(judged.people, key=lambda name: -judged.people[name].votes)[:MOST_ANNOTATORS]
+                agreements[who][0] += x == y
+                agreements[who][1] += 1
+    listed = sorted(judged.people, key=lambda name: -judged.people[name].votes)[:MAX_ANNOTATORS]
     table: dict[str, Any] = {}
     for name in listed:
         own = judged.people[name]
@@ -165,7 +165,7 @@ def _people(judged: Judged, units: list[dict[str, float]]) -> dict[str, Any]:
             "votes": own.votes,
             "ties": own.ties,
             "median_seconds": median(own.seconds) if own.seconds else None,
-            "agrees_with_others": share(*met[name]),
+            "agrees_with_others": share(*agreements[name]),
         }
     return table
 

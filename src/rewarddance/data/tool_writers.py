@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,16 +13,49 @@ from rewarddance.data.writers import Put, Rows, Unfit, pair_of, pair_votes, side
 
 
 def label_studio(record: VotedRecord, put: Put) -> Rows:
-    """A task with one annotation for each vote. Its control is named after the criterion."""
-    a, b = pair_of(record)
-    data: dict[str, Any] = {"id": record.record_id, "prompt": record.prompt, "image_a": put(a), "image_b": put(b)}
+    """A task with one annotation for each vote. Its control is named after the criterion.
+
+    A record of more than two candidates becomes a task for each pair that has votes. A ranking becomes a choice in each
+    pair, and a rating is written to one of the pairs that contain its candidate.
+    """
+    if len(record.candidates) == 2:
+        return [_task(record, (0, 1), record.votes, record.record_id, put)]
+    if len(record.candidates) < 2:
+        pair_of(record)
+    parts = _by_pair(record)
+    return [_task(record, pair, parts[pair], f"{record.record_id}/{pair[0]}-{pair[1]}", put) for pair in sorted(parts)]
+
+
+def _task(record: VotedRecord, pair: tuple[int, int], votes: Sequence[Vote], name: str, put: Put) -> dict[str, Any]:
+    a, b = (record.candidates[i] for i in pair)
+    data: dict[str, Any] = {"id": name, "prompt": record.prompt, "image_a": put(a), "image_b": put(b)}
+    if record.conditions:
+        data["condition"] = put(record.conditions[0])
     data |= {f"model_{s}": m.model for s, m in (("a", a), ("b", b)) if m.model}
     data |= {k: v for k, v in record.groups.items() if k in ("generator", "category", "style")}
     annotations = []
-    for vote in record.votes:
+    for vote in votes:
         facts = {"completed_by": vote.annotator, "created_at": vote.created, "lead_time": vote.seconds}
         annotations.append({**facts, "was_cancelled": False, "result": _results(vote)})
-    return [{"id": record.record_id, "data": data, "annotations": annotations}]
+    return {"id": name, "data": data, "annotations": annotations}
+
+
+def _by_pair(record: VotedRecord) -> dict[tuple[int, int], list[Vote]]:
+    """The votes of each pair of candidates. In these votes the two candidates have the numbers 0 and 1."""
+    parts: dict[tuple[int, int], list[Vote]] = {}
+    for vote in record.votes:
+        if vote.kind == "rating":
+            for place, value in zip(vote.media, vote.values, strict=True):
+                first = min(place - place % 2, len(record.candidates) - 2)
+                single = replace(vote, media=(place - first,), values=(value,), shown=())
+                parts.setdefault((first, first + 1), []).append(single)
+            continue
+        for single in pairwise(vote):
+            single = single if single.media[0] < single.media[1] else turned(single)
+            pair = single.media[0], single.media[1]
+            shown = tuple(pair.index(i) for i in single.shown if i in pair)
+            parts.setdefault(pair, []).append(replace(single, media=(0, 1), shown=shown))
+    return parts
 
 
 def _results(vote: Vote) -> Rows:

@@ -54,7 +54,7 @@ def trl(row: Mapping[str, Any], place: int) -> Draft:
     images = list_of(row, "images", sum(counts))
     if len(images) != sum(counts):
         raise InputError(f"{len(images)} images and {sum(counts)} image parts")
-    conditions = [medium(i, "images", role="condition") for i in images[: counts[0]]]
+    conditions = [medium(i, "images", "image", role="condition") for i in images[: counts[0]]]
     media = [medium(i, "images") for i in images[counts[0] :]]
     prompt = _said(row.get("prompt"))
     if not prompt:
@@ -90,7 +90,7 @@ def _sides(fields: Mapping[str, Any]) -> tuple[str, str]:
     for pair in SIDES:
         if all(fields.get(name) for name in pair):
             return pair
-    endings = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", *VIDEO_ENDINGS)
+    endings = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", *VIDEO_ENDINGS)
     looks = [k for k, v in fields.items() if isinstance(v, str) and v.lower().split("?")[0].endswith(endings)]
     if len(looks) != 2:
         raise InputError(f"cannot tell the two candidates among the fields {', '.join(map(repr, fields))}")
@@ -108,13 +108,16 @@ def label_studio(row: Mapping[str, Any], place: int) -> Draft:
     """Label Studio's JSON export: a task with `annotations[].result[]` of types pairwise, choices (ties) and rating.
 
     The control's name is the criterion unless it is a general word; `_tie` at the end of the name of choices is no part
-    of it. The left candidate was shown left. Cancelled annotations are left out.
+    of it. The left candidate was shown left. Cancelled annotations are left out. `condition` is the picture that both
+    candidates were made from.
     """
     data = row.get("data")
     if not isinstance(data, dict):
         raise InputError("no object 'data': not a task of Label Studio")
     names = _sides(data)
-    media = tuple(medium(_stored(data[n]), n, model=optional(data, f"model_{n[-1]}")) for n in names)
+    media = [medium(_stored(data[n]), n, model=optional(data, f"model_{n[-1]}")) for n in names]
+    if data.get("condition"):
+        media.append(medium(_stored(data["condition"]), "condition", "image", role="condition"))
     votes: list[Vote] = []
     for annotation in row.get("annotations") or ():
         if not annotation.get("was_cancelled"):
@@ -123,7 +126,7 @@ def label_studio(row: Mapping[str, Any], place: int) -> Draft:
         raise Skipped("no annotation")
     name = optional(data, "id") or optional(row, "id") or f"row-{place}"
     groups = groups_of(data, "generator", "category", "style")
-    return Draft(VotedRecord(name, text(data, "prompt", "text", "caption"), media, tuple(votes), groups=groups))
+    return Draft(VotedRecord(name, text(data, "prompt", "text", "caption"), tuple(media), tuple(votes), groups=groups))
 
 
 def _annotated(annotation: Mapping[str, Any], names: Sequence[str]) -> list[Vote]:
@@ -279,8 +282,8 @@ def _asked(states: Sequence[Mapping[str, Any]]) -> str:
     """The first message of a chat; "" where the log does not hold it."""
     for state in states:
         for message in state.get("messages") or ():
-            said = message[1] if isinstance(message, list) and len(message) > 1 else None
-            said = said[0] if isinstance(said, list) and said else said
-            if isinstance(said, str) and said.strip():
-                return said.strip()
+            content = message[1] if isinstance(message, list) and len(message) > 1 else None
+            content = content[0] if isinstance(content, list) and content else content
+            if isinstance(content, str) and content.strip():
+                return content.strip()
     return ""

@@ -75,7 +75,7 @@ def jsonl(record: VotedRecord, put: Put) -> Rows:
 
 CSV_COLUMNS = (
     *("id", "prompt", "image_a", "image_b", "label", "probability", "votes_a", "votes_b", "rating_a", "rating_b"),
-    *("criterion", "created", "seconds", "shown", "strength", "rationale", "model_a", "model_b", *GROUPS),
+    *("condition", "criterion", "created", "seconds", "shown", "strength", "rationale", "model_a", "model_b", *GROUPS),
 )
 
 
@@ -94,6 +94,7 @@ def csv(record: VotedRecord, put: Put) -> Rows:
             row: dict[str, Any] = dict.fromkeys(CSV_COLUMNS, "")
             row |= {k: record.groups[k] for k in GROUPS if k in record.groups}
             row |= {"id": record.record_id, "prompt": record.prompt, "criterion": single.criterion}
+            row |= {"condition": put(record.conditions[0]) if record.conditions else ""}
             row |= {"image_a": put(a), "image_b": put(b), "model_a": a.model or "", "model_b": b.model or ""}
             row |= {k: getattr(single, k) for k in ("annotator", "created", "seconds", "strength")}
             row |= {"shown": "".join("ab"[single.media.index(i)] for i in single.shown), "rationale": single.reason}

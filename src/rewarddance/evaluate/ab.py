@@ -24,7 +24,7 @@ from rewarddance.core.streams import stream
 Array = NDArray[np.float64]
 DRAWS = 2000
 """Bootstrap draws of an interval."""
-LEAST_CLUSTERS = 10
+MIN_CLUSTERS = 10
 """Clusters of each kind that a bootstrap interval needs; with fewer it is far too narrow."""
 ICC = 0.2
 """Correlation of two votes on one prompt that `needed` and `visible` expect."""
@@ -58,7 +58,7 @@ def between(ballots: Sequence[Ballot], a: str, b: str) -> list[Ballot]:
 
 
 def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
-    """95% bootstrap interval of a mean; whole clusters are drawn.
+    """95% bootstrap interval of a mean. It resamples whole clusters.
 
     With two ways of clustering (prompts and people) both are drawn independently, and a vote's weight is the product of
     their counts (the pigeonhole bootstrap of Owen, 2007, which errs on the wide side). If all draws have the same mean,
@@ -69,23 +69,36 @@ def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: in
         clusters: for each way of clustering, the cluster of every vote.
 
     Returns:
-        The interval; None where one way of clustering has fewer than `LEAST_CLUSTERS` clusters.
+        The interval; None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
     """
     x: Array = np.asarray(values, np.float64)
-    indices = [np.unique(np.asarray(names), return_inverse=True)[1] for names in clusters]
-    counts = [int(index.max()) + 1 for index in indices]
-    if min(counts) < LEAST_CLUSTERS:
+    drawn = resampled(clusters, DRAWS, stream(seed, "ab-bootstrap", len(clusters)))
+    if drawn is None:
         return None
-    rng = stream(seed, "ab-bootstrap", len(clusters))
-    weights = np.ones((DRAWS, len(x)))
-    for index, num in zip(indices, counts, strict=True):
-        weights *= rng.multinomial(num, np.full(num, 1 / num), size=DRAWS)[:, index]
-    totals = weights.sum(1)
-    means = (weights @ x)[totals > 0] / totals[totals > 0]
+    means = (drawn @ x) / drawn.sum(1)
     if np.ptp(means) < 1e-9:
-        return wilson(float(x.mean()), min(counts))
+        return wilson(float(x.mean()), min(len(set(names)) for names in clusters))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def resampled(clusters: Sequence[Sequence[str]], draws: int, rng: np.random.Generator) -> Array | None:
+    """Bootstrap weights of votes, (at most `draws`, votes), from whole clusters. Draws without a vote are left out.
+
+    Args:
+        clusters: for each way of clustering, the cluster of every vote.
+
+    Returns:
+        None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
+    """
+    indices = [np.unique(np.asarray(names), return_inverse=True)[1] for names in clusters]
+    counts = [int(index.max()) + 1 for index in indices]
+    if min(counts) < MIN_CLUSTERS:
+        return None
+    weights = np.ones((draws, len(indices[0])))
+    for index, num in zip(indices, counts, strict=True):
+        weights *= rng.multinomial(num, np.full(num, 1 / num), size=draws)[:, index]
+    return np.asarray(weights[weights.sum(1) > 0])
 
 
 def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
@@ -94,7 +107,7 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
     Returns:
         good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
         prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`), which are None where there
-        are fewer than `LEAST_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
+        are fewer than `MIN_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
         takes votes as independent, and the same two intervals. sign_test: counts of prompts whose votes lean to `a` or
         to `b`, and the two-sided binomial p. prompts, annotators: how many.
 
@@ -148,33 +161,40 @@ def by_category(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, dict[str
 
 
 def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, float | None]]:
-    """Bradley-Terry ratings in Elo points with mean 0, best first, with 95% bootstrap intervals over prompts.
+    """Bradley-Terry ratings in Elo points with mean 0, best first, with two 95% bootstrap intervals.
 
-    Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite. Where
-    there are fewer than `LEAST_CLUSTERS` prompts, or all draws give a system the same rating, `low` and `high` are
-    None.
+    Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite.
+
+    Returns:
+        By system: elo; `low` and `high` over prompts; `low_two_way` and `high_two_way` over prompts and annotators. An
+        interval is None where there are fewer than `MIN_CLUSTERS` prompts or annotators, or where all draws give the
+        system the same rating.
     """
     systems = sorted({s for v in ballots for s in (v.first, v.second)})
     place = {s: i for i, s in enumerate(systems)}
-    prompts = sorted({v.prompt for v in ballots})
-    row = {p: i for i, p in enumerate(prompts)}
-    wins = np.zeros((len(prompts), len(systems), len(systems)))
-    for v in ballots:
-        i, j = place[v.first], place[v.second]
-        wins[row[v.prompt], i, j] += v.value
-        wins[row[v.prompt], j, i] += 1 - v.value
-    prior = 0.5 * ((wins.sum(0) + wins.sum(0).T) > 0)
-    point = bradley_terry(wins.sum(0) + prior)
-    rng = stream(0, "ab-ratings")
-    weights = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=draws).astype(np.float64)
-    drawn = np.array([bradley_terry(np.einsum("p,pij->ij", w, wins) + prior) for w in weights])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    known = (np.ptp(drawn, axis=0) > 1e-6) & (len(prompts) >= LEAST_CLUSTERS)
-    table: dict[str, dict[str, float | None]] = {}
-    for i in np.argsort(-point):
-        interval = (float(low[i]), float(high[i])) if known[i] else (None, None)
-        table[systems[i]] = {"elo": float(point[i]), "low": interval[0], "high": interval[1]}
-    return table
+    num = len(systems)
+    first, second = (np.array([place[getattr(v, side)] for v in ballots]) for side in ("first", "second"))
+    values = np.array([v.value for v in ballots])
+
+    def wins(weights: Array) -> Array:
+        won = np.bincount(first * num + second, weights * values, num * num)
+        lost = np.bincount(second * num + first, weights * (1 - values), num * num)
+        return np.asarray((won + lost).reshape(num, num))
+
+    all_wins = wins(np.ones(len(ballots)))
+    prior = 0.5 * ((all_wins + all_wins.T) > 0)
+    point = bradley_terry(all_wins + prior)
+    prompts, people = [v.prompt for v in ballots], [v.annotator for v in ballots]
+    rows: dict[str, dict[str, float | None]] = {systems[i]: {"elo": float(point[i])} for i in np.argsort(-point)}
+    for suffix, clusters in (("", [prompts]), ("_two_way", [prompts, people])):
+        weights = resampled(clusters, draws, stream(0, "ab-ratings"))
+        drawn = np.zeros((1, num)) if weights is None else np.array([bradley_terry(wins(w) + prior) for w in weights])
+        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        known = np.ptp(drawn, axis=0) > 1e-6
+        for name, i in place.items():
+            ends = (float(low[i]), float(high[i])) if known[i] else (None, None)
+            rows[name] |= {f"low{suffix}": ends[0], f"high{suffix}": ends[1]}
+    return rows
 
 
 def needed(

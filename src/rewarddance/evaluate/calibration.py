@@ -23,7 +23,7 @@ from rewarddance.reward.wrappers import PointwiseDifference
 Array = NDArray[np.float64]
 TIE = (0.4 - 1e-6, 0.6 + 1e-6)
 """Labels in this range count as ties; 0.4 and 0.6 are inside, also when they were stored as fp32."""
-MOST_VOTES = 20
+MAX_VOTES = 20
 SIMULATIONS = 200
 
 
@@ -81,7 +81,7 @@ def noise_floor(p: Array, labels: Array, seed: int = 0) -> float:
     Labels are simulated as means of binomial votes. Their number is the smallest that can have made the labels.
     """
     votes = next(
-        (v for v in range(1, MOST_VOTES) if np.allclose(labels * v % 1 * (1 - labels * v % 1), 0, atol=1e-4)), 1
+        (v for v in range(1, MAX_VOTES) if np.allclose(labels * v % 1 * (1 - labels * v % 1), 0, atol=1e-4)), 1
     )
     rng = stream(seed, "noise-floor")
     drawn = rng.binomial(votes, p, size=(SIMULATIONS, len(p))) / votes

@@ -1,4 +1,5 @@
-"""Measures of clips before and after an alignment: criteria, good-same-bad, motion, and raters' scores."""
+"""Measures of clips before and after an alignment: criteria, good-same-bad, motion, raters' scores, and the distance to
+right clips."""
 
 from __future__ import annotations
 
@@ -10,18 +11,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewarddance.core.dynamics import MOVES, dynamic_degree
+from rewarddance.core.clips import spread
+from rewarddance.core.dynamics import MOVES, dynamic_degree, flicker
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.task import Task
-from rewarddance.evaluate.generator import Features, Samples
+from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Rate, Task
+from rewarddance.evaluate.generator import Features, Measure, Samples, measure, of_each
+from rewarddance.evaluate.metrics.distributions import frechet_inception_distance
+from rewarddance.evaluate.metrics.table import embed
 
 Array = NDArray[np.float64]
 SAME_SHARE = 1 / 3
 """Share of the pairs of samples of one generator that count as the same (`same_width`)."""
 FRAMES = 5
 """Frames of a clip, evenly spread, that `clip_features` looks at."""
+CLIP_MEASURES: Mapping[str, Measure] = {
+    "dynamic_degree": lambda clip: dynamic_degree(clip.frames),
+    "moving": lambda clip: float(dynamic_degree(clip.frames) > MOVES),
+    "flicker": lambda clip: flicker(clip.frames),
+}
+"""Numbers of a clip from its pixels, each in [0, 1]: how much it moves, whether it moves, and how much it flickers."""
 
 
 def same_width(values: Array) -> float:
@@ -37,16 +48,21 @@ def same_width(values: Array) -> float:
     return float(np.quantile(np.abs(values[:, i] - values[:, j]), SAME_SHARE))
 
 
+def verdicts(after: Array, before: Array, width: float) -> Array:
+    """1 where the sample after training is better, 0 where both are the same, -1 where it is worse."""
+    gap = after - before
+    return np.where(np.abs(gap) <= width, 0.0, np.sign(gap))
+
+
 def good_same_bad(after: Array, before: Array, width: float) -> dict[str, Any]:
     """Shares of pairs in which the sample after is better, the same, or worse, (prompts, noises) each.
 
     Returns:
         good, same, bad; gsb: (G - B) / (G + S + B) with its interval over prompts; width.
     """
-    gap = after - before
-    verdicts = np.where(np.abs(gap) <= width, 0.0, np.sign(gap))
-    shares = {name: float(np.mean(verdicts == v)) for name, v in (("good", 1), ("same", 0), ("bad", -1))}
-    return {**shares, "gsb": bootstrap(verdicts).as_dict(), "width": width}
+    signs = verdicts(after, before, width)
+    shares = {name: float(np.mean(signs == v)) for name, v in (("good", 1), ("same", 0), ("bad", -1))}
+    return {**shares, "gsb": bootstrap(signs).as_dict(), "width": width}
 
 
 def criteria_of(samples: Samples, task: Task) -> dict[str, Array]:
@@ -61,9 +77,23 @@ def criteria_of(samples: Samples, task: Task) -> dict[str, Array]:
     return {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
 
 
+def gold_and_criteria(samples: Samples, task: Task) -> tuple[Array, dict[str, Array]]:
+    """The gold standard of every sample and its parts, (prompts, noises) each. Every sample is judged once.
+
+    The parts are empty where the task has none.
+
+    Raises:
+        ConfigError: the task has no gold standard.
+    """
+    if task.criteria is None:
+        return measure(samples, task), {}
+    criteria = criteria_of(samples, task)
+    return criteria["overall"], criteria
+
+
 def dynamics(samples: Samples) -> Array:
     """`dynamic_degree` of every clip, (prompts, noises)."""
-    return np.array([[dynamic_degree(m.frames) for m in row] for row in samples.media])
+    return of_each(samples, CLIP_MEASURES["dynamic_degree"])
 
 
 def _paired(after: Array, before: Array) -> dict[str, Any]:
@@ -75,18 +105,25 @@ def _paired(after: Array, before: Array) -> dict[str, Any]:
     }
 
 
-def compare_clips(after: Samples, before: Samples, task: Task, width: float, seed: int = 0) -> dict[str, Any]:
+def compare_clips(
+    after: Samples,
+    before: Samples,
+    values: Mapping[str, Mapping[str, Array]],
+    width: float,
+    rate: Rate | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Figures of clips of the same prompts and noises, each before, after and the gain, with intervals over prompts.
 
     Args:
+        values: `criteria_of` the clips, by "after" and "before".
         width: of "same", from `same_width`.
-        seed: of the simulated raters.
+        rate, seed: simulated raters (`Task.rate`), and the seed of their noise, which differs before and after.
 
     Returns:
         criteria: by name; good_same_bad: by the gold standard; moving: share of clips with a dynamic degree above
-        `MOVES`; dynamic_degree; alignment: simulated raters' scores from 0 to 2, where the task has raters.
+        `MOVES`; dynamic_degree; alignment: simulated raters' scores of fidelity from 0 to 2, where there are raters.
     """
-    values = {name: criteria_of(samples, task) for name, samples in (("after", after), ("before", before))}
     degree = {"after": dynamics(after), "before": dynamics(before)}
     figures: dict[str, Any] = {
         "criteria": {c: _paired(values["after"][c], values["before"][c]) for c in values["after"]},
@@ -94,8 +131,8 @@ def compare_clips(after: Samples, before: Samples, task: Task, width: float, see
         "moving": _paired(*((degree[k] > MOVES).astype(np.float64) for k in ("after", "before"))),
         "dynamic_degree": _paired(degree["after"], degree["before"]),
     }
-    if task.rate is not None:
-        scores: Mapping[str, Array] = {k: task.rate(v, seed).mean(2) for k, v in values.items()}
+    if rate is not None:
+        scores = {k: rate(v["fidelity"], seed_of(seed, "raters", k)).mean(2) for k, v in values.items()}
         figures["alignment"] = _paired(scores["after"], scores["before"])
     return figures
 
@@ -111,8 +148,23 @@ def clip_features(features: Features) -> Features:
         num = min(FRAMES, media[0].num_frames)
         if num == 1:
             return features(media)
-        chosen = np.linspace(0, media[0].num_frames - 1, num).round().astype(int).tolist()
+        chosen = spread(media[0].num_frames, FRAMES)
         frames = [features([Media(m.frames[[k]]) for m in media]).float() for k in chosen]
         return torch.cat(frames, 1).div(num**0.5)
 
     return of
+
+
+def clip_distance(samples: Samples, reference: Array, features: Features) -> float:
+    """Squared Fréchet distance of the features of clips to those of a reference set (`frechet_inception_distance`).
+
+    Features of clips have more dimensions than there are clips, so both covariances are singular. The distance is
+    still defined, but it is too large by an amount that depends on the numbers of clips. Compare it only between
+    equal numbers of samples, with the same reference set and the same features.
+
+    Args:
+        reference: features of the reference set, (M, D).
+        features: of clips (`clip_features`).
+    """
+    own = np.concatenate([embed(features, row) for row in samples.media])
+    return frechet_inception_distance(own, reference)

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from rewarddance.core.errors import ConfigError, JudgementError
 from rewarddance.core.mapped import map_bytes
 from rewarddance.core.media import Media, StoredMedia
-from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
 from rewarddance.core.statistics import Interval, bootstrap, paired_bootstrap
 from rewarddance.core.task import Request, Task
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.generator.trace import draw
+from rewarddance.reward.batches import in_batches
 
 Array = NDArray[np.float64]
 Features = Callable[[Sequence[Media]], torch.Tensor]
 """Pictures to features (N, D)."""
+Measure = Callable[[Media], float]
+"""A number of one picture or clip, from its pixels alone."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,25 @@ def fixed_samples(
         pixels[place] = content
     rows = (StoredMedia(part, fps) for part in torch.split(pixels, num_noises))
     return Samples(tuple(prompts), tuple(rows))
+
+
+def right_media(task: Task, prompts: Sequence[Request], num: int, seed: int, fps: float | None = None) -> StoredMedia:
+    """`num` right pictures or clips of every prompt, drawn by the task itself; (P num) media, those of a prompt
+    together.
+
+    Args:
+        fps: frames per second of clips, None for pictures.
+
+    Raises:
+        ConfigError: the task cannot draw any.
+    """
+    pixels = task.reference_pictures(prompts, num, seed)
+    return StoredMedia((pixels * 255).round().to(torch.uint8), fps)
+
+
+def of_each(samples: Samples, number: Measure) -> Array:
+    """A number of every sample, (prompts, noises)."""
+    return np.array([[number(m) for m in row] for row in samples.media], np.float64)
 
 
 def measure(samples: Samples, task: Task) -> Array:
@@ -127,10 +148,8 @@ def proxy_reward(judge: RewardModel, after: Samples, before: Samples, criterion:
     for p, a, b in zip(after.prompts, after.media, before.media, strict=True):
         pairs = [Comparison.of(p, x, y, criterion) for x, y in zip(a, b, strict=True)]
         comparisons += [c.swapped() if k % 2 else c for k, c in enumerate(pairs)]
-    parts = []
-    for i in tracked(range(0, len(comparisons), 256), "after against before, by the judge"):
-        parts.append(judge.judge(comparisons[i : i + 256]).win_rate.double().cpu().numpy())
-    rewards = np.concatenate(parts).reshape(len(after.prompts), -1)
+    rates = in_batches(lambda batch: judge.judge(batch).win_rate, comparisons, "after against before, by the judge")
+    rewards = rates.numpy().reshape(len(after.prompts), -1)
     rewards[:, 1::2] = 1 - rewards[:, 1::2]
     return rewards
 

@@ -19,7 +19,7 @@ from rewarddance.core.preferences import PreferenceRecord, all_pairs
 from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import grouped_interval
 from rewarddance.core.streams import stream
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import MAX_REFUSED, Comparison, RewardModel
 from rewarddance.reward.objective import agreement
 
 Array = NDArray[np.float64]
@@ -27,8 +27,6 @@ Refused = Mapping[tuple[int, int], str]
 """Why the judge refused to compare pictures i < j of a record."""
 OnRecord = Callable[[PreferenceRecord, Array, Refused], None]
 """Called with a record, its table of margins (K, K), which is antisymmetric and NaN for refused pairs, and these."""
-MOST_REFUSED = 0.05
-"""Share of records with refused pairs that are listed and left out; a judge that refuses more cannot be measured."""
 CLEAR = 0.05
 """Smallest difference of exact values for a pair to count as decided."""
 
@@ -58,7 +56,7 @@ def measure_judge(
         id, with a reason).
 
     Raises:
-        JudgementError: pairs of more than `MOST_REFUSED` of the records are refused.
+        JudgementError: pairs of more than `MAX_REFUSED` of the records are refused.
     """
     entries, refused, num_refused = list[_Entry](), dict[str, str](), 0
     for number, entry in _answers(judge, records, chunk, shared):
@@ -68,7 +66,7 @@ def measure_judge(
         if entry.refused:
             num_refused += len(entry.refused)
             refused[entry.record_id] = reason = next(iter(entry.refused.values()))
-            if len(refused) > max(1, MOST_REFUSED * len(records)):
+            if len(refused) > max(1, MAX_REFUSED * len(records)):
                 raise JudgementError(f"pairs of {len(refused)} of {number + 1} records were refused; last: {reason}")
     figures = _figures(entries)
     return figures | ({"num_refused": num_refused, "refused": refused} if refused else {})

@@ -22,7 +22,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.protocols import Policy
 from rewarddance.core.task import Drawn, Request, picture_of, text_of, texts_of
 from rewarddance.generator.autoencoders import Autoencoder
-from rewarddance.generator.lora import ExpertLoras, Lora
+from rewarddance.generator.lora import Lora
 from rewarddance.generator.trace import draw
 from rewarddance.vlm.quiet import no_loading_bar
 
@@ -30,8 +30,7 @@ JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn
                    "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 """The layers that get a LoRA adapter where text and picture have projections of their own."""
 EXPERTS = ("transformer", "transformer_2")
-"""Names of a pipeline's transformers. Only Wan 2.2 has two; the second one takes the times below
-`boundary_ratio`."""
+"""Names of a pipeline's transformers. Only Wan 2.2 has two; the second one is used at times below `boundary_ratio`."""
 
 
 @contextmanager
@@ -79,26 +78,26 @@ def _modules(pipeline: Any) -> list[nn.Module]:
     return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
 
 
-def checked_side(resolution: int, patch: int, most: int | None = None) -> int:
+def checked_side(resolution: int, patch: int, max_side: int | None = None) -> int:
     """The side of the pictures in pixels.
 
     Args:
         patch: pixels of one token's side.
-        most: the largest side that the transformer has positions for.
+        max_side: the largest side that the transformer has positions for.
 
     Raises:
         ConfigError: the transformer cannot draw pictures of this side.
     """
-    if resolution < patch or resolution % patch or (most is not None and resolution > most):
-        limit = "" if most is None else f" up to {most}"
+    if resolution < patch or resolution % patch or (max_side is not None and resolution > max_side):
+        limit = "" if max_side is None else f" up to {max_side}"
         raise ConfigError(f"resolution {resolution}: this generator draws multiples of {patch}{limit} pixels")
     return resolution
 
 
-def num_longer(tokenizer: Any, texts: Sequence[str], most: int) -> int:
-    """How many texts have more than `most` tokens."""
+def num_longer(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> int:
+    """How many texts have more than `max_tokens` tokens."""
     ids = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    return sum(len(row) > most for row in ids)
+    return sum(len(row) > max_tokens for row in ids)
 
 
 def times_for_tokens(scheduler: Any, num_steps: int, num_tokens: int) -> Tensor:
@@ -115,10 +114,10 @@ def times_for_tokens(scheduler: Any, num_steps: int, num_tokens: int) -> Tensor:
     if kind != "FlowMatchEulerDiscreteScheduler" or config.invert_sigmas or config.stochastic_sampling:
         raise ConfigError(f"scheduler {kind}: only FlowMatchEulerDiscreteScheduler without noise is supported")
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    own = type(scheduler).from_config(config)  # the pipeline's own scheduler stays as it is
+    scheduler_copy = type(scheduler).from_config(config)  # the pipeline's own scheduler stays as it is
     even = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float64).numpy()
-    own.set_timesteps(sigmas=even, mu=config.base_shift + slope * (num_tokens - config.base_image_seq_len))
-    return torch.as_tensor(own.sigmas)
+    scheduler_copy.set_timesteps(sigmas=even, mu=config.base_shift + slope * (num_tokens - config.base_image_seq_len))
+    return torch.as_tensor(scheduler_copy.sigmas)
 
 
 def pack(z: Tensor) -> Tensor:
@@ -164,12 +163,7 @@ class PipelineGenerator(ABC):
         self.vae: Any = pipeline.vae.float()
         self.autoencoder: Any = autoencoder(self.vae)  # type: ignore[call-arg]
         self.experts = {n: m for n in EXPERTS if (m := getattr(pipeline, n, None)) is not None}
-        save = type(pipeline).save_lora_weights
-        self.lora: Lora | ExpertLoras = (
-            Lora(self.transformer, lora_targets, save)
-            if len(self.experts) == 1
-            else ExpertLoras(list(self.experts.values()), lora_targets, save)
-        )
+        self.lora = Lora(list(self.experts.values()), lora_targets, type(pipeline).save_lora_weights)
 
     @classmethod
     def load(

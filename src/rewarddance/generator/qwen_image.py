@@ -82,8 +82,8 @@ class QwenImageGenerator(PipelineGenerator):
     def num_cut(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
         texts = [self.pipeline.prompt_template_encode.format(p) for p in prompts]
-        most = self.max_sequence_length + int(self.pipeline.prompt_template_encode_start_idx)
-        return num_longer(self.pipeline.tokenizer, texts, most)
+        max_tokens = self.max_sequence_length + int(self.pipeline.prompt_template_encode_start_idx)
+        return num_longer(self.pipeline.tokenizer, texts, max_tokens)
 
     def _embed(self, prompts: Sequence[str]) -> Text:
         with quiet_diffusers(), autocast(self.device, self.precision):

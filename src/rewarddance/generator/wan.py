@@ -164,9 +164,9 @@ class WanGenerator(PipelineGenerator):
 
         So samples equal those of the pipeline where its scheduler is `FlowMatchEulerDiscreteScheduler`.
         """
-        own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        own.set_timesteps(num_steps)
-        return torch.as_tensor(own.sigmas).float()
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(num_steps)
+        return torch.as_tensor(scheduler.sigmas).float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Clips (B, F, 3, H, W) in [0, 1] to normalised latents."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,12 +20,13 @@ from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder, same_settings
 from rewarddance.core.task import Prompt
 from rewarddance.data.prompts import read_prompts
-from rewarddance.data.schema import hash_of, row_of_votes
+from rewarddance.data.schema import hash_of, png_bytes, row_of_votes
 from rewarddance.data.shards import write_shards
 from rewarddance.data.votes import MediaRef, VotedRecord
 from rewarddance.evaluate.ab import needed, visible
 from rewarddance.jobs.load import load_task
 from rewarddance.jobs.sample import Sampling, sample_to_folder
+from rewarddance.jobs.sample_files import square_of
 
 SHARED = ("num_steps", "guidance", "resolution")
 """Settings of `Sampling` that all drawn systems of a study share, so that people judge the systems alone."""
@@ -81,7 +83,7 @@ def create(study: Study, out: Path) -> dict[str, Any]:
             folder = out / "pictures" / letter
             if not (folder / "samples.json").is_file():
                 sampling, adapter = drawn[letter]
-                sample_to_folder(texts, folder, sampling, num=1, adapter=adapter, seed=study.seed)
+                sample_to_folder(prompts, folder, sampling, num=1, adapter=adapter, seed=study.seed)
         files[letter] = _pictures(folder, texts)
     pairs = list(combinations(study.systems, 2))
     identical = {f"{a}-{b}": 0 for a, b in pairs}
@@ -90,9 +92,11 @@ def create(study: Study, out: Path) -> dict[str, Any]:
         media = {letter: _medium(files[letter][prompt.text], letter, out) for letter in study.systems}
         for a, b in pairs:
             identical[f"{a}-{b}"] += media[a].sha256 == media[b].sha256
-        unequal += len({_size(ref) for ref in media.values()}) > 1
+        sizes = {_size(ref) for ref in media.values()}
+        unequal += len(sizes) > 1
         groups = {"category": prompt.category} if prompt.category else {}
-        record = VotedRecord(f"{place:05d}", prompt.text, tuple(media.values()), source="rewarddance ab", groups=groups)
+        all_media = (*media.values(), *_condition(prompt, sizes))
+        record = VotedRecord(f"{place:05d}", prompt.text, all_media, source="rewarddance ab", groups=groups)
         rows.append(row_of_votes(record))
     write_shards(iter(rows), out / "train.parquet")
     if unequal:
@@ -145,6 +149,21 @@ def _medium(file: Path, model: str, out: Path) -> MediaRef:
     (out / "clips").mkdir(parents=True, exist_ok=True)
     (out / path).write_bytes(data)
     return MediaRef("video", path, name, model, data=data)
+
+
+def _condition(prompt: Prompt, sizes: AbstractSet[tuple[int, int]]) -> list[MediaRef]:
+    """The picture that the samples of a prompt were made from, if it has one, as a PNG file.
+
+    If all samples have the same square size, the picture is cut and scaled as in `sample`, so that people see how a
+    clip should begin.
+    """
+    picture = prompt.condition
+    if picture is None:
+        return []
+    if len(sizes) == 1 and len(set(next(iter(sizes)))) == 1:
+        picture = square_of(picture, next(iter(sizes))[0])
+    content = png_bytes(picture)
+    return [MediaRef(sha256=hash_of(content), role="condition", data=content)]
 
 
 def _size(ref: MediaRef) -> tuple[int, int]:

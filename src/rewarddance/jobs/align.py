@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +16,8 @@ from rewarddance.align.rollout_run import RolloutRun
 from rewarddance.align.run import AlignRun
 from rewarddance.align.supervised import SupervisedRun
 from rewarddance.align.work import CountedJudge, Watcher, Work, counted
-from rewarddance.core.errors import ConfigError, InputError
+from rewarddance.core.disk import kept, writing
+from rewarddance.core.errors import ConfigError, InputError, JudgementError
 from rewarddance.core.loop import Loop, Metrics, OnStep
 from rewarddance.core.media import Media
 from rewarddance.core.parallel import barrier, is_leader, world_size
@@ -39,11 +38,8 @@ from rewarddance.jobs.load import (
     same_judge,
     warn_of_cut_prompts,
 )
-from rewarddance.reward.composite import Composite
 from rewarddance.reward.composite_config import JudgePartConfig, is_composite, load_composite_config
-from rewarddance.reward.judge import Judge
 from rewarddance.reward.objective import HasProblems
-from rewarddance.reward.standardised import Standardised
 
 
 def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Path:
@@ -58,13 +54,23 @@ def align_from_names(config: AlignConfig, out: Path, resume: bool = False) -> Pa
     check_trackers(config.loop.trackers)
     config, task = _task(config)  # before models are loaded, so that a wrong name is reported at once
     judge = None  # the supervised control asks none
+    gold = None
     if config.algorithm != "sft":
         judge = load_judge(config.judge, precision=config.precision, compile=config.compile)
-        if config.gold_judge is not None:
-            _warn_of_same_judge(config.judge, config.gold_judge)
-            second = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
-            task = _with_gold(task, judge_gold(second, second.own_or(config.criterion or judge.criterion)))
-    return align_generator(config, load_generator_of(config), judge, out, task=task, resume=resume)
+        gold = gold_of(config, config.criterion or judge.criterion)
+    return align_generator(config, load_generator_of(config), judge, out, task=task, gold=gold, resume=resume)
+
+
+def gold_of(config: AlignConfig, criterion: str) -> Gold | None:
+    """The measure of the configuration's `gold_judge`; None without one. A judge without the criterion takes its own.
+
+    A message warns if training asks that judge too.
+    """
+    if config.gold_judge is None:
+        return None
+    _warn_of_same_judge(config.judge, config.gold_judge)
+    judge = load_judge(config.gold_judge, precision=config.precision, compile=config.compile)
+    return judge_gold(judge, judge.own_or(criterion))
 
 
 def _task(config: AlignConfig) -> tuple[AlignConfig, Task]:
@@ -99,22 +105,6 @@ def _warn_of_same_judge(judge: str, gold: str) -> None:
         say(f"gold_judge {gold}: training asks it too, so its probes cannot show hacking; name another judge")
 
 
-def _with_gold(task: Task, gold: Gold) -> Task:
-    return replace(task, gold=gold) if isinstance(task, PromptTask) else _WithGold(task, gold)
-
-
-class _WithGold:
-    """A task with another gold standard."""
-
-    gold_name = "second judge's P(better than the start)"
-
-    def __init__(self, task: Task, gold: Gold) -> None:
-        self.task, self.gold = task, gold
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-
 def _probe_prompts(config: AlignConfig, training: Sequence[Prompt]) -> tuple[Prompt, ...]:
     """Prompts of the probe file. Says how many are not used, and how many are not held out."""
     probes, _ = read_prompts(Path(config.probe_file or ""))
@@ -137,6 +127,7 @@ def align_generator(
     out: Path,
     *,
     task: Task | None = None,
+    gold: Gold | None = None,
     resume: bool = False,
     title: str = "align",
     on_step: OnStep | None = None,
@@ -149,6 +140,8 @@ def align_generator(
     Args:
         judge: None for the supervised control.
         task: prompts and gold standard; the configuration's when None.
+        gold: the gold standard of the probes in place of the task's (`gold_of`). If the task has one too, probes log
+            the task's as `probe/truth`, and no alarm depends on it.
         watcher: is called after every step, and may end the run.
 
     Raises:
@@ -157,7 +150,7 @@ def align_generator(
     task = task or load_task(config.task)
     criterion = config.criterion or str(getattr(judge, "criterion", "fidelity"))
     config = config.model_copy(update={"criterion": criterion})
-    _check_parts(config, generator, judge, task)
+    _check_parts(config, generator, judge, task, gold or task.gold)
     training, probing = task.prompts(config.num_prompts, config.probe_prompts, config.seed)
     _check_batch(config, len(training))
     _keep_references(config, judge, generator.drawn, len(training))
@@ -172,7 +165,7 @@ def align_generator(
     _make_trainable(generator, config)
     loop = Loop(generator.trainable(), config.optim, config.loop, folder)
     work = Work()
-    run = _run(config, generator, judge, loop, task, training, probing, work)
+    run = _run(config, generator, judge, loop, task, gold, training, probing, work)
     if resume and loop.resume():
         run.load_state()
     else:
@@ -180,15 +173,20 @@ def align_generator(
     loop.before_save = run.save_state
     _fit(loop, run, work, title, on_step, watcher)
     if is_leader():
-        generator.save_adapter(out / "adapter")
-        if config.algorithm != "sft":
-            write_seen(out / "adapter", [p.text for p in training])
+        with writing(out / "adapter", folder.checkpoints):
+            generator.save_adapter(out / "adapter")
+            if config.algorithm != "sft":
+                write_seen(out / "adapter", [p.text for p in training])
     barrier()
     return out / "adapter"
 
 
 def _fit(loop: Loop, run: AlignRun, work: Work, title: str, on_step: OnStep | None, watcher: Watcher | None) -> None:
-    """Train to the end, or until the run or the watcher gives a reason to stop."""
+    """Train to the end, or until the run or the watcher gives a reason to stop.
+
+    Raises:
+        JudgementError: the judge refused too much; the message says which checkpoint is kept.
+    """
 
     def step(index: int) -> Metrics:
         return run.step(index) | work.total(loop.extra)
@@ -197,12 +195,17 @@ def _fit(loop: Loop, run: AlignRun, work: Work, title: str, on_step: OnStep | No
         reason = run.stop(metrics)
         return (watcher.after_step(loop, metrics) if watcher is not None else None) or reason
 
-    loop.fit(title, ("reward", "kl", "loss"), step, run.validate, stop, on_step)
+    try:
+        loop.fit(title, ("reward", "kl", "loss"), step, run.validate, stop, on_step)
+    except JudgementError as error:
+        raise JudgementError(f"{error}; {kept(loop.folder.checkpoints)}") from error
 
 
-def _check_parts(config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task) -> None:
-    """Raises `ConfigError` where generator, judge and task do not go together."""
-    if config.on_hacking != "warn" and task.gold is None and config.algorithm != "sft":
+def _check_parts(
+    config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task, gold: Gold | None
+) -> None:
+    """Raises `ConfigError` where generator, judge, task and gold standard do not go together."""
+    if config.on_hacking != "warn" and gold is None and config.algorithm != "sft":
         raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
     if judge is not None:
         _check_gradients(config, judge)
@@ -226,13 +229,10 @@ def _check_batch(config: AlignConfig, num_prompts: int) -> None:
 
 
 def _keep_references(config: AlignConfig, judge: RewardModel | None, drawn: Drawn, num_prompts: int) -> None:
-    """Let the judges keep the image tokens of what comes again with every prompt: its reference and its first frame."""
-    sample = _sample(drawn)
-    judge = judge.inner if isinstance(judge, Standardised) else judge
-    for single in judge.judges() if isinstance(judge, Composite) else [judge]:
-        if isinstance(single, Judge):
-            images = single.engine.num_images(sample) if config.uses_references else 0
-            single.engine.keep_images(num_prompts * (images + drawn.from_picture))
+    """Let a judge cache the image tokens of pictures that it sees again: each prompt's reference and first frame."""
+    keep = getattr(judge, "keep_images", None)
+    if keep is not None:
+        keep(num_prompts, _sample(drawn) if config.uses_references else None, int(drawn.from_picture))
 
 
 def _sample(drawn: Drawn) -> Media:
@@ -270,6 +270,7 @@ def _run(
     judge: RewardModel | None,
     loop: Loop,
     task: Task,
+    gold: Gold | None,
     training: Sequence[Prompt],
     probing: Sequence[Prompt],
     work: Work,
@@ -291,8 +292,9 @@ def _run(
         steps,
         criterion,
         seed,
-        task.gold,
+        gold or task.gold,
         batch,
+        truth=task.gold if gold is not None else None,
         folder=clips,
         samples=loop.folder.samples,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from rewarddance.core.config import Precision
+from rewarddance.core.config import Precision, differing_keys
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import PreferenceRecord
-from rewarddance.core.progress import say, tracked
-from rewarddance.core.types import Comparison
+from rewarddance.core.progress import say
+from rewarddance.core.task import Prompt
 from rewarddance.data.parquet import RecordTable
+from rewarddance.data.sources import SourcePicture, pictures_of
 from rewarddance.data.text import normalised
-from rewarddance.jobs.load import SIZES, find, load_internvl, load_judge, weights_id
-from rewarddance.reward.composite import Composite, Standard, fit_standard, load_standards, save_standards
+from rewarddance.jobs.load import find, load_internvl, load_judge, weights_id
+from rewarddance.reward.composite import Composite, Standard, load_standards, save_standards
 from rewarddance.reward.composite_config import (
     ClipPartConfig,
     CompositeConfig,
@@ -41,10 +43,12 @@ from rewarddance.reward.harmony import colour_harmony
 from rewarddance.reward.novelty import NoveltyIndex
 from rewarddance.reward.parts import JudgePart, Measure, MeasurePart, Part
 from rewarddance.reward.remote import RemoteJudge, is_address
+from rewarddance.reward.standardised import standard_of
 from rewarddance.vlm.embedders import ClipEmbedder, holds_clip
 
 PictureFeatures = Callable[[Sequence[Media]], Tensor]
 BATCH = 64
+"""Pictures in one call of an encoder."""
 
 
 def load_composite(file: Path, **settings: Any) -> Composite:
@@ -62,8 +66,11 @@ def load_composite(file: Path, **settings: Any) -> Composite:
         raise ConfigError(f"{file}: not fitted yet; run `rewarddance composite {file} --data FOLDER`")
     fitted, standards = load_standards(folder / "standards.json")
     again = "changed since the fit; run `rewarddance composite` again"
-    now = {name: part.model_dump(mode="json") for name, part in config.parts.items()}
-    if changed := [name for name, part in now.items() if fitted["config"].get(name) != part or name not in standards]:
+    if changed := [
+        name
+        for name, part in config.parts.items()
+        if name not in standards or differing_keys(fitted["config"].get(name, {}), part)
+    ]:
         raise ConfigError(f"{file}: {', '.join(changed)} {again}")
     files = {name: _files_of(name, part) for name, part in config.parts.items()}
     if changed := [name for name, hashes in files.items() if fitted["files"].get(name) != hashes]:
@@ -89,23 +96,23 @@ def _files_of(name: str, part: PartConfig) -> dict[str, str]:
     if isinstance(part, JudgePartConfig):
         return {"model": _model_id(find(part.judge, "judge"))}
     if isinstance(part, ClipPartConfig):
-        gallery = {} if part.gallery is None else {"gallery": _contents(_gallery(name, part.gallery))}
-        return {"model": _model_id(Path(part.model)), **gallery}
+        gallery = {} if part.gallery is None else {"gallery": _contents(_set(name, part.gallery, part.style))}
+        return {"model": _model_id(find(part.model, "vlm")), **gallery}
     if isinstance(part, NoveltyPartConfig):
-        clip = part.features not in SIZES and holds_clip(part.features)
-        return {"model": _model_id(Path(part.features) if clip else find(part.features, "vlm"))}
+        return {"model": _model_id(find(part.features, "vlm"))}
     return {}
 
 
 def _model_id(folder: Path) -> str:
-    settings = _contents(sorted(folder.glob("*.json")))
+    settings = _contents(SourcePicture(str(file), content=file) for file in sorted(folder.glob("*.json")))
     return hashlib.sha256((weights_id(folder) + settings).encode()).hexdigest()
 
 
-def _contents(files: Sequence[Path]) -> str:
+def _contents(files: Iterable[SourcePicture]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        content = file.content.read_bytes() if isinstance(file.content, Path) else file.content or b""
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
@@ -113,14 +120,16 @@ def _novelty(config: CompositeConfig) -> dict[str, NoveltyPartConfig]:
     return {n: p for n, p in config.parts.items() if isinstance(p, NoveltyPartConfig)}
 
 
-def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precision | None = None) -> dict[str, Any]:
+def fit_composite(
+    file: Path, data: Path, *, max_records: int = 400, precision: Precision | None = None
+) -> dict[str, Any]:
     """Measure how every part spreads on the pictures of a data folder, and fit novelty's index to them.
 
     Records are taken evenly from `train.parquet` (or the file itself). Novelty's index takes one half of them, and
     means and deviations are measured on the other half. No prompt and no picture is in both halves.
 
     Args:
-        most: records at most.
+        max_records: records that are measured at most.
 
     Returns:
         What was written to `standards.json`: mean and deviation by part, numbers of pictures, weights, missing parts.
@@ -131,21 +140,23 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
     """
     config, folder = load_composite_config(file), fitted_folder(file)
     table = RecordTable.open(data if data.is_file() else data / "train.parquet")
-    own, other = reference_halves(table, most)
-    pictures = [m for r in own for m in r.media]
-    indices = {
-        name: NoveltyIndex.fit(_batched(picture_features(part.features), pictures), part.method, part.neighbours)
-        for name, part in _novelty(config).items()
-    }
+    index_records, spread_records = reference_halves(table, max_records)
+    records_pictures = [m for r in index_records for m in r.media]
+    indices, num_index = dict[str, NoveltyIndex](), dict[str, int]()
+    for name, part in _novelty(config).items():
+        pictures = records_pictures if part.reference is None else _opened(_set(name, part.reference, part.style))
+        features = _batched(picture_features(part.features), pictures)
+        indices[name] = NoveltyIndex.fit(features, part.method, part.neighbours)
+        num_index[name] = len(features)
     parts = build_parts(config, indices, precision=precision)
-    standards = {name: _standard(name, part, other) for name, part in parts.items()}
+    standards = {name: _standard(name, part, spread_records) for name, part in parts.items()}
     weights, missing = normalised_weights(config)
     folder.mkdir(parents=True, exist_ok=True)
     for name, index in indices.items():
         index.save(folder / f"{name}.safetensors")
     facts = {
-        "num_pictures": sum(len(r.media) for r in other),
-        "num_index_pictures": len(pictures) if indices else 0,
+        "num_pictures": sum(len(r.media) for r in spread_records),
+        "num_index_pictures": num_index,
         "config": {name: part.model_dump(mode="json") for name, part in config.parts.items()},
         "files": {name: _files_of(name, part) for name, part in config.parts.items()},
     }
@@ -159,7 +170,7 @@ def fit_composite(file: Path, data: Path, *, most: int = 400, precision: Precisi
     }
 
 
-def reference_halves(table: RecordTable, most: int) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
+def reference_halves(table: RecordTable, max_records: int) -> tuple[list[PreferenceRecord], list[PreferenceRecord]]:
     """Records for novelty's index, and records for means and deviations. No prompt and no picture is in both.
 
     Pictures of one prompt count once, however many criteria or votes they have. Records that share a prompt or a
@@ -171,7 +182,7 @@ def reference_halves(table: RecordTable, most: int) -> tuple[list[PreferenceReco
     first: dict[Any, int] = {}
     for i, key in enumerate(table.contents):
         first.setdefault(key, i)
-    records = [table[i] for i in list(first.values())[:: max(1, -(-len(first) // most))]]
+    records = [table[i] for i in list(first.values())[:: max(1, -(-len(first) // max_records))]]
     if len(records) < 4:
         raise InputError(f"{table.name}: {len(records)} records are too few to fit a composite; 4 are the least")
     marks: dict[str, int] = {}
@@ -192,21 +203,9 @@ def reference_halves(table: RecordTable, most: int) -> tuple[list[PreferenceReco
     return halves
 
 
-@torch.no_grad()
 def _standard(name: str, part: Part, records: Sequence[PreferenceRecord]) -> Standard:
-    """Comparisons of single pictures, and of neighbouring pictures of one record."""
-    alone = [Comparison(r.prompt, m, condition=r.condition) for r in records for m in r.media]
-    pairs = [
-        Comparison(r.prompt, a, b, condition=r.condition)
-        for r in records
-        for a, b in zip(r.media[1:], r.media[:-1], strict=True)
-    ]
-    values = []
-    for asked in (alone, pairs):
-        starts = tracked(range(0, len(asked), BATCH), f"part {name}")
-        batches = [part.values(asked[i : i + BATCH]).values.float().cpu() for i in starts]
-        values.append(torch.cat(batches) if batches else torch.zeros(0))
-    return fit_standard(name, values[0], values[1])
+    prompts = [Prompt(r.prompt, condition=r.condition) for r in records]
+    return standard_of(name, lambda asked: part.values(asked).values, prompts, [r.media for r in records])
 
 
 def build_parts(config: CompositeConfig, indices: dict[str, NoveltyIndex], **settings: Any) -> dict[str, Part]:
@@ -249,30 +248,38 @@ def _clip_measure(name: str, part: ClipPartConfig) -> Measure:
     """Cosine of pictures to their prompts, to one text, or (mean) to the pictures of a gallery."""
     if part.text is not None and part.gallery is not None:
         raise ConfigError(f"part {name}: give a text or a gallery, not both")
-    clip = ClipEmbedder.load(part.model)
+    clip = ClipEmbedder.load(find(part.model, "vlm"))
     if part.gallery is None:
         return lambda prompts, media: (
             clip(media) * clip.texts([part.text] * len(media) if part.text is not None else prompts)
         ).sum(1)
-    centre = _batched(clip, [Media.open_picture(f) for f in _gallery(name, part.gallery)]).mean(0)
+    centre = _batched(clip, _opened(_set(name, part.gallery, part.style))).mean(0)
     return lambda prompts, media: clip(media) @ centre
 
 
-def _gallery(name: str, folder: str) -> list[Path]:
-    """The files of a gallery.
+def _set(name: str, source: str, style: str | None) -> Iterator[SourcePicture]:
+    """The pictures of a set.
 
     Raises:
         ConfigError: there are none.
     """
-    files = sorted(p for p in Path(folder).glob("*") if p.is_file())
-    if not files:
-        raise ConfigError(f"part {name}: no pictures in {folder}")
-    return files
+    pictures = pictures_of(Path(source), style)
+    first = next(pictures, None)
+    if first is None:
+        raise ConfigError(f"part {name}: no pictures in {source}" + ("" if style is None else f" of style {style!r}"))
+    return chain([first], pictures)
+
+
+def _opened(pictures: Iterable[SourcePicture]) -> Iterator[Media]:
+    return (p.media() for p in pictures)
 
 
 @torch.no_grad()
-def _batched(features: PictureFeatures, media: Sequence[Media]) -> Tensor:
-    return torch.cat([features(media[i : i + BATCH]) for i in range(0, len(media), BATCH)])
+def _batched(features: PictureFeatures, media: Iterable[Media]) -> Tensor:
+    rest, out = iter(media), []
+    while batch := list(islice(rest, BATCH)):
+        out.append(features(batch))
+    return torch.cat(out)
 
 
 def picture_features(name: str) -> PictureFeatures:
@@ -282,8 +289,9 @@ def picture_features(name: str) -> PictureFeatures:
     Raises:
         ConfigError: neither can be loaded.
     """
-    if name not in SIZES and holds_clip(name):
-        return ClipEmbedder.load(name)
-    backbone = load_internvl(find(name, "vlm"))
+    folder = find(name, "vlm")
+    if holds_clip(folder):
+        return ClipEmbedder.load(folder)
+    backbone = load_internvl(folder)
     backbone.module.requires_grad_(False)
     return backbone.mean_states

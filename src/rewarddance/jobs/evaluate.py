@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rewarddance.align.config import AlignConfig
-from rewarddance.core.config import Precision
+from rewarddance.core.config import SECOND_SEED, HeldOut, Precision
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import hacking_verdict
@@ -19,11 +19,12 @@ from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.seen import fingerprint, read_seen
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.task import Request, Task, texts_of
+from rewarddance.core.task import Prompt, Request, Task, texts_of
 from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluate.calibration import measured_and_calibrated
-from rewarddance.evaluate.clips import clip_features, compare_clips, same_width
+from rewarddance.evaluate.clips import clip_features, compare_clips, gold_and_criteria, same_width
 from rewarddance.evaluate.generator import (
+    Array,
     Features,
     Samples,
     answered_prompts,
@@ -63,15 +64,15 @@ class Aligned:
     num_steps: int
     batch: int
     folder: Path
-    """Of the run; the bytes of clips lie in its `clips/` while it is measured."""
+    """The run's folder. The bytes of clips lie in its `clips/` while it is measured."""
 
     @classmethod
     def of_run(
         cls, run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None, precision: Precision
     ) -> Aligned:
         own = AlignConfig.model_validate(config)
-        changes = {"precision": precision} | ({} if guidance is None else {"guidance": guidance})
-        generator = load_generator_of(own.model_copy(update=changes), run)
+        scale = own.measured_guidance if guidance is None else guidance
+        generator = load_generator_of(own.model_copy(update={"precision": precision, "guidance": scale}), run)
         return cls(generator, num_steps or own.num_steps, own.sample_batch, run)
 
     def sample(self, title: str, prompts: Sequence[Request], noises: int, seed: int) -> Samples:
@@ -97,7 +98,7 @@ class Aligned:
             file.unlink()
 
     def same_width(self, task: Task, noises: int, seed: int, every: int = 1) -> float:
-        """Of the frozen policy's clips of the task's development prompts (`evaluate.clips.same_width`)."""
+        """`evaluate.clips.same_width` of the frozen policy's clips of the task's development prompts."""
         with self.generator.reference():
             samples = self.sample("development", task.development()[::every], max(2, noises), seed)
         return same_width(measure(samples, task))
@@ -115,6 +116,20 @@ def align_config(run: Path) -> dict[str, Any]:
     return dict(content["config"])
 
 
+def held_out_prompts(task: Task, split: HeldOut) -> Sequence[Prompt]:
+    """Prompts of the benchmark; development prompts, on which settings are chosen; or those of a second benchmark, on
+    which no setting was chosen.
+
+    Raises:
+        ConfigError: the task has no such prompts.
+    """
+    if split == "second":
+        if not (prompts := task.second_benchmark(SECOND_SEED)):
+            raise ConfigError("the task has no second benchmark; take the benchmark or development prompts")
+        return prompts
+    return task.benchmark() if split == "benchmark" else task.development()
+
+
 def evaluate_alignment(
     run: Path,
     *,
@@ -126,54 +141,66 @@ def evaluate_alignment(
     seed: int = 0,
     guidance: float | None = None,
     precision: Precision = "auto",
+    split: HeldOut = "benchmark",
 ) -> dict[str, Any]:
-    """Before and after on the task's benchmark: gold by category with intervals, proxy reward, diversity, samples.
+    """Before and after on held-out prompts: gold by category with intervals, proxy reward, diversity, samples.
 
-    Clips also have the figures of `compare_clips`; "same" there is as wide as development prompts say.
+    Clips also have the figures of `compare_clips` if the task has criteria; "same" there is as wide as development
+    prompts say.
 
     `hacking` in the result compares the judge's P(after is better) with the gold standard's gain.
 
     Args:
-        every: take each `every`-th benchmark prompt (1 takes all).
+        every: take each `every`-th prompt (1 takes all).
         num_steps, guidance: of the sampling; the run's own when None.
+        split: the prompts, as in `held_out_prompts`. The benchmark's figures go to `evaluation.json`, those of another
+            split to `evaluation_SPLIT.json`.
     """
     config = align_config(run)
     if config.get("prompts") is not None:
-        raise RunError(
-            f"{run}: trained on its own prompts, which no oracle knows; `evaluate --prompts FILE` asks its judge"
-        )
+        raise RunError(f"{run}: trained on prompts that no oracle knows; `evaluate --prompts FILE` asks its judge")
     task = load_task(config.get("task", "embedded"))
-    chosen = task.benchmark()[::every]
-    prompts = [p.text for p in chosen]
+    chosen = held_out_prompts(task, split)[::every]
     aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
     judge = load_judge(config["judge"], precision=precision, compile=True)
     features = task_features(task, judge)  # before the sampling, since it may raise
-    width = aligned.same_width(task, num_noises, seed + 2, every) if aligned.draws_clips else None
+    with_clips = aligned.draws_clips and task.criteria is not None
+    width = aligned.same_width(task, num_noises, seed + 2, every) if with_clips else None
     before, after = aligned.pair(chosen, num_noises, seed)
-    gold_before, gold_after = (measure(s, task) for s in (before, after))
+    (gold_before, parts_before), (gold_after, parts_after) = (gold_and_criteria(s, task) for s in (before, after))
     proxy = proxy_reward(judge, after, before, config["criterion"])
-    kept = answered_prompts(proxy)
-    few = chosen[:: max(1, len(prompts) // diversity_prompts)][:diversity_prompts]
+    few = chosen[:: max(1, len(chosen) // diversity_prompts)][:diversity_prompts]
     figures = {
-        **_setting(aligned, judge, len(prompts), num_noises, seed),
+        "split": split,
+        **_setting(aligned, judge, len(chosen), num_noises, seed),
         **compare(gold_after, gold_before, [p.category for p in chosen]),
-        "proxy": {**bootstrap(proxy[kept]).as_dict(), "std": float(proxy[kept].std())},
-        "refused_prompts": int((~kept).sum()),
-        "hacking": hacking_verdict(bootstrap(proxy[kept] - 0.5), paired_bootstrap(gold_after[kept], gold_before[kept])),
+        **_proxy_figures(proxy, gold_after, gold_before),
         "diversity": _spread(aligned, few, diversity_noises, seed + 1, features),
         "per_prompt": {
-            "prompts": prompts,
+            "prompts": texts_of(chosen),
             "gold/before": gold_before.mean(1).tolist(),
             "gold/after": gold_after.mean(1).tolist(),
             "proxy": [None if np.isnan(p) else float(p) for p in proxy.mean(1)],
         },
     }
     if width is not None:
-        figures["clips"] = compare_clips(after, before, task, width, seed)
-    write_json(run / "evaluation.json", figures)
-    save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
+        parts = {"after": parts_after, "before": parts_before}
+        figures["clips"] = compare_clips(after, before, parts, width, task.rate, seed)
+    if split == "benchmark":
+        save_pairs(run / "samples", before, after, gold_before, gold_after, proxy)
+    write_json(run / ("evaluation.json" if split == "benchmark" else f"evaluation_{split}.json"), figures)
     aligned.forget_clips()
     return figures
+
+
+def _proxy_figures(proxy: Array, gold_after: Array, gold_before: Array) -> dict[str, Any]:
+    kept = answered_prompts(proxy)
+    rise, gain = bootstrap(proxy[kept] - 0.5), paired_bootstrap(gold_after[kept], gold_before[kept])
+    return {
+        "proxy": {**bootstrap(proxy[kept]).as_dict(), "std": float(proxy[kept].std())},
+        "refused_prompts": int((~kept).sum()),
+        "hacking": hacking_verdict(rise, gain),
+    }
 
 
 def _spread(
@@ -270,44 +297,46 @@ def evaluate_generator(
     every: int = 1,
     seed: int = 0,
     precision: Precision = "auto",
+    split: HeldOut = "benchmark",
 ) -> dict[str, Any]:
-    """The task's gold standard of a generator on the benchmark, by category with intervals."""
-    asked = load_task(task)
-    chosen = asked.benchmark()[::every]
+    """The task's gold standard of a generator on held-out prompts (`gold`), by category with intervals."""
+    loaded_task = load_task(task)
+    chosen = held_out_prompts(loaded_task, split)[::every]
     generator = load_generator(name, guidance=guidance, precision=precision)
     samples = fixed_samples(generator, chosen, num_noises, num_steps, seed)
-    found = levels(measure(samples, asked), [p.category for p in chosen])
+    intervals = levels(measure(samples, loaded_task), [p.category for p in chosen])
     setting = {"prompts": len(chosen), "noises": num_noises, "num_steps": num_steps, "guidance": guidance}
     return {
+        "split": split,
         **setting,
         "computes_in": {"generator": generator.precision},
-        "fidelity": {c: i.as_dict() for c, i in found.items()},
+        "gold_name": loaded_task.gold_name,
+        "gold": {c: i.as_dict() for c, i in intervals.items()},
     }
 
 
 def evaluate_judge_on_data(
-    name: str | Path, folder: Path, seed: int = 0, most: int = 2000, precision: Precision | None = None
+    name: str | Path, folder: Path, seed: int = 0, max_records: int = 2000, precision: Precision | None = None
 ) -> dict[str, Any]:
     """A judge on prompts of a data folder that it was not trained on, with calibration (`held_out_sets`).
 
     Args:
         name: a judge, as `load_judge` takes it.
         seed: of the split, for a judge whose folder does not say what it was trained on.
-        most: records of each file at most, evenly spread.
+        max_records: of each file, evenly spread.
 
     Returns:
-        By set the figures of `measure_judge` (of a learned reward also those of `measure_ratings`; of
-        `changes.parquet`, `accuracy_<change>` is the share of right answers where that one thing is wrong),
-        calibration, and num_trained_on: records left out because the judge was
-        trained on their prompts. chose_by: the set by which the run's best weights were chosen, where they were; its
-        figures are a little too good.
+        For each set the figures of `measure_judge`, and calibration. For a learned reward also those of
+        `measure_ratings`. For `changes.parquet`, `accuracy_<change>` is the share of right answers where that one thing
+        is wrong. num_trained_on: records left out because the judge was trained on their prompts. chose_by: the set
+        that chose the run's best weights, if there is one; its figures are slightly too good.
 
     Raises:
         InputError: no such folder, too few prompts, or none that are new to the judge.
     """
     config = RunFolder(Path(name)).read()["config"] if (Path(name) / "run.json").is_file() else {}
     judge, seen = load_one_judge(name, precision=precision, compile=True), read_seen(find(name, "judge"))
-    sets = held_out_sets(folder, seen, config.get("seed", seed), most)
+    sets = held_out_sets(folder, seen, config.get("seed", seed), max_records)
     figures: dict[str, Any] = {
         n: measured_and_calibrated(judge, r) | {"num_trained_on": known} for n, (r, known) in sets.items()
     }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rewarddance.core.device import resolve_device
+from rewarddance.core.disk import writing
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.parallel import world_size
@@ -28,7 +29,7 @@ from rewarddance.reward.learned_training import Embeddings, LearnedTraining, Rat
 from rewarddance.vlm.token_embedders import load_token_embedder
 
 AVERAGED = ("rating_spearman", "rating_spearman_within")
-MOST_HELD_OUT = 1280
+MAX_HELD_OUT = 1280
 """Records of each validation set at most. Five criteria make five records of one prompt."""
 
 
@@ -38,7 +39,7 @@ def train_learned_from_data(config: LearnedConfig, out: Path, *, resume: bool = 
     The figures of the last validation are also in `out/ratings.json`.
     """
     known = seen_by_backbone(config)
-    train, validation = load_sets(Path(config.data), config.seed, MOST_HELD_OUT, known)
+    train, validation = load_sets(Path(config.data), config.seed, MAX_HELD_OUT, known)
     rated = RatedSet.of(train)
     held_out = {name: RatedSet.of(table, rated.columns) for name, table in validation.items()}
     return train_learned(config, rated, held_out, out, known=known, resume=resume)
@@ -94,9 +95,10 @@ def train_learned(
 
     loop.fit(title, ("loss", "accuracy"), run.step, validate if held_out else None)
     judge.module.eval()
-    save_learned(judge, out / "model")
-    if known is not None:
-        write_seen(out / "model", train.table.prompts, known)
+    with writing(out / "model", folder.checkpoints):
+        save_learned(judge, out / "model")
+        if known is not None:
+            write_seen(out / "model", train.table.prompts, known)
     if measured:
         write_json(out / "ratings.json", measured)
     return out / "model"

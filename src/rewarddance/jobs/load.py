@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parents[1] / "assets"
 SIZES = ("tiny-2m", "tiny-20m", "tiny-200m")
 """Sizes of the embedded VLM. The first one is shipped, the others are grown from it."""
-Kind = Literal["judge", "generator", "vlm"]
-EMBEDDED: dict[Kind, dict[str, str]] = {
+ModelKind = Literal["judge", "generator", "vlm"]
+EMBEDDED: dict[ModelKind, dict[str, str]] = {
     "judge": {"tiny": "judge-tiny", "tiny-clips": "judge-tiny-clips"},
     "generator": {
         "tiny": "generator-tiny",
@@ -50,6 +50,7 @@ EMBEDDED: dict[Kind, dict[str, str]] = {
         **dict.fromkeys(("tiny", *SIZES), "vlm-tiny"),
         "judge-tiny": "judge-tiny",
         "judge-tiny-clips": "judge-tiny-clips",
+        "clip-tiny": "clip-tiny",
     },
 }
 """Folders of the package's own models below `ASSETS`, by kind and name."""
@@ -64,26 +65,26 @@ _BUILDS = {
 }
 
 
-def is_embedded(name: str | Path, kind: Kind) -> bool:
+def is_embedded(name: str | Path, kind: ModelKind) -> bool:
     """Whether a name stands for a model of the package."""
     return str(name) in EMBEDDED[kind]
 
 
-def _embedded(name: str, kind: Kind) -> Path:
+def _embedded(name: str, kind: ModelKind) -> Path:
     folder = ASSETS / EMBEDDED[kind][name]
     if not folder.is_dir():
         raise ConfigError(f"the embedded {kind} {name!r} is not in this installation; {_BUILDS.get(folder.name, _ALL)}")
     return folder
 
 
-def find(name: str | Path, kind: Kind) -> Path:
+def find(name: str | Path, kind: ModelKind) -> Path:
     """The folder of a model: an embedded one (`EMBEDDED`), a run folder (its `model/`), or a checkpoint in Hugging Face
     layout.
 
-    The larger sizes of the embedded VLM have the folder of the one that they are grown from. A VLM may also be
-    `judge-tiny`, the embedded judge as the beginning of another one, a short
-    name of a public one (`presets.HUB`) or a name on the hub; it is downloaded once. A judge may be a short name too;
-    it is then the VLM without training. A composite's YAML file is its own path.
+    The larger sizes of the embedded VLM have the folder of the size that they are grown from. These are also names of a
+    VLM: `judge-tiny` (the embedded judge, to train another judge from), `clip-tiny` (the embedded CLIP), a short name
+    of a public model (`presets.HUB`), and a name on the hub. A public model is downloaded once. A judge may be a short
+    name too; it is then the VLM without training. For a composite's YAML file the result is the file itself.
 
     Raises:
         ConfigError: no such folder, a download that failed, or the address of a server.
@@ -173,7 +174,6 @@ def load_judge(
     *,
     precision: Precision | None = None,
     device: str = "auto",
-    image_cache: int = 0,
     tiles: int | None = None,
     clips: ClipFrames | float | None = None,
     template: str | None = None,
@@ -182,7 +182,7 @@ def load_judge(
 ) -> AnyJudge:
     """A frozen judge: `tiny`, `tiny-clips`, a run folder of `rewarddance train`, or an InternVL or Qwen-VL checkpoint
     (a local folder or a short name such as `internvl3.5-8b`), which is then asked without training. Or the YAML file of
-    a composite (docs/guides/composite.md), whose judges take `precision`, `device`, `image_cache` and `compile`. Or a
+    a composite (docs/guides/composite.md), whose judges take `precision`, `device` and `compile`. Or a
     run of `rewarddance train learned`, which takes `device` and always computes in fp32. Or the address of a server,
     which has settings of its own: `rewarddance serve`, or a reward server of UniRL or Flow-Factory
     (`reward/remote.py`).
@@ -191,8 +191,6 @@ def load_judge(
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
             When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says which one was
             used.
-        image_cache: images (pictures, or frames of clips) whose tokens are kept from one call to the next, for
-            references that come again. An alignment sets it itself.
         tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
             processor does (it takes 12). 1 uses the small view alone. As in training when None.
         clips: which frames of a clip the judge sees, or frames a second alone, which leaves its `max_frames`; as in
@@ -212,7 +210,7 @@ def load_judge(
 
         if own_settings:
             raise ConfigError(f"{name}: a composite takes no {own_settings}; its judges have their own")
-        return load_composite(Path(name), precision=precision, device=device, image_cache=image_cache, compile=compile)
+        return load_composite(Path(name), precision=precision, device=device, compile=compile)
     folder = find(name, "judge")
     if is_learned(folder):
         if own_settings:
@@ -221,7 +219,6 @@ def load_judge(
     return load_judge_folder(
         folder,
         precision=precision,
-        image_cache=image_cache,
         tiles=tiles,
         clips=clips,
         device=device,

@@ -1,9 +1,10 @@
-"""`rewarddance evaluate RUN --metrics`: FID, KID, CMMD, precision, recall, Vendi, CLIPScore and LPIPS of a run."""
+"""`rewarddance evaluate RUN --metrics`: FID, KID, CMMD, precision, recall, Vendi, CLIPScore and LPIPS of a run, and for
+clips motion and flicker in place of CLIPScore and LPIPS."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,38 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.config import Precision
-from rewarddance.core.errors import ConfigError, RunError
+from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media, StoredMedia
 from rewarddance.core.progress import say
 from rewarddance.core.runs import write_json
-from rewarddance.core.task import Task
+from rewarddance.core.streams import stream
+from rewarddance.core.task import Drawn, Prompt, Task, texts_of
+from rewarddance.data.sources import SourcePicture, pictures_of
+from rewarddance.evaluate.clips import CLIP_MEASURES
+from rewarddance.evaluate.generator import right_media
 from rewarddance.evaluate.metrics.distances import Distance, layer_distance
 from rewarddance.evaluate.metrics.table import Extractors, metrics_table
-from rewarddance.jobs.evaluate import Aligned, align_config, task_features
-from rewarddance.jobs.load import find, load_internvl, load_task, weights_id
+from rewarddance.jobs.evaluate import Aligned, align_config, features_id, task_features
+from rewarddance.jobs.load import find, is_embedded, load_internvl, load_task
+from rewarddance.jobs.sample_files import square_of
 from rewarddance.vlm.embedders import ClipEmbedder, DinoEmbedder, ScriptDistance, ScriptEmbedder, layers_of
 
 FILE = "evaluation_metrics.json"
+NOT_OF_CLIPS = {
+    "CLIPScore": "the embedded CLIP knows prompts of pictures and no words for motion",
+    "LPIPS": "it compares pictures place by place, and an object that is one frame late is in another place",
+}
+"""Metrics that clips do not have, and why."""
 
 
 @dataclass(frozen=True)
 class ExtractorPaths:
-    """Local files of further extractors; the world's own vision tower is always there.
+    """Local files of further extractors. The vision tower of the embedded VLM is always used.
 
     Attributes:
         inception, lpips: TorchScript files (`vlm.embedders.ScriptEmbedder`, `ScriptDistance`).
-        clip, dino: folders of a `CLIPModel` and a `Dinov2Model`.
+        clip, dino: folders of a `CLIPModel` and a `Dinov2Model`. Without `clip`, tasks of the embedded world use the
+            embedded CLIP, `clip-tiny`.
     """
 
     inception: Path | None = None
@@ -40,9 +52,53 @@ class ExtractorPaths:
     dino: Path | None = None
 
 
+@dataclass(frozen=True)
+class ReferenceSet:
+    """A named set of pictures (`data/sources.py`) that samples are compared with; only those of `style` if it is given.
+
+    The middle square of each picture is scaled to the size of the samples. If there are more
+    than `most` pictures, `most` of them are drawn at random, the same ones every time.
+    """
+
+    source: Path
+    style: str | None = None
+    most: int = 10_000
+
+    @property
+    def name(self) -> str:
+        return self.source.name + ("" if self.style is None else f", style {self.style}")
+
+    def pictures(self, side: int) -> StoredMedia:
+        """
+        Raises:
+            InputError: no pictures.
+        """
+        taken, num = _drawn(pictures_of(self.source, self.style), self.most)
+        if num > self.most:
+            say(f"{self.name}: {self.most:,} of {num:,} pictures, drawn at random")
+        squares = [square_of(p.media(), side).to_bytes()[0] for p in taken]
+        if not squares:
+            raise InputError(
+                f"{self.source}: no pictures" + ("" if self.style is None else f" of style {self.style!r}")
+            )
+        return StoredMedia(torch.stack(squares))
+
+
+def _drawn(pictures: Iterable[SourcePicture], most: int) -> tuple[list[SourcePicture], int]:
+    """At most `most` pictures of a set, drawn at random in one pass (reservoir sampling), and the size of the set."""
+    rng, taken, num = stream(0, "reference-set"), list[SourcePicture](), 0
+    for num, picture in enumerate(pictures, 1):
+        if num <= most:
+            taken.append(picture)
+        elif (place := int(rng.integers(num))) < most:
+            taken[place] = picture
+    return taken, num
+
+
 def evaluate_metrics(
     run: Path,
     paths: ExtractorPaths | None = None,
+    against: ReferenceSet | None = None,
     *,
     num_noises: int = 4,
     num_steps: int | None = None,
@@ -53,9 +109,12 @@ def evaluate_metrics(
 ) -> dict[str, Any]:
     """Metrics of an alignment run, before and after, on the task's benchmark; writes `evaluation_metrics.json`.
 
-    The reference set is `num_noises` right pictures of every benchmark prompt, drawn by the task itself.
+    Clips have the metrics of `clip_extractors`, and those of `NOT_OF_CLIPS` are named in messages.
 
     Args:
+        paths: further extractors, for pictures only.
+        against: a reference set of pictures; when None `num_noises` right pictures or clips of every benchmark prompt,
+            drawn by the task itself. Equal clips count once: a first frame may leave a single right clip.
         every: take each `every`-th benchmark prompt.
         num_steps, guidance: of the sampling; the run's own when None.
 
@@ -65,50 +124,87 @@ def evaluate_metrics(
 
     Raises:
         RunError: not an alignment run, or one with prompts of its own, which has no reference pictures.
-        ConfigError: an extractor that cannot be loaded.
+        ConfigError: an extractor that cannot be loaded, or one for pictures with a run of clips.
     """
     config = align_config(run)
     if config.get("prompts") is not None:
         raise RunError(f"{run}: trained on its own prompts, for which there are no reference pictures")
     task = load_task(config.get("task", "embedded"))
-    extractors = load_extractors(task, paths or ExtractorPaths())
-    prompts = [p.text for p in task.benchmark()[::every]]
-    if extractors.clip is not None and (cut := extractors.clip.num_cut(prompts)):  # type: ignore[attr-defined]
-        say(f"CLIP reads {cut} of {len(prompts)} prompts in part only")
-    reference = StoredMedia((task.reference_pictures(prompts, num_noises, seed) * 255).round().to(torch.uint8))
-    aligned = Aligned.of_run(run, config, num_steps, guidance, precision)
+    aligned, paths = Aligned.of_run(run, config, num_steps, guidance, precision), paths or ExtractorPaths()
     if aligned.draws_clips:
-        raise ConfigError(f"{run}: draws clips, and --metrics measures pictures")
+        _refuse_pictures(run, paths, against)
+    prompts = task.benchmark()[::every]
+    extractors = clip_extractors(task) if aligned.draws_clips else load_extractors(task, paths, texts_of(prompts))
+    if against is None:
+        name, reference = _right_set(task, prompts, num_noises, seed, aligned.generator.drawn)
+    else:
+        name, reference = against.name, against.pictures(aligned.generator.side)
     table, values = metrics_table(*aligned.pair(prompts, num_noises, seed), reference, extractors)
+    aligned.forget_clips()
     figures = {
         "prompts": len(prompts),
         "noises": num_noises,
         "num_steps": aligned.num_steps,
         "guidance": aligned.generator.guidance,
         "seed": seed,
-        "reference": {
-            "name": f"right pictures of the benchmark of task {task.name}",
-            "pictures": len(reference),
-            "features": weights_id(find(_features_of(task), "vlm")),
-        },
+        "reference": {"name": name, "pictures": len(reference), "features": features_id(task)},
         "metrics": table,
-        "per_prompt": {"prompts": prompts, **values},
+        "per_prompt": {"prompts": texts_of(prompts), **values},
     }
     write_json(run / FILE, figures)
     return figures
 
 
-def load_extractors(task: Task, paths: ExtractorPaths) -> Extractors:
-    """The world's extractors, and those that `paths` names.
+def _right_set(task: Task, prompts: Sequence[Prompt], num: int, seed: int, drawn: Drawn) -> tuple[str, StoredMedia]:
+    """The name and the media of the default reference set. Equal clips would be each other's nearest neighbours, so
+    one of them is kept."""
+    media = right_media(task, prompts, num, seed, drawn.fps)
+    if drawn.num_frames == 1:
+        return f"right pictures of the benchmark of task {task.name}", media
+    kept = list({clip.key: place for place, clip in enumerate(media)}.values())
+    return f"right clips of the benchmark of task {task.name}", StoredMedia(media.frames[kept], drawn.fps)
+
+
+def _refuse_pictures(run: Path, paths: ExtractorPaths, against: ReferenceSet | None) -> None:
+    """Say which metrics clips do not have.
+
+    Raises:
+        ConfigError: an extractor or a reference set of pictures is named.
+    """
+    given = [f"--{f.name}" for f in fields(paths) if getattr(paths, f.name) is not None]
+    given += [] if against is None else ["--reference"]
+    if given:
+        raise ConfigError(f"{run}: draws clips; {', '.join(given)}: for pictures only")
+    for metric, why in NOT_OF_CLIPS.items():
+        say(f"{metric}: not measured for clips, because {why}")
+
+
+def clip_extractors(task: Task) -> Extractors:
+    """Features of the frames of clips (`evaluate.clips.clip_features`) by the VLM that the task names, and
+    `CLIP_MEASURES`.
+
+    Raises:
+        ConfigError: the task names no features.
+    """
+    _features_of(task)
+    return Extractors({"world": task_features(task)}, measures=CLIP_MEASURES)
+
+
+def load_extractors(task: Task, paths: ExtractorPaths, prompts: Sequence[str] = ()) -> Extractors:
+    """The world's extractors for pictures, and those that `paths` names. Says how many prompts are too long for CLIP.
 
     Raises:
         ConfigError: one of them cannot be loaded, or the task names no features.
     """
     features: dict[str, Any] = {"world": task_features(task)} if task.features else {}
     distances: dict[str, Distance] = {"world": world_distance(_features_of(task))}
-    clip = None if paths.clip is None else ClipEmbedder.load(paths.clip)
+    own = "clip-tiny" if task.features is not None and is_embedded(task.features, "vlm") else None
+    name = paths.clip or own
+    clip = None if name is None else ClipEmbedder.load(find(name, "vlm"))
     if clip is not None:
         features["clip"] = clip
+        if prompts and (cut := clip.num_cut(prompts)):
+            say(f"CLIP reads {cut} of {len(prompts)} prompts in part only")
     if paths.dino is not None:
         features["dino"] = DinoEmbedder.load(paths.dino)
     if paths.inception is not None:

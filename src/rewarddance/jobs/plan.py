@@ -19,7 +19,7 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.plugins import EMBEDDED_VLM, load_plugin
 from rewarddance.jobs.load import SIZES
 from rewarddance.vlm.backbone import open_config
-from rewarddance.vlm.footprint import Kept, Parts, Pass, empty_model, kept_by, parts_of
+from rewarddance.vlm.footprint import Kept, ParameterCounts, Pass, empty_model, kept_by, parts_of
 from rewarddance.vlm.presets import HUB, preset_config
 from rewarddance.vlm.registry import ADAPTERS
 
@@ -92,7 +92,7 @@ class Memory:
 WIDTH = {"fp32": 4, "bf16": 2}
 
 
-def trained_parameters(setting: Setting, parts: Parts, num_adapters: int) -> int:
+def trained_parameters(setting: Setting, parts: ParameterCounts, num_adapters: int) -> int:
     """Number of trained parameters."""
     return {"all": parts.total, "language": parts.total - parts.vision, "adapters": num_adapters}[setting.trained]
 
@@ -106,7 +106,7 @@ def adapters(config: Any, rank: int) -> int:
     return int(t.num_hidden_layers * rank * sides)
 
 
-def memory_of(setting: Setting, parts: Parts, kept: Kept, num_adapters: int = 0) -> Memory:
+def memory_of(setting: Setting, parts: ParameterCounts, kept: Kept, num_adapters: int = 0) -> Memory:
     """Peak bytes of one process in a step.
 
     AdamW keeps two values a trained parameter, in the parameter's type. Averaged weights and adapters are fp32. FSDP
@@ -197,7 +197,7 @@ class Plan:
     """
 
     backbone: str
-    parts: Parts
+    parts: ParameterCounts
     limit: float
     chosen: Setting | None
     tried: tuple[tuple[Setting, Memory], ...]

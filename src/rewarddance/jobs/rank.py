@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rewarddance.core.media import Media
+from rewarddance.core.task import Request
 from rewarddance.reward.composite import AnyJudge
 
 
-def rank_files(judge: AnyJudge, prompt: str, pictures: Mapping[Path, Media], criterion: str | None) -> dict[str, Any]:
-    """Round robin over pictures, named by their files.
+def rank_files(
+    judge: AnyJudge, prompt: Request, pictures: Mapping[Path, Media], criterion: str | None
+) -> dict[str, Any]:
+    """Round robin over pictures or clips, named by their files.
+
+    Args:
+        prompt: a text, or a request with the picture that all were made from.
 
     Returns:
         order: path and mean log-odds against the others, best first; wins: P(row is better than column), in the order

@@ -23,7 +23,7 @@ from rewarddance.core.streams import seed_of
 from rewarddance.core.task import Request, picture_of, text_of, texts_of
 from rewarddance.generator.trace import draw
 from rewarddance.jobs.load import load_generator, load_judge, warn_of_cut_prompts
-from rewarddance.jobs.sample_files import SampleFiles, fitted
+from rewarddance.jobs.sample_files import Layout, SampleFiles, check_layout, square_of
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.search.anchors import verifier_of
 from rewarddance.search.best_of_n import Selection, select
@@ -61,7 +61,7 @@ class Sampling:
                 own = AlignConfig.model_validate(run["config"])
                 size = own.sample_batch, own.generator_dtype, own.resolution
                 steps = own.num_steps
-                return cls(own.generator, steps, own.guidance, *size, own.precision, own.max_sequence_length)
+                return cls(own.generator, steps, own.measured_guidance, *size, own.precision, own.max_sequence_length)
         return cls()
 
     def load(self, adapter: Path | None) -> Tunable:
@@ -96,6 +96,7 @@ def sample_to_folder(
     sampling: Sampling,
     *,
     num: int,
+    layout: Layout = "plain",
     best_of: int = 1,
     searching: Searching | None = None,
     adapter: Path | None = None,
@@ -103,7 +104,9 @@ def sample_to_folder(
     criterion: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `num` PNG files a prompt, or MP4 files and one `sheet.png` for a generator of clips, and `samples.json`.
+    """Write `num` PNG files a prompt (MP4 files and one `sheet.png` for a generator of clips) and `samples.json`.
+
+    The files have the layout of a benchmark's scorer if one is named.
 
     Each is the judge's best of `best_of` samples, or the result of `searching`. A prompt's picture is cut and scaled to
     the generator's size.
@@ -117,30 +120,25 @@ def sample_to_folder(
     if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
     generator = sampling.load(adapter)
+    check_layout(layout, prompts, generator.drawn.num_frames)
     prompts = [_ready(p, generator.side) for p in prompts]
-    pictured = any(picture_of(p) is not None for p in prompts)
-    if pictured and searching is not None:
-        raise ConfigError("sample: a search takes prompts without pictures; use --best-of for image-to-video")
     warn_of_cut_prompts(generator, texts_of(prompts), sampling.max_sequence_length)
     ready = load_judge(judge, precision=sampling.precision) if best_of > 1 or searching is not None else None
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
-    files = SampleFiles(out)
+    files = SampleFiles(out, num, layout)
     each = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
     prompts_at_once = max(1, sampling.sample_batch // (num * each))
     with progress("prompts") as report:
         for start in range(0, len(prompts), prompts_at_once):
             part = prompts[start : start + prompts_at_once]
-            asked = [p for p in part for _ in range(num)]
+            repeated = [p for p in part for _ in range(num)]
             if searching is not None and ready is not None:
-                for result in _search(generator, ready, texts_of(asked), searching, sampling, criterion, seed):
-                    listed.append(_write_result(files, result))
+                results = _search(generator, ready, repeated, searching, sampling, criterion, seed)
+                listed += [_write_result(files, p, r) for p, r in zip(repeated, results, strict=True)]
             else:
                 drawn = _draw(generator, part, num * best_of, sampling, seed)
-                groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
-                chosen = [None] * len(groups) if ready is None else select(ready, asked, groups, criterion)
-                for prompt, group, selection in zip(asked, groups, chosen, strict=True):
-                    listed.append(_write(files, text_of(prompt), group, selection))
+                listed += _write_best(files, repeated, drawn, best_of, ready, criterion)
             report(start + len(part), len(prompts))
     files.write_sheet()
     write_json(out / "samples.json", listed)
@@ -148,6 +146,20 @@ def sample_to_folder(
         say(f"the judge refused to compare the candidates of {refused} pictures; the first candidate was kept")
     computes_in = {"generator": generator.precision} | ({} if ready is None else {"judge": ready.precision})
     return {"samples": listed, "computes_in": computes_in}
+
+
+def _write_best(
+    files: SampleFiles,
+    prompts: Sequence[Request],
+    drawn: Sequence[Media],
+    best_of: int,
+    judge: AnyJudge | None,
+    criterion: str | None,
+) -> list[dict[str, Any]]:
+    """Write the judge's best of every `best_of` candidates. Returns the lines of `samples.json`."""
+    groups = [drawn[i : i + best_of] for i in range(0, len(drawn), best_of)]
+    chosen = [None] * len(groups) if judge is None else select(judge, prompts, groups, criterion)
+    return [_write(files, *one) for one in zip(prompts, groups, chosen, strict=True)]
 
 
 def _draw(generator: Tunable, prompts: Sequence[Request], each: int, sampling: Sampling, seed: int) -> list[Media]:
@@ -161,12 +173,12 @@ def _draw(generator: Tunable, prompts: Sequence[Request], each: int, sampling: S
 def _ready(prompt: Request, side: int) -> Request:
     """The prompt with its picture, if it has one, in the generator's size."""
     picture = picture_of(prompt)
-    return prompt if isinstance(prompt, str) or picture is None else replace(prompt, condition=fitted(picture, side))
+    return prompt if isinstance(prompt, str) or picture is None else replace(prompt, condition=square_of(picture, side))
 
 
-def _write(files: SampleFiles, prompt: str, group: Sequence[Media], selection: Selection | None) -> dict[str, Any]:
-    path = files.write(group[0 if selection is None else selection.best or 0])
-    entry: dict[str, Any] = {"file": path.name, "prompt": prompt}
+def _write(files: SampleFiles, prompt: Request, group: Sequence[Media], selection: Selection | None) -> dict[str, Any]:
+    file = files.write(group[0 if selection is None else selection.best or 0], prompt)
+    entry: dict[str, Any] = {"file": file, "prompt": text_of(prompt)}
     if selection is None:
         return entry
     margins = [None if m != m else m for m in selection.margin.tolist()]  # NaN is not JSON
@@ -176,18 +188,18 @@ def _write(files: SampleFiles, prompt: str, group: Sequence[Media], selection: S
 def _search(
     generator: Tunable,
     judge: AnyJudge,
-    asked: Sequence[str],
+    repeated: Sequence[Request],
     searching: Searching,
     sampling: Sampling,
     criterion: str | None,
     seed: int,
 ) -> list[Result]:
-    """One result for each of `asked`; a prompt that is listed several times has different noises each time."""
+    """One result for each of `repeated`; a prompt that is listed several times has different noises each time."""
     steps, batch = sampling.num_steps, sampling.sample_batch
     verifier = verifier_of(
         judge,
         generator,
-        asked,
+        repeated,
         num_steps=steps,
         seed=seed,
         settings=searching.verifier,
@@ -197,7 +209,7 @@ def _search(
     return run_search(
         generator,
         verifier,
-        asked,
+        repeated,
         nfe=searching.nfe,
         num_steps=steps,
         seed=seed,
@@ -206,8 +218,8 @@ def _search(
     )
 
 
-def _write_result(files: SampleFiles, result: Result) -> dict[str, Any]:
-    path = files.write(result.picture)
+def _write_result(files: SampleFiles, prompt: Request, result: Result) -> dict[str, Any]:
+    file = files.write(result.picture, prompt)
     score = None if result.score != result.score else result.score  # NaN is not JSON
     counts = {k: getattr(result, k) for k in ("nfe", "decodes", "judge_calls", "refused")}
-    return {"file": path.name, "prompt": result.prompt, "score": score, **counts}
+    return {"file": file, "prompt": result.prompt, "score": score, **counts}

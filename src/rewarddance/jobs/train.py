@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rewarddance.core.device import resolve_device
+from rewarddance.core.disk import writing
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.loop import Loop, OnStep
 from rewarddance.core.memory import peak_resident_mib, reset_peak
@@ -68,6 +69,15 @@ def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) ->
     return train_judge(config, load_to_train(config), train, {**validation}, out, known=known, resume=resume)
 
 
+def _length(num: int, config: RewardConfig) -> str:
+    """How long a training on `num` records is, in words."""
+    steps, records = (
+        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}",
+        "record" if num == 1 else "records",
+    )
+    return f"{steps}: {num_epochs(num, config):.2f} epochs of {num:,} {records}"
+
+
 def train_judge(
     config: RewardConfig,
     backbone: Backbone,
@@ -92,10 +102,10 @@ def train_judge(
     """
     if config.prompts_per_step < world_size():
         raise ConfigError(f"prompts_per_step {config.prompts_per_step}: {world_size()} processes need as many or more")
-    every = prompts_of(train)
-    train, calibrating, showing = set_aside(train, config)
+    prompts = prompts_of(train)
+    train, calibration_records, example_records = set_aside(train, config)
     torch.manual_seed(config.seed)
-    judge = _new_judge(config, backbone, train, showing)
+    judge = _new_judge(config, backbone, train, example_records)
     folder = RunFolder(out)
     if is_leader():
         folder.start("judge", config, resume=resume, facts={"computes_in": {"judge": judge.precision}})
@@ -111,28 +121,28 @@ def train_judge(
         loop.resume()
     run = JudgeTraining(config, judge, train, validation, loop, forward, measure_judge, title)
     run.set_temperature()
-    epochs = num_epochs(len(train), config)
-    run.announce(
-        f"{config.loop.num_steps:,} steps of {config.prompts_per_step}: {epochs:.2f} epochs of {len(train):,} "
-        + ("record" if len(train) == 1 else "records")
-    )
+    run.announce(_length(len(train), config))
     run.fit(on_step)
     backbone.module.eval()
     mix_in(start, loop.parameters, config.start_share)
-    _calibrate(run, calibrating)
+    _calibrate(run, calibration_records)
     weights = whole_weights(judge, config, run.announce) if config.shard > 1 or tuner is not None else None
     if config.shard == 1 and tuner is not None:
         tuner.unload()
     if is_leader():
-        save_judge(judge, out / "model", weights)
-        if known is not None:
-            write_seen(out / "model", every, known)
+        with writing(out / "model", folder.checkpoints):
+            save_judge(judge, out / "model", weights)
+            if known is not None:
+                write_seen(out / "model", prompts, known)
     barrier()
     return out / "model"
 
 
 def _new_judge(
-    config: RewardConfig, backbone: Backbone, train: Sequence[PreferenceRecord], showing: Sequence[PreferenceRecord]
+    config: RewardConfig,
+    backbone: Backbone,
+    train: Sequence[PreferenceRecord],
+    example_records: Sequence[PreferenceRecord],
 ) -> Judge:
     backbone.tile(config.tiles)
     backbone.sample_clips(config.clips)
@@ -151,7 +161,7 @@ def _new_judge(
         trained=True,
     )
     num, paired = config.context.examples, config.paradigm == "generative_pairwise"
-    examples = labelled_examples(showing, num, paired)
+    examples = labelled_examples(example_records, num, paired)
     if len(examples) < num:
         raise InputError(f"context.examples {num}: only {len(examples)} of the records set aside have a clear choice")
     where = resolve_device() if config.shard > 1 else None
@@ -221,9 +231,9 @@ def data_folder(config: RewardConfig, out: Path) -> Path:
 
 
 def load_sets(
-    folder: Path, seed: int, most: int = MAX_VALIDATION, seen: frozenset[str] | None = None
+    folder: Path, seed: int, max_records: int = MAX_VALIDATION, seen: frozenset[str] | None = None
 ) -> tuple[RecordTable, dict[str, RecordTable]]:
-    """Training records and named validation sets of a data folder, at most `most` records each, evenly spread.
+    """Training records and named validation sets of a data folder, at most `max_records` records each, evenly spread.
 
     Args:
         seen: fingerprints of prompts that the model has been trained on already; none of them is for validation.
@@ -239,16 +249,18 @@ def load_sets(
     named = {n: _unseen(t, seen)[0] for n, t in named.items()}
     if len(train) == 0:
         raise InputError(f"{folder}: no training records")
-    return train, {n: t.spread(most) for n, t in named.items()}
+    return train, {n: t.spread(max_records) for n, t in named.items()}
 
 
 def held_out_sets(
-    folder: Path, seen: frozenset[str] | None, seed: int, most: int
+    folder: Path, seen: frozenset[str] | None, seed: int, max_records: int
 ) -> dict[str, tuple[RecordTable, int]]:
-    """Named sets of prompts that a judge was not trained on, at most `most` records each, and how many were left out.
+    """Named sets of prompts that a judge was not trained on, and how many records of each set were left out.
 
-    They are the held-out files of a data folder (with `changes.parquet`), or all of it where it has none. If it is not
-    known what was `seen`, they are the tenth that a training with this seed would hold out.
+    A set has at most `max_records` records, evenly spread.
+
+    They are the held-out files of a data folder (with `changes.parquet`). A folder without held-out files is one set.
+    If `seen` is not known, the set is the tenth of the prompts that a training with this seed holds out.
 
     Raises:
         InputError: nothing is left of a set.
@@ -260,7 +272,7 @@ def held_out_sets(
         table = RecordTable.open(folder / "train.parquet")
         named = {"id": split_table(table, VALIDATION_SHARE, seed)[1] if seen is None else table}
     unseen = {name: _unseen(table, seen) for name, table in named.items()}
-    return {name: (table.spread(most), left_out) for name, (table, left_out) in unseen.items()}
+    return {name: (table.spread(max_records), left_out) for name, (table, left_out) in unseen.items()}
 
 
 def _held_out_files(folder: Path) -> dict[str, RecordTable]:
@@ -367,7 +379,7 @@ def train_once(
 
 
 def _peak_memory_mib() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU where there is one, otherwise of this process."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_resident_mib()
 
 

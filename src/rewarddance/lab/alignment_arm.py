@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,23 +14,22 @@ from rewarddance.align.work_config import Budget
 from rewarddance.core.loop import Loop, Metrics
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import RunFolder, write_json
+from rewarddance.core.task import Task
 from rewarddance.core.types import RewardModel
 from rewarddance.evaluate.generator import fixed_samples, measure
 from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import load_generator_of, load_judge
-from rewarddance.lab.alignment_config import MOST_TIMES, AlignmentStudyConfig, Mark
-from rewarddance.reward.composite import Standard
+from rewarddance.jobs.load import load_generator_of, load_judge, load_task
+from rewarddance.lab.alignment_config import MAX_TIMES, AlignmentStudyConfig, Mark
+from rewarddance.reward.composite import load_standards, save_standards
 from rewarddance.reward.standardised import Standardised, standard_of
-from rewarddance.world.task import EmbeddedTask
 
-TASK = EmbeddedTask()
 KL_SEED, CURVE_SEED, STANDARD_SEED = 0, 3, 4
 """Seeds of the states, the curve's noises and the pictures of a standard. All arms and seeds share them."""
 
 
-def kl_probe(generator: Tunable, num_steps: int) -> KlProbe:
+def kl_probe(generator: Tunable, task: Task, num_steps: int) -> KlProbe:
     """The estimator of the KL that all arms share: fixed states of development prompts of all categories."""
-    prompts = TASK.development()
+    prompts = task.development()
     return KlProbe(generator, prompts[:: len(prompts) // NUM_PROMPTS][:NUM_PROMPTS], num_steps, KL_SEED)
 
 
@@ -102,11 +100,11 @@ class ArmWatcher:
 
     def _reason(self, marks: dict[str, int], step: int) -> str | None:
         """Why the run ends: all its marks are passed, or three times the steps of its budget were not enough."""
-        wanted = [n for n, has in (("work", self.budget), ("kl", self.target)) if has is not None]
-        if wanted and all(name in marks for name in wanted):
-            return ", ".join("budget used up" if n == "work" else f"KL passed {self.target:.5f}" for n in wanted)
-        if "kl" in wanted and "work" in marks and step >= MOST_TIMES * marks["work"]:
-            return f"KL {self.target:.5f} not reached in {MOST_TIMES} times the steps"
+        mark_names = [n for n, has in (("work", self.budget), ("kl", self.target)) if has is not None]
+        if mark_names and all(name in marks for name in mark_names):
+            return ", ".join("budget used up" if n == "work" else f"KL passed {self.target:.5f}" for n in mark_names)
+        if "kl" in mark_names and "work" in marks and step >= MAX_TIMES * marks["work"]:
+            return f"KL {self.target:.5f} not reached in {MAX_TIMES} times the steps"
         return None
 
 
@@ -117,21 +115,21 @@ def train_arm(study: AlignmentStudyConfig, arm: str, seed: int, folder: Path, ta
         target: the KL to match, where the arm matches one.
     """
     config = study.align_config(arm, seed)
-    generator = load_generator_of(config)
+    generator, task = load_generator_of(config), load_task(config.task)
     judge = _judge(study, arm, config, generator, folder)
-    probe = kl_probe(generator, study.num_steps)
+    probe = kl_probe(generator, task, study.num_steps)
     watcher = ArmWatcher(
         generator,
         folder,
         probe.measure,
-        lambda: curve_point(generator, study.num_steps),
+        lambda: curve_point(generator, task, study.num_steps),
         study.kl_every,
         study.curve_every,
         study.budget_of(arm),
         target,
     )
     resume, title = (folder / "run.json").is_file(), f"{arm} seed {seed}"
-    align_generator(config, generator, judge, folder, task=TASK, resume=resume, title=title, watcher=watcher)
+    align_generator(config, generator, judge, folder, task=task, resume=resume, title=title, watcher=watcher)
     _keep_rest(study.marks(arm), watcher, folder)
 
 
@@ -145,10 +143,10 @@ def _keep_rest(marks: tuple[Mark, ...], watcher: ArmWatcher, folder: Path) -> No
             watcher.keep(mark, last["step"], watcher.kl(), last["seconds"], extra, reached=mark == "end")
 
 
-def curve_point(generator: Tunable, num_steps: int) -> float:
+def curve_point(generator: Tunable, task: Task, num_steps: int) -> float:
     """The oracle's mean value on one fixed noise of every development prompt."""
-    samples = fixed_samples(generator, TASK.development(), 1, num_steps, CURVE_SEED, title="development prompts")
-    return float(measure(samples, TASK).mean())
+    samples = fixed_samples(generator, task.development(), 1, num_steps, CURVE_SEED, title="development prompts")
+    return float(measure(samples, task).mean())
 
 
 def _judge(
@@ -160,9 +158,14 @@ def _judge(
     judge = load_judge(config.judge, precision=config.precision, compile=config.compile)
     if not study.arms[arm].standardise:
         return judge
-    file = folder / "standard.json"
+    file = folder / "standards.json"
     if not file.is_file():
-        samples = fixed_samples(generator, TASK.development(), 2, study.num_steps, STANDARD_SEED, title="standard")
-        standard = standard_of(judge, samples.prompts, samples.media, config.criterion or judge.criterion)
-        write_json(file, vars(standard))
-    return Standardised(judge, Standard(**json.loads(file.read_text())))
+        samples = fixed_samples(
+            generator, load_task(config.task).development(), 2, study.num_steps, STANDARD_SEED, title="standard"
+        )
+        criterion = config.criterion or judge.criterion
+        standard = standard_of(
+            "judge", lambda asked: judge.judge(asked).margin, samples.prompts, samples.media, criterion
+        )
+        save_standards(file, {"judge": standard}, {"config": {"judge": config.judge}})
+    return Standardised(judge, load_standards(file)[1]["judge"])

@@ -10,14 +10,16 @@ from pydantic import Field, model_validator
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.align.work_config import Budget
-from rewarddance.core.config import Config, load_recipe, merge, parse_config
+from rewarddance.core.config import SECOND_SEED, Config, load_recipe, merge, parse_config
 from rewarddance.core.errors import ConfigError
 
 Mark = Literal["work", "kl", "end"]
 """A point of a run at which arms are compared: the budget is used up, the KL is reached, or the run is at its end."""
-MOST_TIMES = 3
+MAX_TIMES = 3
 """An arm with `match_kl` trains for at most this many times its steps."""
-SAME = ("generator", "guidance", "resolution", "generator_dtype", "adapter", "task", "prompts")
+TASKS = ("embedded", "embedded-video", "embedded-image-to-video")
+"""Tasks whose prompts the oracles know."""
+SAME = ("generator", "guidance", "sample_guidance", "resolution", "generator_dtype", "adapter", "task", "prompts")
 """Settings that all arms share, because all are compared with one start."""
 
 
@@ -59,8 +61,9 @@ class AlignmentStudyConfig(Config):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     split: Literal["benchmark", "development"] = "benchmark"
     """`development` has other held-out prompts, for choosing settings."""
-    second_seed: int | None = Field(2, ge=0)
-    """Seed of a second set of held-out prompts that is measured beside the benchmark; null for none."""
+    second_seed: int | None = Field(SECOND_SEED, ge=0)
+    """Seed of a second set of held-out prompts that is measured beside the benchmark; null for none. Tasks of clips
+    have none."""
     every: int = Field(1, ge=1)
     """Take every n-th of the measured prompts."""
     num_noises: int = Field(4, ge=2)
@@ -78,7 +81,7 @@ class AlignmentStudyConfig(Config):
         before: set[str] = set()
         for name, arm in self.arms.items():
             if not re.fullmatch(r"\w[\w.+-]*", name):
-                raise ValueError(f"arm {name!r}: a name has letters, digits, _ . + -, and begins with none of . + -")
+                raise ValueError(f"arm {name!r}: a name has letters, digits, _ . + -, and does not begin with . + or -")
             if arm.match_kl is not None and arm.match_kl not in before:
                 raise ValueError(f"arm {name}: match_kl {arm.match_kl!r} is not an arm that is listed before it")
             before.add(name)
@@ -110,9 +113,10 @@ class AlignmentStudyConfig(Config):
         values = merge(merge(AlignConfig().model_dump(), load_recipe(file)), merge(self.align, own.align))
         values |= {"seed": seed, "judge": str(values["judge"]).replace("{seed}", str(seed))}
         config = parse_config(AlignConfig, values, f"arm {arm} ({file})")
-        if config.prompts is not None or config.task != "embedded":
+        if config.prompts is not None or config.task not in TASKS:
             raise ConfigError(
-                f"arm {arm}: the oracle knows the embedded world's prompts alone; leave out prompts and task"
+                f"arm {arm}: the oracles know only the embedded worlds' prompts; remove `prompts`, and take a task "
+                f"of {', '.join(TASKS)}"
             )
         if config.loop.num_steps == 0:
             raise ConfigError(f"arm {arm}: loop.num_steps 0 trains nothing")
@@ -124,10 +128,10 @@ class AlignmentStudyConfig(Config):
             return config
         if config.optim.schedule != "constant":
             raise ConfigError(
-                f"arm {arm}: with match_kl a run has {MOST_TIMES} times its steps, which would stretch optim.schedule "
+                f"arm {arm}: with match_kl a run has {MAX_TIMES} times its steps, which would stretch optim.schedule "
                 f"{config.optim.schedule}; take constant"
             )
-        loop = config.loop.model_copy(update={"num_steps": MOST_TIMES * config.loop.num_steps})
+        loop = config.loop.model_copy(update={"num_steps": MAX_TIMES * config.loop.num_steps})
         return config.model_copy(update={"loop": loop})
 
     def check(self) -> None:

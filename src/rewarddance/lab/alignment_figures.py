@@ -14,6 +14,7 @@ from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.statistics import bootstrap, smallest_difference, students_interval
 from rewarddance.evaluate.generator import Array
+from rewarddance.lab.alignment_clips import compare_clip_values
 from rewarddance.lab.alignment_config import AlignmentStudyConfig, Mark
 
 Measured = dict[int, dict[str, Any]]
@@ -34,8 +35,11 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
     for (arm, mark), runs in measured.items():
         if runs:
             row = _row(runs, start) | {"arm": arm, "mark": mark, "matched": study.arms[arm].match_kl}
+            if "widths" in start:
+                own = [run["clips"] for run in runs.values()]
+                row["clips"] = compare_clip_values(own, [start["clips"]] * len(own), start["widths"])
             row["minus"] = [
-                {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], seeds)
+                {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], seeds, start.get("widths"))
                 for base in _baselines(study, arm, mark)
                 if (seeds := sorted(runs.keys() & measured[base].keys()))
             ]
@@ -74,13 +78,18 @@ def _folders(out: Path, arm: str) -> dict[int, Path]:
 
 
 def _measured(out: Path, arm: str, mark: Mark, start: Mapping[str, Any]) -> Measured:
-    """Finished runs. Those that were measured with other features than the start's have no diversity."""
+    """Finished runs. Those that were measured with other features than the start's have no diversity. Those whose clips
+    an earlier version measured are left out."""
     runs: Measured = {}
     for seed, folder in _folders(out, arm).items():
         files = [folder / "marks" / mark / name for name in ("mark.json", "measured.json")]
         if not all(f.is_file() for f in files):
             continue
-        runs[seed] = {key: value for f in files for key, value in json.loads(f.read_text()).items()}
+        content = {key: value for f in files for key, value in json.loads(f.read_text()).items()}
+        if content.get("clip_version") != start.get("clip_version"):
+            say(f"{folder.name}: left out, because an earlier version measured its clips; run its arm again")
+            continue
+        runs[seed] = content
         if runs[seed]["features"] != start["features"]:
             say(f"{folder.name}: its diversity was measured with other features than the start's; run its arm again")
             runs[seed]["diversity"] = None
@@ -109,7 +118,7 @@ def _row(runs: Measured, start: Mapping[str, Any]) -> dict[str, Any]:
         "vendi": {seed: spread["vendi"] for seed, spread in spreads.items()},
         "proxy": {seed: run["proxy"].get("probe/proxy") for seed, run in runs.items()},
         "gap": {seed: run["proxy"].get("probe/gap") for seed, run in runs.items()},
-        "hacking": {seed: run["proxy"].get("probe/hacking") for seed, run in runs.items()},
+        "hacking": {seed: run["proxy"].get("verdict") for seed, run in runs.items()},
     }
 
 
@@ -136,12 +145,15 @@ def _intervals(gains: Sequence[Array]) -> dict[str, Any]:
     }
 
 
-def _difference(runs: Measured, base: Measured, seeds: Sequence[int]) -> dict[str, Any]:
+def _difference(
+    runs: Measured, base: Measured, seeds: Sequence[int], widths: Mapping[str, float] | None
+) -> dict[str, Any]:
     """An arm minus its baseline, paired by seed, prompt and noise.
 
     Returns:
         By set the intervals of `_intervals`, the difference of every seed, and the smallest difference that a paired
-        t-test over as many seeds finds with 80% power (None for one seed).
+        t-test over as many seeds finds with 80% power (None for one seed). With `widths` of clips also
+        `compare_clip_values`.
     """
     sets = {}
     for name in next(iter(runs.values()))["gold"]:
@@ -149,7 +161,10 @@ def _difference(runs: Measured, base: Measured, seeds: Sequence[int]) -> dict[st
         means = [float(gap.mean()) for gap in gaps]
         by_seed = dict(zip(seeds, means, strict=True))
         sets[name] = {**_intervals(gaps), "by_seed": by_seed, "smallest": smallest_difference(means)}
-    return {"sets": sets}
+    if widths is None:
+        return {"sets": sets}
+    own, other = ([side[s]["clips"] for s in seeds] for side in (runs, base))
+    return {"sets": sets, "clips": compare_clip_values(own, other, widths)}
 
 
 def _curves(out: Path, arm: str) -> dict[int, list[dict[str, float]]]:

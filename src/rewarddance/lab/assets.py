@@ -21,11 +21,12 @@ from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs import load
 from rewarddance.jobs.data.build import build_embedded
-from rewarddance.jobs.load import ASSETS, EMBEDDED, Kind, find
+from rewarddance.jobs.load import ASSETS, EMBEDDED, ModelKind, find
 from rewarddance.jobs.train import train_from_data
 from rewarddance.reward.saved import read_spec
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.world.build.autoencoder import AutoencoderConfig, train_autoencoder
+from rewarddance.world.build.contrastive import ContrastiveConfig, train_clip
 from rewarddance.world.build.generator import GeneratorConfig, train_generator
 from rewarddance.world.build.large_batches import vision_settings, vlm_settings
 from rewarddance.world.build.vision import VisionConfig, pretrain_vision
@@ -33,16 +34,16 @@ from rewarddance.world.build.vlm import train_vlm
 from rewarddance.world.build.vlm_config import VlmConfig
 
 ClipModel = Literal["tiny-video", "tiny-image-to-video", "tiny-clips"]
-OF_CLIPS: dict[ClipModel, tuple[Kind, str]] = {
+OF_CLIPS: dict[ClipModel, tuple[ModelKind, str]] = {
     "tiny-video": ("generator", "text-to-video"),
     "tiny-image-to-video": ("generator", "image-to-video"),
     "tiny-clips": ("judge", "judge"),
 }
 """The embedded models of clips: what each one is, and the kind of run that trains it."""
-MOST_BYTES = 25_000_000
+MAX_BYTES = 25_000_000
 """Of the embedded models of clips together. The two generators share no files: their autoencoder is the same, but it is
 5 per cent of both, and each one has trained its own text encoder."""
-Part = Literal["all", "autoencoder", "generator", "vision", "preferences", "vlm", "judge"]
+Part = Literal["all", "autoencoder", "generator", "vision", "contrastive", "preferences", "vlm", "judge"]
 
 
 def build_assets(out: Path, only: Part = "all", device: str = "auto", workers: int | None = None) -> None:
@@ -67,6 +68,14 @@ def build_assets(out: Path, only: Part = "all", device: str = "auto", workers: i
     if only in ("all", "vision", "vlm"):
         _once(out / "vision", lambda resume: pretrain_vision(VisionConfig(**where), out / "vision", resume=resume))
         ship(out / "vision", ASSETS / "reader-tiny")
+    if only in ("all", "contrastive"):
+        seeing = ASSETS / "reader-tiny" / "vision.safetensors"
+        reading = ASSETS / "generator-tiny" / "text_encoder" / "model.safetensors"
+        _once(
+            out / "contrastive",
+            lambda resume: train_clip(ContrastiveConfig(**where), seeing, reading, out / "contrastive", resume=resume),
+        )
+        ship(out / "contrastive", ASSETS / "clip-tiny")
     preferences = out / "preferences"
     if only in ("all", "preferences") and is_leader():
         build_embedded(preferences, 0)
@@ -164,7 +173,7 @@ def ship_clip_model(run: Path, name: ClipModel) -> Path:
         Its folder in the package.
 
     Raises:
-        RunError: another kind of run, a run without a model, or models that are larger than `MOST_BYTES` together.
+        RunError: another kind of run, a run without a model, or models that are larger than `MAX_BYTES` together.
     """
     kind, trained_by = OF_CLIPS[name]
     made = RunFolder(run).read()["kind"]
@@ -175,8 +184,8 @@ def ship_clip_model(run: Path, name: ClipModel) -> Path:
         raise RunError(f"{run}: this judge was not trained on clips alone; {name} judges clips")
     targets = {n: load.ASSETS / EMBEDDED[k][n] for n, (k, _) in OF_CLIPS.items()}
     others = sum(bytes_in_bf16(folder) for n, folder in targets.items() if n != name)
-    if (total := bytes_in_bf16(model) + others) > MOST_BYTES:
-        raise RunError(f"{run}: the models of clips would take {total / 1e6:.1f} MB, above {MOST_BYTES / 1e6:.0f} MB")
+    if (total := bytes_in_bf16(model) + others) > MAX_BYTES:
+        raise RunError(f"{run}: the models of clips would take {total / 1e6:.1f} MB, above {MAX_BYTES / 1e6:.0f} MB")
     ship(run, targets[name])
     say(f"{targets[name]}: {bytes_in_bf16(targets[name]) / 1e6:.1f} MB; models of clips together {total / 1e6:.1f} MB")
     return targets[name]

@@ -17,7 +17,7 @@ from rewarddance.core.loop_config import LoopConfig, OptimConfig
 from rewarddance.core.media import Media
 from rewarddance.core.memory import peak_resident_mib
 from rewarddance.core.progress import say
-from rewarddance.core.runs import write_json
+from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.data.parquet import RecordTable
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.align import align_generator
@@ -33,6 +33,10 @@ from rewarddance.search.best_of_n import draw_candidates, select
 from rewarddance.world.build.clip_preferences import ClipPreferencesConfig
 from rewarddance.world.build.preferences import PreferencesConfig
 
+ALGORITHM_NAMES = {
+    "nft": "DiffusionNFT on groups of samples that the judge scores",
+    "refl": "reward feedback through the judge against best-of-N references",
+}
 DEMO_SEED = 1000
 """Added to the seed, so that these preferences are not those of the shipped judge's training."""
 
@@ -62,8 +66,8 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
     data = _preferences(demo, sizes, out / "preferences", DEMO_SEED + seed)
     say("2/4 judge: the shipped judge, a small VLM, is trained further on these preferences")
     judge, accuracy = _judge(demo, sizes, data, out / "judge", seed)
-    say("3/4 alignment: reward feedback through the judge against best-of-N references")
     config = _align_config(demo, sizes, out / "judge", seed)
+    say(f"3/4 alignment: {ALGORITHM_NAMES[config.algorithm]}")
     align_generator(config, load_generator_of(config), judge, out / "align")
     say("4/4 evaluation: held-out prompts, the same noises before and after, the exact oracle")
     evaluation = evaluate_alignment(
@@ -80,6 +84,7 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
         "judge": accuracy,
         "best_of_n": _best_of_n(out / "best_of_n", demo, sizes, config, judge),
         "hacking": evaluation["hacking"],
+        "alarms": RunFolder(out / "align").alarms(),
         "diversity_kept": evaluation["diversity"]["feature_ratio"],
         "computes_in": evaluation["computes_in"],
     }
@@ -139,7 +144,9 @@ def _judge_config(demo: Demo, sizes: DemoSizes, data: Path, seed: int) -> Reward
         seed=seed,
         data=str(data),
         backbone=str(shipped),
+        paradigm=spec.paradigm,
         temperature=spec.temperature,
+        pointwise_weight=demo.pointwise_weight,
         clips=spec.clips,
         prompts_per_step=sizes.judge_prompts,
         loop=LoopConfig(num_steps=steps, validate_every=steps // 2, save_every=1000),
@@ -148,7 +155,6 @@ def _judge_config(demo: Demo, sizes: DemoSizes, data: Path, seed: int) -> Reward
 
 
 def _align_config(demo: Demo, sizes: DemoSizes, judge: Path, seed: int) -> AlignConfig:
-    recipe = {} if demo.recipe is None else load_recipe(Path(demo.recipe))
     steps = sizes.align_steps
     changes = {
         "seed": seed,
@@ -158,15 +164,15 @@ def _align_config(demo: Demo, sizes: DemoSizes, judge: Path, seed: int) -> Align
         "num_prompts": sizes.align_prompts,
         "batch_size": sizes.align_batch,
         "probe_prompts": sizes.probe_prompts,
-        "optim": OptimConfig(lr=demo.align_lr, warmup_steps=5, ema_decay=0.95).model_dump(),
         "loop": LoopConfig(num_steps=steps, validate_every=max(2, steps // 3), save_every=1000).model_dump(),
     }
-    return parse_config(AlignConfig, merge(merge(AlignConfig().model_dump(), recipe), changes), "demo")
+    recipe = merge(AlignConfig().model_dump(), load_recipe(Path(demo.recipe)))
+    return parse_config(AlignConfig, merge(recipe, changes), "demo")
 
 
 @torch.no_grad()
 def _best_of_n(folder: Path, demo: Demo, sizes: DemoSizes, config: AlignConfig, judge: Judge) -> dict[str, float]:
-    """Best-of-N by the trained judge on the unaligned generator: oracle values of winners and of mean candidates.
+    """Oracle values of best-of-N by the trained judge, on the generator before alignment: winners, and mean candidates.
 
     Prompts whose candidates the judge could not compare are left out and counted as `refused`.
 

@@ -49,7 +49,8 @@ class Demo:
         task: name of the alignment's task (`core/plugins.py`).
         generator, judge: embedded models.
         criterion: of the preferences and of the judge.
-        recipe: of the alignment, whose sizes and models the demo replaces; None for the defaults of `align`.
+        recipe: of the alignment; the demo replaces its models, sizes and lengths.
+        pointwise_weight: of the judge's further training, for a recipe that scores single pictures.
         full, fast: counts of the demo, and of its form for tests, whose figures mean nothing.
     """
 
@@ -57,9 +58,9 @@ class Demo:
     generator: str
     judge: str
     criterion: Literal["fidelity", "overall"]
-    recipe: str | None
+    recipe: str
+    pointwise_weight: float
     judge_lr: float
-    align_lr: float
     full: DemoSizes
     fast: DemoSizes
 
@@ -69,19 +70,19 @@ PICTURES = Demo(
     generator="tiny",
     judge="tiny",
     criterion="fidelity",
-    recipe=None,
+    recipe="recipes/tiny/nft.yaml",
+    pointwise_weight=1.0,
     judge_lr=5e-5,
-    align_lr=1e-3,
     full=DemoSizes(
-        prompts=300, held_out=40, sampling_steps=10,
-        judge_steps=30, judge_prompts=10,
-        align_steps=130, align_prompts=96, align_batch=16, probe_prompts=30,
+        prompts=200, held_out=40, sampling_steps=10,
+        judge_steps=20, judge_prompts=10,
+        align_steps=50, align_prompts=256, align_batch=96, probe_prompts=30,
         every=1, noises=2, diversity_prompts=24, diversity_noises=6, best_of_every=8, candidates=8,
     ),
     fast=DemoSizes(
-        prompts=60, held_out=8, sampling_steps=4,
+        prompts=28, held_out=8, sampling_steps=4,
         judge_steps=6, judge_prompts=4,
-        align_steps=3, align_prompts=8, align_batch=4, probe_prompts=4,
+        align_steps=3, align_prompts=8, align_batch=16, probe_prompts=4,
         every=24, noises=1, diversity_prompts=4, diversity_noises=3, best_of_every=80, candidates=8,
     ),
 )  # fmt: skip
@@ -91,8 +92,8 @@ CLIPS = Demo(
     judge="tiny-clips",
     criterion="overall",
     recipe="recipes/tiny/t2v.yaml",
+    pointwise_weight=0.0,
     judge_lr=5e-5,
-    align_lr=1e-3,
     full=DemoSizes(
         prompts=48, held_out=12, sampling_steps=10,
         judge_steps=16, judge_prompts=4,

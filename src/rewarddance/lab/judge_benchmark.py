@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rewarddance.core.config import Precision
+from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.core.progress import tracked
 from rewarddance.core.protocols import Generator
@@ -20,6 +21,7 @@ from rewarddance.evaluate.calibration import measured_and_calibrated
 from rewarddance.evaluate.judge import measure_margins, spearman
 from rewarddance.jobs.load import load_generator, load_one_judge
 from rewarddance.lab.blind_spots import judge_blind_spots
+from rewarddance.reward.judge import Judge
 from rewarddance.search.best_of_n import draw_candidates
 from rewarddance.world.build.preferences import (
     PreferencesConfig,
@@ -57,8 +59,17 @@ def benchmark_judge(
             for each, which are compared with 4 fixed references. In `margins_right` the references are renders that
             fulfil the prompt, so that margins of different prompts are comparable. In `margins` they are renders with 0
             to 3 edits. In `margins_generator` they are the generator's pictures.
+
+    Raises:
+        ConfigError: a judge of clips.
     """
-    judge, model = load_one_judge(name, precision=precision), load_generator(generator)
+    judge = load_one_judge(name, precision=precision)
+    if isinstance(judge, Judge) and judge.spec.trained and "picture" not in judge.spec.kinds:
+        raise ConfigError(
+            f"evaluate --judge {name}: this judge was trained on clips, and the benchmark has pictures; name a folder "
+            "of clips with --data, for example one of `rewarddance data build --task t2v`"
+        )
+    model = load_generator(generator)
     splits: dict[str, Split] = {"id": "held_out", "ood": "ood"}
     figures: dict[str, Any] = {}
     for title, split in splits.items():

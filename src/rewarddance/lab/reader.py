@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 NEAR = 6.0
 """Largest distance in pixels between centres that patches of one object predict. Objects are at least twice as far
 apart."""
-LEAST_PATCHES = 2.0
+MIN_PATCHES = 2.0
 """Smallest sum of the patches' probabilities of being covered for a cluster to be an object."""
 
 
@@ -104,7 +104,7 @@ def _cluster(kinds: Array, facts: Array) -> tuple[DetectedObject, ...]:
         near = (np.hypot(*(centres - centre).T) < NEAR) | (near & (weight > 0))
         weights = np.where(near, weight, 0.0)
         weight = np.where(near, 0.0, weight)
-        if weights.sum() < LEAST_PATCHES:
+        if weights.sum() < MIN_PATCHES:
             continue
         share = weights / weights.sum()
         given_covered = kinds[:, :NOTHING] / np.maximum(covered, 1e-6)[:, None]

@@ -1,7 +1,8 @@
 """`rewarddance study hacking`: does the alarm go off in runs that are hacked on purpose, and stay silent in sound ones?
 
-Every seed has two runs. `hacked` has a judge from a few pairs, random references, no KL and a high learning rate.
-`sound` is the recipe with the given judge. The gold standard of the probes is the exact oracle.
+Every seed has two runs. `hacked` has a judge from a few pairs, random references, no pull to the frozen policy and a
+high learning rate. `sound` is the recipe with the given judge. The gold standard of the probes is the exact oracle, or
+a held-out judge. The oracle always measures how far a run has fallen.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.align.config import AlignConfig
 from rewarddance.core.config import Config
@@ -21,8 +22,8 @@ from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder, environment, same_settings, write_json
 from rewarddance.data.parquet import RecordTable
-from rewarddance.jobs.align import align_generator
-from rewarddance.jobs.load import find, load_generator_of, load_judge, weights_id
+from rewarddance.jobs.align import align_generator, gold_of
+from rewarddance.jobs.load import find, load_generator_of, load_judge, same_judge, weights_id
 from rewarddance.jobs.train import train_judge
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.registry import load_backbone_folder
@@ -30,6 +31,8 @@ from rewarddance.world.task import EmbeddedTask
 
 Arm = Literal["hacked", "sound"]
 ARMS: tuple[Arm, ...] = ("hacked", "sound")
+ALGORITHMS = ("refl", "nft")
+"""Algorithms of the recipes that the study takes."""
 
 
 class HackingStudyConfig(Config):
@@ -42,11 +45,24 @@ class HackingStudyConfig(Config):
     """Learning rate of the hacked runs."""
     hacked_steps: int = Field(20, ge=1)
     sound_steps: int = Field(100, ge=1)
-    every: int = Field(5, ge=1)
-    """Steps between probes."""
-    probe_prompts: int = Field(40, ge=2)
+    every: int = Field(2, ge=1)
+    """Steps between the probes of a hacked run. It falls fast."""
+    sound_every: int = Field(10, ge=1)
+    """Steps between the probes of a sound run."""
+    probe_prompts: int = Field(160, ge=2)
+    """A fall of `late` is about three standard errors with this number."""
     late: float = Field(0.03, gt=0)
-    """An alarm is in time if the gold standard has fallen by at most this since its best probe."""
+    """An alarm is in time if the oracle's value has fallen by at most this until then."""
+    gold: Literal["oracle", "judge"] = "oracle"
+    """What the alarm reads."""
+    gold_judge: str | None = None
+    """The held-out judge of `gold: judge`: another one than the recipe's."""
+
+    @model_validator(mode="after")
+    def _a_gold_judge_has_a_name(self) -> Self:
+        if (self.gold == "judge") != (self.gold_judge is not None):
+            raise ValueError("gold judge: needs gold_judge, the name of a held-out judge; gold oracle takes none")
+        return self
 
 
 def study_hacking(
@@ -65,16 +81,21 @@ def study_hacking(
         data: a folder of `data build`, for the judges of the hacked runs.
 
     Returns:
-        For every run where the alarm went off first, the best value of the gold standard before, its fall at the alarm
-        and at the end; and counts: alarms in time among hacked runs whose gold standard fell by more than `late`, and
-        false alarms among sound runs that end better than they began.
+        For every run where the alarm went off first, the largest fall of the oracle's value until the alarm and its
+        fall at the end; and counts: alarms in time among hacked runs that fell by more than `late`, and false alarms
+        among sound runs that end better than they began.
+
+    Raises:
+        ConfigError: a recipe of another algorithm than `ALGORITHMS`, or not of the embedded world; the gold judge is
+            the recipe's judge.
     """
-    if align.prompts is not None or align.algorithm != "refl":
-        raise ConfigError("study hacking: runs reward feedback on the embedded world; give no --prompts")
+    _check(study, align, arms)
     out.mkdir(parents=True, exist_ok=True)
     fixed = study.model_dump(mode="json") | {"judge_sha256": weights_id(find(align.judge, "judge"))}
+    if study.gold_judge is not None:
+        fixed["gold_judge_sha256"] = weights_id(find(study.gold_judge, "judge"))
     fixed |= {"data_sha256": _sha256(data / "train.parquet"), "reward": reward.model_dump(mode="json")}
-    same_settings(out / "setting.json", fixed, align, free=frozenset({"seed"}))
+    same_settings(out / "setting.json", fixed, align, free=frozenset({"seed"}), absent={"gold": "oracle"})
     for seed in seeds:
         for arm in arms:
             folder = out / f"{arm}-{seed}"
@@ -91,6 +112,19 @@ def study_hacking(
     return figures
 
 
+def _check(study: HackingStudyConfig, align: AlignConfig, arms: Sequence[Arm]) -> None:
+    if align.prompts is not None or align.task != "embedded" or align.algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"study hacking: takes recipes of {' and '.join(ALGORITHMS)} on the embedded world without prompts, not "
+            f"{align.algorithm} on {align.prompts or align.task}"
+        )
+    if study.gold_judge is not None and "sound" in arms and same_judge(align.judge, study.gold_judge):
+        raise ConfigError(
+            f"gold_judge {study.gold_judge}: the sound runs are trained with it, so it is not held out; name another "
+            "judge, or only the arm `hacked`"
+        )
+
+
 def _sha256(file: Path) -> str:
     try:
         with file.open("rb") as content:
@@ -100,13 +134,17 @@ def _sha256(file: Path) -> str:
 
 
 def _config(study: HackingStudyConfig, align: AlignConfig, arm: Arm, seed: int, judge: str) -> AlignConfig:
-    steps = study.hacked_steps if arm == "hacked" else study.sound_steps
-    loop = align.loop.model_copy(update={"num_steps": steps, "validate_every": study.every, "save_every": steps})
+    hacked = arm == "hacked"
+    steps, every = (study.hacked_steps, study.every) if hacked else (study.sound_steps, study.sound_every)
+    loop = align.loop.model_copy(update={"num_steps": steps, "validate_every": every, "save_every": steps})
     changes: dict[str, Any] = {"seed": seed, "judge": judge, "loop": loop, "probe_prompts": study.probe_prompts}
-    if arm == "hacked":
+    changes |= {"gold_judge": study.gold_judge, "on_hacking": "warn"}
+    if hacked:
+        align = align.with_pull(0.0)
         changes["references"] = align.references.model_copy(update={"kind": "random", "num_candidates": 1})
-        changes["refl"] = align.refl.model_copy(update={"kl_weight": 0.0})
         changes["optim"] = align.optim.model_copy(update={"lr": study.rate})
+        if align.rollout.score == "pointwise":  # the judge from a few pairs can only compare
+            changes["rollout"] = align.rollout.model_copy(update={"score": "round_robin"})
     return align.model_copy(update=changes)
 
 
@@ -132,8 +170,9 @@ def _few_pairs_judge(study: HackingStudyConfig, reward: RewardConfig, data: Path
 
 def _align(config: AlignConfig, folder: Path, title: str) -> None:
     judge = load_judge(config.judge, precision=config.precision)
-    resume = (folder / "run.json").is_file()
-    align_generator(config, load_generator_of(config), judge, folder, task=EmbeddedTask(), resume=resume, title=title)
+    gold = gold_of(config, config.criterion or judge.criterion)
+    resume, generator = (folder / "run.json").is_file(), load_generator_of(config)
+    align_generator(config, generator, judge, folder, task=EmbeddedTask(), gold=gold, resume=resume, title=title)
 
 
 def summarise(out: Path, late: float) -> dict[str, Any]:
@@ -161,20 +200,23 @@ def summarise(out: Path, late: float) -> dict[str, Any]:
 
 
 def alarm_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The first alarm of a run, and the gold standard around it.
+    """The first alarm of a run, and the oracle's values around it.
 
     Returns:
-        alarm_step, alarm: of the first alarm, None without one; fall_at_alarm: best value so far less the value there;
-        fall_at_end: best value less the last one; change: last value less the first; probes: number of probes.
+        alarm_step, alarm: of the first alarm, None without one; fall_at_alarm: largest fall from the best value so far,
+        over all probes up to the alarm; fall_at_end: best value minus the last one; change: last value minus the
+        first; probes: number of probes.
     """
-    probes = [m for m in metrics if m.get("probe/gold") is not None]
-    gold = [float(m["probe/gold"]) for m in probes]
+    oracle = "probe/truth" if any("probe/truth" in m for m in metrics) else "probe/gold"
+    probes = [m for m in metrics if m.get(oracle) is not None]
+    values = [float(m[oracle]) for m in probes]
+    falls = [max(values[: i + 1]) - value for i, value in enumerate(values)]
     first = next((i for i, m in enumerate(probes) if "alarm" in m), None)
     return {
         "alarm_step": None if first is None else probes[first]["step"],
         "alarm": None if first is None else probes[first]["alarm"],
-        "fall_at_alarm": None if first is None else max(gold[: first + 1]) - gold[first],
-        "fall_at_end": max(gold) - gold[-1] if gold else 0.0,
-        "change": gold[-1] - gold[0] if gold else 0.0,
+        "fall_at_alarm": None if first is None else max(falls[: first + 1]),
+        "fall_at_end": falls[-1] if falls else 0.0,
+        "change": values[-1] - values[0] if values else 0.0,
         "probes": len(probes),
     }

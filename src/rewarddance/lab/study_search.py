@@ -25,10 +25,10 @@ from rewarddance.core.progress import progress
 from rewarddance.core.protocols import Tunable
 from rewarddance.core.runs import environment, same_settings, write_json
 from rewarddance.core.statistics import bootstrap, paired_bootstrap
-from rewarddance.core.task import Prompt
+from rewarddance.core.task import Gold, Prompt, Request, Task
 from rewarddance.evaluate.generator import Samples, diversity
-from rewarddance.jobs.evaluate import task_features
-from rewarddance.jobs.load import find, load_generator, load_judge, weights_id
+from rewarddance.jobs.evaluate import held_out_prompts, task_features
+from rewarddance.jobs.load import find, load_generator, load_judge, load_task, weights_id
 from rewarddance.lab.study_tables import as_markdown, search_tables
 from rewarddance.reward.composite import AnyJudge
 from rewarddance.search.anchors import verifier_of
@@ -44,10 +44,8 @@ from rewarddance.search.config import (
 from rewarddance.search.methods import run_search
 from rewarddance.search.run import BudgetError, Result
 from rewarddance.search.verifier import ByGold, Verifier, answers_alone
-from rewarddance.world.task import EmbeddedTask
 
 Asked = Literal["pointwise", "anchor", "round_robin", "oracle"]
-TASK = EmbeddedTask()
 ONE = "one sample"
 BASELINE = "best_of_n"
 """The search that the others are compared with."""
@@ -58,6 +56,9 @@ class SearchStudyConfig(Config):
 
     judge: str = "tiny"
     generator: str = "tiny"
+    task: str = "embedded"
+    """Where the prompts and the oracle come from; `embedded-video` and
+    `embedded-image-to-video` for clips."""
     searches: dict[str, SearchConfig] = {
         BASELINE: BestOfNConfig(),
         "paths": PathsConfig(),
@@ -73,6 +74,8 @@ class SearchStudyConfig(Config):
     seeds: tuple[int, ...] = (0, 1)
     """With two or more, the study measures the diversity of the winners across seeds."""
     num_steps: int = Field(10, ge=1)
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance scale; 1 is off. With guidance a step counts two forward passes."""
     split: Literal["benchmark", "development"] = "benchmark"
     """`development` has other held-out prompts, for choosing settings."""
     every: int = Field(5, ge=1)
@@ -81,14 +84,15 @@ class SearchStudyConfig(Config):
     """Prompts of a cell."""
 
 
-def development_prompts() -> tuple[Prompt, ...]:
-    """100 held-out prompts, 20 of each category. None has the meaning of a benchmark prompt."""
-    return TASK.development()
-
-
 def prompts_of(config: SearchStudyConfig) -> list[Prompt]:
     """The prompts of a study."""
-    return list((TASK.benchmark() if config.split == "benchmark" else development_prompts())[:: config.every])
+    return list(held_out_prompts(load_task(config.task), config.split)[:: config.every])
+
+
+def _gold_of(task: Task) -> Gold:
+    if task.gold is None:
+        raise ConfigError(f"study search: task {task.name} has no gold standard")
+    return task.gold
 
 
 def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
@@ -97,17 +101,20 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
     Several processes may work in one folder; each takes cells that no other process works on.
 
     Raises:
-        ConfigError: the judge cannot answer the question of a verifier.
+        ConfigError: the judge cannot answer the question of a verifier, or the generator does not fit the task.
         RunError: the folder was made with other settings.
     """
-    judge, generator = load_judge(config.judge), load_generator(config.generator)
+    judge, generator = load_judge(config.judge), load_generator(config.generator, guidance=config.guidance)
+    load_task(config.task).check(generator.drawn)
     config = config.model_copy(update={"verifiers": _verifiers(config, judge)})
     prompts = prompts_of(config)
-    settings: dict[str, Any] = {k: getattr(config, k) for k in ("num_steps", "split", "every", "prompts_at_once")}
+    shared = ("num_steps", "guidance", "split", "every", "prompts_at_once")
+    settings: dict[str, Any] = {k: getattr(config, k) for k in shared}
     settings |= {f"search {name}": search.model_dump(mode="json") for name, search in config.searches.items()}
     settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
     settings["generator_sha256"] = weights_id(find(config.generator, "generator"))
-    same_settings(out / "setting.json", settings)
+    settings |= {"task": config.task, "fps": generator.drawn.fps}
+    same_settings(out / "setting.json", settings, absent={"guidance": 1.0})
     cells = _cells(config)
     with progress("cells") as report:
         for i, cell in enumerate(cells):
@@ -117,7 +124,7 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
                     _fill(folder, cell, config, prompts, judge, generator)
             report(i + 1, len(cells))
     study = {**summarise(out, config), "config": config.model_dump(mode="json"), **environment()}
-    study["num_prompts"] = len(prompts)
+    study |= {"num_prompts": len(prompts), "gold_name": load_task(config.task).gold_name}
     write_json(out / "study.json", study)
     (out / "table.md").write_text(as_markdown(search_tables(study)))
     return study
@@ -154,40 +161,50 @@ def _fill(
     folder: Path, cell: Cell, config: SearchStudyConfig, prompts: list[Prompt], judge: AnyJudge, generator: Tunable
 ) -> None:
     """Write what is missing of a cell: figures and pictures of every part of the prompts."""
-    asked, name, nfe, seed = cell
-    search = BestOfNConfig() if name == ONE else config.searches[name]
+    verifier_name, name, nfe, seed = cell
+    gold = _gold_of(load_task(config.task))
+    search, budget = (BestOfNConfig(), nfe * generator.passes) if name == ONE else (config.searches[name], nfe)
     for start in range(0, len(prompts), config.prompts_at_once):
         target = folder / f"{start:03d}.json"
         if target.is_file():
             continue
-        part = [p.text for p in prompts[start : start + config.prompts_at_once]]
+        part = prompts[start : start + config.prompts_at_once]
         began = time.monotonic()
         try:
-            verifier = _verifier(asked, judge, generator, part, config.num_steps, seed)
+            verifier = _verifier(verifier_name, gold, judge, generator, part, config.num_steps, seed)
             results = run_search(
-                generator, verifier, part, nfe=nfe, num_steps=config.num_steps, seed=seed, settings=search
+                generator, verifier, part, nfe=budget, num_steps=config.num_steps, seed=seed, settings=search
             )
         except BudgetError as error:
             write_json(target, {"left_out": str(error)})
             continue
-        save_file({"pictures": torch.cat([r.picture.to_bytes() for r in results])}, target.with_suffix(".safetensors"))
-        write_json(target, _figures(results) | {"seconds": round(time.monotonic() - began, 1)})
+        # as bytes, so that the oracle sees what a file would hold
+        stored = torch.stack([r.picture.to_bytes() for r in results])
+        save_file({"pictures": stored.squeeze(1)}, target.with_suffix(".safetensors"))
+        figures = _figures(part, results, StoredMedia(stored, generator.drawn.fps), gold)
+        write_json(target, figures | {"seconds": round(time.monotonic() - began, 1)})
 
 
-def _verifier(asked: str, judge: AnyJudge, generator: Tunable, part: list[str], num_steps: int, seed: int) -> Verifier:
-    if asked == "oracle":
-        return ByGold(TASK.gold)
-    how = VerifierConfig.model_validate({"ask": asked})
+def _verifier(
+    verifier_name: str,
+    gold: Gold,
+    judge: AnyJudge,
+    generator: Tunable,
+    part: Sequence[Request],
+    num_steps: int,
+    seed: int,
+) -> Verifier:
+    if verifier_name == "oracle":
+        return ByGold(gold)
+    how = VerifierConfig.model_validate({"ask": verifier_name})
     return verifier_of(judge, generator, part, num_steps=num_steps, seed=seed, settings=how)
 
 
-def _figures(results: Sequence[Result]) -> dict[str, Any]:
+def _figures(part: Sequence[Request], results: Sequence[Result], stored: StoredMedia, gold: Gold) -> dict[str, Any]:
     """Figures of each prompt; the score is None where every judgement was refused."""
-    # as bytes, so that the oracle sees what a file would hold
-    pictures = [StoredMedia(r.picture.to_bytes())[0] for r in results]
     return {
         "prompts": [r.prompt for r in results],
-        "gold": TASK.gold([r.prompt for r in results], pictures, pictures),
+        "gold": gold(part, stored, stored),
         "score": [None if np.isnan(r.score) else r.score for r in results],
         **{k: [getattr(r, k) for r in results] for k in ("nfe", "decodes", "judge_calls", "refused")},
     }
@@ -197,18 +214,19 @@ def summarise(out: Path, config: SearchStudyConfig) -> dict[str, Any]:
     """Figures of the cells that are finished for all seeds.
 
     Returns:
-        one_sample: oracle fidelity of a single sample. rows: for every verifier, search and budget the oracle's value
+        one_sample: the gold standard of a single sample. rows: for every verifier, search and budget the oracle's value
         with its interval over prompts, the difference to best-of-N with the same verifier and budget, the verifier's
         score, and the mean costs of a prompt. left_out: why a search has no figure.
     """
-    one = _read(out, config, "oracle", ONE, config.num_steps)
+    num = len(prompts_of(config))
+    one = _read(out, config, "oracle", ONE, config.num_steps, num)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     for verifier in config.verifiers:
         for nfe in sorted(config.nfe):
-            base = _read(out, config, verifier, BASELINE, nfe)
+            base = _read(out, config, verifier, BASELINE, nfe, num)
             for name in config.searches:
-                figures = _read(out, config, verifier, name, nfe)
+                figures = _read(out, config, verifier, name, nfe, num)
                 if isinstance(figures, str):
                     left_out[_name(verifier, name, nfe, 0).rsplit("-", 1)[0]] = figures
                     continue
@@ -230,7 +248,9 @@ def _row(figures: Mapping[str, Any], verifier: str) -> dict[str, Any]:
     return row | {k: float(figures[k].mean()) for k in ("nfe", "decodes", "judge_calls", "refused", "seconds")}
 
 
-def _read(out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: int) -> dict[str, Any] | str:
+def _read(
+    out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: int, num_prompts: int
+) -> dict[str, Any] | str:
     """Figures of one search as arrays (prompts, seeds); a reason where it has none."""
     by_seed: list[dict[str, list[Any]]] = []
     for seed in config.seeds:
@@ -243,7 +263,7 @@ def _read(out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: i
             for key, values in (content | {"seconds": [seconds] * len(content["prompts"])}).items():
                 columns.setdefault(key, []).extend(values)
         by_seed.append(columns)
-    if {len(columns.get("prompts", ())) for columns in by_seed} != {len(prompts_of(config))}:
+    if {len(columns.get("prompts", ())) for columns in by_seed} != {num_prompts}:
         return "not finished"
     figures: dict[str, Any] = {k: np.array([c[k] for c in by_seed], np.float64).T for k in by_seed[0] if k != "prompts"}
     return figures | {"prompts": by_seed[0]["prompts"]}
@@ -257,5 +277,6 @@ def _spread(
     for seed in config.seeds:
         parts = sorted((out / "cells" / _name(verifier, name, nfe, seed)).glob("*.safetensors"))
         frames.append(torch.cat([load_file(p)["pictures"] for p in parts]))
-    by_prompt = torch.stack(frames, 1)
-    return diversity(Samples(tuple(prompts), tuple(map(StoredMedia, by_prompt))), task_features(TASK))
+    fps = json.loads((out / "setting.json").read_text()).get("fps")
+    media = tuple(StoredMedia(x, fps) for x in torch.stack(frames, 1))
+    return diversity(Samples(tuple(prompts), media), task_features(load_task(config.task)))

@@ -157,12 +157,17 @@ def fold_table(study: Mapping[str, Any]) -> Table:
     for name, f in folds.items():
         cells = ["–" if f.get(k) is None else f"{f[k]:.3f}" for k in measures]
         rows.append([name, str(f["num_train"]), str(f["num_held_out"]), *cells])
-    rows.append(["mean [95%]", "", "", *(_mean(means[k]) for k in measures)])
+    rows.append(["mean [95%]", "", "", *(mean_interval(means[k]) for k in measures)])
     title = "Every fold, on records that its judge has not seen (the interval is rough: folds share most records)"
     return Table(title, ["held out", "trained on", "measured on", *measures.values()], rows)
 
 
-def _mean(figure: Mapping[str, float | None]) -> str:
+def gold_name_of(study: Mapping[str, Any]) -> str:
+    """The name of the study's gold standard. Studies of earlier versions do not store it; they had only pictures."""
+    return str(study.get("gold_name", "oracle fidelity"))
+
+
+def mean_interval(figure: Mapping[str, float | None]) -> str:
     """A mean with its interval; a single fold has none."""
     if figure["ci_low"] is None:
         return f"{figure['mean']:.3f}"
@@ -221,7 +226,7 @@ def _change(row: Mapping[str, Any], key: str) -> str:
 
 
 def search_tables(study: Mapping[str, Any]) -> list[Table]:
-    """Oracle fidelity of every verifier and search by budget, its difference to best-of-N, and the cost."""
+    """The gold standard of every verifier and search by budget, its difference to best-of-N, and the cost."""
     rows: Sequence[Mapping[str, Any]] = study["rows"]
     budgets = sorted({r["budget"] for r in rows})
     cells = {(r["verifier"], r["search"], r["budget"]): r for r in rows}
@@ -233,9 +238,10 @@ def search_tables(study: Mapping[str, Any]) -> list[Table]:
         return [[*n, *texts] for n, texts in lines.items() if set(texts) != {"–"}]
 
     one = study["one_sample"]
-    title = "Oracle fidelity of the winners [95% interval over prompts]"
-    title += f"; one sample has {_mean(one)}" if one else ""
-    tables = [Table(title, head, by_budget(lambda r: _mean(r["gold"])))]
+    gold = gold_name_of(study)
+    title = f"{gold[0].upper()}{gold[1:]} of the winners [95% interval over prompts]"
+    title += f"; one sample has {mean_interval(one)}" if one else ""
+    tables = [Table(title, head, by_budget(lambda r: mean_interval(r["gold"])))]
     gaps = by_budget(lambda r: signed_interval(r["minus_best_of_n"]) if "minus_best_of_n" in r else "–")
     if gaps:
         tables.append(Table("Minus best-of-N with the same verifier and budget, paired by prompt", head, gaps))
@@ -246,6 +252,6 @@ def search_tables(study: Mapping[str, Any]) -> list[Table]:
 
 def _search_cost(row: Mapping[str, Any]) -> list[str]:
     counts = [f"{row[k]:.0f}" for k in ("nfe", "decodes", "judge_calls")]
-    score = _mean(row["score"]) if "score" in row else "–"
+    score = mean_interval(row["score"]) if "score" in row else "–"
     distance = f"{row['diversity']['feature']:.3f}" if "diversity" in row else "–"
     return [row["verifier"], row["search"], str(row["budget"]), *counts, f"{row['refused']:.1f}", score, distance]

@@ -124,11 +124,11 @@ def collect_choices(composite: Composite, records: Sequence[PreferenceRecord]) -
     prompts: list[str] = []
     for start in tracked(range(0, len(records), RECORDS), "choices by the parts"):
         rows = range(start, min(start + RECORDS, len(records)))
-        asked = [(c, c.label) for i in rows for c in records[i].comparisons() if c.label is not None]
-        parts = composite.judge([c for c, _ in asked]).parts
+        labelled = [(c, c.label) for i in rows for c in records[i].comparisons() if c.label is not None]
+        parts = composite.judge([c for c, _ in labelled]).parts
         z.append(torch.stack([parts[name] for name in names], 1).double().cpu().numpy())
-        labels += [label for _, label in asked]
-        prompts += [c.prompt for c, _ in asked]
+        labels += [label for _, label in labelled]
+        prompts += [c.prompt for c, _ in labelled]
     values = np.concatenate(z)
     kept = np.isfinite(values).all(1)
     own = tuple(p for p, k in zip(prompts, kept, strict=True) if k)

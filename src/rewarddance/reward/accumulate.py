@@ -32,7 +32,7 @@ class Accumulator:
     """Gradients of one step over many records.
 
     Attributes:
-        size: records in one pass; halved for good when a pass runs out of memory.
+        size: records in one pass; halved for all further steps when a pass runs out of memory.
         say: called with a message when that happens.
         shuffle: ask each record's questions in random order, for layouts in which the order decides positions.
         forward: how passes are called; sharded weights need their FSDP root.
@@ -69,11 +69,12 @@ class Accumulator:
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).
         """
-        every = [questions(r, self.paradigm, self.reference, self.pointwise_weight) for r in records]
+        all_questions = [questions(r, self.paradigm, self.reference, self.pointwise_weight) for r in records]
         batches = [
-            self._ordered(askable(self.judge, q), r.record_id, index) for q, r in zip(every, records, strict=True)
+            self._ordered(askable(self.judge, q), r.record_id, index)
+            for q, r in zip(all_questions, records, strict=True)
         ]
-        counts = torch.tensor([sum(map(len, batches)), sum(map(len, every))])
+        counts = torch.tensor([sum(map(len, batches)), sum(map(len, all_questions))])
         total, before = all_reduce_sum(counts).tolist()
         left_out = {"num_left_out": before - total} if before > total else {}
         while True:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rewarddance.core.config import Computed
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
+from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.combine import combined
 from rewarddance.reward.composite_config import Combine
@@ -25,8 +26,8 @@ from rewarddance.reward.remote import RemoteJudge
 
 CRITERION = "overall"
 UNMEASURED = "has no deviation for this kind of question, pictures alone or pairs; fit the composite again"
-LEAST_VALUES = 8
-"""So many values of a part are needed for its mean and deviation."""
+MIN_VALUES = 8
+"""Number of values of a part that its mean and deviation need."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def fit_standard(name: str, alone: Tensor, paired: Tensor) -> Standard:
     """
     alone, paired = (v.double()[v.isfinite()] for v in (alone, paired))
     mean = std = paired_std = None
-    if len(alone) >= LEAST_VALUES:
+    if len(alone) >= MIN_VALUES:
         mean, std = float(alone.mean()), float(alone.std())
-    if len(paired) >= LEAST_VALUES:
+    if len(paired) >= MIN_VALUES:
         paired_std = float(paired.square().mean().sqrt())
     if std is None and paired_std is None:
-        raise InputError(f"part {name}: answered {len(alone)} pictures of the reference set; {LEAST_VALUES} are needed")
+        raise InputError(f"part {name}: answered {len(alone)} pictures of the reference set; {MIN_VALUES} are needed")
     if 0.0 in (std, paired_std):
         raise InputError(f"part {name}: has one value for all pictures of the reference set, so it orders nothing")
     return Standard(mean, std, paired_std)
@@ -176,11 +177,11 @@ class Composite:
         """Why items are refused: a part that is not optional refused, or all parts did."""
         reasons: dict[int, str] = {}
         for i in range(num):
-            own = {name: why[i] for name, why in refused.items() if i in why}
-            needed = [name for name in own if name not in self.optional]
-            if needed or len(own) == len(self.parts):
-                name = (needed or list(own))[0]
-                reasons[i] = f"{name}: {own[name]}"
+            by_part = {name: reasons_of_part[i] for name, reasons_of_part in refused.items() if i in reasons_of_part}
+            required = [name for name in by_part if name not in self.optional]
+            if required or len(by_part) == len(self.parts):
+                name = (required or list(by_part))[0]
+                reasons[i] = f"{name}: {by_part[name]}"
         return reasons
 
     @torch.no_grad()
@@ -220,12 +221,12 @@ class Composite:
     @property
     def precision(self) -> Computed:
         """bf16 if a judge among the parts computes in bf16, else fp32."""
-        return "bf16" if any(judge.precision == "bf16" for judge in self._asked()) else "fp32"
+        return "bf16" if any(judge.precision == "bf16" for judge in self._all_judges()) else "fp32"
 
     @property
     def differentiable(self) -> bool:
         """Whether R has gradients: no judge among the parts is behind HTTP."""
-        return all(judge.differentiable for judge in self._asked())
+        return all(judge.differentiable for judge in self._all_judges())
 
     parts_are_judges: ClassVar[bool] = True
     """Whether `Verdict.parts` are values of several judges on one scale, whose differences are disagreement."""
@@ -233,20 +234,25 @@ class Composite:
     def problem(self, comparison: Comparison) -> str | None:
         """Why this composite cannot be asked about a comparison: the first reason of a part that may not refuse."""
         for name, part in self.parts.items():
-            if name not in self.optional and isinstance(part, JudgePart):
-                asked = replace(comparison, criterion=part.criterion)
-                if (reason := part.judge.problem(asked)) is not None:
-                    return f"{name}: {reason}"
+            if name in self.optional or not isinstance(part, JudgePart):
+                continue
+            if (reason := part.judge.problem(replace(comparison, criterion=part.criterion))) is not None:
+                return f"{name}: {reason}"
         return None
 
-    def _asked(self) -> list[Judge | LearnedJudge | RemoteJudge]:
+    def _all_judges(self) -> list[Judge | LearnedJudge | RemoteJudge]:
         return [part.judge for part in self.parts.values() if isinstance(part, JudgePart)]
 
     def judges(self) -> list[Judge | LearnedJudge]:
         """The judges among the parts whose models are in this process."""
-        return [judge for judge in self._asked() if not isinstance(judge, RemoteJudge)]
+        return [judge for judge in self._all_judges() if not isinstance(judge, RemoteJudge)]
 
-    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+    def keep_images(self, num_prompts: int, reference: Media | None, num_conditions: int) -> None:
+        """Call `keep_images` of every judge among the parts."""
+        for judge in self.judges():
+            judge.keep_images(num_prompts, reference, num_conditions)
+
+    def rank(self, prompt: Request, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
         return rank(self, prompt, images, criterion)
 

@@ -38,15 +38,17 @@ class ClipPartConfig(Config):
     """CLIP similarity (cosine) of the picture to its prompt, to a text, or to the pictures of a folder.
 
     Attributes:
-        model: local folder of a `CLIPModel`.
+        model: `clip-tiny`, or a local folder of a `CLIPModel`.
         text: the text, in place of the prompt.
-        gallery: folder of pictures, in place of the prompt; the similarity is the mean over them.
+        gallery: a set of pictures (`data/sources.py`), in place of the prompt; the similarity is the mean over them.
+        style: only the gallery's pictures of this style.
     """
 
     kind: Literal["clip"]
-    model: str
+    model: str = "clip-tiny"
     text: str | None = None
     gallery: str | None = None
+    style: str | None = None
 
 
 class CompositionPartConfig(Config):
@@ -69,14 +71,19 @@ class NoveltyPartConfig(Config):
     """Distance of a picture's features to a reference set (`reward/novelty.py`).
 
     Attributes:
-        features: VLM of the embedded one's class whose vision tower gives the features, or a folder of a `CLIPModel`.
+        features: VLM of the embedded one's class whose vision tower gives the features, or a CLIP (`clip-tiny`, a
+            folder of a `CLIPModel`).
         method: mean distance to the `neighbours` nearest pictures, or Mahalanobis distance to all.
+        reference: a set of pictures (`data/sources.py`) in place of one half of the fit's records.
+        style: only the set's pictures of this style.
     """
 
     kind: Literal["novelty"]
     features: str = "tiny"
     method: Literal["knn", "mahalanobis"] = "knn"
     neighbours: int = Field(5, ge=1)
+    reference: str | None = None
+    style: str | None = None
 
 
 PartConfig = Annotated[

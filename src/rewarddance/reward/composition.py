@@ -20,7 +20,7 @@ BAND = 3
 """Width of the border in these pixels."""
 EDGE = 0.15
 """Colour distance (root mean square of channels) at which a pixel is half a subject."""
-LEAST = 0.02
+HALF_PRESENT = 0.02
 """Share of the picture at which a subject counts half as present."""
 RULES = ("thirds", "balance", "margins", "symmetry")
 
@@ -78,7 +78,7 @@ def _length(vectors: Tensor) -> Tensor:
 def clearness(mask: Tensor) -> Tensor:
     """How clear the subject is, (N,): 0 for a blank picture, near 0 where almost every pixel is subject."""
     share = mask.mean((1, 2))
-    return share / (share + LEAST) * (1 - mask[:, _border(mask.shape[-1], mask.device)].mean(1))
+    return share / (share + HALF_PRESENT) * (1 - mask[:, _border(mask.shape[-1], mask.device)].mean(1))
 
 
 def composition(media: Sequence[Media], weights: Mapping[str, float]) -> Tensor:

@@ -28,11 +28,11 @@ FORMAT = 1
 """Version of `judge.json`. Format 0 had no version and kept only the criteria's names."""
 
 
-Kind = Literal["picture", "clip"]
+MediaKind = Literal["picture", "clip"]
 """What a judge looks at."""
 
 
-def columns_of(paradigm: Paradigm, context: Context, kinds: Sequence[Kind] = ("picture",)) -> tuple[str, ...]:
+def columns_of(paradigm: Paradigm, context: Context, kinds: Sequence[MediaKind] = ("picture",)) -> tuple[str, ...]:
     """Names of a scalar head's outputs, in order; empty for a generative judge."""
     if paradigm not in SCALAR:
         return ()
@@ -71,7 +71,7 @@ class JudgeSpec(Config):
     """Parts that training cut a large picture into, beside a view of the whole."""
     clips: ClipFrames = ClipFrames()
     """Which frames of a clip it sees."""
-    kinds: tuple[Kind, ...] = ("picture",)
+    kinds: tuple[MediaKind, ...] = ("picture",)
     """What its training records compared."""
     criteria: tuple[str, ...] = ()
     """The criteria of its training records, the most frequent first."""

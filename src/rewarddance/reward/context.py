@@ -17,7 +17,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.reward.wording import CLIPS, NAMED, Wording, load_wording, spellings
 
 if TYPE_CHECKING:  # both import torch, and configurations must not
-    from rewarddance.core.media import Dialog, Media, Part
+    from rewarddance.core.media import Dialog, DialogPart, Media
     from rewarddance.core.types import Comparison
 
 UNNAMED = "overall"
@@ -185,7 +185,7 @@ class Context(Config):
         request = self._request(words)
         instruction = words.instruction.format(sentence=words.criteria[name]) if self.instruction else ""
         text = words.opening.format(instruction=instruction, request=request, prompt=comparison.prompt)
-        parts: list[Part] = []
+        parts: list[DialogPart] = []
         shown: list[tuple[str, Media]] = []
         if comparison.condition is not None:
             shown.append((words.condition.format(picture=_PICTURE), comparison.condition))
@@ -197,7 +197,7 @@ class Context(Config):
             before, after = around.split(_PICTURE)
             parts += [text + before, picture]
             text = after
-        return (*parts, text + question.format(request=request, **numbers))
+        return (*parts, text + question.format(request=request, prompt=comparison.prompt, **numbers))
 
     def _request(self, words: Wording) -> str:
         """How the answer is to be given."""

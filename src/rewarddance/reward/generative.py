@@ -63,12 +63,14 @@ class GenerativeJudge:
     def _ask(self, comparisons: Sequence[Comparison]) -> Verdict:
         n = len(comparisons)
         several = self.context.layout == "listwise" and self.strict
-        ways = orders(n, self.context.permutations if several else 1)
-        dialogs = [d for way in ways for d in self._dialogs([comparisons[i] for i in way])]
+        orderings = orders(n, self.context.permutations if several else 1)
+        dialogs = [d for ordering in orderings for d in self._dialogs([comparisons[i] for i in ordering])]
         answers = self.engine.answer_logits(dialogs, self.words)
-        back = torch.tensor(ways, device=answers.logp.device).argsort(1)
-        logp = self._tempered(answers.logp).view(len(ways), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
-        return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(len(ways), n).gather(1, back).mean(0))
+        back = torch.tensor(orderings, device=answers.logp.device).argsort(1)
+        logp = (
+            self._tempered(answers.logp).view(len(orderings), n, 2).gather(1, back[..., None].expand(-1, -1, 2)).mean(0)
+        )
+        return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(len(orderings), n).gather(1, back).mean(0))
 
     def _ask_after_reasons(self, comparisons: Sequence[Comparison]) -> Verdict:
         k = self.context.samples if self.strict else 1
@@ -82,15 +84,15 @@ class GenerativeJudge:
     def _write(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
         """The model's texts after each dialog. As many dialogs run at once as fit into the engine's tokens of a
         pass."""
-        most = self.context.max_reason_tokens
-        longest = most + max(self.engine.num_tokens(d) for d in dialogs)
+        max_new_tokens = self.context.max_reason_tokens
+        longest = max_new_tokens + max(self.engine.num_tokens(d) for d in dialogs)
         chunk = max(1, min(chunk, self.engine.budget // longest))
         starts = range(0, len(dialogs), chunk)
         # Processes that share sharded weights must make the same number of calls; surplus calls write chunk 0 again.
         calls = all_reduce_max(len(starts)) if self.engine.lockstep else len(starts)
         texts: list[str] = []
         for i in [*starts, *[0] * (calls - len(starts))]:
-            written = self.engine.backbone.generate(dialogs[i : i + chunk], most, temperature)
+            written = self.engine.backbone.generate(dialogs[i : i + chunk], max_new_tokens, temperature)
             texts += written if len(texts) < len(dialogs) else []
         return texts
 

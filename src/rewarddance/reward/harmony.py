@@ -28,7 +28,7 @@ TEMPLATES: dict[str, tuple[tuple[float, float], ...]] = {
 """Centre and width of every sector, degrees; a template may be turned."""
 NEUTRAL = 0.5
 """Value of a picture without colours."""
-LEAST = 0.02
+HALF_COLOURED = 0.02
 """Mean chroma at which a picture counts half as coloured."""
 
 
@@ -71,5 +71,5 @@ def colour_harmony(media: Sequence[Media]) -> Tensor:
     share = histogram / (histogram.sum(1, keepdim=True) + 1e-9)
     even = table.mean(0).amin()
     harmony = 1 - ((share @ table).amin(1) / even).clamp(max=1)
-    coloured = chroma / (chroma + LEAST)
+    coloured = chroma / (chroma + HALF_COLOURED)
     return coloured * harmony + (1 - coloured) * NEUTRAL

@@ -13,7 +13,8 @@ from rewarddance.core.config import Computed
 from rewarddance.core.device import num_parameters, resolve_precision
 from rewarddance.core.errors import JudgementError
 from rewarddance.core.media import Media
-from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.core.task import Request
+from rewarddance.core.types import Comparison, RewardModel, Verdict, judge_answerable
 from rewarddance.reward.config import SCALAR, JudgeSpec
 from rewarddance.reward.context import UNNAMED
 from rewarddance.reward.generative import GenerativeJudge
@@ -89,24 +90,28 @@ class Judge:
             JudgementError: with `on_refused="raise"`, where an item is refused.
         """
         comparisons = [c if c.criterion is not None else replace(c, criterion=self.criterion) for c in comparisons]
-        reasons = {i: why for i, c in enumerate(comparisons) if (why := self.problem(c)) is not None}
-        rows = [i for i in range(len(comparisons)) if i not in reasons]
-        verdict = Verdict.all_refused(reasons)
-        if rows:
-            verdict = self._answer([comparisons[i] for i in rows]).scattered(rows, reasons)
+        verdict = judge_answerable(comparisons, self.problem, self._answer)
         return verdict.or_raise(comparisons) if on_refused == "raise" else verdict
 
     def _answer(self, comparisons: Sequence[Comparison]) -> Verdict:
-        asked: RewardModel = self.single
+        model: RewardModel = self.single
         if self.spec.paradigm == "generative_pairwise":
-            asked = Symmetrised(self.single)
+            model = Symmetrised(self.single)
         elif self.spec.paradigm == "generative_pointwise":
-            asked = PointwiseDifference(self.single)
-        verdict = asked.judge(comparisons).tempered(self.spec.calibration.temperature)
-        broken = (~torch.isfinite(verdict.margin.detach()) & verdict.answered).nonzero().flatten().tolist()
-        return verdict.refuse(dict.fromkeys(broken, "the model's answer is not a number"))
+            model = PointwiseDifference(self.single)
+        return model.judge(comparisons).tempered(self.spec.calibration.temperature)
 
-    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+    def keep_images(self, num_prompts: int, reference: Media | None, num_conditions: int) -> None:
+        """Keep image tokens between calls: those of the references and the condition pictures of `num_prompts` prompts.
+
+        Args:
+            reference: a sample of the references' size; None without references.
+            num_conditions: condition pictures of a prompt.
+        """
+        num = num_conditions + (0 if reference is None else self.engine.num_images(reference))
+        self.engine.keep_images(num_prompts * num)
+
+    def rank(self, prompt: Request, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin; by the judge's own criterion when none is given."""
         return rank(self, prompt, images, criterion)
 
@@ -131,7 +136,6 @@ def new_judge(
     backbone: Backbone,
     *,
     strict: bool = False,
-    image_cache: int = 0,
     device: torch.device | None = None,
     examples: Sequence[Comparison] = (),
 ) -> Judge:
@@ -147,7 +151,7 @@ def new_judge(
     """
     where = device or backbone.device
     computed = resolve_precision(spec.precision, where, num_parameters(backbone.module))
-    engine = Engine(backbone, image_cache=image_cache, autocast=torch.bfloat16 if computed == "bf16" else None)
+    engine = Engine(backbone, autocast=torch.bfloat16 if computed == "bf16" else None)
     if spec.paradigm in SCALAR:
         return Judge(spec, ScalarJudge.new(engine, spec.context, spec.paradigm, spec.columns))
     single = GenerativeJudge(engine, spec.context, strict, spec.temperature, examples)

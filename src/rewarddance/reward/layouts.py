@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rewarddance.core.media import Dialog, Media, Part, Reply
+from rewarddance.core.media import Dialog, DialogPart, Media, Reply
 from rewarddance.core.streams import stream
 from rewarddance.core.types import Comparison
 from rewarddance.reward.context import Context
@@ -33,7 +33,7 @@ def dialogs_of(context: Context, comparisons: Sequence[Comparison], prefix: Dial
 
 def example_turns(context: Context, examples: Sequence[Comparison]) -> Dialog:
     """Labelled comparisons as turns: each question, followed by the right answer (with its reason, where wanted)."""
-    parts: list[Part] = []
+    parts: list[DialogPart] = []
     for example in examples:
         before, word, after = context.answer((example.label or 0.0) > 0.5, example.rationale or "", example.candidate)
         full = before + word + after if context.cot != "none" and example.rationale else word.strip()
@@ -72,14 +72,14 @@ def _listwise(context: Context, comparisons: Sequence[Comparison]) -> list[Dialo
 
 @dataclass
 class _PictureLists:
-    """Lists of at most `most` pictures. A pair joins the first list that needs the fewest additions.
+    """Lists of at most `max_pictures` pictures. A pair joins the first list that needs the fewest additions.
 
     Attributes:
-        member_of: for every picture (by identity) the lists that hold it; `open_lists` those of them with room.
+        member_of: for every picture (by identity) the lists that hold it; `open_lists`: those of them with room.
         first_with_room: the first list that may have room for two more pictures.
     """
 
-    most: int
+    max_pictures: int
     lists: list[list[Media]] = field(default_factory=list)
     member_of: dict[int, set[int]] = field(default_factory=dict)
     open_lists: dict[int, list[int]] = field(default_factory=dict)
@@ -100,12 +100,12 @@ class _PictureLists:
         return self.lists[index]
 
     def _with_room(self, media: Media) -> list[int]:
-        lists = [i for i in self.open_lists.get(id(media), ()) if len(self.lists[i]) < self.most]
+        lists = [i for i in self.open_lists.get(id(media), ()) if len(self.lists[i]) < self.max_pictures]
         self.open_lists[id(media)] = lists  # a full list stays full
         return lists
 
     def _for_two(self) -> int:
-        while self.first_with_room < len(self.lists) and len(self.lists[self.first_with_room]) + 2 > self.most:
+        while self.first_with_room < len(self.lists) and len(self.lists[self.first_with_room]) + 2 > self.max_pictures:
             self.first_with_room += 1
         if self.first_with_room == len(self.lists):
             self.lists.append([])

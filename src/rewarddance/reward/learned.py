@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from rewarddance.core.config import Computed
 from rewarddance.core.media import Media
-from rewarddance.core.types import Comparison, Verdict
+from rewarddance.core.task import Request
+from rewarddance.core.types import Comparison, Verdict, judge_answerable
 from rewarddance.reward.learned_config import SCALAR_COLUMN, LearnedShape, LearnedSpec
 from rewarddance.reward.problems import unusable
 from rewarddance.reward.rank import Ranking, rank
@@ -166,11 +167,12 @@ class LearnedJudge:
 
     def problem(self, comparison: Comparison) -> str | None:
         """Why this judge cannot be asked about a comparison; None where it can."""
-        num, most = self.embedder.num_words(comparison.prompt), min(self.spec.shape.max_words, self.embedder.most_words)
+        num = self.embedder.num_words(comparison.prompt)
+        limit = min(self.spec.shape.max_words, self.embedder.most_words)
         if num == 0 or not comparison.prompt.strip():
             return "a comparison needs a prompt; it is empty"
-        if num > most:
-            return f"the prompt has {num:,} tokens, and this learned reward reads {most:,}"
+        if num > limit:
+            return f"the prompt has {num:,} tokens, and this learned reward reads {limit:,}"
         if (comparison.criterion or self.criterion) not in self.spec.columns:
             return f"this judge has learnt no ratings of {comparison.criterion!r}, only: {', '.join(self.spec.columns)}"
         if comparison.condition is not None:
@@ -183,11 +185,7 @@ class LearnedJudge:
         Raises:
             JudgementError: with `on_refused="raise"`, where an item is refused.
         """
-        reasons = {i: why for i, c in enumerate(comparisons) if (why := self.problem(c)) is not None}
-        rows = [i for i in range(len(comparisons)) if i not in reasons]
-        verdict = Verdict.all_refused(reasons)
-        if rows:
-            verdict = self._answer([comparisons[i] for i in rows]).scattered(rows, reasons)
+        verdict = judge_answerable(comparisons, self.problem, self._answer)
         return verdict.or_raise(comparisons) if on_refused == "raise" else verdict
 
     def _answer(self, comparisons: Sequence[Comparison]) -> Verdict:
@@ -213,9 +211,7 @@ class LearnedJudge:
         column = [self.spec.columns.index(c.criterion or self.criterion) for c in comparisons]
         margin = difference.gather(1, torch.tensor(column, device=difference.device)[:, None])[:, 0]
         parts = dict(zip(self.spec.columns, difference.T, strict=True))
-        verdict = replace(Verdict.from_margin(margin), parts=parts)
-        broken = (~torch.isfinite(margin.detach())).nonzero().flatten().tolist()
-        return verdict.refuse(dict.fromkeys(broken, "the model's answer is not a number"))
+        return replace(Verdict.from_margin(margin), parts=parts)
 
     def ratings(self, prompts: Sequence[str], media: Sequence[Media]) -> Tensor:
         """Outputs of all heads, (N, K) fp32, differentiable to pixels."""
@@ -236,7 +232,10 @@ class LearnedJudge:
         """Mean tokens of the embedder, (N, C)."""
         return self.embedder.pictures(media).mean(1)
 
-    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+    def keep_images(self, num_prompts: int, reference: Media | None, num_conditions: int) -> None:
+        """A learned reward keeps no images."""
+
+    def rank(self, prompt: Request, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
         return rank(self, prompt, images, criterion)
 

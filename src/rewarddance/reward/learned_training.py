@@ -189,8 +189,8 @@ class LearnedTraining:
 
 def usable(judge: LearnedJudge, rated: RatedSet) -> tuple[RatedSet, int]:
     """The entries whose prompts the judge can read, and how many are left out."""
-    most = min(judge.spec.shape.max_words, judge.embedder.most_words)
-    kept = tuple(e for e in rated.entries if 0 < judge.embedder.num_words(e.prompt) <= most)
+    limit = min(judge.spec.shape.max_words, judge.embedder.most_words)
+    kept = tuple(e for e in rated.entries if 0 < judge.embedder.num_words(e.prompt) <= limit)
     if not kept:
-        raise InputError(f"{rated.table.name}: no prompt has between 1 and {most} tokens")
+        raise InputError(f"{rated.table.name}: no prompt has between 1 and {limit} tokens")
     return RatedSet(rated.table, rated.columns, kept, rated.num_unrated), len(rated) - len(kept)

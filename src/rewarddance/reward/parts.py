@@ -58,12 +58,12 @@ class MeasurePart:
         out = torch.full((len(comparisons),), torch.nan)
         if not rows:
             return PartValues(out, refused)
-        asked = [comparisons[i] for i in rows]
-        compared = [k for k, c in enumerate(asked) if c.reference is not None]
-        pictures = [c.candidate for c in asked] + [r for c in asked if (r := c.reference) is not None]
-        both = self.measure([c.prompt for c in asked] + [asked[k].prompt for k in compared], pictures).float()
+        usable = [comparisons[i] for i in rows]
+        compared = [k for k, c in enumerate(usable) if c.reference is not None]
+        pictures = [c.candidate for c in usable] + [r for c in usable if (r := c.reference) is not None]
+        both = self.measure([c.prompt for c in usable] + [usable[k].prompt for k in compared], pictures).float()
         at = torch.tensor(compared, dtype=torch.long, device=both.device)
-        values = both[: len(asked)].index_add(0, at, both[len(asked) :], alpha=-1)
+        values = both[: len(usable)].index_add(0, at, both[len(usable) :], alpha=-1)
         out = out.to(values.device).index_copy(0, torch.tensor(rows, device=values.device), values)
         broken = {rows[k]: "its value is not a number" for k in (~values.isfinite()).nonzero().flatten().tolist()}
         return PartValues(out.masked_fill(~out.isfinite(), torch.nan), refused | broken)

@@ -34,16 +34,16 @@ def problem_of(comparison: Comparison, context: Context, engine: Engine, example
 
 
 def _too_long(context: Context, engine: Engine, dialog: Dialog) -> str | None:
-    most = engine.backbone.max_tokens
+    limit = engine.backbone.max_tokens
     if context.layout == "listwise":  # the other pictures of the list stand in the same dialog
-        most -= (context.max_pictures - 2) * max(engine.num_image_tokens(m) for m in dialog if isinstance(m, Media))
+        limit -= (context.max_pictures - 2) * max(engine.num_image_tokens(m) for m in dialog if isinstance(m, Media))
     bound = sum(
         engine.num_image_tokens(p) if isinstance(p, Media) else len(str(getattr(p, "text", p)).encode()) for p in dialog
     )
-    if bound <= most:  # a token is a byte or more
+    if bound <= limit:  # a token is a byte or more
         return None
     num = engine.num_tokens(dialog)
-    return f"the question has {num:,} tokens, and the model takes {most:,}" if num > most else None
+    return f"the question has {num:,} tokens, and the model takes {limit:,}" if num > limit else None
 
 
 def unusable(comparison: Comparison) -> str | None:

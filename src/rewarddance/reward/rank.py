@@ -12,7 +12,7 @@ from rewarddance.core.errors import InputError, JudgementError
 from rewarddance.core.media import Media
 from rewarddance.core.preferences import all_pairs
 from rewarddance.core.task import Request
-from rewarddance.core.types import Comparison, RewardModel
+from rewarddance.core.types import Comparison, RewardModel, Verdict
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Ranking:
     refused: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
-def rank(judge: RewardModel, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+def rank(judge: RewardModel, prompt: Request, images: Sequence[Media], criterion: str | None = None) -> Ranking:
     """Compare every two pictures of a prompt and sort by mean margin. Refused pairs are left out.
+
+    Args:
+        prompt: a text, or a request of a generator, whose picture the judge sees too.
 
     Raises:
         InputError: no pictures.
@@ -58,21 +61,19 @@ def rank_all(
     if not all(images):
         raise InputError("nothing to rank: no pictures given")
     comparisons = [
-        Comparison.of(prompt, own[i], own[j], criterion)
-        for prompt, own in zip(prompts, images, strict=True)
-        for i, j in all_pairs(len(own))
+        Comparison.of(prompt, group[i], group[j], criterion)
+        for prompt, group in zip(prompts, images, strict=True)
+        for i, j in all_pairs(len(group))
     ]
-    margins, swapped, refused = torch.zeros(0), torch.zeros(0), dict[int, str]()
-    if comparisons:
-        verdict = judge.judge(comparisons)
-        margins, refused = verdict.margin.float().cpu(), dict(verdict.refused)
-        swapped = -margins if verdict.swapped_margin is None else verdict.swapped_margin.float().cpu()
+    verdict = judge.judge(comparisons) if comparisons else Verdict.all_refused({})
+    margins = verdict.margin.float().cpu()
+    swapped = -margins if verdict.swapped_margin is None else verdict.swapped_margin.float().cpu()
     rankings, start = [], 0
-    for own in images:
-        pairs = all_pairs(len(own))
-        reasons = {pair: refused[start + k] for k, pair in enumerate(pairs) if start + k in refused}
-        part = slice(start, start + len(pairs))
-        rankings.append(_ranking(len(own), margins[part], swapped[part], reasons))
+    for group in images:
+        pairs = all_pairs(len(group))
+        reasons = {p: verdict.refused[i] for i, p in enumerate(pairs, start) if i in verdict.refused}
+        rows = slice(start, start + len(pairs))
+        rankings.append(_ranking(len(group), margins[rows], swapped[rows], reasons))
         start += len(pairs)
     return rankings
 
@@ -87,5 +88,6 @@ def _ranking(num: int, margins: Tensor, swapped: Tensor, refused: Mapping[tuple[
     mean = table.nan_to_num().sum(1) / compared.sum(1)  # NaN where a picture was never compared
     if num == 1:
         mean = torch.zeros(1)
-    order = mean.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()
-    return Ranking(tuple(i for i in order if not mean[i].isnan()), torch.sigmoid(table), mean, refused)
+    was_compared = (~mean.isnan()).nonzero().flatten().tolist()
+    order = sorted(was_compared, key=mean.tolist().__getitem__, reverse=True)  # equal pictures keep their order
+    return Ranking(tuple(order), torch.sigmoid(table), mean, refused)

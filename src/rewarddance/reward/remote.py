@@ -21,17 +21,18 @@ from rewarddance.core.config import Computed, Config, parse_config
 from rewarddance.core.errors import ConfigError, InputError, JudgementError
 from rewarddance.core.http import HttpFailure, JsonServer
 from rewarddance.core.media import Media
+from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.judge import ALONE
 from rewarddance.reward.rank import Ranking, rank
 from rewarddance.reward.trainer_wire import compute_request, score_request
 from rewarddance.reward.wire import (
-    MOST_BYTES,
+    MAX_BYTES,
     AnswerData,
     Coding,
     JudgeInfo,
     Numbers,
-    Request,
+    WireRequest,
     judge_request,
     refused_answer,
 )
@@ -52,7 +53,7 @@ class RemoteConfig(Config):
     value: str | None = None
     """The number of this reward; not needed where it has only one."""
     timeout: float = Field(120.0, gt=0)
-    """Of one request, seconds."""
+    """Seconds that a request may take."""
     attempts: int = Field(6, ge=1)
     """Requests for one batch at most."""
     batch: int = Field(256, ge=1)
@@ -64,12 +65,12 @@ def is_address(name: object) -> bool:
     return str(name).startswith(("http://", "https://"))
 
 
-Protocol = Literal["judge", "score", "compute"]
+Endpoint = Literal["judge", "score", "compute"]
 """The last part of an address; `judge` where it names none of the other two."""
 
 
-def named_by(address: str) -> tuple[str, Protocol, str | None, str | None]:
-    """The judge of an address: the server, what it speaks, the reward, and the reward's value."""
+def named_by(address: str) -> tuple[str, Endpoint, str | None, str | None]:
+    """The judge of an address: the server, its endpoint, the reward, and the reward's value."""
     parts = urlsplit(address)
     settings = dict(parse_qsl(parts.query))
     path, protocol = _protocol(parts.path.rstrip("/"))
@@ -89,7 +90,7 @@ class RemoteJudge:
     server: JsonServer
     config: RemoteConfig
     info: JudgeInfo
-    protocol: Protocol = "judge"
+    protocol: Endpoint = "judge"
     differentiable: bool = field(default=False, init=False)
 
     @classmethod
@@ -190,14 +191,14 @@ class RemoteJudge:
         reasons = dict.fromkeys(silent, f"{self.server.url}: the answer is not a number")
         return content.model_copy(update={"refused": {**content.refused, **reasons}})
 
-    def _request(self, comparisons: Sequence[Comparison]) -> Request:
+    def _request(self, comparisons: Sequence[Comparison]) -> WireRequest:
         if self.protocol == "score":
             return score_request(comparisons, self.criterion, self.config.value)
         if self.protocol == "compute":
             return compute_request(comparisons)
         return judge_request(comparisons, self.config.pictures)
 
-    def rank(self, prompt: str, images: Sequence[Media], criterion: str | None = None) -> Ranking:
+    def rank(self, prompt: Request, images: Sequence[Media], criterion: str | None = None) -> Ranking:
         """Order pictures of one prompt by round robin."""
         return rank(self, prompt, images, criterion)
 
@@ -210,16 +211,16 @@ def _is_number(margin: float | None) -> bool:
     return margin is not None and math.isfinite(margin)
 
 
-def _protocol(path: str) -> tuple[str, Protocol]:
+def _protocol(path: str) -> tuple[str, Endpoint]:
     """The path of the server, and what it speaks."""
-    protocols: tuple[Protocol, ...] = ("judge", "score", "compute")
+    protocols: tuple[Endpoint, ...] = ("judge", "score", "compute")
     for protocol in protocols:
         if path.endswith(f"/{protocol}"):
             return path.removesuffix(f"/{protocol}"), protocol
     return path, "judge"
 
 
-def _check_settings(address: str, config: RemoteConfig, protocol: Protocol) -> None:
+def _check_settings(address: str, config: RemoteConfig, protocol: Endpoint) -> None:
     given = config.model_fields_set
     if protocol != "score" and given & {"reward", "value"}:
         raise ConfigError(f"{address}: reward and value are settings of an address that ends in /score")
@@ -227,8 +228,8 @@ def _check_settings(address: str, config: RemoteConfig, protocol: Protocol) -> N
         raise ConfigError(f"{address}: /{protocol} takes encoded pictures only; leave pictures out")
 
 
-def _info(url: str, health: Any, config: RemoteConfig, protocol: Protocol) -> JudgeInfo:
-    """What is known of a reward server of another trainer.
+def _info(url: str, health: Any, config: RemoteConfig, protocol: Endpoint) -> JudgeInfo:
+    """Description of a reward server of another trainer.
 
     Args:
         health: its answer to `GET /health`; UniRL's lists its rewards. `/compute` names none.
@@ -251,7 +252,7 @@ def _info(url: str, health: Any, config: RemoteConfig, protocol: Protocol) -> Ju
         criteria=(reward,),
         precision="unknown",
         pointwise=True,
-        most_bytes=MOST_BYTES,
+        most_bytes=MAX_BYTES,
     )
 
 

@@ -91,7 +91,6 @@ def load_judge_folder(
     folder: Path,
     *,
     precision: Precision | None = None,
-    image_cache: int = 0,
     tiles: int | None = None,
     clips: ClipFrames | float | None = None,
     device: str = "auto",
@@ -105,7 +104,6 @@ def load_judge_folder(
 
     Args:
         precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
-        image_cache: images (pictures, or frames of clips) whose tokens are kept from one call to the next.
         tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
         clips: which frames of a clip are shown, or their number a second alone; as in training when None.
         template: words for a VLM that was not trained to judge (`context.template`).
@@ -131,7 +129,7 @@ def load_judge_folder(
     backbone.sample_clips(spec.clips)
     if (folder / EXAMPLES).is_file():
         examples = [_as_example(r) for r in RecordTable.open(folder / EXAMPLES)]
-    judge = new_judge(spec, backbone, strict=True, image_cache=image_cache, examples=examples)
+    judge = new_judge(spec, backbone, strict=True, examples=examples)
     if isinstance(judge.single, ScalarJudge):
         _load_head(judge.single, folder / HEAD)
     compile_layers(backbone, compile)
@@ -161,9 +159,9 @@ def labelled_examples(records: Sequence[PreferenceRecord], num: int, paired: boo
         clear = [c for c in record.comparisons() if c.label is not None and abs(c.label - 0.5) >= 0.3]
         if not clear:
             continue
-        wanted = len(examples) % 2 == 0  # yes first
+        yes_is_next = len(examples) % 2 == 0  # the first example is a yes
         example = clear[0] if (clear[0].label or 0.0) > 0.5 else clear[0].swapped()
-        example = example if wanted else example.swapped()
+        example = example if yes_is_next else example.swapped()
         examples.append(example if paired else Comparison(
             example.prompt, example.candidate, None, example.criterion, example.label
         ))  # fmt: skip

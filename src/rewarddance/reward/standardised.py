@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rewarddance.core.media import Media
 from rewarddance.core.task import Request
 from rewarddance.core.types import Comparison, RewardModel, Verdict
+from rewarddance.reward.batches import in_batches
 from rewarddance.reward.composite import Standard, fit_standard
 from rewarddance.reward.objective import HasProblems
-
-AT_ONCE = 256
-"""Comparisons of one call while a standard is measured."""
 
 
 @torch.no_grad()
 def standard_of(
-    judge: RewardModel, prompts: Sequence[Request], media: Sequence[Sequence[Media]], criterion: str
+    name: str,
+    values: Callable[[Sequence[Comparison]], Tensor],
+    prompts: Sequence[Request],
+    media: Sequence[Sequence[Media]],
+    criterion: str | None = None,
 ) -> Standard:
-    """How a judge's margins spread on fixed pictures, alone and in pairs of one prompt.
+    """Means and deviations of a judge's margins or a part's values on fixed pictures, alone and in pairs of a prompt.
 
     Args:
-        media: two or more pictures of every prompt; the first two are the pair. Refused questions are left out.
+        name: of the part or judge, for messages.
+        values: gives the values of N comparisons, (N,), NaN where refused; these are left out.
+        media: pictures of every prompt; each two neighbours are a pair.
 
     Raises:
-        InputError: the judge answered too few questions, or all margins are equal.
+        InputError: too few questions were answered, or all values are equal.
     """
-    alone = [Comparison.of(p, m, None, criterion) for p, own in zip(prompts, media, strict=True) for m in own]
-    pairs = [Comparison.of(p, own[0], own[1], criterion) for p, own in zip(prompts, media, strict=True)]
-    margins = []
-    for asked in (alone, pairs):
-        parts = [judge.judge(asked[i : i + AT_ONCE]).margin.cpu() for i in range(0, len(asked), AT_ONCE)]
-        margins.append(torch.cat(parts))
-    return fit_standard("judge", margins[0], margins[1])
+    of_prompts = list(zip(prompts, media, strict=True))
+    alone = [Comparison.of(p, m, None, criterion) for p, own in of_prompts for m in own]
+    pairs = [Comparison.of(p, a, b, criterion) for p, own in of_prompts for a, b in zip(own[1:], own[:-1], strict=True)]
+    single, paired = (in_batches(values, comparisons, f"part {name}") for comparisons in (alone, pairs))
+    return fit_standard(name, single, paired)
 
 
 @dataclass

@@ -47,7 +47,7 @@ def starting_temperature(
     shuffle: bool = False,
     forward: ForwardCall = direct_call,
 ) -> float:
-    """The likeliest temperature of the answers to training's questions, without their mean leaning to yes or no.
+    """The likeliest temperature of the answers to training's questions, after their mean margin is subtracted.
 
     A collective.
 

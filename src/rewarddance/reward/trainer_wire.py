@@ -21,7 +21,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.schema import mp4_bytes, png_bytes
-from rewarddance.reward.wire import AnswerData, Request, bytes_of, refused_answer
+from rewarddance.reward.wire import AnswerData, WireRequest, bytes_of, refused_answer
 
 VALUE = "margin"
 """Name of the number that our server gives for a reward: the judge's log-odds."""
@@ -111,7 +111,7 @@ def answer_score(
     """
     results: list[dict[str, Any]] = [{} for _ in body.requests]
     errors: list[dict[str, Any]] = [{} for _ in body.requests]
-    asked: list[tuple[int, str, Comparison]] = []
+    comparisons: list[tuple[int, str, Comparison]] = []
     for i, item in enumerate(body.requests):
         try:
             sample = _sample_of(item)
@@ -120,11 +120,11 @@ def answer_score(
             continue
         for reward in item.required_rewards:
             if reward in rewards:
-                asked.append((i, reward, replace(sample, criterion=reward)))
+                comparisons.append((i, reward, replace(sample, criterion=reward)))
             else:
                 errors[i][reward] = f"no such reward here; there are: {', '.join(rewards)}"
-    values = _values(judge, [comparison for _, _, comparison in asked])
-    for (i, reward, _), value in zip(asked, values, strict=True):
+    values = _values(judge, [comparison for _, _, comparison in comparisons])
+    for (i, reward, _), value in zip(comparisons, values, strict=True):
         if isinstance(value, str):
             errors[i][reward] = value
         else:
@@ -144,13 +144,13 @@ def answer_compute(body: ComputeBody, judge: Callable[[Sequence[Comparison]], Ve
     if not len(body.prompt) == len(shown) == len(conditions) or (body.image and body.video):
         raise InputError("compute: needs as many prompts as pictures (image) or clips (video), and not both")
     values: list[float | str] = [""] * len(shown)
-    asked: dict[int, Comparison] = {}
+    comparisons: dict[int, Comparison] = {}
     for i, (prompt, files, given) in enumerate(zip(body.prompt, shown, conditions, strict=True)):
         try:
-            asked[i] = _computed(prompt, files, given)
+            comparisons[i] = _computed(prompt, files, given)
         except InputError as error:
             values[i] = str(error)
-    for i, value in zip(asked, _values(judge, list(asked.values())), strict=True):
+    for i, value in zip(comparisons, _values(judge, list(comparisons.values())), strict=True):
         values[i] = value
     failed = next((f"item {i}: {value}" for i, value in enumerate(values) if isinstance(value, str)), None)
     return ComputeAnswer(rewards=tuple(None if isinstance(v, str) else v for v in values), error=failed)
@@ -174,7 +174,7 @@ def _values(judge: Callable[[Sequence[Comparison]], Verdict], comparisons: Seque
 
 
 def _finite(value: Any) -> float | str:
-    """A finite number, or why it is none."""
+    """A finite number, or the reason why the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "the answer is not a number"
     return float(value)
@@ -255,7 +255,7 @@ class Sheet:
         return AnswerData(margins=tuple(margins), answer_mass=mass, refused=refused)
 
 
-def score_request(comparisons: Sequence[Comparison], reward: str, value: str | None) -> Request:
+def score_request(comparisons: Sequence[Comparison], reward: str, value: str | None) -> WireRequest:
     """Ask `POST /score` for one reward.
 
     Args:
@@ -307,7 +307,7 @@ def _number(result: Mapping[str, Any], errors: Mapping[str, Any], reward: str, v
     return _finite(numbers[name])
 
 
-def compute_request(comparisons: Sequence[Comparison]) -> Request:
+def compute_request(comparisons: Sequence[Comparison]) -> WireRequest:
     """Ask `POST /compute`. One request holds only pictures or only clips, and all or none have a condition picture.
 
     Raises:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rewarddance.core.device import resolve_device
+from rewarddance.core.disk import kept, writing
 from rewarddance.core.errors import InputError, RunError
 from rewarddance.core.loop import Loop, Metrics, OnStep
 from rewarddance.core.monitors import StuckLoss
@@ -24,7 +25,7 @@ from rewarddance.core.sharding import ForwardCall, full_state, shard, sharded_li
 from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.reward.accumulate import Accumulator
-from rewarddance.reward.config import Kind
+from rewarddance.reward.config import MediaKind
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.temperature import fitting_rows, starting_temperature
@@ -32,7 +33,7 @@ from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.tuning import add_lora, checkpoint_gradients, merged, set_dropout, unfreeze_vision
 
-Measure = Callable[..., dict[str, Any]]
+MeasureJudge = Callable[..., dict[str, Any]]
 """The type of `evaluate.judge.measure_judge`, which is an argument because this room may not import `evaluate`."""
 MERGE_LOSS = 0.02
 """Share of the adapters' change (of its norm) that rounding may lose without a warning."""
@@ -70,10 +71,10 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
     return tuple(name for name, _ in Counter(names).most_common())
 
 
-def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[Kind, ...]:
+def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[MediaKind, ...]:
     """What the records compare. Of a table no picture is decoded."""
     clips = set(records.are_clips if isinstance(records, RecordTable) else (r.media[0].is_clip for r in records))
-    kinds: tuple[tuple[Kind, bool], ...] = (("picture", False), ("clip", True))
+    kinds: tuple[tuple[MediaKind, bool], ...] = (("picture", False), ("clip", True))
     return tuple(kind for kind, is_clip in kinds if is_clip in clips)
 
 
@@ -87,7 +88,7 @@ def take(records: Sequence[PreferenceRecord], rows: Sequence[int]) -> Sequence[P
     return records.take(rows) if isinstance(records, RecordTable) else [records[i] for i in rows]
 
 
-LEAST_ASIDE, ASIDE_SHARE = 8, 20
+MIN_ASIDE, ASIDE_SHARE = 8, 20
 """Prompts below which no calibration is fitted, and what part of all prompts is set aside at most (one in 20)."""
 
 
@@ -98,7 +99,7 @@ def set_aside(
     prompts = prompts_of(records)
     distinct = sorted(set(prompts))
     num = min(config.calibration_prompts, len(distinct) // ASIDE_SHARE)
-    num = num if num >= LEAST_ASIDE else 0
+    num = num if num >= MIN_ASIDE else 0
     shown = min(4 * config.context.examples, len(distinct) // 2)  # not every record has a clear choice
     if num + shown == 0:
         return records, (), ()
@@ -156,7 +157,7 @@ class JudgeTraining:
     validation: dict[str, Sequence[PreferenceRecord]]
     loop: Loop
     forward: ForwardCall
-    measure: Measure
+    measure: MeasureJudge
     title: str
 
     def __post_init__(self) -> None:
@@ -229,15 +230,15 @@ class JudgeTraining:
         barrier()
         if self.config.patience and self.best.is_file():
             with torch.no_grad():
-                for k, kept in load_file(self.best).items():
-                    self.loop.parameters[k].copy_(sharded_like(kept, self.loop.parameters[k]))
+                for k, best in load_file(self.best).items():
+                    self.loop.parameters[k].copy_(sharded_like(best, self.loop.parameters[k]))
 
     def step(self, index: int) -> Metrics:
         batch = self.batches(index)
         try:
             metrics: Metrics = dict(self.accumulate(batch, index))
         except RunError as error:
-            raise RunError(f"step {index}: {error}; {self.loop.folder.path} keeps its last checkpoint") from None
+            raise RunError(f"step {index}: {error}; {kept(self.loop.folder.checkpoints)}") from None
         verdict, coin = metrics.pop("verdict_loss", None), metrics.pop("coin_loss", None)
         if verdict is not None and self.config.paradigm != "regression":
             warning = self.stuck.note(index + 1, float(verdict), float(coin))
@@ -262,7 +263,8 @@ class JudgeTraining:
             if patience and metrics[self.watched] > self.loop.extra.get("best", -1.0):
                 best = full_state(self.loop.parameters)
                 if is_leader():
-                    save_file(best, self.best)
+                    with writing(self.best, self.loop.folder.checkpoints):
+                        save_file(best, self.best)
         module.train()
         return metrics
 

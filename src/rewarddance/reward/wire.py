@@ -21,11 +21,11 @@ from rewarddance.core.types import Comparison, Verdict
 from rewarddance.data.parquet import png_bytes
 
 Coding = Literal["safetensors", "png"]
-MOST_BYTES = 64 << 20
-"""Largest body of a request that our server takes. Other servers that name no limit are sent no more either."""
+MAX_BYTES = 64 << 20
+"""Largest body of a request that our server takes. Other servers without a limit of their own get no larger body."""
 Numbers = tuple[float | None, ...]
 """One number an item; null where the item was refused."""
-Request = tuple[dict[str, Any], Callable[[Any], "AnswerData"]]
+WireRequest = tuple[dict[str, Any], Callable[[Any], "AnswerData"]]
 """Body of a request, and what reads its answer (raises `InputError` or pydantic's `ValidationError`)."""
 
 
@@ -133,7 +133,7 @@ def encoded(comparisons: Sequence[Comparison], coding: Coding) -> QuestionData:
                 pictures.append(PictureData(tensor=name, fps=media.fps))
         return places[media.key]
 
-    asked = tuple(
+    encoded_comparisons = tuple(
         ComparisonData(
             prompt=c.prompt,
             candidate=place(c.candidate) or 0,
@@ -144,7 +144,7 @@ def encoded(comparisons: Sequence[Comparison], coding: Coding) -> QuestionData:
         for c in comparisons
     )
     packed = base64.b64encode(save(tensors)).decode() if tensors else None
-    return QuestionData(pictures=tuple(pictures), comparisons=asked, safetensors=packed)
+    return QuestionData(pictures=tuple(pictures), comparisons=encoded_comparisons, safetensors=packed)
 
 
 def decoded(question: QuestionData) -> list[Comparison]:
@@ -197,7 +197,7 @@ def _media(name: str, picture: PictureData, tensors: dict[str, Tensor]) -> Media
     return Media(frames.float(), picture.fps, name)
 
 
-def judge_request(comparisons: Sequence[Comparison], coding: Coding) -> Request:
+def judge_request(comparisons: Sequence[Comparison], coding: Coding) -> WireRequest:
     """Ask `POST /judge`."""
 
     def read(content: Any) -> AnswerData:

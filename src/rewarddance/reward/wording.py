@@ -24,14 +24,15 @@ _SLOTS: dict[str, set[str]] = {
     "opening": {"instruction", "request", "prompt"},
     "condition": {"picture"},
     "picture": {"number", "role", "picture"},
-    "pairwise": {"candidate", "reference", "request"},
-    "pointwise": {"candidate", "request"},
-    "listwise": {"candidate", "reference", "request"},
+    "pairwise": {"candidate", "reference", "request", "prompt"},
+    "pointwise": {"candidate", "request", "prompt"},
+    "listwise": {"candidate", "reference", "request", "prompt"},
     "request": {"yes", "no"},
     "request_answer_first": {"yes", "no"},
     "request_reason_first": {"yes", "no"},
 }
-_NEEDED = {"instruction": "sentence", "opening": "prompt", "condition": "picture", "picture": "picture"}
+_NEEDED = {"instruction": "sentence", "condition": "picture", "picture": "picture"}
+_QUESTIONS = ("pairwise", "pointwise", "listwise")
 
 
 class Wording(Config):
@@ -42,13 +43,15 @@ class Wording(Config):
     instruction: str
     """Says what "better" means: `{sentence}`."""
     opening: str
-    """The beginning of a dialog: `{instruction}`, `{request}`, `{prompt}`."""
+    """The beginning of a dialog: `{instruction}`, `{request}`, `{prompt}`. The prompt may stand in all questions
+    instead, after the pictures (as in VQAScore, arXiv 2404.01291)."""
     condition: str
     """Shows the picture that both samples were made from: `{picture}`."""
     picture: str
     """Shows one picture: `{picture}`, called by its `{number}` (from 1) or its `{role}` (candidate or reference)."""
     pairwise: str
-    """Asks whether the candidate is better; `{candidate}` and `{reference}` are numbers of pictures."""
+    """Asks whether the candidate is better; `{candidate}` and `{reference}` are numbers of pictures. Questions may hold
+    `{request}` and `{prompt}` too."""
     pointwise: str
     """Asks whether a single picture, `{candidate}`, is good."""
     listwise: str | None
@@ -70,17 +73,24 @@ class Wording(Config):
             text = getattr(self, name)
             if text is None:
                 continue
-            slots = {slot for _, slot, _, _ in Formatter().parse(text) if slot is not None}
+            slots = _slots(text)
             if unknown := sorted(slots - known):
                 raise ValueError(f"{name}: no slot {{{unknown[0]}}}; known: {', '.join(sorted(known))}")
             if name in _NEEDED and _NEEDED[name] not in slots:
                 raise ValueError(f"{name}: the slot {{{_NEEDED[name]}}} is missing")
+        lacking = [name for name in _QUESTIONS if "prompt" not in _slots(getattr(self, name) or "{prompt}")]
+        if "prompt" not in _slots(self.opening) and lacking:
+            raise ValueError(f"opening: the slot {{prompt}} is missing, and {lacking[0]} does not have it either")
         return self
 
     @property
     def by_number(self) -> bool:
         """Whether questions name pictures by number, so that they can be asked about in any order."""
         return "{candidate}" in self.pairwise
+
+
+def _slots(text: str) -> set[str]:
+    return {slot for _, slot, _, _ in Formatter().parse(text) if slot is not None}
 
 
 @cache

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.core.types import RewardModel
 from rewarddance.generator.trace import draw
 from rewarddance.search.config import VerifierConfig
@@ -17,7 +18,7 @@ from rewarddance.search.verifier import Anchored, Pointwise, RoundRobin, Verifie
 def verifier_of(
     judge: RewardModel,
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     num_steps: int,
     seed: int,

@@ -9,7 +9,6 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from rewarddance.core.config import Config
 from rewarddance.core.errors import ConfigError
 
-Kind = Literal["best_of_n", "paths", "zero_order", "fk", "evolution"]
 Ask = Literal["auto", "pointwise", "round_robin", "anchor"]
 
 

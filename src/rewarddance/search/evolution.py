@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewarddance.core.errors import ConfigError
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.search.config import EvolutionConfig
 from rewarddance.search.run import Result, SearchRun, portions
 from rewarddance.search.verifier import Verifier
@@ -19,7 +20,7 @@ from rewarddance.search.verifier import Verifier
 def evolution(
     generator: Generator,
     verifier: Verifier,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     nfe: int,
     num_steps: int = 10,

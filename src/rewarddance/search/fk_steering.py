@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.search.config import FkConfig
 from rewarddance.search.run import Candidates, Result, SearchRun, pick
 from rewarddance.search.verifier import Verifier
@@ -87,7 +88,7 @@ def systematic(log_weight: Tensor, uniform: Tensor) -> Tensor:
 def fk_steering(
     generator: Generator,
     verifier: Verifier,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     nfe: int,
     num_steps: int = 10,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.search.config import (
     BestOfNConfig,
@@ -25,7 +26,7 @@ from rewarddance.search.zero_order import zero_order
 def run_search(
     generator: Generator,
     verifier: Verifier,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     nfe: int,
     num_steps: int = 10,
@@ -35,9 +36,11 @@ def run_search(
 ) -> list[Result]:
     """Run the search that the settings choose; one result a prompt.
 
-    A prompt's result depends on seed, prompt and settings, not on the other prompts and not on `batch`.
+    A prompt's result depends on seed, prompt and settings, and on the number of earlier prompts with the same text. It
+    does not depend on the other prompts or on `batch`.
 
     Args:
+        prompts: texts, or requests with the picture that a clip begins with; the verifier sees it too.
         nfe: forward passes of the generator for each prompt, at most. With classifier-free guidance a step has two.
             References that the verifier drew are part of it.
         num_steps: steps of a whole sample.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.generator.flow import add_more_noise
 from rewarddance.search.config import PathsConfig
 from rewarddance.search.run import Result, SearchRun
@@ -18,7 +19,7 @@ from rewarddance.search.verifier import Verifier
 def search_over_paths(
     generator: Generator,
     verifier: Verifier,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     nfe: int,
     num_steps: int = 10,

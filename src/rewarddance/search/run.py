@@ -13,6 +13,7 @@ from rewarddance.core.errors import ConfigError
 from rewarddance.core.media import Media
 from rewarddance.core.protocols import Generator
 from rewarddance.core.streams import seed_of
+from rewarddance.core.task import Request, text_of, texts_of
 from rewarddance.generator.trace import Step, trace
 from rewarddance.search.counted import Counted
 from rewarddance.search.verifier import Verifier
@@ -91,11 +92,11 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
-def rngs_of(seed: int, name: str, prompts: Sequence[str]) -> list[torch.Generator]:
-    """One random stream a prompt. It depends on seed, name, prompt and on how often the prompt was listed before."""
+def rngs_of(seed: int, name: str, prompts: Sequence[Request]) -> list[torch.Generator]:
+    """One random stream a prompt. It depends on seed, name, text and on how often the text was listed before."""
     before: Counter[str] = Counter()
     rngs = []
-    for prompt in prompts:
+    for prompt in texts_of(prompts):
         rngs.append(torch.Generator().manual_seed(seed_of(seed, name, prompt, before[prompt])))
         before[prompt] += 1
     return rngs
@@ -119,7 +120,7 @@ class SearchRun:
         self,
         generator: Generator,
         verifier: Verifier,
-        prompts: Sequence[str],
+        prompts: Sequence[Request],
         nfe: int,
         num_steps: int,
         seed: int,
@@ -205,7 +206,7 @@ class SearchRun:
         calls = (self.verifier.num_asked - self._asked) // rows
         return [
             Result(
-                prompt,
+                text_of(prompt),
                 winners.pictures[i][0],
                 winners.latents[i, 0],
                 float(winners.scores[i, 0]),

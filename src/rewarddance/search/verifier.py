@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.media import Media
-from rewarddance.core.task import Gold
+from rewarddance.core.task import Gold, Request
 from rewarddance.core.types import Comparison, RewardModel
 from rewarddance.reward.rank import rank_all
 
@@ -36,7 +36,7 @@ class Verifier(Protocol):
     @property
     def num_asked(self) -> int: ...
 
-    def scores(self, prompts: Sequence[str], pictures: Pictures) -> Tensor:
+    def scores(self, prompts: Sequence[Request], pictures: Pictures) -> Tensor:
         """Scores (P, K) of K pictures for each of P prompts, NaN where refused. All prompts are judged in one call."""
         ...
 
@@ -53,10 +53,12 @@ class Pointwise:
     decodes = 0
 
     @torch.no_grad()
-    def scores(self, prompts: Sequence[str], pictures: Pictures) -> Tensor:
-        asked = [Comparison(p, m, None, self.criterion) for p, row in zip(prompts, pictures, strict=True) for m in row]
-        self.num_asked += len(asked)
-        return self.judge.judge(asked).margin.float().cpu().view(len(prompts), -1)
+    def scores(self, prompts: Sequence[Request], pictures: Pictures) -> Tensor:
+        comparisons = [
+            Comparison.of(p, m, None, self.criterion) for p, row in zip(prompts, pictures, strict=True) for m in row
+        ]
+        self.num_asked += len(comparisons)
+        return self.judge.judge(comparisons).margin.float().cpu().view(len(prompts), -1)
 
 
 @dataclass
@@ -73,7 +75,7 @@ class RoundRobin:
     nfe = 0
     decodes = 0
 
-    def scores(self, prompts: Sequence[str], pictures: Pictures) -> Tensor:
+    def scores(self, prompts: Sequence[Request], pictures: Pictures) -> Tensor:
         self.num_asked += sum(len(row) * (len(row) - 1) // 2 for row in pictures)
         return torch.stack([r.margin for r in rank_all(self.judge, prompts, pictures, self.criterion)])
 
@@ -95,15 +97,15 @@ class Anchored:
     absolute = True
 
     @torch.no_grad()
-    def scores(self, prompts: Sequence[str], pictures: Pictures) -> Tensor:
-        asked = [
-            Comparison(prompt, picture, anchor, self.criterion)
+    def scores(self, prompts: Sequence[Request], pictures: Pictures) -> Tensor:
+        comparisons = [
+            Comparison.of(prompt, picture, anchor, self.criterion)
             for prompt, row, anchors in zip(prompts, pictures, self.anchors, strict=True)
             for picture in row
             for anchor in anchors
         ]
-        self.num_asked += len(asked)
-        margins = self.judge.judge(asked).margin.float().cpu()
+        self.num_asked += len(comparisons)
+        margins = self.judge.judge(comparisons).margin.float().cpu()
         return margins.view(len(prompts), -1, len(self.anchors[0])).nanmean(2)
 
 
@@ -117,11 +119,11 @@ class ByGold:
     nfe = 0
     decodes = 0
 
-    def scores(self, prompts: Sequence[str], pictures: Pictures) -> Tensor:
+    def scores(self, prompts: Sequence[Request], pictures: Pictures) -> Tensor:
         flat = [m for row in pictures for m in row]
-        asked = [p for p, row in zip(prompts, pictures, strict=True) for _ in row]
+        repeated = [p for p, row in zip(prompts, pictures, strict=True) for _ in row]
         self.num_asked += len(flat)
-        return torch.tensor(self.gold(asked, flat, flat)).view(len(prompts), -1)
+        return torch.tensor(self.gold(repeated, flat, flat)).view(len(prompts), -1)
 
 
 @runtime_checkable
@@ -138,5 +140,5 @@ def answers_alone(judge: RewardModel, criterion: str | None = None) -> bool:
         return True
     grey = torch.full((1, 3, 64, 64), 0.5)
     media = Media(grey), Media(grey.expand(5, -1, -1, -1), fps=4.0)
-    asked = [Comparison("a sample", m, None, criterion or judge.criterion) for m in media]
-    return any(judge.problem(c) is None for c in asked)
+    comparisons = [Comparison("a sample", m, None, criterion or judge.criterion) for m in media]
+    return any(judge.problem(c) is None for c in comparisons)

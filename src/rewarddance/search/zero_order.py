@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.core.protocols import Generator
+from rewarddance.core.task import Request
 from rewarddance.search.config import ZeroOrderConfig
 from rewarddance.search.run import Result, SearchRun, portions
 from rewarddance.search.verifier import Verifier
@@ -18,7 +19,7 @@ from rewarddance.search.verifier import Verifier
 def zero_order(
     generator: Generator,
     verifier: Verifier,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     *,
     nfe: int,
     num_steps: int = 10,

@@ -96,8 +96,8 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     heads, d = k.shape[0], k.shape[-1]
     r = q.shape[0] // heads
     # (H, R, G, m, L, d) -> (G, H, m, R, L, d): the query heads of a sibling lie together, as they share its keys
-    mine, own_k, own_v = (_own(x, block) for x in (q, k, v))
-    mine = mine.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
+    own_q, own_k, own_v = (_own(x, block) for x in (q, k, v))
+    own_q = own_q.view(heads, r, g, m, n, d).permute(2, 0, 3, 1, 4, 5)
     own_k, own_v = (x.view(heads, g, m, n, d).transpose(0, 1) for x in (own_k, own_v))
     num_keys = n if block.prefix is None else n + block.prefix.shape[1]
     keeps_graph = torch.is_grad_enabled()
@@ -105,7 +105,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float, dropout:
     fused |= num_keys >= FUSED_FROM
     fused |= (m == 1 or block.prefix is None) and not keeps_graph  # its backward pass is slow on a CPU
     attend = _fused if fused else _dense
-    out = attend(mine, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
+    out = attend(own_q, own_k, own_v, _ancestors(k, v, block), block.blocked, scale, dropout)
     rows = out.permute(0, 2, 4, 1, 3, 5).reshape(g * m * n, heads * r, d)
     return rows if block.kept is None else rows[block.kept]
 

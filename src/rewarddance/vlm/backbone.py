@@ -167,8 +167,8 @@ class Backbone(ABC):
         layers = self.model.model.language_model.layers
         if self.module.training and any(getattr(layer.self_attn, "attention_dropout", 0.0) for layer in layers):
             return "buckets"
-        wanted = self.prefers_varlen and is_available(dtype, int(layers[0].self_attn.head_dim))
-        return "varlen" if wanted else "flex"
+        use_varlen = self.prefers_varlen and is_available(dtype, int(layers[0].self_attn.head_dim))
+        return "varlen" if use_varlen else "flex"
 
     def freeze_vision(self) -> None:
         """Freeze the vision tower. The projector into the language model stays as it is, trained or not."""
@@ -187,9 +187,9 @@ class Backbone(ABC):
         image_places: Tensor,
         positions: Tensor,
         visible: Visible,
-        wanted: Tensor,
+        answer_places: Tensor,
     ) -> Tensor:
-        """Last hidden states (N, D) of the language model at the packed positions `wanted` (N,).
+        """Last hidden states (N, D) of the language model at the packed positions `answer_places` (N,).
 
         Args:
             ids: token ids (T,), -1 at image tokens.
@@ -206,11 +206,11 @@ class Backbone(ABC):
             position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
             use_cache=False,
             tree=visible,
-            answers=wanted,
+            answers=answer_places,
             **self.extra_inputs(is_image, image_tokens),
         )
         hidden: Tensor = out.last_hidden_state[0]
-        return hidden if self._trims else hidden[wanted]
+        return hidden if self._trims else hidden[answer_places]
 
     def extra_inputs(self, is_image: Tensor, image_tokens: Tensor | None) -> Mapping[str, Any]:
         """Further arguments of the language model. These masks keep transformers from building its own.

@@ -46,6 +46,11 @@ def images_of(sampled: SampledFrames, temporal: int) -> list[Frames]:
     return [padded[i : i + temporal] for i in range(0, len(padded), temporal)]
 
 
+def numbered_lines(picture: str, times: Sequence[str]) -> str:
+    """One line for each frame: its number, its time (may be empty) and the text of its picture."""
+    return "".join(f"Frame{i}{time}: {picture}\n" for i, time in enumerate(times, 1))
+
+
 @dataclass(frozen=True)
 class NumberedFrames:
     """InternVL: a line a frame, `Frame1: <img>...</img>`.
@@ -59,8 +64,8 @@ class NumberedFrames:
     context: str | None = None
 
     def text(self, sampled: SampledFrames, start: str, context: str, end: str) -> str:
-        times = ("" if sampled.even else f" at {t:.1f} s" for t in sampled.seconds)
-        return "".join(f"Frame{i}{time}: {start}{context}{end}\n" for i, time in enumerate(times, 1))
+        times = ["" if sampled.even else f" at {t:.1f} s" for t in sampled.seconds]
+        return numbered_lines(f"{start}{context}{end}", times)
 
     def shifts(self, sampled: SampledFrames) -> Sequence[int]:
         return [0] * len(sampled.indices)

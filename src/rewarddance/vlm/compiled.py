@@ -12,13 +12,13 @@ from rewarddance.vlm.backbone import Backbone
 from rewarddance.vlm.flex import raise_recompile_limit
 
 
-def compile_layers(backbone: Backbone, wanted: bool = True) -> bool:
+def compile_layers(backbone: Backbone, enabled: bool = True) -> bool:
     """Compile the layers of both towers at their first call. Returns False if they are not compiled.
 
     Compilation takes half a minute. It is left out on a CPU, where it gains about 2%, and for models of at most
     `SMALL_MODEL` parameters.
     """
-    if not wanted or backbone.device.type != "cuda" or num_parameters(backbone.module) <= SMALL_MODEL:
+    if not enabled or backbone.device.type != "cuda" or num_parameters(backbone.module) <= SMALL_MODEL:
         return False
     raise_recompile_limit()
     for layer in backbone.blocks:

@@ -99,7 +99,6 @@ class ClipEmbedder:
         pixels = self.prepare(media).to(self.model.device)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1]), dim=-1)
 
-    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts, (N, D). `num_cut` says how many are read in part only."""
         tokens = self.tokenizer(
@@ -143,11 +142,11 @@ def holds_clip(folder: str | Path) -> bool:
 
 def _pretrained(kind: Any, model_type: str, folder: Path, device: str) -> Any:
     try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
+        stored_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not a local {model_type} folder (config.json: {error})") from None
-    if found != model_type:
-        raise ConfigError(f"{folder}: holds a model of type {found!r}, not {model_type!r}")
+    if stored_type != model_type:
+        raise ConfigError(f"{folder}: holds a model of type {stored_type!r}, not {model_type!r}")
     try:
         with no_loading_bar():
             model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)

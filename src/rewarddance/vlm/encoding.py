@@ -9,10 +9,10 @@ from typing import Any
 
 from rewarddance.core.clip_frames import ClipFrames, SampledFrames
 from rewarddance.core.errors import ConfigError, InputError
-from rewarddance.core.media import Dialog, Media, Part, Reply
+from rewarddance.core.media import Dialog, DialogPart, Media, Reply
 from rewarddance.vlm.clip_forms import ClipForm, Frames, NumberedFrames, images_of
 
-Message = tuple[str, Sequence[Part]]
+Message = tuple[str, Sequence[DialogPart]]
 """(role, parts)"""
 Frame = tuple[Media, Frames]
 """(media, frame indices): what the vision tower turns into one run of tokens. A picture is (picture, (0,))."""
@@ -46,7 +46,7 @@ class Encoded:
 def messages_of(dialog: Dialog) -> list[Message]:
     """A dialog as chat messages: every `Reply` ends a user's message and is the assistant's."""
     messages: list[Message] = []
-    parts: list[Part] = []
+    parts: list[DialogPart] = []
     for part in dialog:
         if isinstance(part, Reply):
             messages += [("user", parts), ("assistant", [part.text])]
@@ -108,7 +108,7 @@ class ChatEncoder:
             self._templates[key] = pieces
         return self._templates[key]
 
-    def _text(self, part: Part, images: list[Frame], shifts: list[int]) -> str:
+    def _text(self, part: DialogPart, images: list[Frame], shifts: list[int]) -> str:
         if isinstance(part, str):
             return self.plain(part)
         assert isinstance(part, Media)

@@ -165,13 +165,6 @@ class Engine:
             logp = self._logp(rows, torch.tensor(targets, device=rows.device))
         return answers, list(torch.split(logp, [len(o) for o in others]))
 
-    def token_logprobs(self, dialogs: Sequence[Dialog], tails: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Log-probability of every token that the assistant writes after each dialog, fp32."""
-        with self._precision():
-            rows = torch.cat([h[:-1] for h in self._hidden(dialogs, tails, every=True)])
-            targets = torch.tensor([t for tail in tails for t in tail], device=rows.device)
-            return list(torch.split(self._logp(rows, targets), [len(t) for t in tails]))
-
     def _answers(self, hidden: Tensor, ids: Sequence[Sequence[int]]) -> Answers:
         flat = torch.tensor([i for group in ids for i in group], device=hidden.device)
         chosen, total = [], []
@@ -367,11 +360,11 @@ class Engine:
             [self.backbone.positions(s.encoded) if i in members else empty for i, s in enumerate(todo)]
         )
         is_image = tokens < 0
-        wanted = np.array([p for i, s in enumerate(todo) for p in packed.places(i, s.start)])
+        answer_places = np.array([p for i, s in enumerate(todo) for p in packed.places(i, s.start)])
         self.work.tokens += len(tokens)
         self.work.scores += sum(n.length * n.start + n.length * (n.length + 1) // 2 for n in tree.nodes)
         self.work.forwards += 1
-        arrays = (np.maximum(tokens, -1), positions, np.flatnonzero(is_image), -1 - tokens[is_image], wanted)
+        arrays = (np.maximum(tokens, -1), positions, np.flatnonzero(is_image), -1 - tokens[is_image], answer_places)
         ids, axes, image_places, rows, places = on_device(arrays, device)
         shown = None if image_tokens is None or len(rows) == 0 else image_tokens[rows]
         hidden = self.backbone.hidden_states(ids, shown, image_places, axes, packed.visible, places)

@@ -26,7 +26,7 @@ def empty_model(config: PreTrainedConfig) -> Any:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ParameterCounts:
     """Numbers of parameters.
 
     Attributes:
@@ -43,7 +43,7 @@ class Parts:
     matrices: int
 
 
-def parts_of(model: Any) -> Parts:
+def parts_of(model: Any) -> ParameterCounts:
     """Count a model's parameters, tied ones once."""
 
     def size(module: nn.Module) -> int:
@@ -54,7 +54,7 @@ def parts_of(model: Any) -> Parts:
     blocks = [size(b) for b in [*layers, *model.model.language_model.layers]]
     matrices = sum(p.numel() for b in model.model.language_model.layers for p in b.parameters() if p.ndim == 2)
     tower = sum(p.numel() for name, p in vision.named_parameters() if not name.startswith(PROJECTORS))
-    return Parts(size(model), tower, max(blocks), size(model) - sum(blocks), matrices)
+    return ParameterCounts(size(model), tower, max(blocks), size(model) - sum(blocks), matrices)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def kept_by(model: Any, work: Pass, dtype: torch.dtype, *, cuda: bool = True) ->
 
 def _peak_of_layer(model: Any, layer: nn.Module, x: Tensor, axes: Tensor, visible: Any) -> int:
     """Bytes at the worst moment of a decoder layer's forward and backward pass, without gradients of its weights."""
-    wanted = [p.requires_grad for p in layer.parameters()]
+    requires_grad = [p.requires_grad for p in layer.parameters()]
     layer.requires_grad_(False)
     rotary = model.model.language_model.rotary_emb(x, axes)
     x.requires_grad_()
@@ -195,7 +195,7 @@ def _peak_of_layer(model: Any, layer: nn.Module, x: Tensor, axes: Tensor, visibl
     with live:
         out = layer(x, attention_mask=None, position_embeddings=rotary, tree=visible)
         (out[0] if isinstance(out, tuple) else out).sum().backward()
-    for p, w in zip(layer.parameters(), wanted, strict=True):
+    for p, w in zip(layer.parameters(), requires_grad, strict=True):
         p.requires_grad_(w)
     return live.peak
 

@@ -98,13 +98,13 @@ class PackedTree:
     def places(self, member: int, start: int) -> list[int]:
         """Packed positions of a sequence's tokens from `start` on."""
         end = self.tree.ends[member]
-        found: list[int] = []
+        ancestors: list[int] = []
         while end >= 0 and self.tree.nodes[end].stop > start:
             node = self.tree.nodes[end]
             low = max(start, node.start)
-            found = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *found]
+            ancestors = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *ancestors]
             end = node.parent
-        return found
+        return ancestors
 
 
 def on_device(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:

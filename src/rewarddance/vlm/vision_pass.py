@@ -110,12 +110,12 @@ class VisionPass:
             self._cached.clear()
         if trained and torch.is_grad_enabled():
             return torch.cat(self._encode(distinct.frames, distinct.sizes))
-        wanted = [torch.is_grad_enabled() and media.frames.requires_grad for media, _ in distinct.frames]
-        tokens_of: list[Tensor | None] = [None] * len(wanted)
+        needs_gradient = [torch.is_grad_enabled() and media.frames.requires_grad for media, _ in distinct.frames]
+        tokens_of: list[Tensor | None] = [None] * len(needs_gradient)
         recall = partial(self._recall, cache=0 if trained else self.cache)
         for rows, encode in (
-            ([i for i, want in enumerate(wanted) if not want], recall),
-            ([i for i, want in enumerate(wanted) if want], self._encode),
+            ([i for i, want in enumerate(needs_gradient) if not want], recall),
+            ([i for i, want in enumerate(needs_gradient) if want], self._encode),
         ):
             tokens = encode([distinct.frames[i] for i in rows], [distinct.sizes[i] for i in rows])
             for i, t in zip(rows, tokens, strict=True):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from functools import cache
+
+import numpy as np
 
 from rewarddance.core.streams import stream
 from rewarddance.world.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
@@ -19,15 +23,28 @@ def benchmark_specs(split: Split = "held_out", seed: int = 240) -> tuple[Spec, .
 
     The benchmark has the seed 240; another one gives prompts of the same kind for development.
     """
+    return _new_specs({c: stream(seed, "benchmark", split, c) for c in CATEGORIES}, split, set())
+
+
+def _new_specs(
+    streams: Mapping[Category, np.random.Generator], split: Split, taken: set[str], most_draws: int | None = None
+) -> tuple[Spec, ...]:
+    """`PER_CATEGORY` specifications of each category, or as many as `most_draws` draws give.
+
+    Args:
+        taken: meanings that none of them may have; theirs are added.
+    """
     specs: list[Spec] = []
-    seen: set[str] = set()
-    for category in CATEGORIES:
-        rng = stream(seed, "benchmark", split, category)
-        while sum(s.category == category for s in specs) < PER_CATEGORY:
+    for category, rng in streams.items():
+        chosen: list[Spec] = []
+        for _ in itertools.count() if most_draws is None else range(most_draws):
+            if len(chosen) == PER_CATEGORY:
+                break
             spec = sample_spec(rng, category, split)
-            if spec.category == category and meaning(spec) not in seen:
-                seen.add(meaning(spec))
-                specs.append(spec)
+            if spec.category == category and meaning(spec) not in taken:
+                taken.add(meaning(spec))
+                chosen.append(spec)
+        specs += chosen
     return tuple(specs)
 
 
@@ -69,15 +86,6 @@ def second_prompts(seed: int) -> tuple[tuple[Category, str], ...]:
         seed: of the draws.
     """
     taken = {meaning(spec) for spec in (*benchmark_specs(), *(spec for spec, _ in _development()))}
-    drawn: list[Spec] = []
-    for category in CATEGORIES:
-        rng, own = stream(seed, "second-benchmark", category), list[Spec]()
-        for _ in range(SECOND_DRAWS):
-            spec = sample_spec(rng, category, "held_out")
-            if spec.category == category and meaning(spec) not in taken:
-                taken.add(meaning(spec))
-                own.append(spec)
-            if len(own) == PER_CATEGORY:
-                break
-        drawn += own
-    return tuple((s.category, phrase(s, WORDINGS[i % len(WORDINGS)])) for i, s in enumerate(drawn))
+    streams = {c: stream(seed, "second-benchmark", c) for c in CATEGORIES}
+    specs = _new_specs(streams, "held_out", taken, SECOND_DRAWS)
+    return tuple((s.category, phrase(s, WORDINGS[i % len(WORDINGS)])) for i, s in enumerate(specs))

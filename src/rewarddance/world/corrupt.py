@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from rewarddance.world.render import Image
-from rewarddance.world.sampling import LEAST_GAP, TRAIN_STYLES
+from rewarddance.world.sampling import MIN_GAP, TRAIN_STYLES
 from rewarddance.world.scene import (
     BACKGROUNDS,
     CANVAS,
@@ -47,7 +47,7 @@ def _somewhere(rng: np.random.Generator, size: int) -> tuple[int, int]:
 
 
 def _overlaps(a: Placed, others: tuple[Placed, ...]) -> bool:
-    return any(gap(a, b) < LEAST_GAP for b in others)
+    return any(gap(a, b) < MIN_GAP for b in others)
 
 
 def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:

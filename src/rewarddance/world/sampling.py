@@ -41,7 +41,7 @@ CATEGORY_WEIGHTS: dict[Category, float] = {
     "concept": 0.15,
 }
 _CELLS = tuple((x, y) for y in (9, 24, 39) for x in (9, 24, 39))
-LEAST_GAP = 2
+MIN_GAP = 2
 """Least distance in pixels between the bounding squares of two objects."""
 _MARGIN = 1  # least distance in pixels to the picture's border
 
@@ -137,7 +137,7 @@ def place(spec: Spec, rng: np.random.Generator) -> Scene:
             least, most = (size + 1) // 2 + _MARGIN, CANVAS - (size + 1) // 2 - _MARGIN
             px, py = int(np.clip(x + dx, least, most)), int(np.clip(y + dy, least, most))
             objects.append(Placed(term.colour, term.shape, size, px, py))
-        if all(gap(a, b) >= LEAST_GAP for i, a in enumerate(objects) for b in objects[:i]):
+        if all(gap(a, b) >= MIN_GAP for i, a in enumerate(objects) for b in objects[:i]):
             return Scene(tuple(objects), spec.style, spec.background)
     raise RuntimeError(f"no room for {spec}")
 

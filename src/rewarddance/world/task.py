@@ -67,10 +67,10 @@ class EmbeddedTask:
         prompts, images = captioned_batch(seed, name, index, size)
         return prompts, _pixels(images)
 
-    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
+    def reference_pictures(self, prompts: Sequence[Request], num: int, seed: int) -> Tensor:
         """Scenes of the prompts, placed at random."""
         rng = stream(seed, "reference-pictures")
-        return _pixels(np.stack([render(place(parse(prompt), rng)) for prompt in prompts for _ in range(num)]))
+        return _pixels(np.stack([render(place(parse(p), rng)) for p in texts_of(prompts) for _ in range(num)]))
 
     def check(self, drawn: Drawn) -> None:
         if drawn.num_frames > 1 or drawn.from_picture:

@@ -43,7 +43,7 @@ Number = Annotated[int, Form(ge=1, lt=1 << 31)]
 def overview(session: Session, config: DeskConfig) -> dict[str, Any]:
     """Everything that the admin page shows, as plain values."""
     given = list(judgements(session))
-    wanted = int(session.scalar(select(func.count()).where(Item.noise.is_(None))) or 0)
+    num_items = int(session.scalar(select(func.count()).where(Item.noise.is_(None))) or 0)
     counted = sum(g.counts for g in given)
     table = people_table(given, config)
     model = rater_model(given, config)
@@ -53,8 +53,8 @@ def overview(session: Session, config: DeskConfig) -> dict[str, Any]:
         row |= {"excluded": person.excluded is not None, "reliability": model["reliability"].get(person.code)}
         people.append(row | {"work": table.get(person.code)})
     return {
-        "items": wanted,
-        "wanted": wanted * config.judgements,
+        "items": num_items,
+        "wanted": num_items * config.judgements,
         "judged": counted,
         "complete": _complete(given, config),
         "agreement": agreement(given, config),

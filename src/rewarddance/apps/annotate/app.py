@@ -14,19 +14,18 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate import auth, judging
 from rewarddance.apps.annotate.answers import Answer
 from rewarddance.apps.annotate.auth import RateLimiter, Who
-from rewarddance.apps.annotate.clips import equal_clips
 from rewarddance.apps.annotate.config import DeskConfig, ServerConfig
 from rewarddance.apps.annotate.database import Database
 from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.guard import PROBLEMS, Annotator, SignedIn, install
-from rewarddance.apps.annotate.judging import shapes_of
-from rewarddance.apps.annotate.media import KEPT_CLIPS, KEPT_PICTURES, Remembered, blinded, part_of
-from rewarddance.apps.annotate.models import Assignment, Item, Picture, Record, Shown
+from rewarddance.apps.annotate.media import Remembered, part_of
+from rewarddance.apps.annotate.models import Person, Picture
+from rewarddance.apps.annotate.showing import wanted
 
 HERE = Path(__file__).parent
 router = APIRouter()
@@ -42,12 +41,11 @@ class State:
     clock: Callable[[], float] = time.time
     people: RateLimiter = field(init=False)
     logins: RateLimiter = field(init=False)
-    pictures: Remembered[bytes] = field(default_factory=lambda: Remembered(KEPT_PICTURES))
-    clips: Remembered[list[bytes]] = field(default_factory=lambda: Remembered(KEPT_CLIPS))
+    media: Remembered = field(default_factory=Remembered)
 
     def __post_init__(self) -> None:
         self.people = RateLimiter(self.server.requests_per_minute)
-        self.logins = RateLimiter(self.server.logins_per_minute)
+        self.logins = RateLimiter(self.server.wrong_links_per_minute)
 
     @cached_property
     def pages(self) -> Environment:
@@ -107,28 +105,38 @@ def home(request: Request, desk: Desk) -> Response:
 NO_SESSION = "You are not logged in, or your session has ended. Open the link that you were sent, and you can go on."
 
 
+def _guest(token: str, request: Request, desk: State, session: Session) -> Person | HTMLResponse:
+    """The person of a link, or the page that refuses the link.
+
+    Only unknown links count for the limit of an address, because a whole team may come from one address.
+    """
+    host = request.client.host if request.client else ""
+    person = auth.invited(session, token, desk.clock()) if desk.logins.allows(host, desk.clock(), take=False) else None
+    if person is not None and desk.people.allows(str(person.id), desk.clock()):
+        return person
+    if person is not None or not desk.logins.allows(host, desk.clock()):
+        return page(request, "message.html", 429, title="Please wait", text="Too many tries. Wait a minute.")
+    text = "This link is not valid, or it has expired. Ask for a new one."
+    return page(request, "message.html", 404, title="No such invitation", text=text)
+
+
 @router.get("/join/{token}", response_class=HTMLResponse, responses=PAGES)
 def join_page(token: str, request: Request, desk: Desk) -> Response:
     """The page behind an invitation. It changes nothing, since programs that preview links open it too."""
-    if not desk.logins.allows(request.client.host if request.client else "", desk.clock()):
-        return page(request, "message.html", 429, title="Please wait", text="Too many tries. Wait a minute.")
     with desk.database.read() as session:
-        person = auth.invited(session, token, desk.clock())
-    if person is None:
-        text = "This link is not valid, or not valid any more. Ask for a new one."
-        return page(request, "message.html", 404, title="No such invitation", text=text)
+        person = _guest(token, request, desk, session)
+    if isinstance(person, Response):
+        return person
     return page(request, "join.html", person=person, token=token, config=desk.settings())
 
 
 @router.post("/join/{token}", response_class=HTMLResponse, responses=PAGES)
 def join(token: str, request: Request, desk: Desk) -> Response:
     """Begin a session."""
-    if not desk.logins.allows(request.client.host if request.client else "", desk.clock()):
-        return page(request, "message.html", 429, title="Please wait", text="Too many tries. Wait a minute.")
     with desk.database.write() as session:
-        person = auth.invited(session, token, desk.clock())
-        if person is None:
-            return page(request, "message.html", 404, title="No such invitation", text="Ask for a new link.")
+        person = _guest(token, request, desk, session)
+        if isinstance(person, Response):
+            return person
         cookie = auth.log_in(session, person, desk.clock())
     answer = RedirectResponse("/", 303)
     longest = int(3600 * desk.server.longest_session_hours)
@@ -228,32 +236,22 @@ def undo(who: Annotator, desk: Desk) -> Work:
     },
 )
 def media(
-    token: str, who: SignedIn, desk: Desk, wanted: Annotated[str | None, Header(alias="range", max_length=100)] = None
+    token: str,
+    who: SignedIn,
+    desk: Desk,
+    byte_range: Annotated[str | None, Header(alias="range", max_length=100)] = None,
 ) -> Response:
     """A picture or clip of one of the person's own assignments, or a part of it."""
     with desk.database.read() as session:
-        query = (
-            select(Picture.id, Picture.sha256, Assignment.item_id)
-            .join(Shown, Shown.picture_id == Picture.id)
-            .join(Assignment, Assignment.id == Shown.assignment_id)
-            .where(Shown.token == token, Assignment.person_id == who.person)
-        )
-        row = session.execute(query).first()
-        if row is None:
-            raise HTTPException(404, "no such picture")
-        item = session.get_one(Item, row.item_id)
-        shapes = shapes_of(session.get_one(Record, item.record_id), item)
-        pictures = list(item.pictures)
+        file = wanted(session, token, who.person)
+    if file is None:
+        raise HTTPException(404, "no such picture")
 
     def load(number: int) -> bytes:
         with desk.database.read() as session:
             return session.get_one(Picture, number).content
 
-    if shapes:
-        clips = desk.clips.get(str(row.item_id), lambda: equal_clips([load(n) for n in pictures], shapes))
-        content = clips[pictures.index(row.id)]
-    else:
-        content = desk.pictures.get(row.sha256, lambda: blinded(load(row.id)))
-    part = part_of(content, wanted)
+    content = file.of(desk.media.get(file.key, lambda: file.encoded(load)))
+    part = part_of(content, byte_range)
     headers = {"Cache-Control": "private, max-age=3600, immutable", **part.headers}
-    return Response(part.content, part.status, headers, "video/mp4" if shapes else "image/png")
+    return Response(part.content, part.status, headers, file.media_type)

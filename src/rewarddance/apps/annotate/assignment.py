@@ -23,10 +23,12 @@ class Load:
 
     Attributes:
         taken: judgements of it, and leases that still run.
+        place: its place in the order of `ordering.py`; None without one.
     """
 
     item: int
     taken: int
+    place: int | None = None
 
 
 def groups_of(num: int, config: DeskConfig, rng: random.Random) -> list[tuple[int, ...]]:
@@ -110,15 +112,19 @@ def left_for(ahead: Ahead, config: DeskConfig, person: int) -> int:
 def choose(loads: Sequence[Load], config: DeskConfig, rng: random.Random) -> int | None:
     """The item to judge next, or None if every item has its judgements.
 
-    Items with the fewest judgements come first, or with `whole_items_first` those with the most. Equal ones are drawn
-    at random, so that people who work at the same time seldom meet.
+    Items that have a place come first, in their order. Of the others, those with the fewest judgements come first, or
+    with `whole_items_first` those with the most. Among equal items the choice is random, so that people who work at
+    the same time seldom get the same item.
     """
-    wanted = [load for load in loads if load.taken < config.judgements]
-    if not wanted:
+    unfinished = [load for load in loads if load.taken < config.judgements]
+    if not unfinished:
         return None
+    placed = [(load.place, load.item) for load in unfinished if load.place is not None]
+    if placed:
+        return min(placed)[1]
     pick = max if config.whole_items_first else min
-    best = pick(load.taken for load in wanted)
-    return rng.choice([load.item for load in wanted if load.taken == best])
+    best = pick(load.taken for load in unfinished)
+    return rng.choice([load.item for load in unfinished if load.taken == best])
 
 
 def choose_check(loads: Sequence[Load], rng: random.Random) -> int | None:

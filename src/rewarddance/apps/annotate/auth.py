@@ -126,19 +126,19 @@ def same_token(given: str | None, expected: str) -> bool:
 class RateLimiter:
     """A token bucket for each key: `per_minute` requests at once, refilled evenly. It is kept in the process."""
 
-    MOST_KEYS = 10_000
+    MAX_KEYS = 10_000
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allows(self, key: str, now: float) -> bool:
-        """Take one request from the key's bucket; False where it is empty."""
+    def allows(self, key: str, now: float, take: bool = True) -> bool:
+        """Whether the key's bucket has a request left. With `take` the request is taken from it."""
         with self._lock:
             left, last = self._buckets.pop(key, (float(self.per_minute), now))
             left = min(float(self.per_minute), left + (now - last) * self.per_minute / 60)
-            self._buckets[key] = (left - 1 if left >= 1 else left, now)
-            if len(self._buckets) > self.MOST_KEYS:
+            self._buckets[key] = (left - 1 if take and left >= 1 else left, now)
+            if len(self._buckets) > self.MAX_KEYS:
                 self._buckets.popitem(last=False)
             return left >= 1

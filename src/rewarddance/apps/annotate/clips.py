@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rewarddance.apps.annotate.media import SMALL, fitted
 from rewarddance.core.clips import Codec, encode_clip, encode_frames, is_container, read_clip, read_gif
 from rewarddance.core.errors import InputError
 from rewarddance.core.streams import stream
 
 LARGEST = 1280
 """Longest side in pixels that is sent; larger clips are made smaller."""
-SMALLEST = 256
-"""Smaller clips are enlarged by a whole factor, because players share one colour between four pixels."""
 FASTEST = 60
 """Frames per second that are sent at most."""
 BLOCKS = 32
@@ -93,8 +92,8 @@ def _multiple(rates: Collection[Fraction]) -> Fraction:
 
 
 def _scale(longest: int) -> float:
-    if longest < SMALLEST:
-        return math.ceil(SMALLEST / longest)
+    if longest < SMALL:  # enlarged, because the format yuv420p stores one colour for four pixels
+        return math.ceil(SMALL / longest)
     return min(1.0, LARGEST / longest)
 
 
@@ -120,30 +119,12 @@ def _free(length: int) -> bytes:
     return length.to_bytes(4, "big") + b"free" + bytes(length - 8)
 
 
-def _fitted(frame: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) in the size of `shape`, in the middle of black bars where its aspect ratio differs."""
-    height, width = frame.shape[:2]
-    scale = min(shape.height / height, shape.width / width)
-    whole = math.floor(scale + 1e-9)
-    if whole and (scale - whole) * max(height, width) < 2:  # sides were made even; nothing is resampled for that
-        scale = whole
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size != (width, height):
-        small = scale == whole and max(height, width) < SMALLEST
-        how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-        frame = np.asarray(Image.fromarray(frame).resize(size, how))
-    canvas: NDArray[np.uint8] = np.zeros((shape.height, shape.width, 3), np.uint8)
-    top, left = (shape.height - size[1]) // 2, (shape.width - size[0]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = frame
-    return canvas
-
-
 def _fitted_frames(pixels: NDArray[np.uint8], fps: float, shape: Shape) -> Iterator[NDArray[np.uint8]]:
     last, frame = -1, pixels[0]
     for k in range(shape.num_frames):
         index = min(len(pixels) - 1, math.floor(k / shape.fps * fps + 1e-6))
         if index != last:
-            last, frame = index, _fitted(pixels[index], shape)
+            last, frame = index, fitted(pixels[index], shape.height, shape.width)
         yield frame
 
 

@@ -13,7 +13,7 @@ RATED = ("fidelity", "style", "composition", "novelty")
 """Criteria of a rating where none are given: `data.derive.LIKERT`, which is not imported because it loads torch."""
 WON_BY_NOISE = frozenset({"novelty"})
 """Criteria by which noise may rightly win; attention checks are not judged by them."""
-MOST_RANKED = 9
+MAX_RANKED = 9
 """Pictures of one ranking, which the digit keys name."""
 
 
@@ -71,7 +71,7 @@ class ServerConfig(Config):
         session_hours: a session ends after this time without a request.
         longest_session_hours: a session ends after this time in any case.
         invitation_days: an invitation can be used this long.
-        requests_per_minute: of one person; logins_per_minute: of one address.
+        requests_per_minute: of one person; wrong_links_per_minute: unknown links that one address may open.
         url: the beginning of links; the address of the request if None.
     """
 
@@ -79,5 +79,5 @@ class ServerConfig(Config):
     longest_session_hours: float = Field(24 * 7, gt=0)
     invitation_days: float = Field(30, gt=0)
     requests_per_minute: int = Field(240, ge=1)
-    logins_per_minute: int = Field(20, ge=1)
+    wrong_links_per_minute: int = Field(20, ge=1)
     url: str | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from alembic import command
@@ -25,6 +26,8 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # threads wait for this lock, because SQLite retries without a queue and some threads would wait very long
+        self._turn: AbstractContextManager[Any] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -37,7 +40,11 @@ class Database:
 
         On SQLite it takes the write lock at its beginning, so that two writers never both read before they write.
         """
-        with self.engine.connect().execution_options(immediate=True) as connection, Session(connection) as session:
+        with (
+            self._turn,
+            self.engine.connect().execution_options(immediate=True) as connection,
+            Session(connection) as session,
+        ):
             yield session
             session.commit()
 

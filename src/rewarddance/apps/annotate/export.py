@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.models import Picture, Record
 from rewarddance.apps.annotate.reading import Given, judgements
 from rewarddance.core.errors import InputError
-from rewarddance.data.votes import VotedRecord
+from rewarddance.data.votes import Vote, VotedRecord
 
 if TYPE_CHECKING:
     from rewarddance.data.names import Format
@@ -31,29 +31,34 @@ def voted_records(session: Session, pictures: bool = True) -> Iterator[VotedReco
     Args:
         pictures: also the encoded files, as they came into the desk.
     """
-    from rewarddance.data.schema import media_of
-
     config = settings_of(session)
     by_record: dict[int, list[Given]] = defaultdict(list)
     for given in judgements(session):
         if given.counts:
             by_record[given.record].append(given)
     for record_id in sorted(by_record):
-        record = session.get_one(Record, record_id)
         votes = []
         for given in by_record[record_id]:
             created = datetime.fromtimestamp(given.created, UTC).isoformat()
             facts: dict[str, Any] = {"annotator": given.code, "created": created, "seconds": given.seconds}
             votes += votes_of(given.answers, given.members, given.order, config, **facts)
-        media = []
-        for row in record.media:
-            query = select(Picture.content).where(Picture.sha256 == row["sha256"])
-            media.append(media_of(row, session.scalar(query) if pictures else None))
-        facts = record.facts
-        truth = tuple(facts["truth"]) if facts.get("truth") else None
-        source = facts.get("source") or "rewarddance annotate"
-        yield VotedRecord(record.name, record.prompt, tuple(media), tuple(votes), source, truth, facts["groups"])
-        session.expunge(record)
+        yield voted_record(session, record_id, votes, pictures)
+
+
+def voted_record(session: Session, record_id: int, votes: Sequence[Vote] = (), pictures: bool = True) -> VotedRecord:
+    """A record of the desk with these votes."""
+    from rewarddance.data.schema import media_of
+
+    record = session.get_one(Record, record_id)
+    media = []
+    for row in record.media:
+        query = select(Picture.content).where(Picture.sha256 == row["sha256"])
+        media.append(media_of(row, session.scalar(query) if pictures else None))
+    facts = record.facts
+    truth = tuple(facts["truth"]) if facts.get("truth") else None
+    source = facts.get("source") or "rewarddance annotate"
+    session.expunge(record)
+    return VotedRecord(record.name, record.prompt, tuple(media), tuple(votes), source, truth, facts["groups"])
 
 
 def write_records(session: Session, out: Path) -> int:

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.assignment import groups_of
 from rewarddance.apps.annotate.clips import shape_of, shuffled_clip
-from rewarddance.apps.annotate.config import CHANGEABLE, MOST_RANKED, DeskConfig
+from rewarddance.apps.annotate.config import CHANGEABLE, MAX_RANKED, DeskConfig
 from rewarddance.apps.annotate.database import Database, lock_desk
-from rewarddance.apps.annotate.media import noise_of
+from rewarddance.apps.annotate.media import noise_of, size_of
 from rewarddance.apps.annotate.models import Desk, Item, Picture, Record
 from rewarddance.core.clips import need_pyav
 from rewarddance.core.errors import InputError, RunError
@@ -193,8 +193,8 @@ def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: 
     seed = seed_of(config.seed, "pairs", record.record_id)
     groups = groups_of(len(record.candidates), config, random.Random(seed))
     groups = [g for g in groups if _comparable(record, g)]
-    if config.task == "ranking" and len(record.candidates) > MOST_RANKED:
-        raise InputError(f"record {record.record_id}: {len(record.candidates)} pictures; rank at most {MOST_RANKED}")
+    if config.task == "ranking" and len(record.candidates) > MAX_RANKED:
+        raise InputError(f"record {record.record_id}: {len(record.candidates)} pictures; rank at most {MAX_RANKED}")
     if not groups:
         filled.passed_over += 1
         return False
@@ -206,6 +206,8 @@ def _add(session: Session, record: VotedRecord, config: DeskConfig, num_checks: 
     clips = [_clip_shape(record, m) for m in record.candidates]
     if any(clips):
         facts["clips"] = clips
+    sizes = [_size(record, m) if m.kind == "image" and m.data is not None else None for m in record.media]
+    facts["sizes"] = [s for s in sizes[: len(record.candidates)] if s is not None]
     row = Record(name=record.record_id, prompt=record.prompt, media=[media_row(m) for m in record.media], facts=facts)
     session.add(row)
     session.flush()
@@ -232,6 +234,14 @@ def _clip_shape(record: VotedRecord, ref: MediaRef) -> dict[str, Any] | None:
         return None
     need_pyav("annotate")
     return asdict(shape_of(ref.data, f"record {record.record_id}: {ref.path or 'clip'}"))
+
+
+def _size(record: VotedRecord, ref: MediaRef) -> tuple[int, int]:
+    try:
+        return size_of(ref.data or b"")
+    except OSError as error:
+        origin = f"record {record.record_id}: {ref.path or 'picture'}"
+        raise InputError(f"{origin}: not a picture, or damaged ({error})") from None
 
 
 def _picture(session: Session, content: bytes) -> int:

@@ -17,7 +17,7 @@ from rewarddance.apps.annotate.judging import ConflictError, UnknownError
 from rewarddance.core.errors import RewardDanceError
 from rewarddance.core.progress import say
 
-MOST_BYTES = 64 << 10
+MAX_BYTES = 64 << 10
 """Largest body of a request."""
 HEADERS = {
     "Content-Security-Policy": (
@@ -119,7 +119,7 @@ async def _checked(request: Request, go_on: Callable[[Request], Awaitable[Respon
         length = request.headers.get("content-length")
         if length is None and "chunked" in request.headers.get("transfer-encoding", ""):
             return JSONResponse({"detail": "the request must say its length"}, 411)
-        if length is not None and (not length.isdigit() or int(length) > MOST_BYTES):
+        if length is not None and (not length.isdigit() or int(length) > MAX_BYTES):
             return JSONResponse({"detail": "the request is too large"}, 413)
     try:
         return await go_on(request)

@@ -23,10 +23,11 @@ from rewarddance.apps.annotate.assignment import (
     sides,
     turned,
 )
-from rewarddance.apps.annotate.clips import Shape, common_shape
+from rewarddance.apps.annotate.clips import common_shape
 from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.database import lock_desk
 from rewarddance.apps.annotate.models import Assignment, Item, Judgement, Person, Record, Shown
+from rewarddance.apps.annotate.showing import seen_of, shapes_of
 from rewarddance.core.errors import InputError
 
 SYSTEM = random.SystemRandom()
@@ -53,7 +54,7 @@ def next_assignment(session: Session, person: int, config: DeskConfig, now: floa
     return _new_assignment(session, person, config, now)
 
 
-def _taken(now: float) -> Any:
+def taken_by(now: float) -> Any:
     """Judgements and running leases of an item, without repeats and without people who were excluded."""
     counts = or_(Assignment.done, Assignment.lease_until >= now)
     return func.coalesce(func.sum(case((counts & (Assignment.again == 0) & Person.excluded.is_(None), 1), else_=0)), 0)
@@ -61,21 +62,21 @@ def _taken(now: float) -> Any:
 
 def _has_room(session: Session, item: int, config: DeskConfig, now: float) -> bool:
     row = session.get_one(Item, item)
-    taken = select(_taken(now)).join(Person).where(Assignment.item_id == item)
+    taken = select(taken_by(now)).join(Person).where(Assignment.item_id == item)
     return row.noise is not None or int(session.scalar(taken) or 0) < config.judgements
 
 
 def loads(session: Session, person: int, now: float, checks: bool) -> list[Load]:
     """All items (or all checks) that a person was never given, with the number of places that are taken."""
     own = select(Assignment.item_id).where(Assignment.person_id == person)
-    taken = select(Assignment.item_id, _taken(now).label("num")).join(Person).group_by(Assignment.item_id).subquery()
+    taken = select(Assignment.item_id, taken_by(now).label("num")).join(Person).group_by(Assignment.item_id).subquery()
     query = (
-        select(Item.id, func.coalesce(taken.c.num, 0))
+        select(Item.id, func.coalesce(taken.c.num, 0), Item.place)
         .outerjoin(taken, taken.c.item_id == Item.id)
         .where(Item.noise.is_not(None) if checks else Item.noise.is_(None), Item.id.not_in(own))
         .order_by(Item.id)
     )
-    return [Load(item, int(num)) for item, num in session.execute(query)]
+    return [Load(item, int(num), place) for item, num, place in session.execute(query)]
 
 
 def _new_assignment(session: Session, person: int, config: DeskConfig, now: float) -> Assignment | None:
@@ -130,29 +131,21 @@ def _give(session: Session, person: int, item: int, config: DeskConfig, now: flo
 def described(session: Session, assignment: Assignment, config: DeskConfig) -> dict[str, Any]:
     """An assignment as the page needs it. It says nothing about systems, files, checks, or repeats.
 
-    `fps` is the common rate of clips, and None for pictures.
+    `fps` is the common rate of clips, and None for pictures. `given` are the pictures that the candidates were made
+    from: the first frame of image-to-video.
     """
     item = session.get_one(Item, assignment.item_id)
-    shown = select(Shown.token).where(Shown.assignment_id == assignment.id).order_by(Shown.place)
     record = session.get_one(Record, item.record_id)
-    shapes = shapes_of(record, item)
+    shapes, seen = shapes_of(record, item), seen_of(session, assignment, record)
     return {
         "assignment": assignment.token,
         "task": config.task,
         "criteria": list(config.asked),
         "prompt": record.prompt,
-        "media": list(session.scalars(shown)),
+        "media": seen.candidates,
+        "given": seen.given,
         "fps": common_shape(shapes).fps if shapes else None,
     }
-
-
-def shapes_of(record: Record, item: Item) -> list[Shape]:
-    """Shapes of all clips of an item's record, whose common shape its clips get; empty for pictures.
-
-    So the shape does not tell which candidates are in the item.
-    """
-    clips = record.facts.get("clips")
-    return [Shape(**clip) for clip in clips if clip] if clips and clips[item.members[0]] else []
 
 
 def judge(

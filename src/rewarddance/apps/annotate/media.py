@@ -6,27 +6,34 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from rewarddance.core.pictures import as_rgb, upright
 from rewarddance.core.streams import stream
 
-KEPT_PICTURES = 64
-"""Encoded pictures that a server keeps in memory."""
-KEPT_CLIPS = 16
-"""Items whose encoded clips a server keeps in memory."""
-T = TypeVar("T")
+KEPT = 256 << 20
+"""Bytes of encoded pictures and clips that a server keeps in memory."""
+Pixels = NDArray[np.uint8]
 LARGEST = 2048
 """Longest side in pixels that is sent; larger pictures are made smaller, by area."""
+
+
+SMALL = 256
+"""A picture with sides below this is enlarged without smoothing where the factor is whole."""
+_ORIENTATION = 0x0112
+PADDED_TO = 1 << 14
+"""Files of pictures are filled up to a multiple of this many bytes."""
 
 
 def _pixels(content: bytes) -> Image.Image:
@@ -37,6 +44,18 @@ def _pixels(content: bytes) -> Image.Image:
     return image
 
 
+def size_of(content: bytes) -> tuple[int, int]:
+    """Width and height of an upright picture, from the beginning of its file.
+
+    Raises:
+        OSError: not a picture.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        width, height = opened.size
+        lies = opened.getexif().get(_ORIENTATION, 1) >= 5
+    return (height, width) if lies else (width, height)
+
+
 def _png(image: Image.Image) -> bytes:
     clean = Image.frombytes("RGB", image.size, image.tobytes())  # a new image has no profile, text or EXIF
     buffer = io.BytesIO()
@@ -44,37 +63,91 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def blinded(content: bytes) -> bytes:
-    """A picture file as PNG with pixels alone: nothing says which program, model or prompt made it."""
-    return _png(_pixels(content))
+def equal_pictures(files: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+    """PNG files without metadata, in the largest width and height of `sizes`, all with the same number of bytes.
+
+    So neither metadata nor size shows which system made a picture. A smaller picture is enlarged. It gets black bars
+    if its aspect ratio differs.
+    """
+    widths, heights = zip(*sizes, strict=True)
+    scale = min(1.0, LARGEST / max(*widths, *heights))
+    width, height = round(scale * max(widths)), round(scale * max(heights))
+    encoded = []
+    for content in files:
+        pixels = np.asarray(_pixels(content))
+        encoded.append(_png(Image.fromarray(fitted(pixels, height, width))))
+    length = PADDED_TO * -(-(max(map(len, encoded)) + 12) // PADDED_TO)
+    return [_padded(content, length) for content in encoded]
 
 
-class Remembered(Generic[T]):
-    """The latest `most` values by key. Threads share it, and each value is made once."""
+def _padded(png: bytes, length: int) -> bytes:
+    """The file with a private chunk of zeros before its end. Readers skip this chunk."""
+    body = b"paDd" + bytes(length - len(png) - 12)
+    end = len(png) - 12  # the chunk IEND
+    return b"".join(
+        [png[:end], (len(body) - 4).to_bytes(4, "big"), body, zlib.crc32(body).to_bytes(4, "big"), png[end:]]
+    )
 
-    def __init__(self, most: int) -> None:
+
+def fitted(pixels: Pixels, height: int, width: int) -> Pixels:
+    """A picture (H, W, 3) in another size, centred, with black bars if its aspect ratio differs."""
+    own = pixels.shape[:2]
+    scale = min(height / own[0], width / own[1])
+    whole = math.floor(scale + 1e-9)
+    if whole and (scale - whole) * max(own) < 2:  # sides of clips are rounded to even numbers; do not resample for that
+        scale = whole
+    size = max(1, round(own[1] * scale)), max(1, round(own[0] * scale))
+    if size != (own[1], own[0]):
+        small = scale == whole and max(own) < SMALL
+        how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, how))
+    canvas: Pixels = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - size[1]) // 2, (width - size[0]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = pixels
+    return canvas
+
+
+class Remembered:
+    """Cache of the encoded files of the latest items, at most `most` bytes. Threads encode each item only once."""
+
+    def __init__(self, most: int = KEPT) -> None:
         self.most = most
-        self._kept: OrderedDict[str, Future[T]] = OrderedDict()
+        self._kept: OrderedDict[str, Future[list[bytes]]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, key: str, make: Callable[[], T]) -> T:
-        """The value of this key, from `make` where it is not remembered."""
+    def get(self, key: str, encode: Callable[[], list[bytes]]) -> list[bytes]:
+        """The files of this item, from the cache or from `encode`."""
         with self._lock:
             future = self._kept.get(key)
             new = future is None
             if future is None:
                 future = self._kept[key] = Future()
             self._kept.move_to_end(key)
-            while len(self._kept) > self.most:
-                self._kept.popitem(last=False)
         if new:
             try:
-                future.set_result(make())
+                files = encode()
             except BaseException as error:
                 with self._lock:
-                    self._kept.pop(key, None)
+                    del self._kept[key]
                 future.set_exception(error)
+            else:
+                self._remember(key, files)
+                future.set_result(files)
         return future.result()
+
+    def _remember(self, key: str, files: list[bytes]) -> None:
+        """Count the files, and forget the items that were asked for longest ago. Items that are being encoded stay."""
+        with self._lock:
+            self._sizes[key] = sum(map(len, files))
+            self._bytes += self._sizes[key]
+            while self._bytes > self.most:
+                oldest = next((name for name in self._kept if name in self._sizes and name != key), None)
+                if oldest is None:
+                    return
+                del self._kept[oldest]
+                self._bytes -= self._sizes.pop(oldest)
 
 
 @dataclass(frozen=True)
@@ -89,13 +162,13 @@ class Part:
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def part_of(content: bytes, wanted: str | None) -> Part:
+def part_of(content: bytes, byte_range: str | None) -> Part:
     """The bytes that a `Range` header asks for, as RFC 9110 says. Browsers need this to move within a clip.
 
     The whole file where there is no header, or one of another unit or with several ranges.
     """
     whole = Part(200, content, {"Accept-Ranges": "bytes"})
-    match = _RANGE.fullmatch((wanted or "").strip())
+    match = _RANGE.fullmatch((byte_range or "").strip())
     if match is None or match.group() == "bytes=-":
         return whole
     first, last = match.groups()

@@ -36,7 +36,8 @@ class Record(Base):
 
     Attributes:
         media: rows of `data.schema.media_row`.
-        facts: source, groups and truth. Also `clips` where candidates are clips: a `clips.Shape` as a dictionary for
+        facts: source, groups and truth. `sizes`: width and height of all pictures among the candidates; all are shown
+            in the largest width and height. `clips` where candidates are clips: a `clips.Shape` as a dictionary for
             each candidate, and None for a picture.
     """
 
@@ -55,6 +56,7 @@ class Item(Base):
         members: places of the pictures among the record's candidates.
         pictures: ids of the pictures. In a check one of them is noise.
         noise: place in `pictures` of the noise of a check; None for an item that counts.
+        place: when it is shown, as `ordering.py` says; None where the order is random.
     """
 
     __tablename__ = "item"
@@ -63,6 +65,7 @@ class Item(Base):
     members: Mapped[list[Any]]
     pictures: Mapped[list[Any]]
     noise: Mapped[int | None]
+    place: Mapped[int | None]
 
 
 class Person(Base):
@@ -127,7 +130,11 @@ class Assignment(Base):
 
 
 class Shown(Base):
-    """A random id under which one person sees one picture of one assignment."""
+    """A random id under which one person sees one picture of one assignment.
+
+    Attributes:
+        place: from left to right. The pictures that the candidates were made from come after them.
+    """
 
     __tablename__ = "shown"
     token: Mapped[str] = mapped_column(String(32), primary_key=True)

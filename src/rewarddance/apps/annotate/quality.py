@@ -19,7 +19,7 @@ from rewarddance.data.raters import cohen_kappa, dawid_skene, majority
 Unit = tuple[int, int, int]
 """Item and two of its candidates, or one candidate twice for a rating."""
 CLASSES = ("first", "second", "tie")
-LEAST_SHARED = 5
+MIN_SHARED = 5
 """Items that two people must share before their kappa is shown."""
 
 
@@ -68,7 +68,7 @@ def _mean_kappa(units: dict[Unit, dict[str, float]]) -> float | None:
             shared[a, b].append((votes[a], votes[b]))
     values = []
     for both in shared.values():
-        if len(both) >= LEAST_SHARED:
+        if len(both) >= MIN_SHARED:
             first, second = zip(*both, strict=True)
             values.append(cohen_kappa(first, second))
     known = [v for v in values if v is not None]

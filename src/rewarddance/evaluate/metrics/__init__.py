@@ -13,7 +13,7 @@ from rewarddance.evaluate.metrics.distributions import (
     frechet_inception_distance,
     kernel_inception_distance,
 )
-from rewarddance.evaluate.metrics.manifolds import precision_and_recall, vendi_score
+from rewarddance.evaluate.metrics.manifolds import mean_distance, precision_and_recall, vendi_score
 from rewarddance.evaluate.metrics.text import clip_score
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "kendall_tau_b",
     "kernel_inception_distance",
     "layer_distance",
+    "mean_distance",
     "pairwise_accuracy",
     "pairwise_labels",
     "precision_and_recall",

@@ -1,10 +1,10 @@
-"""Separate metrics of fidelity and variety: improved precision and recall, and the Vendi score."""
+"""Separate metrics of fidelity and variety: improved precision and recall, the Vendi score, and mean distance."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 
 from rewarddance.core.errors import InputError
 from rewarddance.evaluate.metrics.distributions import checked_features, checked_pair
@@ -62,3 +62,15 @@ def vendi_score(features: ArrayLike) -> float:
     values = np.linalg.eigvalsh((x / norms) @ (x / norms).T / len(x))
     values = values[values > 0]
     return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def mean_distance(features: ArrayLike) -> float:
+    """Mean Euclidean distance between two different items of one set; 0 or more, more is more diverse.
+
+    Args:
+        features: (N, D).
+
+    Raises:
+        InputError: see `checked_features`; fewer than two items.
+    """
+    return float(pdist(checked_features(features)).mean())

@@ -15,10 +15,10 @@ from rewarddance.core.media import Media
 from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import bootstrap, half_sample_interval, paired_bootstrap
 from rewarddance.core.task import texts_of
-from rewarddance.evaluate.generator import Features, Samples
+from rewarddance.evaluate.generator import Features, Measure, Samples, of_each
 from rewarddance.evaluate.metrics.distances import Distance, among_samples, before_and_after
 from rewarddance.evaluate.metrics.distributions import cmmd, frechet_inception_distance, polynomial_mmd
-from rewarddance.evaluate.metrics.manifolds import precision_and_recall, vendi_score
+from rewarddance.evaluate.metrics.manifolds import mean_distance, precision_and_recall, vendi_score
 from rewarddance.evaluate.metrics.text import clip_score
 
 Array = NDArray[np.float64]
@@ -26,7 +26,7 @@ Statistic = Callable[[Array, Array], float]
 BATCH = 64
 HALVES = 100
 """Half-samples for the interval of a change."""
-LEAST_PROMPTS, LEAST_PICTURES = 4, 4
+MIN_PROMPTS, MIN_PICTURES = 4, 4
 """The fewest prompts, and pictures in a half, for an interval by half-samples."""
 
 
@@ -43,14 +43,16 @@ class Extractors:
     """The models that the metrics use, by name.
 
     Attributes:
-        features: for FID, KID, CMMD, precision, recall and the Vendi score.
+        features: for FID, KID, CMMD, precision, recall, the Vendi score and diversity.
         distances: for LPIPS.
         clip: for CLIPScore, None without one.
+        measures: numbers of single samples, from their pixels alone.
     """
 
     features: Mapping[str, Features]
     distances: Mapping[str, Distance] = field(default_factory=dict)
     clip: TextAndPictures | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
 
 def embed(features: Features, media: Sequence[Media], batch: int = BATCH) -> Array:
@@ -66,12 +68,13 @@ def metrics_table(
     """The metrics of both sets of samples, and their change.
 
     FID, KID, CMMD, precision and recall compare each set with the reference set; their changes have intervals by
-    half-samples over prompts. Vendi scores, CLIPScore and LPIPS have a value for every prompt; their changes have
-    paired bootstrap intervals.
+    half-samples over prompts. Vendi scores, diversity (mean distance between the features of two samples), CLIPScore,
+    LPIPS and `measures` have a value for every prompt; their changes have paired bootstrap intervals.
 
     Returns:
         By metric (`fid/world`): before, after, change (mean, ci_low, ci_high). `lpips_moved/...`, the distance between
-        before and after of one noise, has `mean` and its interval instead. And by name the values of every prompt.
+        before and after of one noise, has `mean` and its interval instead. `measures` also have `reference`, the mean
+        of the reference set. And by name the values of every prompt.
     """
     table, values = dict[str, Any](), dict[str, list[float]]()
 
@@ -85,7 +88,8 @@ def metrics_table(
         target = embed(features, reference)
         table |= _distributions(name, x, y, target)
         if x.shape[1] > 1:
-            per_prompt(f"vendi/{name}", *(np.array([vendi_score(row) for row in s]) for s in (x, y)))
+            for metric, variety in (("vendi", vendi_score), ("diversity", mean_distance)):
+                per_prompt(f"{metric}/{name}", *(np.array([variety(row) for row in s]) for s in (x, y)))
     if extractors.clip is not None:
         per_prompt("clip_score", *(_clip_scores(s, extractors.clip) for s in (before, after)))
     for name, distance in tracked(list(extractors.distances.items()), "distances"):
@@ -94,6 +98,9 @@ def metrics_table(
         moved = before_and_after(before, after, distance).mean(1)
         values[f"lpips_moved/{name}"] = moved.tolist()
         table[f"lpips_moved/{name}"] = bootstrap(moved).as_dict()
+    for name, number in extractors.measures.items():
+        per_prompt(name, *(of_each(s, number).mean(1) for s in (before, after)))
+        table[name]["reference"] = float(np.mean([number(m) for m in reference]))
     return table, values
 
 
@@ -118,7 +125,7 @@ def _change(statistic: Statistic, before: Array, after: Array, reference: Array)
         return statistic(x.reshape(-1, x.shape[-1]), reference)
 
     change: dict[str, Any] = {"mean": of(after) - of(before)}
-    if len(before) >= LEAST_PROMPTS and len(before) // 2 * before.shape[1] >= LEAST_PICTURES:
+    if len(before) >= MIN_PROMPTS and len(before) // 2 * before.shape[1] >= MIN_PICTURES:
         change = half_sample_interval(
             lambda rows: of(after[rows]) - of(before[rows]), len(before), num=HALVES
         ).as_dict()

@@ -105,7 +105,7 @@ class Parts:
         return True
 
 
-Engine = Callable[[Parts, ReportProgress], None]
+PoolEngine = Callable[[Parts, ReportProgress], None]
 """Draws every missing part that no other process draws, and reports how many prompts are done."""
 
 
@@ -122,7 +122,7 @@ def draw_here(parts: Parts, report: ReportProgress) -> None:
 
 
 def build_pictures(
-    prompts: Path, out: Path, pool: Pool, adapter: Path | None = None, engine: Engine = draw_here
+    prompts: Path, out: Path, pool: Pool, adapter: Path | None = None, engine: PoolEngine = draw_here
 ) -> dict[str, Any]:
     """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
 
@@ -135,7 +135,7 @@ def build_pictures(
     Raises:
         RunError: the folder holds pictures of other prompts or settings.
     """
-    asked, sha256 = read_prompts(prompts)
+    requests, sha256 = read_prompts(prompts)
     sampling = pool.sampling
     made_with = {
         "prompts_sha256": sha256,
@@ -153,9 +153,9 @@ def build_pictures(
         "max_sequence_length": sampling.max_sequence_length,
     }
     same_settings(out / "pool.json", {k: "none" if v is None else v for k, v in made_with.items()})
-    numbers = {"prompts": len(asked), "pictures": len(asked) * pool.images_per_prompt * len(pool.settings)}
+    numbers = {"prompts": len(requests), "pictures": len(requests) * pool.images_per_prompt * len(pool.settings)}
     parts = Parts(
-        asked,
+        requests,
         pool,
         # the package's own generator may lie elsewhere on another machine
         sampling.generator

@@ -29,7 +29,7 @@ Outcome = Literal["kept", "disagrees", "refused", "unreadable", "tie", "failed"]
 
 
 @dataclass(frozen=True)
-class Told:
+class TeacherAnswer:
     """A teacher's answer about one choice: is the first picture (the candidate) better, and why.
 
     Attributes:
@@ -49,7 +49,7 @@ class Teacher(Protocol):
         """Who gives the reasons. Answers of another teacher are not mixed with them."""
         ...
 
-    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told: ...
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> TeacherAnswer: ...
 
 
 NO_FAULT = {"fidelity": "matches the prompt", "style": "has the style", "composition": "keeps all rules of layout"}
@@ -61,23 +61,23 @@ class OracleTeacher:
 
     name = "oracle"
 
-    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> TeacherAnswer:
         about = "fidelity" if criterion == "overall" else criterion
         if about not in NO_FAULT:
-            return Told(None, f"the oracle has no reasons for {criterion}", "refused")
+            return TeacherAnswer(None, f"the oracle has no reasons for {criterion}", "refused")
         try:
             judgements = [oracle_judge(m.to_numpy(), prompt) for m in (candidate, reference)]
         except InputError as error:
-            return Told(None, str(error), "refused")
+            return TeacherAnswer(None, str(error), "refused")
         values = [j[about] for j in judgements]
         if values[0] == values[1]:
-            return Told(None, problem="tie")
+            return TeacherAnswer(None, problem="tie")
         better, faults = values[0] > values[1], [_faults(j.reasons, about) for j in judgements]
         winner, loser = faults if better else faults[::-1]
         if len(winner) >= len(loser):  # the faults in words would not explain the verdict, or contradict it
-            return Told(None, "no fewer faults in the better one", "refused")
-        said = ["has " + " and ".join(f) if f else NO_FAULT[about] for f in faults]
-        return Told(better, f"the candidate {said[0]} and the reference {said[1]}")
+            return TeacherAnswer(None, "the better one does not have fewer faults", "refused")
+        descriptions = ["has " + " and ".join(f) if f else NO_FAULT[about] for f in faults]
+        return TeacherAnswer(better, f"the candidate {descriptions[0]} and the reference {descriptions[1]}")
 
 
 def _faults(reasons: Sequence[str], criterion: str) -> list[str]:
@@ -190,30 +190,30 @@ def _name(place: tuple[int, int]) -> str:
 
 
 def _with_reasons(
-    table: RecordTable, chosen: set[tuple[int, int]], known: dict[str, Told], counts: Counts
+    table: RecordTable, chosen: set[tuple[int, int]], known: dict[str, TeacherAnswer], counts: Counts
 ) -> Iterator[PreferenceRecord]:
     for i, record in enumerate(table):
         choices = []
         for j, choice in enumerate(record.choices):
-            told = known.get(_name((i, j)))
-            if (i, j) not in chosen or told is None:
+            answer = known.get(_name((i, j)))
+            if (i, j) not in chosen or answer is None:
                 choices.append(choice)
                 continue
-            outcome = outcome_of(choice, told)
+            outcome = outcome_of(choice, answer)
             counts.outcomes[outcome] += 1
-            counts.tokens[0] += told.tokens[0]
-            counts.tokens[1] += told.tokens[1]
+            counts.tokens[0] += answer.tokens[0]
+            counts.tokens[1] += answer.tokens[1]
             if outcome != "kept":
                 counts.listed.append({"id": record.record_id, "choice": _name((i, j)), "outcome": outcome})
-            choices.append(replace(choice, rationale=told.reason) if outcome == "kept" else choice)
+            choices.append(replace(choice, rationale=answer.reason) if outcome == "kept" else choice)
         yield replace(record, choices=tuple(choices))
 
 
-def outcome_of(choice: Choice, told: Told) -> Outcome:
+def outcome_of(choice: Choice, answer: TeacherAnswer) -> Outcome:
     """`kept` where the teacher's verdict is the label's."""
-    if told.better is None:
-        return told.problem or "unreadable"
-    return "kept" if told.better == (choice.label > 0.5) else "disagrees"
+    if answer.better is None:
+        return answer.problem or "unreadable"
+    return "kept" if answer.better == (choice.label > 0.5) else "disagrees"
 
 
 class _Answers:
@@ -221,7 +221,7 @@ class _Answers:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
-        self.known: dict[str, Told] = {}
+        self.known: dict[str, TeacherAnswer] = {}
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
@@ -229,11 +229,11 @@ class _Answers:
                 continue  # the last line of a run that was killed
             if row["problem"] != "failed":
                 tokens = (row["tokens"][0], row["tokens"][1])
-                self.known[row["choice"]] = Told(row["better"], row["reason"], row["problem"], tokens)
+                self.known[row["choice"]] = TeacherAnswer(row["better"], row["reason"], row["problem"], tokens)
 
-    def add(self, name: str, told: Told) -> None:
-        line = {"choice": name, "better": told.better, "reason": told.reason, "problem": told.problem}
+    def add(self, name: str, answer: TeacherAnswer) -> None:
+        line = {"choice": name, "better": answer.better, "reason": answer.reason, "problem": answer.problem}
         with self.lock:
             with open(self.path, "a") as file:
-                file.write(json.dumps(line | {"tokens": list(told.tokens)}) + "\n")
-            self.known[name] = told
+                file.write(json.dumps(line | {"tokens": list(answer.tokens)}) + "\n")
+            self.known[name] = answer

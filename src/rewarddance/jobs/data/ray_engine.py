@@ -17,13 +17,13 @@ from typing import Any
 
 from rewarddance.core.errors import ConfigError, RunError
 from rewarddance.core.progress import ReportProgress
-from rewarddance.jobs.data.pictures import Engine, Parts
+from rewarddance.jobs.data.pictures import Parts, PoolEngine
 
-MOST_BLOCKS = 1000
+MAX_BLOCKS = 1000
 """Tasks of Ray Data in a round, at most. A task draws one part, or several where there are more parts."""
 
 
-def ray_engine(actors: int | None = None) -> Engine:
+def ray_engine(actors: int | None = None) -> PoolEngine:
     """An engine that draws on `RAY_ADDRESS`, on a Ray that is already running here, or on one that it starts and ends.
 
     Args:
@@ -70,7 +70,7 @@ def _draw_rounds(ray: Any, parts: Parts, report: ReportProgress, actors: int | N
         progressed = False
         pool = ray.data.ActorPoolStrategy(size=min(actors, len(missing)), max_tasks_in_flight_per_actor=1)
         numbers = [{"start": start} for start in missing]
-        results = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), MOST_BLOCKS)).map_batches(
+        results = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), MAX_BLOCKS)).map_batches(
             PartDrawer,
             fn_constructor_args=(parts,),
             batch_size=1,

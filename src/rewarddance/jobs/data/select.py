@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -68,12 +68,17 @@ def open_pairs(record: VotedRecord, criterion: str) -> list[Pair]:
 
 @torch.no_grad()
 def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Array:
-    """(N,) P(first is better), from the mean margin of both orders; NaN where the judge refused."""
+    """(N,) P(first is better), from the mean margin of both orders; NaN where the judge refused.
+
+    The judge sees the first frame of image-to-video, as in training.
+    """
     opened: dict[str, Media] = {}
     forward = []
     for pair in pairs:
         a, b = (_opened(m, opened) for m in pair.media)
-        forward.append(Comparison(pair.record.prompt, a, b, criterion))
+        given = pair.record.conditions if pair.media[0].kind == "video" else ()
+        first = _opened(given[0], opened) if len(given) == 1 else None
+        forward.append(Comparison(pair.record.prompt, a, b, criterion, condition=first))
     margins = judge.judge([*forward, *(c.swapped() for c in forward)]).margin.double().cpu().numpy()
     return np.asarray(expit((margins[: len(pairs)] - margins[len(pairs) :]) / 2))
 
@@ -81,7 +86,8 @@ def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Arr
 def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
     key = ref.sha256 or ""
     if key not in opened:
-        opened[key] = Media.open_picture(io.BytesIO(ref.data or b""), origin=ref.path)
+        how = Media.open if ref.kind == "video" else Media.open_picture
+        opened[key] = how(io.BytesIO(ref.data or b""), origin=ref.path)
     return opened[key]
 
 
@@ -128,25 +134,29 @@ def select_pairs(
     Raises:
         InputError: no open pairs, the strategy lacks judges, or `out` holds other data.
     """
-    needed = {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
-    if len(judges) < needed:
-        raise InputError(f"{strategy} needs {needed} judges or more; name them with --judges")
+    check_judges(strategy, len(judges))
     _check_out(out)
     source = splits_of(data).get("train") or data
-    pairs, beliefs, vectors = _asked(source, judges, criterion, strategy in ("coverage", "mixed"))
-    groups = [normalised(p.record.prompt) for p in pairs]
-    chosen = select(strategy, beliefs, budget, vectors, groups, most_per_prompt, seed)
+    with progress("records") as bar:
+        records = _counted(voted_records(source), bar)
+        asked = ask_all(records, lambda r: open_pairs(r, criterion), judges, criterion, strategy)
+    if not asked.pairs:
+        why = f"; {asked.left_out} records are of clips, which this command does not open" if asked.left_out else ""
+        raise InputError(f"{source}: every pair has votes by {criterion} already{why}")
+    pairs, beliefs = asked.pairs, asked.beliefs
     out.mkdir(parents=True, exist_ok=True)
-    wanted = {pairs[i].name: i for i in chosen}
-    files = _store(source, {pairs[i].record.record_id for i in wanted.values()}, out)
+    row_of_name = {pairs[i].name: i for i in asked.most_wanted(strategy, budget, most_per_prompt, seed)}
+    files = _store(source, {pairs[i].record.record_id for i in row_of_name.values()}, out)
     lines = []
-    for pair_name, i in wanted.items():
+    for pair_name, i in row_of_name.items():
         a, b = pairs[i].media
         row: dict[str, Any] = {"id": pair_name, "prompt": pairs[i].record.prompt, "criterion": criterion}
         row |= {"image_a": files[a.sha256 or ""], "image_b": files[b.sha256 or ""], "label": None}
         row |= {"model_a": a.model, "model_b": b.model}
         lines.append(row | {"judges": {name: float(p) for name, p in zip(judges, beliefs[:, i], strict=False)}})
-    write_shards(map(row_of_votes, _records([pairs[i] for i in wanted.values()], files, out)), out / "train.parquet")
+    write_shards(
+        map(row_of_votes, _records([pairs[i] for i in row_of_name.values()], files, out)), out / "train.parquet"
+    )
     describe_folder(out, {"selected": {"from": str(source), "strategy": strategy, "criterion": criterion}})
     target = out / "pairs.jsonl"
     target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -170,31 +180,68 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out}: holds other data; choose another --out")
 
 
-def _asked(
-    source: Path, judges: Mapping[str, RewardModel], criterion: str, with_features: bool
-) -> tuple[list[Pair], Array, Array | None]:
-    """Open pairs without their files, P(first is better) by judge and pair, and features where they are needed."""
+def judges_needed(strategy: Strategy) -> int:
+    """How many judges a strategy asks at least; 0 for one that asks none."""
+    return {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
+
+
+def check_judges(strategy: Strategy, num: int) -> None:
+    """Check that there are enough judges for a strategy.
+
+    Raises:
+        InputError: too few.
+    """
+    if num < (needed := judges_needed(strategy)):
+        raise InputError(f"{strategy} needs {needed} judges or more; name them with --judges")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The judges' answers about pairs.
+
+    Attributes:
+        pairs: the pairs, without their files. beliefs: (J, N) P(first is better) by judge and pair. vectors: (N, D)
+            features where the strategy needs them. left_out: number of records of clips, which are not opened.
+    """
+
+    pairs: list[Pair]
+    beliefs: Array
+    vectors: Array
+    left_out: int
+
+    def most_wanted(self, strategy: Strategy, budget: int, most_per_prompt: int, seed: int = 0) -> list[int]:
+        """Indices of the pairs to label next, the most useful first."""
+        groups = [normalised(p.record.prompt) for p in self.pairs]
+        return select(strategy, self.beliefs, budget, self.vectors, groups, most_per_prompt, seed)
+
+
+def ask_all(
+    records: Iterator[VotedRecord],
+    pairs_of: Callable[[VotedRecord], list[Pair]],
+    judges: Mapping[str, RewardModel],
+    criterion: str,
+    strategy: Strategy,
+) -> Asked:
+    """Ask all judges about the pairs that `pairs_of` names in each record."""
     pairs: list[Pair] = []
-    beliefs: list[Array] = []
-    vectors: list[Array] = []
+    beliefs, vectors = [np.zeros((max(1, len(judges)), 0))], [np.zeros((0, WORDS + 6 * PIXELS**2))]
     left_out = 0
-    with progress("records") as bar:
-        done = 0
-        for part in _chunks(voted_records(source), CHUNK):
-            pictured = [r for r in part if all(m.kind == "image" for m in r.candidates)]
-            left_out += len(part) - len(pictured)
-            asked = [p for record in pictured for p in open_pairs(record, criterion)]
-            if asked:
-                beliefs.append(np.stack([ask(j, asked, criterion) for j in judges.values()] or [np.zeros(len(asked))]))
-                if with_features:
-                    vectors.append(features(asked))
-                pairs += [Pair(_light(p.record), p.first, p.second) for p in asked]
-            done += len(part)
-            bar(done, done + 1)
-    if not pairs:
-        why = f"; {left_out} records are of clips, which this command does not open" if left_out else ""
-        raise InputError(f"{source}: every pair has votes by {criterion} already{why}")
-    return pairs, np.concatenate(beliefs, 1), np.concatenate(vectors) if vectors else None
+    for part in _chunks(records, CHUNK):
+        pictured = [r for r in part if all(m.kind == "image" for m in r.candidates)]
+        left_out += len(part) - len(pictured)
+        asked = [p for record in pictured for p in pairs_of(record)]
+        if asked:
+            beliefs.append(np.stack([ask(j, asked, criterion) for j in judges.values()] or [np.zeros(len(asked))]))
+            if strategy in ("coverage", "mixed"):
+                vectors.append(features(asked))
+            pairs += [Pair(_light(p.record), p.first, p.second) for p in asked]
+    return Asked(pairs, np.concatenate(beliefs, 1), np.concatenate(vectors), left_out)
+
+
+def _counted(records: Iterator[VotedRecord], bar: Callable[[int, int], None]) -> Iterator[VotedRecord]:
+    for number, record in enumerate(records):
+        bar(number, number + 1)
+        yield record
 
 
 def _chunks(records: Iterator[VotedRecord], size: int) -> Iterator[list[VotedRecord]]:
@@ -207,12 +254,12 @@ def _light(record: VotedRecord) -> VotedRecord:
     return replace(record, media=tuple(replace(m, data=None) for m in record.media))
 
 
-def _store(source: Path, wanted: set[str], out: Path) -> dict[str, str]:
+def _store(source: Path, record_ids: set[str], out: Path) -> dict[str, str]:
     """Write the pictures of some records, conditions too; their paths by content."""
     files: dict[str, str] = {}
     (out / "media").mkdir(exist_ok=True)
     for record in voted_records(source):
-        for ref in record.media if record.record_id in wanted else ():
+        for ref in record.media if record.record_id in record_ids else ():
             if ref.sha256 and ref.data is not None and ref.sha256 not in files:
                 files[ref.sha256] = f"media/{stored_name(ref)}"
                 (out / files[ref.sha256]).write_bytes(ref.data)

@@ -12,7 +12,7 @@ from rewarddance.core.errors import InputError
 from rewarddance.core.http import FATAL, HttpFailure, JsonServer
 from rewarddance.core.media import Media
 from rewarddance.data.parquet import png_bytes
-from rewarddance.jobs.data.rationales import Told
+from rewarddance.jobs.data.rationales import TeacherAnswer
 from rewarddance.reward.wording import load_wording
 
 _QUESTION = (
@@ -76,7 +76,7 @@ class HttpTeacher:
     def name(self) -> str:
         return f"{self.model} at {self.url}"
 
-    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> Told:
+    def tell(self, prompt: str, candidate: Media, reference: Media, criterion: str) -> TeacherAnswer:
         """The server's verdict and reason. A question that the server rejects (by a content filter, for example) is
         refused.
 
@@ -100,15 +100,15 @@ class HttpTeacher:
         create = self._server.client.chat.completions.with_raw_response.create
         answer = self._server.answer_of(lambda: create(**body).http_response.json())
         if isinstance(answer, HttpFailure):
-            return self._rejected(answer) if answer.rejected else Told(None, problem="failed")
+            return self._rejected(answer) if answer.rejected else TeacherAnswer(None, problem="failed")
         self._answered = True
         return read_answer(answer)
 
-    def _rejected(self, failure: HttpFailure) -> Told:
+    def _rejected(self, failure: HttpFailure) -> TeacherAnswer:
         self._num_rejected += 1
         if failure.status in FATAL or (not self._answered and self._num_rejected >= ALL_REFUSED):
             raise InputError(f"{self.url}: {failure.status} {failure.text!r}")
-        return Told(None, str(failure), "refused")
+        return TeacherAnswer(None, str(failure), "refused")
 
 
 def _image(media: Media, max_side: int) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _image(media: Media, max_side: int) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{code}"}}
 
 
-def read_answer(answer: Any) -> Told:
+def read_answer(answer: Any) -> TeacherAnswer:
     """An answer of the chat API as a verdict with its reason. What cannot be read is `unreadable`, never guessed."""
     try:
         usage = answer.get("usage") or {}
@@ -133,9 +133,9 @@ def read_answer(answer: Any) -> Told:
             choice.get("finish_reason") == "length",
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        return Told(None, problem="unreadable")
+        return TeacherAnswer(None, problem="unreadable")
     if refusal:
-        return Told(None, str(refusal), "refused", tokens)
+        return TeacherAnswer(None, str(refusal), "refused", tokens)
     answer_text = _POLITE.sub("", _THINKING.sub("", text))
     match, stated = _ANSWER.match(answer_text), _STATED.match(answer_text)
     if match is not None and match[2].strip():
@@ -143,13 +143,13 @@ def read_answer(answer: Any) -> Told:
     elif stated is not None:
         better, reason = stated[1].lower() == "candidate", " ".join(answer_text.split())
     else:
-        return Told(None, text, "unreadable", tokens)
-    said = {role.lower() for role in _BETTER.findall(reason)}
-    contradicts = said == {"reference"} if better else said == {"candidate"}
+        return TeacherAnswer(None, text, "unreadable", tokens)
+    better_roles = {role.lower() for role in _BETTER.findall(reason)}
+    contradicts = better_roles == {"reference"} if better else better_roles == {"candidate"}
     # a reason that speaks of positions would be false for the same pictures in the other order
     if cut or contradicts or not _ROLE.search(reason) or _PLACE.search(reason):
-        return Told(None, reason, "unreadable", tokens)
-    return Told(better, reason, None, tokens)
+        return TeacherAnswer(None, reason, "unreadable", tokens)
+    return TeacherAnswer(better, reason, None, tokens)
 
 
 def _text(content: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -66,14 +66,18 @@ class ClipPool:
         self.kept: dict[str, Tensor] = {}
         self.waited = 0.0
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The rows of a step's batch, (batch_size, ...) each. Steps are asked for in order."""
+    def batch(self, step: int, size: int | None = None, names: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The rows of a step's batch, (size, ...) each; `batch_size` by default. Steps are asked for in order.
+
+        Args:
+            names: the values of a row to return; all by default.
+        """
         before = self.feed.waited
         while self.next <= step:
             self._keep(self.feed(self.next))
         self.waited = self.feed.waited - before
-        rows = torch.from_numpy(self._rows(step)).to(self.device)
-        return {name: values[rows] for name, values in self.kept.items()}
+        rows = torch.from_numpy(self._rows(step, size or self.config.batch_size)).to(self.device)
+        return {name: self.kept[name][rows] for name in names or self.kept}
 
     def _keep(self, fresh: FreshClips) -> None:
         clips, ids = (torch.from_numpy(x).to(self.device) for x in fresh)
@@ -85,11 +89,11 @@ class ClipPool:
             self.kept[name][begin : begin + self.config.fresh] = values
         self.next += 1
 
-    def _rows(self, step: int) -> NDArray[np.int64]:
-        """Places in the pool of the step's own clips and of others that are drawn with replacement."""
+    def _rows(self, step: int, size: int) -> NDArray[np.int64]:
+        """`size` rows of the pool: the step's own clips, and others that are drawn with replacement."""
         fresh, slots = self.config.fresh, self.config.num_slots
         oldest = max(0, step + 1 - slots) * fresh
         newest = np.arange(step * fresh, (step + 1) * fresh)
         rng = stream(self.config.seed, f"{self.name}-draw", step)
-        others = rng.integers(oldest, (step + 1) * fresh, size=self.config.batch_size - fresh)
+        others = rng.integers(oldest, (step + 1) * fresh, size=size - fresh)
         return np.concatenate([newest, others]) % (slots * fresh)

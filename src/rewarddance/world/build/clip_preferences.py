@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.streams import stream
 from rewarddance.core.task import Prompt
-from rewarddance.world.build.preferences import LEAST_PICTURES, SPARE, DrawImages, choices
+from rewarddance.world.build.preferences import DrawImages, drawn_pictures, opinions
 from rewarddance.world.motion.corrupt import Damage, Edit, damage, damage_randomly, edit_scene
 from rewarddance.world.motion.grammar import HELD_OUT_WORDINGS, WORDINGS, phrase
 from rewarddance.world.motion.oracle import judge
@@ -39,14 +39,23 @@ _EDIT_OF: dict[Change, Edit] = {
 _DAMAGE_OF: dict[Change, tuple[Damage, float]] = {
     "flicker": ("flicker", 0.7), "frozen": ("freeze", 0.6), "reversed": ("reverse", 1.0),
 }  # fmt: skip
+CHANGE_WEIGHTS: dict[Change, float] = {
+    "direction": 0.2, "action": 0.12, "speed": 0.14, "still": 0.12, "object": 0.06, "colour": 0.04, "flicker": 0.1,
+    "frozen": 0.1, "reversed": 0.08, "rate": 0.04,
+}  # fmt: skip
+"""How often each change is drawn for training. Changes that judges often overlook are drawn more often."""
+OF_THE_FIRST_FRAME: tuple[Change, ...] = ("object", "colour", "reversed")
+"""Changes that image-to-video leaves out, because they change the first frame."""
 EDITS_PER_CLIP = (0.3, 0.4, 0.2, 0.1)
 """Shares of clips with 0, 1, 2 and 3 edits."""
-LEAST_DIFFERENCE = 0.1
+MIN_DIFFERENCE = 0.1
 """Difference of utilities between a right clip and one with a single change."""
 OTHER_FIRST_SHARE = 0.15
 """Share of image-to-video clips that begin with another picture than the given one."""
 CHUNK = 32
 """Prompts whose clips a generator draws together."""
+DRAWS = 8
+"""Most draws of damage and speed for a training clip. If all show held-out content, the clip stays as it is."""
 
 
 class ClipPreferencesConfig(Config):
@@ -67,6 +76,9 @@ class ClipPreferencesConfig(Config):
     criterion: Literal["fidelity", "motion", "consistency", "first_frame", "overall"] = "overall"
     damage_share: float = 0.33
     """Share of clips whose frames are damaged, in addition to edits."""
+    single_share: float = 0.0
+    """Share of the rendered training records that have one right clip, and others with a single change each (`Change`).
+    Judges learn to see motion from these: in the other records, objects and backgrounds decide most pairs."""
     rate_share: float = 0.1
     """Share of clips that are played at half or twice their speed. Their frames are those of another clip, and only
     their rate tells what is wrong."""
@@ -91,8 +103,9 @@ def _anything(scene: MotionScene) -> bool:
 
 def corrupted_clips(
     spec: MotionSpec, scene: MotionScene, rng: np.random.Generator, config: ClipPreferencesConfig
-) -> list[Clip]:
-    """Clips from right to wrong: the scene, or another one of the specification, with 0 to 3 edits and damage.
+) -> list[tuple[Clip, float]]:
+    """Clips from right to wrong, with their frames per second: the scene, or another one of the specification, with 0
+    to 3 edits, damage, and some of them at the wrong speed.
 
     In image-to-video, most of them begin as `scene` does.
     """
@@ -102,9 +115,49 @@ def corrupted_clips(
         current = scene if keep_first or rng.random() < 0.5 else _placed_again(spec, scene, rng, train)
         for _ in range(int(rng.choice(4, p=EDITS_PER_CLIP))):
             current = _edit(current, rng, train, keep_first)
-        clip = render(current)
-        clips.append(damage_randomly(clip, rng, 1.0, keep_first) if rng.random() < config.damage_share else clip)
+        clips.append(_played(render(current), rng, config, keep_first))
     return clips
+
+
+def single_changes(
+    spec: MotionSpec, scene: MotionScene, rng: np.random.Generator, config: ClipPreferencesConfig
+) -> list[tuple[Clip, float]]:
+    """A right clip and clips with a single change of different kinds, in random order, with their frames per second.
+
+    In text-to-video every one of them may be placed anew. A training clip never shows held-out content.
+    """
+    train, keep_first = config.split == "train", config.task == "i2v"
+
+    def base() -> MotionScene:
+        return scene if keep_first or rng.random() < 0.5 else _placed_again(spec, scene, rng, train)
+
+    clips = [(render(base()), FPS)]
+    kinds = [c for c in CHANGES if not keep_first or c not in OF_THE_FIRST_FRAME]
+    weights = np.array([CHANGE_WEIGHTS[c] for c in kinds])
+    for k in rng.choice(len(kinds), len(kinds), replace=False, p=weights / weights.sum()).tolist():
+        if len(clips) == config.clips:
+            break
+        changed = changed_clip(kinds[k], spec, base(), rng, keep_first, scene_is_trainable if train else _anything)
+        if changed is not None and not (train and shows_held_out(*changed)):
+            clips.append(changed)
+    return [clips[k] for k in rng.permutation(len(clips)).tolist()]
+
+
+def _played(
+    clip: Clip, rng: np.random.Generator, config: ClipPreferencesConfig, keep_first: bool
+) -> tuple[Clip, float]:
+    """The clip and its frames per second, perhaps damaged, or at half or twice its speed.
+
+    In training, damage and speed are drawn again if the clip then shows held-out content. A clip that runs backward or
+    faster may show an action or a speed that training must not see.
+    """
+    for _ in range(DRAWS):
+        shown = damage_randomly(clip, rng, 1.0, keep_first) if rng.random() < config.damage_share else clip
+        fps = FPS * float(rng.choice((0.5, 2))) if rng.random() < config.rate_share else FPS
+        as_rendered = shown is clip and fps == FPS
+        if config.split != "train" or as_rendered or not shows_held_out(shown, fps):
+            return shown, fps
+    return clip, FPS
 
 
 def _placed_again(spec: MotionSpec, scene: MotionScene, rng: np.random.Generator, train: bool) -> MotionScene:
@@ -138,7 +191,7 @@ class _Draft:
     given: Image | None
 
     @property
-    def asked(self) -> Prompt:
+    def request(self) -> Prompt:
         return Prompt(self.prompt, condition=None if self.given is None else Media.from_numpy(self.given))
 
 
@@ -157,7 +210,7 @@ def clip_records(
     are none.
 
     Each record is a pure function of the configuration, its index and the generator's clips. In the training split, the
-    generator's clips that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
+    generator's clips that show held-out content are left out; if fewer than `MIN_PICTURES` remain, the record is
     rendered instead. Image-to-video records hold the given picture as `condition`.
 
     Raises:
@@ -170,63 +223,65 @@ def clip_records(
     last = config.num_prompts if last is None else min(last, config.num_prompts)
     for start in range(first, last, CHUNK):
         drafts = [_draft(config, i) for i in range(start, min(start + CHUNK, last))]
-        asked = [d for d in drafts if d.index < from_generator]
-        drawn = _drawn(config, asked, draw_clips) if draw_clips is not None and asked else {}
+        asked = {d.index: d.request for d in drafts if d.index < from_generator}
+        drawn: dict[int, list[Clip]] = {}
+        if draw_clips is not None and asked:
+            seed = int(stream(config.seed, "draw-clips", config.task, config.split, start).integers(1 << 31))
+            held_out = _shows_held_out if config.split == "train" else None
+            drawn = drawn_pictures(draw_clips, asked, config.clips, seed, config.preview_share, held_out)
         for draft in drafts:
             yield _record(config, draft, drawn.get(draft.index), raters)
 
 
-def _drawn(config: ClipPreferencesConfig, drafts: Sequence[_Draft], draw_clips: DrawImages) -> dict[int, list[Clip]]:
-    """The generator's clips that a record may show, by the index of the record."""
-    train = config.split == "train"
-    seed = int(stream(config.seed, "draw-clips", config.task, config.split, drafts[0].index).integers(1 << 31))
-    previews = train and stream(seed, "previews").random() < config.preview_share
-    num = config.clips + (SPARE if train else 0)
-    clips = draw_clips([d.asked for d in drafts], num, seed, previews)
-    allowed = {
-        d.index: [x for x in row if not train or not shows_held_out(x, FPS)][: config.clips]
-        for d, row in zip(drafts, clips, strict=True)
-    }
-    return {i: row for i, row in allowed.items() if len(row) >= min(LEAST_PICTURES, config.clips)}
-
-
-def _rendered(config: ClipPreferencesConfig, draft: _Draft, rng: np.random.Generator) -> list[tuple[Clip, float]]:
-    """Clips of the world with their frames per second, some of them at the wrong speed."""
-    clips = corrupted_clips(draft.spec, draft.scene, rng, config)
-    rates = [FPS * float(rng.choice((0.5, 2))) if rng.random() < config.rate_share else FPS for _ in clips]
-    return list(zip(clips, rates, strict=True))
+def _shows_held_out(clip: Clip) -> bool:
+    return shows_held_out(clip, FPS)
 
 
 def _record(
     config: ClipPreferencesConfig, draft: _Draft, drawn: list[Clip] | None, raters: Sequence[Rater]
 ) -> PreferenceRecord:
     name, source = f"{config.task}-{config.split}-{draft.index}", "rendered" if drawn is None else "generator"
-    clips = _rendered(config, draft, draft.rng) if drawn is None else [(x, FPS) for x in drawn]
+    clips = [(x, FPS) for x in drawn or ()]
+    if drawn is None:
+        alone = stream(config.seed, "single-changes", config.task, config.split, draft.index)
+        if config.split == "train" and alone.random() < config.single_share:
+            source, clips = "single", single_changes(draft.spec, draft.scene, alone, config)
+        else:
+            clips = corrupted_clips(draft.spec, draft.scene, draft.rng, config)
     mixing = stream(config.seed, "mixed-clips", config.task, config.split, draft.index)
     if drawn is not None and config.split == "train" and mixing.random() < config.mixed_share:
         kept = -(-config.clips // 2)
         part = config.model_copy(update={"clips": config.clips - kept})
-        clips, source = [*clips[:kept], *_rendered(part, draft, mixing)], "mixed"
+        clips, source = [*clips[:kept], *corrupted_clips(draft.spec, draft.scene, mixing, part)], "mixed"
     truth = [utility(judge(c, draft.spec, r, draft.given), config.criterion) for c, r in clips]
-    utilities = list(draft.rng.random(len(truth))) if config.shuffle_labels else truth
+    labelled, ratings = opinions(truth, raters, draft.rng, config.votes, config.shuffle_labels)
     return PreferenceRecord(
         record_id=name,
         prompt=draft.prompt,
         media=tuple(Media.from_numpy(c, fps=r, origin=name) for c, r in clips),
-        choices=choices(utilities, raters, draft.rng, config.votes),
+        choices=labelled,
         criterion=config.criterion,
         source=source,
         truth=tuple(truth),
-        ratings=tuple(float(np.mean([r.rate(u, draft.rng) for r in raters])) for u in utilities),
+        ratings=ratings,
         groups={"style": draft.spec.style, "category": draft.spec.acts[0].action},
         condition=None if draft.given is None else Media.from_numpy(draft.given, origin=name),
     )
 
 
 def changed_clip(
-    change: Change, spec: MotionSpec, scene: MotionScene, rng: np.random.Generator, keep_first: bool = False
+    change: Change,
+    spec: MotionSpec,
+    scene: MotionScene,
+    rng: np.random.Generator,
+    keep_first: bool = False,
+    accept: Callable[[MotionScene], bool] = _anything,
 ) -> tuple[Clip, float] | None:
-    """The clip of a scene with one thing wrong, and its frames per second; None where that cannot be done to it."""
+    """The clip of a scene with one thing wrong, and its frames per second; None where that cannot be done to it.
+
+    Args:
+        accept: what an edited scene must fulfil.
+    """
     if change == "rate":
         speed = spec.acts[0].speed
         return None if speed is None else (render(scene), FPS * (2 if speed == "slow" else 0.5))
@@ -235,7 +290,7 @@ def changed_clip(
         clip = damage(render(scene), kind, strength, rng)
         return (np.concatenate([render(scene)[:1], clip[1:]]) if keep_first else clip), FPS
     try:
-        return render(edit_scene(scene, rng, _EDIT_OF[change], keep_first=keep_first, accept=_anything)), FPS
+        return render(edit_scene(scene, rng, _EDIT_OF[change], keep_first=keep_first, accept=accept)), FPS
     except RuntimeError:
         return None
 
@@ -246,7 +301,7 @@ def change_records(config: ClipPreferencesConfig, each: int) -> Iterator[Prefere
     A pair is kept if the oracle sees the difference. Image-to-video leaves out what changes the first frame.
     """
     keep_first = config.task == "i2v"
-    for change in (c for c in CHANGES if not keep_first or c not in ("object", "colour", "reversed")):
+    for change in (c for c in CHANGES if not keep_first or c not in OF_THE_FIRST_FRAME):
         done, tries = 0, 0
         while done < each:
             rng = stream(config.seed, "clip-changes", config.task, config.split, change, tries)
@@ -260,7 +315,7 @@ def change_records(config: ClipPreferencesConfig, each: int) -> Iterator[Prefere
             given = render(scene)[0] if keep_first else None
             pair = [(render(scene), FPS), changed]
             truth = [utility(judge(c, spec, r, given), config.criterion) for c, r in pair]
-            if truth[0] - truth[1] < LEAST_DIFFERENCE:
+            if truth[0] - truth[1] < MIN_DIFFERENCE:
                 continue
             name = f"{config.task}-{config.split}-{change}-{done}"
             done += 1

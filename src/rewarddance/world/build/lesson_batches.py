@@ -13,7 +13,7 @@ from rewarddance.core.streams import stream
 from rewarddance.data.parquet import RecordTable
 from rewarddance.world.build.packing import LessonPacker, PackedBatch, collate
 from rewarddance.world.lessons import Lesson, lesson, lesson_on, matching_lesson, relation_lesson, yes_or_no
-from rewarddance.world.motion.lessons import action_lesson, clip_lesson
+from rewarddance.world.motion.lessons import action_lesson, clip_lesson, prompts_lesson
 
 Stage = Literal["renders", "relations", "all"]
 """Which lessons are drawn: all kinds on renders, relations alone, or all kinds on renders and generated pictures."""
@@ -31,6 +31,7 @@ class LessonSource:
         requests: share of lessons that begin with a request for yes or no and ask only such questions.
         clips: share of lessons on clips; the other shares are those of the remaining lessons.
         actions: share of the lessons on clips that are about actions alone.
+        prompts: share of the lessons on clips that ask which of several prompts a clip matches.
     """
 
     def __init__(
@@ -42,21 +43,26 @@ class LessonSource:
         requests: float = 0.0,
         clips: float = 0.0,
         actions: float = 0.0,
+        prompts: float = 0.0,
     ) -> None:
         self.drawn, self.share, self.matching, self.relations = drawn, share, matching, relations
-        self.requests, self.clips, self.actions = requests, clips, actions
+        self.requests, self.clips, self.actions, self.prompts = requests, clips, actions, prompts
         self._table: RecordTable | None = None
 
     def draw(self, rng: np.random.Generator, num_questions: int, stage: Stage = "all") -> Lesson:
         """One lesson, a pure function of the random stream."""
         lesson = self._draw(rng, num_questions, stage)
-        return yes_or_no(lesson) if self.requests and rng.random() < self.requests else lesson
+        asked = lesson.request is None and self.requests and rng.random() < self.requests
+        return yes_or_no(lesson) if asked else lesson
 
     def _draw(self, rng: np.random.Generator, num_questions: int, stage: Stage) -> Lesson:
         if stage == "relations":
             return relation_lesson(rng)
         if self.clips and rng.random() < self.clips:
-            return action_lesson(rng) if rng.random() < self.actions else clip_lesson(rng, num_questions)
+            kind = rng.random()
+            if kind < self.actions:
+                return action_lesson(rng)
+            return prompts_lesson(rng) if kind < self.actions + self.prompts else clip_lesson(rng, num_questions)
         chance = rng.random()
         if chance < self.matching:
             return matching_lesson(rng)

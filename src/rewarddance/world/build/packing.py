@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rewarddance.core.media import Media
 from rewarddance.core.prefetch import on_device
+from rewarddance.vlm.clip_forms import numbered_lines
 from rewarddance.vlm.encoding import ChatEncoder
 from rewarddance.vlm.plan import common_prefix
 from rewarddance.world.lessons import Lesson
@@ -28,7 +29,7 @@ from rewarddance.world.scene import CANVAS
 
 Ints = NDArray[np.integer[Any]]
 WIDTH_STEP = 8
-MOST_RESTS = 1 << 16
+MAX_RESTS = 1 << 16
 """Texts of a question and its answer whose tokens are cached."""
 
 
@@ -116,7 +117,7 @@ class LessonPacker:
         """The text of a picture, or of a clip as judges see it: one line for each frame."""
         if image.ndim == 3:
             return self.picture
-        return "".join(f"Frame{k}: {self.picture}\n" for k in range(1, len(image) + 1))
+        return numbered_lines(self.picture, [""] * len(image))
 
     def _head(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -129,11 +130,11 @@ class LessonPacker:
 
         The token after the answer, which ends it, belongs to it.
         """
-        asked = tail + question + self.between
-        low, high = len(asked), len(asked) + len(answer) + 1
-        key = (asked + answer + self.after, low, high)
+        before = tail + question + self.between
+        low, high = len(before), len(before) + len(answer) + 1
+        key = (before + answer + self.after, low, high)
         if key not in self._rests:
-            if len(self._rests) >= MOST_RESTS:
+            if len(self._rests) >= MAX_RESTS:
                 self._rests.clear()
             tokens = self.tokenizer.encode(key[0], add_special_tokens=False)
             answers = tuple(low <= a < high and b > a for a, b in tokens.offsets)
@@ -158,8 +159,9 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> LessonTensors:
         """The batch on a device. Nothing waits for the copy."""
-        asked = np.flatnonzero(np.pad(self.weights[:, 1:] > 0, ((0, 0), (0, 1))))  # tokens that an answer's follows
-        values = (asked, self.ids.ravel()[asked + 1].astype(np.int64), self.weights.ravel()[asked + 1])
+        # the positions before a token of an answer
+        places = np.flatnonzero(np.pad(self.weights[:, 1:] > 0, ((0, 0), (0, 1))))
+        values = (places, self.ids.ravel()[places + 1].astype(np.int64), self.weights.ravel()[places + 1])
         before, targets, weights = (on_device(v, device) for v in values)
         branch = on_device(self.branch, device)
         width = branch.shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -63,7 +63,7 @@ TRAIN_EDITS = (0.11, 0.12, 0.06, 0.10, 0.10, 0.08, 0.08, 0.05, 0.30)
 """Weights of `EDITS` in training records; other splits use `EDIT_WEIGHTS`. The generator rarely draws a wrong
 background. With one background edit in eight, judges unlearned to look at backgrounds (docs/log.md)."""
 
-LEAST_PICTURES, SPARE = 2, 1
+MIN_PICTURES, SPARE = 2, 1
 """Least number of pictures of a training record, and how many more than `pictures` the generator draws for it."""
 
 
@@ -118,6 +118,45 @@ def choices(
     return tuple(labelled)
 
 
+def opinions(
+    truth: Sequence[float], raters: Sequence[Rater], rng: np.random.Generator, votes: int, shuffled: bool
+) -> tuple[tuple[Choice, ...], tuple[float, ...]]:
+    """Choices between the pictures of a prompt, and the mean rating of each one.
+
+    Args:
+        truth: utilities of the pictures in [0, 1]. With `shuffled` the raters see random ones in their place.
+    """
+    utilities = list(rng.random(len(truth))) if shuffled else truth
+    labelled = choices(utilities, raters, rng, votes)
+    return labelled, tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in utilities)
+
+
+def drawn_pictures(
+    draw: DrawImages,
+    asked: Mapping[int, Request],
+    num: int,
+    seed: int,
+    preview_share: float,
+    held_out: Callable[[Image], bool] | None,
+) -> dict[int, list[Image]]:
+    """A generator's pictures (or clips) that records may show, by the number of the record.
+
+    Args:
+        asked: prompts by the number of their record.
+        num: pictures of a record.
+        preview_share: share of calls in which half of the pictures are clean pictures that were predicted in the middle
+            of a rollout; for training records only.
+        held_out: whether a picture shows held-out content; None except for training records. Such pictures are left
+            out, and so are records with fewer than `MIN_PICTURES`.
+    """
+    previews = held_out is not None and stream(seed, "previews").random() < preview_share
+    rows = draw(list(asked.values()), num + (0 if held_out is None else SPARE), seed, previews)
+    allowed = {
+        i: [x for x in row if held_out is None or not held_out(x)][:num] for i, row in zip(asked, rows, strict=True)
+    }
+    return {i: row for i, row in allowed.items() if len(row) >= min(MIN_PICTURES, num)}
+
+
 def embedded_records(
     config: PreferencesConfig, draw_pictures: DrawImages | None = None, first: int = 0, last: int | None = None
 ) -> Iterator[PreferenceRecord]:
@@ -125,7 +164,7 @@ def embedded_records(
     there are none. A prompt has one record, or five with the criterion `each`.
 
     Every record is a pure function of the seed, its index and the generator's pictures. In the training split, the
-    generator's pictures that show held-out content are left out; if fewer than `LEAST_PICTURES` remain, the record is
+    generator's pictures that show held-out content are left out; if fewer than `MIN_PICTURES` remain, the record is
     rendered instead.
     """
     from_generator = int(config.num_prompts * config.generator_share) if draw_pictures else 0
@@ -137,16 +176,12 @@ def embedded_records(
         rngs = [stream(config.seed, "preferences", config.split, i) for i in indices]
         specs = [_spec(config, rng) for rng in rngs]
         prompts = [random_phrase(s, rng, wordings) for s, rng in zip(specs, rngs, strict=True)]
-        drawn = [i for i in indices if i < from_generator]
+        asked = {i: p for i, p in zip(indices, prompts, strict=True) if i < from_generator}
         pictures: dict[int, list[Image]] = {}
-        if draw_pictures and drawn:
+        if draw_pictures and asked:
             seed = int(stream(config.seed, "draw", config.split, start).integers(1 << 31))
-            previews = config.split == "train" and stream(seed, "previews").random() < config.preview_share
-            num = config.pictures + (SPARE if config.split == "train" else 0)
-            pictures = dict(zip(drawn, draw_pictures(prompts[: len(drawn)], num, seed, previews), strict=True))
-        if config.split == "train":
-            trainable = {i: [x for x in images if not shows_held_out(x)] for i, images in pictures.items()}
-            pictures = {i: x[: config.pictures] for i, x in trainable.items() if len(x) >= LEAST_PICTURES}
+            held_out = shows_held_out if config.split == "train" else None
+            pictures = drawn_pictures(draw_pictures, asked, config.pictures, seed, config.preview_share, held_out)
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
@@ -194,10 +229,8 @@ def _record(
 ) -> PreferenceRecord:
     name = f"{config.split}-{index}" + (f"-{criterion}" if config.criterion == "each" else "")
     truth = [utility(j, criterion) for j in judged]
-    utilities = list(rng.random(len(truth))) if config.shuffle_labels else truth
     media = tuple(Media.from_numpy(x, origin=name) for x in images)
-    labelled = choices(utilities, raters, rng, config.votes)
-    ratings = tuple(float(np.mean([r.rate(u, rng) for r in raters])) for u in utilities)
+    labelled, ratings = opinions(truth, raters, rng, config.votes, config.shuffle_labels)
     groups = {"style": spec.style, "category": spec.category}
     return PreferenceRecord(name, prompt, media, labelled, criterion, source, tuple(truth), ratings, groups)
 

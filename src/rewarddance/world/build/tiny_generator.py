@@ -58,13 +58,14 @@ def new_prompt_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _text_encoder(tokenizer: PreTrainedTokenizerFast, layers: int) -> CLIPTextModelWithProjection:
-    config = CLIPTextConfig(
+def text_config(tokenizer: PreTrainedTokenizerFast) -> CLIPTextConfig:
+    """Configuration of a small CLIP text encoder of three layers."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=384,
         projection_dim=96,
-        num_hidden_layers=layers,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=PROMPT_TOKENS,
         hidden_act="gelu",
@@ -73,14 +74,13 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast, layers: int) -> CLIPTextMo
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModelWithProjection(config)
 
 
 def new_pipeline(vae: AutoencoderKL, seed: int = 0, num_layers: int = 6) -> StableDiffusion3Pipeline:
     """An untrained pipeline around a trained autoencoder, 48x48 pixels, all parts in evaluation mode."""
     torch.manual_seed(seed)
     tokenizer = new_prompt_tokenizer()
-    encoders = [_text_encoder(tokenizer, 3), _text_encoder(tokenizer, 3)]
+    encoders = [CLIPTextModelWithProjection(text_config(tokenizer)) for _ in range(2)]
     transformer = SD3Transformer2DModel(
         sample_size=CANVAS // 4,
         patch_size=2,

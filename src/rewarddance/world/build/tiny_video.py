@@ -5,23 +5,13 @@ Nine frames of 48x48 pixels become 5x12x12 latents of 8 channels, which the tran
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from rewarddance.world.motion.batches import PROMPT_TOKENS, word_tokenizer
-from rewarddance.world.motion.scene import NUM_FRAMES
-from rewarddance.world.scene import CANVAS
 
 LATENT_CHANNELS = 8
 SPATIAL, TEMPORAL = 4, 2
@@ -104,29 +94,3 @@ def _start_at_identity(transformer: nn.Module) -> None:
             zeroed = ("time_proj.", "proj_out.", ".attn2.to_out.", "scale_shift_table")
             if any(part in f".{name}" for part in zeroed):
                 parameter.zero_()
-
-
-def tiny_video_pipeline(
-    seed: int = 0, from_picture: bool = False, num_layers: int = 6
-) -> WanPipeline | WanImageToVideoPipeline:
-    """A pipeline with random weights, `CANVAS` pixels, `NUM_FRAMES` frames, all parts in evaluation mode."""
-    torch.manual_seed(seed)
-    tokenizer = new_video_tokenizer()
-    parts: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "text_encoder": new_video_text_encoder(tokenizer),
-        "vae": new_video_autoencoder(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        "transformer": new_video_transformer(from_picture, num_layers),
-    }
-    return WanImageToVideoPipeline(**parts) if from_picture else WanPipeline(**parts)
-
-
-CALL: dict[str, Any] = {
-    "height": CANVAS,
-    "width": CANVAS,
-    "num_frames": NUM_FRAMES,
-    "max_sequence_length": PROMPT_TOKENS,
-}
-"""Arguments of every call. Padding is read as zeros, and with the pipelines' default of 512 tokens it would outweigh
-the words."""

@@ -121,14 +121,18 @@ def _train(config: VideoGeneratorConfig, pipeline: Any, name: str, out: Path, re
         for block in pipeline.transformer.blocks:
             block.compile()
     from_picture = name == "image-to-video"
-    encode = encoder(generator_of(pipeline, 1.0, "fp32"))
+    encode = encoder(generator_of(pipeline, 1.0, "fp32"), config.stills_share > 0)
     pool = ClipPool(config, name, loop.step, config.loop.num_steps, device, encode)
     weights = frame_weights(encode, config.seed, config.num_statistics, device)
     computed = resolve_precision(config.precision, device, 0)
 
     def step(index: int) -> Metrics:
-        rows = pool.batch(index)
-        loss = flow_loss(pipeline, rows, weights, config, index)
+        if stream(config.seed, "stills", index).random() < config.stills_share:
+            rows = pool.batch(index, config.batch_size * weights.shape[2], ("ids", "stills"))
+            stills = {"ids": rows["ids"], "latents": rows["stills"]}
+            loss = flow_loss(pipeline, stills, torch.ones(1, device=device), config, index)
+        else:
+            loss = flow_loss(pipeline, pool.batch(index), weights, config, index)
         loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.item(), "waited": round(pool.waited, 4)}
 
@@ -154,13 +158,21 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def encoder(generator: WanGenerator) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """What a pool keeps: token ids, latents in half precision, and for image-to-video the picture's latents."""
+def encoder(generator: WanGenerator, stills: bool = False) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """What a pool keeps: token ids, latents in half precision, and for image-to-video the picture's latents.
+
+    Args:
+        stills: also keep the latents of one frame of every clip, encoded as a clip of one frame. The n-th clip of a
+            call gives frame n modulo the number of frames.
+    """
 
     @torch.no_grad()
     def encode(clips: Tensor, ids: Tensor) -> dict[str, Tensor]:
         x = signed(clips)
         rows = {"ids": ids, "latents": generator.autoencoder.encode(x).half()}
+        if stills:
+            frames = torch.arange(len(x), device=x.device) % x.shape[2]
+            rows["stills"] = generator.autoencoder.encode(x[torch.arange(len(x)), :, frames][:, :, None]).half()
         if isinstance(generator, WanImageToVideoGenerator):
             rows["picture"] = generator.picture_latents(x[:, :, 0]).half()
         return rows
@@ -191,12 +203,12 @@ def flow_loss(
 
     Args:
         rows: a batch of `encoder`.
-        weights: (1, 1, f, 1, 1).
+        weights: (1, 1, f, 1, 1), or one number.
         index: the step, which decides times, noise and dropped prompts.
     """
     x = rows["latents"].float()
     rng = stream(config.seed, "video-times", index)
-    t = torch.from_numpy(random_times(rng, len(x), config.uniform_share)).to(x)
+    t = torch.from_numpy(random_times(rng, len(x), config.uniform_share, config.time_shift)).to(x)
     dropped = torch.from_numpy(rng.random(len(x)) < config.prompt_dropout).to(x.device)
     ids = rows["ids"].where(~dropped[:, None], _empty(rows["ids"]))
     noise_rng = torch.Generator(x.device).manual_seed(seed_of(config.seed, "video-noise", index))
@@ -226,13 +238,13 @@ def _empty(ids: Tensor) -> Tensor:
     return empty
 
 
-def random_times(rng: np.random.Generator, num: int, uniform_share: float) -> NDArray[np.float32]:
-    """Times in (0, 1): logit-normal (Esser et al. 2024) and shifted by `SHIFT`, or even.
+def random_times(rng: np.random.Generator, num: int, uniform_share: float, shift: float) -> NDArray[np.float32]:
+    """Times in (0, 1): logit-normal (Esser et al. 2024) and shifted, or even.
 
     Returns:
         fp32 array (num,).
     """
     t = 1 / (1 + np.exp(-rng.standard_normal(num)))
-    t = SHIFT * t / (1 + (SHIFT - 1) * t)
+    t = shift * t / (1 + (shift - 1) * t)
     even = rng.random(num) < uniform_share
     return np.where(even, rng.random(num), t).astype(np.float32)

@@ -42,10 +42,10 @@ def sample_clips(
     for begin in range(0, len(prompts), batch):
         part = prompts[begin : begin + batch]
         rng = torch.Generator().manual_seed(seed_of(seed, "video-samples", begin))
-        asked = [
+        requests = [
             Prompt(p.text, condition=Media.from_numpy(p.first_frame) if generator.from_picture else None) for p in part
         ]
-        condition = generator.condition(asked)
+        condition = generator.condition(requests)
         pixels = generator.decode_tensor(
             sample_latents(generator, condition, generator.noise(len(part), rng), num_steps)
         )

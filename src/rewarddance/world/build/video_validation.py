@@ -23,7 +23,7 @@ from rewarddance.world.build.video_scores import by_action, mean_scores, rows, s
 from rewarddance.world.motion.benchmark import action_set
 from rewarddance.world.motion.render import render
 
-MOST_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 SHEET_ROWS = 24
 
 
@@ -95,6 +95,6 @@ def pack(run: Path, target: Path) -> Path:
         for name in ("model", "run.json", "metrics.jsonl", "validation.json", "clips.png"):
             if (run / name).exists():
                 tar.add(run / name, f"{run.name}/{name}")
-    if target.stat().st_size > MOST_BYTES:
-        raise RunError(f"{target}: has {target.stat().st_size} bytes, above {MOST_BYTES}; the models are too large")
+    if target.stat().st_size > MAX_BYTES:
+        raise RunError(f"{target}: has {target.stat().st_size} bytes, above {MAX_BYTES}; the models are too large")
     return target

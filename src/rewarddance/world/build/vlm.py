@@ -31,7 +31,7 @@ from rewarddance.world.build.vlm_config import VlmConfig
 
 PER_PASS = 16
 """Lessons of one pass on a CPU."""
-MOST_VALIDATION = 128
+MAX_VALIDATION = 128
 """Lessons of one of the four validation batches at most."""
 
 
@@ -92,6 +92,7 @@ class VlmTraining:
             config.requests_share,
             config.clips_share,
             config.actions_share,
+            config.prompts_share,
         )
         per_pass = config.micro_batch or (PER_PASS if self.device.type == "cpu" else num)
         return LessonBatches(
@@ -149,7 +150,7 @@ class VlmTraining:
     @torch.no_grad()
     def validate(self, index: int) -> Metrics:
         if not self.held_out:
-            num = min(self.config.batch_size // world_size(), MOST_VALIDATION)
+            num = min(self.config.batch_size // world_size(), MAX_VALIDATION)
             make = self._lessons("vlm-validation", num, Stages(math.inf))
             self.held_out = [batch for i in range(4) for batch in make(i)]
         with self.loop.averaged():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from rewarddance.core.config import Config, Precision
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
@@ -30,6 +32,8 @@ class VlmConfig(Config):
     """Share of lessons on clips (`world/motion/lessons.py`)."""
     actions_share: float = Field(0.0, ge=0, le=1)
     """Share of the lessons on clips that are about actions alone."""
+    prompts_share: float = Field(0.0, ge=0, le=1)
+    """Share of the lessons on clips that ask which of several prompts a clip matches."""
     requests_share: float = 0.3
     """Share of lessons that begin with "answer yes or no." and ask only such questions."""
     relations_alone: tuple[float, float] = (0.0, 0.0)
@@ -46,6 +50,14 @@ class VlmConfig(Config):
     )
     loop: LoopConfig = LoopConfig(num_steps=2400, log_every=10, validate_every=400, save_every=200, save_seconds=300)
 
+    @model_validator(mode="after")
+    def _shares_of_clips_are_at_most_all(self) -> Self:
+        if self.actions_share + self.prompts_share > 1:
+            raise ValueError(
+                "actions_share and prompts_share are shares of the lessons on clips; their sum is at most 1"
+            )
+        return self
+
 
 class ClipVlmConfig(VlmConfig):
     """Further lessons for the embedded judge of pictures, most of them about clips. Judges of clips begin from it."""
@@ -54,8 +66,9 @@ class ClipVlmConfig(VlmConfig):
     batch_size: int = 16
     micro_batch: int = Field(8, ge=0)
     drawn_share: float = 0.0
-    clips_share: float = Field(0.9, ge=0, le=1)
-    actions_share: float = Field(0.7, ge=0, le=1)
+    clips_share: float = Field(0.95, ge=0, le=1)
+    actions_share: float = Field(0.4, ge=0, le=1)
+    prompts_share: float = Field(0.5, ge=0, le=1)
     optim: OptimConfig = OptimConfig(
         name="muon", lr=1.5e-3, warmup_steps=30, schedule="linear_end", ema_decay=0.99, weight_decay=0.01
     )

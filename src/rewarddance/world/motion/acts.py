@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,6 +89,24 @@ def read(tracks: Sequence[Track], index: int, act: Act, seconds: float, other: i
         other: index of the track that `circling` goes around; None where there is none.
     """
     return _READERS[FAMILY[act.action]](tracks, index, act, seconds, other)
+
+
+def lasting(doing: Doing, track: Track, act: Act) -> Doing:
+    """The result of `read`, with a lower `done` if the object is missing in many frames.
+
+    Acts in which an object appears or disappears keep their result. So does `staying still`, because its reader already
+    counts missing frames.
+    """
+    if act.action in ("appearing", "disappearing") or FAMILY[act.action] == "rest":
+        return doing
+    there = _there(track)
+    words = doing.words if there > 0.5 else f"no (there in {track.present.sum()} of {len(track.present)} frames)"
+    return replace(doing, done=doing.done * there, words=words)
+
+
+def _there(track: Track) -> float:
+    """1 if the object is in nine of ten frames or more, 0 if it is in half of them or fewer."""
+    return ramp(track.share, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -171,16 +189,20 @@ def _growth(tracks: Sequence[Track], index: int, act: Act, seconds: float, other
 
 
 def _orbit(tracks: Sequence[Track], index: int, act: Act, seconds: float, other: int | None) -> Doing:
-    way = None if other is None else orbit(tracks[index], tracks[other], seconds)
-    if way is None or other is None:
+    path = None if other is None else orbit(tracks[index], tracks[other], seconds)
+    if path is None or other is None:
         return Doing(0.0, 0.0, 0.0, pace(0.0, act, "orbit"), "no (nothing to circle)")
-    round_ = 1 - ramp(way.spread, 0.2, 0.5)
+    round_ = 1 - ramp(path.spread, 0.2, 0.5)
     centre = 1 - ramp(_course(tracks[other], seconds).reach, 3.0, 10.0)
-    form = ramp(way.turned, 0.1, 0.19) * ramp(way.steady, 0.4, 0.9)
-    done = form * round_ * centre * (1 - ramp(way.radius, 24, 34))
-    smooth = _smooth(way.rms, 2 * math.pi * way.turned * way.radius / 2)
+    form = ramp(path.turned, 0.1, 0.19) * ramp(path.steady, 0.4, 0.9)
+    done = form * round_ * centre * (1 - ramp(path.radius, 24, 34))
+    smooth = _smooth(path.rms, 2 * math.pi * path.turned * path.radius / 2)
     return Doing(
-        done, ramp(way.turned, 0.1, 0.19), smooth, pace(way.turns, act, "orbit"), _says(done, f"{way.turns:.2f} turns")
+        done,
+        ramp(path.turned, 0.1, 0.19),
+        smooth,
+        pace(path.turns, act, "orbit"),
+        _says(done, f"{path.turns:.2f} turns"),
     )
 
 
@@ -197,9 +219,9 @@ def _event(tracks: Sequence[Track], index: int, act: Act, seconds: float, other:
     gone = ~present
     num = max(1, int(gone.sum()))
     at_start, at_end = track.first, len(present) - 1 - track.last
-    wanted = at_start if act.action == "appearing" else at_end
+    evidence = at_start if act.action == "appearing" else at_end
     # An object that flickers does neither: all its absence must lie on one side.
-    done = ramp(wanted, 0.5, 2.0) * ramp(wanted / num, 0.5, 1.0) * calm
+    done = ramp(evidence, 0.5, 2.0) * ramp(evidence / num, 0.5, 1.0) * calm
     moved = ramp(max(at_start, at_end), 0.5, 2.0)
     return Doing(done, moved, calm, 1.0, "yes" if done > 0.5 else "no")
 
@@ -212,7 +234,7 @@ def _largest_change(colours: Array) -> float:
 def _rest(tracks: Sequence[Track], index: int, act: Act, seconds: float, other: int | None) -> Doing:
     course = _course(tracks[index], seconds)
     calm = 1 - ramp(course.reach, 2.0, 6.0)
-    done = calm * (1 - ramp(course.size_range, 2.5, 5.0)) * ramp(tracks[index].share, 0.5, 0.9)
+    done = calm * (1 - ramp(course.size_range, 2.5, 5.0)) * _there(tracks[index])
     colour = 1 - ramp(_largest_change(tracks[index].colours[tracks[index].present]), 0.3, 0.8)
     rms = math.hypot(course.x.rms, course.y.rms)
     return Doing(done * colour, calm, 1 - ramp(rms, 0.5, 2.0), 1.0, _says(done, f"within {course.reach:.0f} pixels"))

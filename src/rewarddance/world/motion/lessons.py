@@ -6,12 +6,12 @@ The turns have the form of those about pictures (`world/lessons.py`), and clips 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewarddance.world.lessons import Lesson
-from rewarddance.world.motion.corrupt import Damage, damage, edit_scene
+from rewarddance.world.lessons import YES_OR_NO, Lesson
+from rewarddance.world.motion.corrupt import Damage, Edit, damage, edit_scene
 from rewarddance.world.motion.grammar import WORDINGS, does, phrase
 from rewarddance.world.motion.render import Clip, render
 from rewarddance.world.motion.sampling import TRAIN_ACTIONS, sample_pair
@@ -25,14 +25,23 @@ EVERY = 2
 DAMAGES: tuple[Damage, ...] = ("flicker", "freeze", "shuffle")
 """Damage that no act explains. A reversed clip may show another act without a fault."""
 
+ORDERED = 0.1
+"""Share of the undamaged clips with a question about the order of their frames. About 5% of all clips are shuffled, so
+there are two answers "yes" for one "no".
+"""
+
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip of a lesson: its scene, and whether the frames that it shows are damaged."""
+    """A clip of a lesson: its scene, the damage of its frames (None: no damage), and the frames."""
 
     scene: MotionScene
-    damaged: bool
+    damage: Damage | None
     frames: Clip
+
+    @property
+    def damaged(self) -> bool:
+        return self.damage is not None
 
     @property
     def acts(self) -> tuple[Act, ...]:
@@ -40,7 +49,19 @@ class ShownClip:
 
     def fulfils(self, spec: MotionSpec) -> bool:
         """Whether the clip is free of faults and shows what a specification asks for, and nothing else."""
-        return not self.damaged and not self.scene.ghosts and all(right for _, right in sides(self.scene, spec))
+        return not any(self.faults(spec))
+
+    def faults(self, spec: MotionSpec) -> tuple[bool, ...]:
+        """Whether background, style, objects, motion and speed are wrong, there are ghosts, and frames are damaged.
+
+        If the objects are wrong, the motion counts as wrong too. If the motion is wrong, an asked speed counts as wrong
+        too.
+        """
+        right = dict(sides(self.scene, spec))
+        right.setdefault("motion", False)
+        right.setdefault("speed", not any(a.speed for a in spec.acts))
+        wrong = [not right[name] for name in ("background", "style", "objects", "motion", "speed")]
+        return (*wrong, bool(self.scene.ghosts), self.damaged)
 
 
 def sides(scene: MotionScene, spec: MotionSpec) -> Iterator[tuple[str, bool]]:
@@ -49,17 +70,17 @@ def sides(scene: MotionScene, spec: MotionSpec) -> Iterator[tuple[str, bool]]:
     `motion` is compared only if the objects are right. `speed` is compared only if the motion is right too and the
     specification names a speed.
     """
-    shown, asked = scene.listing.acts, spec.acts
+    shown, required_acts = scene.listing.acts, spec.acts
     yield "background", scene.background == spec.background
     yield "style", scene.style == spec.style
     by_kind = {(a.colour, a.shape): a for a in shown}
-    objects = sorted(by_kind) == sorted((a.colour, a.shape) for a in asked)
+    objects = sorted(by_kind) == sorted((a.colour, a.shape) for a in required_acts)
     yield "objects", objects
     if objects:
-        pairs = [(by_kind[a.colour, a.shape], a) for a in asked]
+        pairs = [(by_kind[a.colour, a.shape], a) for a in required_acts]
         motion = all((s.action, s.into) == (a.action, a.into) for s, a in pairs)
         yield "motion", motion
-        if motion and any(a.speed for a in asked):
+        if motion and any(a.speed for a in required_acts):
             yield "speed", all(a.speed in (None, s.speed) for s, a in pairs)
 
 
@@ -134,8 +155,8 @@ def between_frames(actor: Actor, i: int, rng: np.random.Generator) -> Iterator[T
         clear = [(words, by) for words, by in changes.items() if abs(by) >= _LEAST_WAY or abs(by) < 1]
         yes = [(words, by) for words, by in clear if by >= _LEAST_WAY]
         no = [(words, by) for words, by in clear if by < _LEAST_WAY]
-        asked = yes + [no[int(k)] for k in rng.permutation(len(no))[: max(1, len(yes))]]
-        for words, by in asked:
+        answers = yes + [no[int(k)] for k in rng.permutation(len(no))[: max(1, len(yes))]]
+        for words, by in answers:
             question = f"is the {name} of image {i} {words} in frame {number} than in frame 1?"
             yield question, _yes(by >= _LEAST_WAY)
 
@@ -158,6 +179,15 @@ def action_lesson(rng: np.random.Generator) -> Lesson:
     return Lesson(None, (clip.frames,), tuple(dict.fromkeys(turns)))
 
 
+def better(clips: Sequence[ShownClip], spec: MotionSpec) -> int | None:
+    """Which of two clips is better for a specification, 0 or 1. The faults of the better clip are a proper subset of
+    the other's faults. None if neither clip is better in this sense.
+    """
+    first, second = (clip.faults(spec) for clip in clips)
+    less = [all(a <= b for a, b in zip(x, y, strict=True)) for x, y in ((first, second), (second, first))]
+    return None if less[0] == less[1] else int(less[1])
+
+
 def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.Generator) -> list[Turn]:
     turns: list[Turn] = []
     for i, clip in enumerate(clips, 1):
@@ -171,19 +201,31 @@ def _about_prompt(clips: Sequence[ShownClip], spec: MotionSpec, rng: np.random.G
         for name in (*wrong, *chosen):
             verb = "are" if name == "objects" else "is"
             turns.append((f"{verb} the {name} of image {i} right?", _yes(name in right)))
-    if len(clips) == 2 and clips[0].fulfils(spec) != clips[1].fulfils(spec):
-        better = 1 + clips[1].fulfils(spec)
-        turns += [(f"question: is image {i} the better one?", _yes(i == better)) for i in (1, 2)]
+    if len(clips) == 2 and (best := better(clips, spec)) is not None:
+        turns += [(f"question: is image {i + 1} the better one?", _yes(i == best)) for i in (0, 1)]
     return turns
 
 
 def _shown(scene: MotionScene, rng: np.random.Generator, damaged: float) -> ShownClip:
     clean = frames = render(scene)
+    kind: Damage | None = None
     if rng.random() < damaged:
-        frames = damage(clean, DAMAGES[int(rng.integers(len(DAMAGES)))], float(rng.uniform(0.5, 1)), rng)
+        kind = DAMAGES[int(rng.integers(len(DAMAGES)))]
+        frames = damage(clean, kind, float(rng.uniform(0.5, 1)), rng)
     shown = frames[::EVERY]
     # a still scene stays as it is when its frames freeze or change places
-    return ShownClip(scene, not np.array_equal(shown, clean[::EVERY]), shown)
+    return ShownClip(scene, None if np.array_equal(shown, clean[::EVERY]) else kind, shown)
+
+
+def in_order(shown: Clip, clean: Clip) -> bool:
+    """Whether `shown` may be frames of `clean` from left to right. A frame may stand there several times."""
+    begin = 0
+    for frame in shown:
+        later = [k for k in range(begin, len(clean)) if np.array_equal(clean[k], frame)]
+        if not later:
+            return False
+        begin = later[0]
+    return True
 
 
 def _edited(scene: MotionScene, rng: np.random.Generator) -> MotionScene:
@@ -212,9 +254,59 @@ def clip_lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
         turns += _about_prompt(clips, spec, rng)
     for i, clip in enumerate(clips, 1):
         turns.append((f"are the frames of image {i} smooth?", _yes(not clip.damaged)))
+        shuffled = clip.damage == "shuffle" and not in_order(clip.frames, render(clip.scene))
+        if shuffled or (not clip.damaged and rng.random() < ORDERED):
+            turns.append((f"are the frames of image {i} in order?", _yes(not shuffled)))
         if not clip.damaged:
             asks = [ABOUT_ONE[int(k)] for k in rng.integers(len(ABOUT_ONE), size=num_questions)]
             turns += [ask(clip, i, rng) for ask in asks]
     prompt = phrase(spec, WORDINGS[int(rng.integers(len(WORDINGS)))])
     unique = tuple(dict.fromkeys(t for t in turns if t is not None))
     return Lesson(prompt if with_prompt else None, tuple(c.frames for c in clips), unique)
+
+
+INSTRUCTION = "instruction: prefer the better clip for the prompt."
+"""The sentence about overall quality that judges of clips begin with."""
+_WRONG_PROMPTS: dict[Edit, float] = {
+    "direction": 0.26, "action": 0.22, "speed": 0.16, "freeze": 0.1, "object": 0.08, "colour": 0.06, "style": 0.06,
+    "background": 0.06,
+}  # fmt: skip
+"""How often each edit makes a wrong prompt of a clip. Motion is what judges overlook."""
+
+
+def prompts_lesson(rng: np.random.Generator) -> Lesson:
+    """A lesson about one clip and several prompts, in the form of a judge's question: does the clip match each of them?
+
+    The prompts come after the clip, so one clip is asked about many. A wrong prompt differs in one thing from what the
+    clip shows, so the answer depends on that thing alone. A damaged clip, one in eight, matches no prompt. About four
+    in ten answers are yes.
+    """
+    scene = sample_pair(rng)[1]
+    clip = _shown(scene, rng, 0.125)
+    wrong = [w for w in (_wrong_prompt(scene, rng) for _ in range(4)) if w is not None]
+    right = [_asked(scene.listing, rng) for _ in range(1 if clip.damaged else max(1, len(wrong)))]
+    turns: list[Turn] = []
+    for spec in [*right] if clip.damaged else [*right, *wrong]:
+        prompt = phrase(spec, WORDINGS[int(rng.integers(len(WORDINGS)))])
+        turns.append((f"prompt: {prompt}\nquestion: does image 1 match the prompt?", _yes(clip.fulfils(spec))))
+    turns.append(("question: are the frames of image 1 smooth?", _yes(not clip.damaged)))
+    turns = [turns[int(k)] for k in rng.permutation(len(turns))]
+    return Lesson(None, (clip.frames,), tuple(dict.fromkeys(turns)), f"{INSTRUCTION}\n{YES_OR_NO}")
+
+
+def _wrong_prompt(scene: MotionScene, rng: np.random.Generator) -> MotionSpec | None:
+    """A trainable specification that a scene fulfils in all but one thing; None where the drawn edit has none."""
+    kinds, weights = list(_WRONG_PROMPTS), np.array(list(_WRONG_PROMPTS.values()))
+    edit = kinds[int(rng.choice(len(kinds), p=weights))]
+    try:
+        spec = edit_scene(scene, rng, edit, accept=scene_is_trainable).listing
+    except RuntimeError:
+        return None
+    return spec if edit == "speed" else _asked(spec, rng)
+
+
+def _asked(spec: MotionSpec, rng: np.random.Generator) -> MotionSpec:
+    """The specification, half of the time without its speeds."""
+    if rng.random() < 0.5:
+        return spec
+    return replace(spec, acts=tuple(replace(act, speed=None) for act in spec.acts))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from rewarddance.world.detect import Detection, detect
-from rewarddance.world.motion.acts import Doing, kind_agreement, read
+from rewarddance.world.motion.acts import Doing, kind_agreement, lasting, read
 from rewarddance.world.motion.grammar import parse, phrase_act
 from rewarddance.world.motion.render import Clip
 from rewarddance.world.motion.scene import FAMILY, Act, MotionSpec
@@ -108,7 +108,8 @@ def _matched(watched: Watched, spec: MotionSpec) -> list[Match | None]:
     doings: list[list[Doing]] = []
     for i, act in enumerate(acts):
         target = kinds[1 - i] if len(acts) == 2 else None
-        doings.append([read(tracks, j, act, watched.seconds, _other(target, j)) for j in range(len(tracks))])
+        readings = [read(tracks, j, act, watched.seconds, _other(target, j)) for j in range(len(tracks))]
+        doings.append([lasting(doing, track, act) for doing, track in zip(readings, tracks, strict=True)])
     value = np.array(
         [[k * (0.3 + 0.7 * d.done) for k, d in zip(*row, strict=True)] for row in zip(kinds, doings, strict=True)]
     )
@@ -159,8 +160,8 @@ def _fidelity(watched: Watched, spec: MotionSpec, pairs: list[Match | None]) -> 
 
 
 def _style(watched: Watched, spec: MotionSpec) -> float:
-    wanted = STYLES.index(spec.style)
-    fits = [named(t.styles[t.present].mean(0), wanted) for t in watched.tracks]
+    style_index = STYLES.index(spec.style)
+    fits = [named(t.styles[t.present].mean(0), style_index) for t in watched.tracks]
     return sum(fits) / len(fits) if fits else 0.0
 
 

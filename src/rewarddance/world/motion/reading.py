@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewarddance.world.motion.acts import read
+from rewarddance.world.motion.acts import Doing, read
 from rewarddance.world.motion.render import Clip
 from rewarddance.world.motion.scene import ACTIONS, FAMILY, RATES, Act, MotionSpec
 from rewarddance.world.motion.splits import is_ood, split_of
@@ -24,6 +24,27 @@ def _kind(track: Track, frame: int) -> tuple[Colour, Shape] | None:
     return COLOURS[int(colours.argmax())], SHAPES[int(shapes.argmax())]
 
 
+def readings(
+    tracks: list[Track],
+    index: int,
+    kind: tuple[Colour, Shape],
+    last: Colour,
+    seconds: float,
+) -> dict[Act, Doing]:
+    """What `read` says of a track for each action that its colours allow, at any speed.
+
+    Args:
+        kind: its first colour, and its shape. last: its last colour.
+    """
+    other = 1 - index if len(tracks) == 2 else None
+    found = {}
+    for action in ACTIONS:
+        if (action == "turning") == (kind[0] != last):
+            act = Act(*kind, action, None, last if action == "turning" else None)
+            found[act] = read(tracks, index, act, seconds, other)
+    return found
+
+
 def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
     """What a track does, with its speed, or None where that is uncertain."""
     track = tracks[index]
@@ -31,14 +52,9 @@ def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
     if begin is None or end is None:
         return None
     other = 1 - index if len(tracks) == 2 else None
-    acts = []
-    for action in ACTIONS:
-        if (action == "turning") == (begin[0] != end[0]):
-            acts.append(Act(*begin, action, None, end[0] if action == "turning" else None))
-    done = [read(tracks, index, act, seconds, other).done for act in acts]
-    best = max(range(len(acts)), key=done.__getitem__)
-    act = acts[best]
-    if done[best] < SURE:
+    done = {act: doing.done for act, doing in readings(tracks, index, begin, end[0], seconds).items()}
+    act = max(done, key=done.__getitem__)
+    if done[act] < SURE:
         return None
     if FAMILY[act.action] not in RATES:
         return act
@@ -47,21 +63,22 @@ def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
     return fast if is_fast else Act(act.colour, act.shape, act.action, "slow")
 
 
-def _acts(watched: Watched) -> list[Act | None]:
+def _read(clip: Clip, fps: float) -> tuple[list[Act | None], MotionSpec | None]:
+    """What every object does, and the whole content; None where it is uncertain."""
+    watched = watch(clip, fps)
     tracks = [t for t in watched.tracks if t.share >= BRIEF]
-    return [_act(tracks, i, watched.seconds) for i in range(len(tracks))]
+    acts = [_act(tracks, i, watched.seconds) for i in range(len(tracks))]
+    return acts, _spec(watched, tracks, acts)
 
 
-def _spec(watched: Watched, acts: list[Act | None]) -> MotionSpec | None:
-    """The whole content, or None where a part of it is uncertain."""
+def _spec(watched: Watched, tracks: list[Track], acts: list[Act | None]) -> MotionSpec | None:
     known = [a for a in acts if a is not None]
-    tracks = [t for t in watched.tracks if t.share >= BRIEF]
     styles = {STYLES[int(t.styles[t.present].mean(0).argmax())] for t in tracks}
     grounds = {s.background for s in watched.frames}
     uncertain = any(s.specks > MAX_SPECKS or s.background_distance > MAX_BACKGROUND_DISTANCE for s in watched.frames)
     if len(known) < len(acts) or len(styles) != 1 or len(grounds) != 1 or uncertain:
         return None
-    known.sort(key=lambda act: act.action != "circling")  # what circles stands first
+    known.sort(key=lambda act: act.action != "circling")  # the object that circles stands first
     try:
         return MotionSpec(tuple(known), styles.pop(), grounds.pop())  # type: ignore[arg-type]
     except ValueError:  # no object, too many, or two of one kind
@@ -75,8 +92,7 @@ def read_spec(clip: Clip, fps: float) -> MotionSpec | None:
         clip: uint8 (F, CANVAS, CANVAS, 3), 2 frames or more.
         fps: frames per second.
     """
-    watched = watch(clip, fps)
-    return _spec(watched, _acts(watched))
+    return _read(clip, fps)[1]
 
 
 def shows_held_out(clip: Clip, fps: float) -> bool:
@@ -85,9 +101,7 @@ def shows_held_out(clip: Clip, fps: float) -> bool:
     This is an object, an action or a style that training never sees, or content that is held out as a whole. Uncertain
     parts do not count.
     """
-    watched = watch(clip, fps)
-    acts = _acts(watched)
-    whole = _spec(watched, acts)
+    acts, whole = _read(clip, fps)
     if whole is not None:
         return split_of(whole) != "train"
     return any(is_ood(MotionSpec((act,))) for act in acts if act is not None and act.action != "circling")

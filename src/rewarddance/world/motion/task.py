@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,9 +57,14 @@ def oracle_criteria(prompts: Sequence[Request], media: Sequence[Media]) -> dict[
     }
 
 
-def rater_scores(criteria: Mapping[str, NDArray[np.float64]], seed: int) -> NDArray[np.int64]:
-    """Video-text alignment as simulated raters score it, 0 to 2, (N, K, raters), from criteria (N, K)."""
-    return alignment(criteria["fidelity"], crowd(NUM_RATERS, seed), seed)[1]
+def rater_scores(values: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Scores of `NUM_RATERS` simulated raters, 0 to 2, (N, K, raters), from values of one criterion, (N, K).
+
+    Fidelity gives video-text alignment, and `overall` a score of the whole clip. The raters are the same people for
+    every seed. If the two sides of a comparison had other raters, the raters' mean leniency
+    would change the result.
+    """
+    return alignment(values, crowd(NUM_RATERS), seed)[1]
 
 
 class _MotionTask:
@@ -102,24 +107,40 @@ class _MotionTask:
     def development(self) -> tuple[Prompt, ...]:
         return self._of_set(action_set(self.development_set))
 
+    def second_benchmark(self, seed: int) -> tuple[Prompt, ...]:
+        return ()
+
     def supervised_batch(self, seed: int, name: str, index: int, size: int) -> tuple[Sequence[Request], Tensor]:
         texts, clips = clip_batch(seed, name, index, size)
         pixels = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255
         return [self._prompt(t, parse(t).acts[0].action, c) for t, c in zip(texts, clips, strict=True)], pixels
 
-    def reference_pictures(self, prompts: Sequence[str], num: int, seed: int) -> Tensor:
-        """Clips of scenes of the prompts, placed at random, (P num, F, 3, H, W).
+    def reference_pictures(self, prompts: Sequence[Request], num: int, seed: int) -> Tensor:
+        """Right clips, (P num, F, 3, H, W): scenes of the prompts, placed at random.
+
+        For image-to-video the prompts are those of the action sets. Their first frame fixes the scene, so all `num`
+        clips of a prompt are equal.
 
         Raises:
-            ConfigError: image-to-video, whose clips begin with a picture that the texts do not hold.
+            ConfigError: image-to-video with a prompt that is not of an action set.
         """
-        if self.from_picture:
-            raise ConfigError(
-                f"task {self.name}: reference clips would need the prompts' pictures; leave out --metrics"
-            )
-        rng = stream(seed, "reference-clips")
-        clips = np.stack([render(place(parse(p), rng)) for p in prompts for _ in range(num)])
-        return torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255
+        rng, scenes = stream(seed, "reference-clips"), self._scenes() if self.from_picture else {}
+        clips = []
+        for prompt in prompts:
+            text = text_of(prompt)
+            if self.from_picture and text not in scenes:
+                raise ConfigError(
+                    f"task {self.name}: {text!r} is not of an action set, so no right clip of it is known"
+                )
+            if self.from_picture:
+                clips += [render(scenes[text])] * num
+            else:
+                clips += [render(place(parse(text), rng)) for _ in range(num)]
+        return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255
+
+    def _scenes(self) -> dict[str, MotionScene]:
+        """The scenes of the action sets by their texts."""
+        return {p.text: p.scene for name in (self.test_set, self.development_set) for p in action_set(name)}
 
     def check(self, drawn: Drawn) -> None:
         if drawn.num_frames < 2:

@@ -67,6 +67,7 @@ function show(work) {
   at("pictures").replaceChildren();
   player.open([], 1);
   at("work").classList.toggle("ended", !item);
+  at("view").classList.remove("with-given");
   if (!item) {
     at("prompt").textContent = work.done ? "Thank you. Nothing is left to judge." : "There is nothing to judge at the moment.";
     at("prompt").focus();
@@ -91,44 +92,64 @@ const noun = () => (item.fps ? "clip" : "picture");
 const named = (place) => `${item.fps ? "Clip" : "Picture"} ${place + 1}`;
 
 function showMedia() {
-  const num = item.media.length, narrow = innerWidth <= 640;
+  const num = item.media.length, given = item.given.length, narrow = innerWidth <= 640;
   const columns = num === 1 ? 1 : num <= 2 || narrow ? 2 : num === 4 ? 4 : Math.min(num, 3);
   const rows = Math.ceil(num / columns);
-  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6) - (item.fps ? 60 : 0)) / rows));
-  loading = num;
+  const high = rows + (given && narrow && num > 1 ? 1 : 0); // on a phone a given picture has a row with the prompt
+  const side = Math.max(120, Math.floor((innerHeight * (item.criteria.length > 2 ? 0.36 : item.criteria.length > 1 ? 0.45 : 0.6) - (item.fps ? 60 : 0)) / high));
+  loading = num + given;
   began = performance.now();
-  at("pictures").style.setProperty("--columns", columns);
-  at("pictures").style.setProperty("--side", `${side}px`);
-  at("pictures").style.removeProperty("--aspect");
+  const values = { "--columns": columns + (given ? 1 : 0), "--rows": rows, "--side": `${side}px` };
+  for (const [name, value] of Object.entries(values)) at("view").style.setProperty(name, value);
+  at("view").style.removeProperty("--aspect");
+  at("view").classList.toggle("with-given", given > 0);
+  if (given) at("pictures").append(make("div", { id: "given" }, ...item.given.map(newGiven)));
   item.media.forEach((token, place) => {
     const picture = item.fps ? newClip(place) : make("img", { alt: named(place), draggable: false });
-    const assignment = item.assignment;
-    let pause = 1000;
-    const current = () => item && item.assignment === assignment && picture.isConnected;
-    picture.addEventListener(item.fps ? "canplaythrough" : "load", () => {
-      picture.classList.toggle("pixels", picture.naturalWidth <= 128);
-      if (current()) loaded();
-    }, { once: true });
-    picture.addEventListener("error", async () => {
-      if (!current()) return;
-      say(`A ${noun()} could not be loaded. The page tries again.`, true);
-      await wait(pause);
-      pause = Math.min(2 * pause, 16000);
-      if (current()) picture.src = `/media/${token}?again=${Date.now()}`;
-    });
-    picture.src = `/media/${token}`;
+    load(picture, token, item.fps ? "canplaythrough" : "load", noun());
     if (item.fps) player.play(picture); // some browsers load a clip only when it plays
     const caption = num === 1 ? [] : [make("figcaption", {}, num === 2 ? ["Left", "Right"][place] : `${place + 1}`, make("strong", { className: "place" }))];
     const frame = make("div", { className: "frame" }, picture);
-    at("pictures").append(make("figure", {}, frame, ...caption));
+    at("pictures").append(make("figure", { className: place % columns ? "" : "begins" }, frame, ...caption));
   });
   if (item.fps) player.open([...document.querySelectorAll("video")], item.fps);
+}
+
+// Loads a picture or clip of the item, and tries again until it is there.
+function load(picture, token, event, what) {
+  const assignment = item.assignment;
+  let pause = 1000;
+  const current = () => item && item.assignment === assignment && picture.isConnected;
+  picture.addEventListener(event, () => {
+    picture.classList.toggle("pixels", picture.naturalWidth <= 128);
+    if (current()) loaded();
+  }, { once: true });
+  picture.addEventListener("error", async () => {
+    if (!current()) return;
+    say(`A ${what} could not be loaded. The page tries again.`, true);
+    await wait(pause);
+    pause = Math.min(2 * pause, 16000);
+    if (current()) picture.src = `/media/${token}?again=${Date.now()}`;
+  });
+  picture.src = `/media/${token}`;
+}
+
+// A picture that all candidates were made from, as large as they are and zoomed with them.
+function newGiven(token, place) {
+  const several = item.given.length > 1 ? ` ${place + 1}` : "";
+  const title = (item.fps && !several ? "First frame" : "Given picture") + several;
+  const one = item.media.length === 1 ? `the ${noun()}` : `each ${noun()}`;
+  const purpose = item.fps && !several ? `${one} should begin with it.` : `${one} was made from it.`;
+  const picture = make("img", { alt: `${title}: ${purpose}`, draggable: false });
+  load(picture, token, "load", "picture");
+  const caption = make("figcaption", {}, make("span", {}, make("strong", {}, `${title}:`), ` ${purpose}`));
+  return make("figure", {}, make("div", { className: "frame source" }, picture), caption);
 }
 
 // A clip stops as soon as it can be played to its end, and begins again when all others can be, too.
 function newClip(place) {
   const clip = make("video", { muted: true, playsInline: true, preload: "auto", disablePictureInPicture: true, ariaLabel: named(place) });
-  clip.addEventListener("loadedmetadata", () => at("pictures").style.setProperty("--aspect", clip.videoWidth / clip.videoHeight));
+  clip.addEventListener("loadedmetadata", () => at("view").style.setProperty("--aspect", clip.videoWidth / clip.videoHeight));
   clip.addEventListener("canplaythrough", () => clip.pause(), { once: true });
   return clip;
 }
@@ -146,10 +167,11 @@ function loaded() {
 const PICKS = [["first", "Left is better", "←"], ["tie", "Tie", "T"], ["both_bad", "Both bad", "B"], ["second", "Right is better", "→"]];
 const STRENGTHS = [[0, "Slightly", "1"], [0.5, "Clearly", "2"], [1, "Much", "3"]];
 const WORDS = { overall: "Overall, which one is better?" };
+const plain = (criterion) => criterion.replaceAll("_", " ");
 
 function question(name, index) {
   const several = item.criteria.length > 1;
-  const title = item.task === "pairwise" && !several ? WORDS[name] || `Which one is better by ${name}?` : name;
+  const title = item.task === "pairwise" && !several ? WORDS[name] || `Which one is better by ${plain(name)}?` : plain(name);
   const box = make("fieldset", { className: several ? "several" : "" }, make("legend", { className: several ? "" : "single" }, title));
   box.addEventListener("focusin", () => { active = index; refresh(); });
   if (item.task === "ranking") {
@@ -220,7 +242,7 @@ function refresh() {
     box.querySelectorAll("button .place").forEach((node, place) => { node.textContent = answer.ranks[place] ? `is number ${answer.ranks[place]}` : ""; });
   });
   const answer = answers[active], num = item.media.length;
-  document.querySelectorAll(".frame").forEach((frame, place) => {
+  document.querySelectorAll(".frame:not(.source)").forEach((frame, place) => {
     const ranked = answer.ranks ? answer.ranks[place] === 1 : false;
     frame.classList.toggle("chosen", answer.choice === ["first", "second"][place] && num === 2 || ranked);
   });
@@ -232,7 +254,7 @@ async function submit() {
   if (!item || busy) return;
   if (loading) { say(`Please wait until all ${noun()}s are loaded.`); return; }
   const open = answers.findIndex((answer) => !complete(answer));
-  if (open >= 0) { active = open; refresh(); say(item.criteria.length > 1 ? `Please answer: ${item.criteria[open]}` : "Please choose an answer."); return; }
+  if (open >= 0) { active = open; refresh(); say(item.criteria.length > 1 ? `Please answer: ${plain(item.criteria[open])}` : "Please choose an answer."); return; }
   busy = true;
   const given = {};
   item.criteria.forEach((name, index) => { const { last, level, ...answer } = answers[index]; given[name] = answer; });
@@ -247,7 +269,7 @@ async function submit() {
   await turn("/api/next");
 }
 
-// All pictures are zoomed and moved together. `x`, `y`: the shift in shares of a frame's side.
+// All pictures are zoomed and moved together. `x`, `y`: the shift in shares of a frame's width and height.
 const zoom = {
   scale: 1, x: 0, y: 0,
   reset() { this.scale = 1; this.x = this.y = 0; this.apply(); },
@@ -261,8 +283,7 @@ const zoom = {
     const least = 1 - this.scale;
     this.x = Math.min(0, Math.max(least, this.x)); this.y = Math.min(0, Math.max(least, this.y));
     document.querySelectorAll(".frame").forEach((frame) => {
-      const side = frame.clientWidth;
-      frame.firstChild.style.transform = `translate(${this.x * side}px, ${this.y * side}px) scale(${this.scale})`;
+      frame.firstChild.style.transform = `translate(${this.x * frame.clientWidth}px, ${this.y * frame.clientHeight}px) scale(${this.scale})`;
     });
     at("pictures").classList.toggle("zoomed", this.scale > 1);
   },
@@ -283,13 +304,13 @@ at("pictures").addEventListener("pointerdown", (event) => {
 at("pictures").addEventListener("pointermove", (event) => {
   const before = fingers.get(event.pointerId);
   if (!before) return;
-  const frame = event.target.closest(".frame"), side = frame ? frame.clientWidth : 1;
+  const frame = event.target.closest(".frame"), width = frame ? frame.clientWidth : 1, height = frame ? frame.clientHeight : 1;
   const now = { x: event.clientX, y: event.clientY };
   if (fingers.size === 2) {
     const other = [...fingers].find(([id]) => id !== event.pointerId)[1];
     const apart = (a) => Math.hypot(a.x - other.x, a.y - other.y);
     if (apart(before) > 0) zoom.by(apart(now) / apart(before));
-  } else if (zoom.scale > 1) zoom.move((now.x - before.x) / side, (now.y - before.y) / side);
+  } else if (zoom.scale > 1) zoom.move((now.x - before.x) / width, (now.y - before.y) / height);
   else if (event.pointerType === "touch") scrollBy(0, before.y - now.y);
   fingers.set(event.pointerId, now);
 });
