@@ -97,13 +97,13 @@ CLIPS = Demo(
     full=DemoSizes(
         prompts=48, held_out=12, sampling_steps=10,
         judge_steps=16, judge_prompts=4,
-        align_steps=32, align_prompts=24, align_batch=8, probe_prompts=8,
+        align_steps=24, align_prompts=192, align_batch=48, probe_prompts=8,
         every=1, noises=2, diversity_prompts=9, diversity_noises=4, best_of_every=11, candidates=8,
     ),
     fast=DemoSizes(
         prompts=4, held_out=2, sampling_steps=4,
         judge_steps=2, judge_prompts=2,
-        align_steps=2, align_prompts=4, align_batch=2, probe_prompts=2,
+        align_steps=2, align_prompts=4, align_batch=6, probe_prompts=2,
         every=11, noises=1, diversity_prompts=2, diversity_noises=2, best_of_every=25, candidates=3,
     ),
 )  # fmt: skip
