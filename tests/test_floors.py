@@ -38,6 +38,12 @@ def test_nothing_needs_torchvision():
     assert all(m.split(".")[0] != "torchvision" for path in SOURCES for m in imported(path))
 
 
+def test_pictures_are_opened_in_one_place():
+    """`open_image` sets the limits of Pillow, which belong to the process."""
+    opens = [path for path in SOURCES if "Image.open(" in path.read_text()]
+    assert opens == [ROOT / "src/rewarddance/core/pictures.py"]
+
+
 def test_files_and_functions_stay_small():
     for path in SOURCES:
         text = path.read_text()

@@ -1,11 +1,15 @@
 """Every picture format that is read, and one clear line for each kind of file that is no picture."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.media import FORMATS, Media
+from rewarddance.core.media import Media
+from rewarddance.core.pictures import FORMATS
 
 EXTENSIONS = {
     "PNG": "png",
@@ -48,6 +52,35 @@ def test_a_large_colour_profile_is_no_obstacle(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "photo.png", icc_profile=profile)
     assert (tmp_path / "photo.png").stat().st_size > 2 << 20
     assert np.array_equal(Media.open(tmp_path / "photo.png").to_numpy(), pixels)
+
+
+READERS = {
+    "the desk": "from rewarddance.apps.annotate.media import size_of\nassert size_of(content) == (48, 32)",
+    "the desk's pixels": (
+        "from rewarddance.apps.annotate.media import equal_pictures\nassert equal_pictures([content], [(48, 32)])"
+    ),
+    "ab": (
+        "from rewarddance.data.votes import MediaRef\nfrom rewarddance.jobs.ab import _size\n"
+        "assert _size(MediaRef(data=content)) == (48, 32)"
+    ),
+    "data select": (
+        "from rewarddance.data.votes import MediaRef\nfrom rewarddance.jobs.data.select import PIXELS, _small\n"
+        "assert _small(MediaRef(sha256='a', data=content), {}).shape == (3 * PIXELS**2,)"
+    ),
+    "a report": "from rewarddance.apps.report import _image\nassert _image(Path(path))",
+}
+"""Code that opens a picture, by who uses it; it has `path` and `content`."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_each_reader_opens_a_large_colour_profile_in_a_fresh_process(reader, tmp_path):
+    """`Media.open` must not have raised Pillow's limits before."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(noise()).save(path, icc_profile=bytes(2 << 20))
+    start = "import sys\nfrom pathlib import Path\npath = sys.argv[1]\ncontent = Path(path).read_bytes()\n"
+    command = [sys.executable, "-c", start + READERS[reader], str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_formats_are_those_that_are_tested():

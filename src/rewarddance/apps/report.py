@@ -17,6 +17,7 @@ from rewarddance.apps.figures import curves, intervals
 from rewarddance.apps.report_study import study_content
 from rewarddance.core.clips import contact_sheet, spread
 from rewarddance.core.errors import RunError
+from rewarddance.core.pictures import open_image
 from rewarddance.core.plugins import TASKS, load_plugin
 from rewarddance.core.runs import RunFolder
 
@@ -59,7 +60,7 @@ STRIP = (2048, 512)
 
 def _image(path: Path, most: tuple[int, int] = (LARGE, LARGE)) -> str:
     content = path.read_bytes()
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return _jpeg(image, most) if max(image.size) > SMALL else _uri("png", content)
 
 
@@ -127,7 +128,7 @@ def _animation(path: Path) -> str:
 
 def _sheet(path: Path) -> str:
     """Frames of an animation in reading order, for print, reduced motion, and browsers that cannot show it."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         frames = []
         for k in spread(getattr(image, "n_frames", 1), SHEET_FRAMES):
             image.seek(k)

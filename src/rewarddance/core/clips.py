@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.core.errors import InputError
+from rewarddance.core.pictures import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -165,7 +166,7 @@ def moving_gif(source: str | Path | BinaryIO) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(source, formats=("GIF",)) as image:
+        with open_image(source, ("GIF",)) as image:
             return bool(getattr(image, "is_animated", False))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False  # whoever opens it as a picture says what is wrong

@@ -19,21 +19,17 @@ from torch import Tensor
 
 from rewarddance.core.clips import SUFFIXES, contact_sheet, is_container, read_clip, read_gif, write_clip
 from rewarddance.core.errors import InputError
-from rewarddance.core.pictures import as_rgb, upright
+from rewarddance.core.pictures import FORMATS, as_rgb, open_image, upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 MAX_PIXELS = 64_000_000
 """Larger files are refused as decompression bombs; an 8K photograph has 33 million."""
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-"""Pillow's names of the file formats that are read."""
 ANIMATED = ("PNG", "WEBP", "AVIF", "GIF")
 """Formats whose files may be animations. Further pages of a TIFF or JPEG file are ignored."""
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 """First bytes of PNG, JPEG, GIF and TIFF. WEBP and AVIF need later bytes too (`_names_picture`)."""
-MAX_METADATA = 64 << 20
-"""Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
 MIN_SIDE, MAX_ASPECT = 2, 200
 """Limits of pictures that can be judged: shortest side in pixels, and longest side divided by shortest."""
 
@@ -221,15 +217,14 @@ class Media:
 
     @classmethod
     def _open(cls, source: str | Path | BinaryIO, origin: str, clips: bool) -> Media:
-        from PIL import Image, PngImagePlugin, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
 
-        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
         too_large = f"{origin}: over the limit of {MAX_PIXELS:,} pixels"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on files that it then cannot read
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                opened = Image.open(source, formats=FORMATS)
+                opened = open_image(source)
             with opened as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(f"{too_large}: {image.width}x{image.height}")

@@ -1,11 +1,32 @@
-"""What PIL opened, as an RGB picture. No torch here, so that the annotation desk starts fast."""
+"""Pillow opens pictures here, and turns them into RGB. No torch here, so that the annotation desk starts fast."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""Pillow's names of the file formats that are read."""
+MAX_METADATA = 64 << 20
+"""Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
+
+
+def open_image(source: str | Path | BinaryIO, formats: Sequence[str] = FORMATS) -> PilImage:
+    """Open a picture with Pillow, whose pixels are not decoded yet. All code that opens a picture calls this.
+
+    Pillow's limits of metadata belong to the process, so each call sets them.
+
+    Raises:
+        OSError: not a picture of `formats`, or Pillow's other errors for damaged files.
+    """
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
+    return Image.open(source, formats=tuple(formats))
 
 
 def upright(image: PilImage) -> PilImage:

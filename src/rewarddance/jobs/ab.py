@@ -11,11 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from rewarddance.core.clips import SUFFIXES
 from rewarddance.core.errors import ConfigError, InputError
 from rewarddance.core.media import Media
+from rewarddance.core.pictures import open_image
 from rewarddance.core.progress import say
 from rewarddance.core.runs import RunFolder, same_settings
 from rewarddance.core.task import Prompt
@@ -170,7 +169,7 @@ def _size(ref: MediaRef) -> tuple[int, int]:
     content = io.BytesIO(ref.data or b"")
     if ref.kind == "video":
         return Media.open(content, origin=ref.path).size
-    with Image.open(content) as image:
+    with open_image(content) as image:
         return image.size
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rewarddance.apps.annotate.media import SMALL, fitted
 from rewarddance.core.clips import Codec, encode_clip, encode_frames, is_container, read_clip, read_gif
 from rewarddance.core.errors import InputError
+from rewarddance.core.pictures import open_image
 from rewarddance.core.streams import stream
 
 LARGEST = 1280
@@ -54,7 +54,7 @@ def open_clip(content: bytes, origin: str) -> tuple[NDArray[np.uint8], float]:
     if is_container(content[:12]):
         return read_clip(io.BytesIO(content), origin)
     try:
-        with Image.open(io.BytesIO(content), formats=("GIF",)) as image:
+        with open_image(io.BytesIO(content), ("GIF",)) as image:
             return read_gif(image, origin)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{origin}: not a clip (MP4, WebM or GIF), or damaged ({error})") from None

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rewarddance.core.pictures import as_rgb, upright
+from rewarddance.core.pictures import as_rgb, open_image, upright
 from rewarddance.core.streams import stream
 
 KEPT = 256 << 20
@@ -38,7 +38,7 @@ PADDED_TO = 1 << 14
 
 def _pixels(content: bytes) -> Image.Image:
     """The picture as RGB: upright, transparency on white, at most `LARGEST` pixels a side."""
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(io.BytesIO(content)) as opened:
         image = as_rgb(upright(opened))
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     return image
@@ -50,7 +50,7 @@ def size_of(content: bytes) -> tuple[int, int]:
     Raises:
         OSError: not a picture.
     """
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(io.BytesIO(content)) as opened:
         width, height = opened.size
         lies = opened.getexif().get(_ORIENTATION, 1) >= 5
     return (height, width) if lies else (width, height)

@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
+from rewarddance.core.pictures import open_image
 from rewarddance.core.preferences import all_pairs
 from rewarddance.core.progress import progress
 from rewarddance.core.runs import write_json
@@ -106,7 +107,7 @@ def features(pairs: Sequence[Pair]) -> Array:
 def _small(ref: MediaRef, small: dict[str, Array]) -> Array:
     key = ref.sha256 or ""
     if key not in small:
-        with Image.open(io.BytesIO(ref.data or b"")) as image:
+        with open_image(io.BytesIO(ref.data or b"")) as image:
             pixels = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float64)
         small[key] = pixels.ravel() / 255 / PIXELS
     return small[key]
