@@ -176,12 +176,7 @@ def evaluate_alignment(
         **compare(gold_after, gold_before, [p.category for p in chosen]),
         **_proxy_figures(proxy, gold_after, gold_before),
         "diversity": _spread(aligned, few, diversity_noises, seed + 1, features),
-        "per_prompt": {
-            "prompts": texts_of(chosen),
-            "gold/before": gold_before.mean(1).tolist(),
-            "gold/after": gold_after.mean(1).tolist(),
-            "proxy": [None if np.isnan(p) else float(p) for p in proxy.mean(1)],
-        },
+        "per_prompt": _per_prompt(chosen, {"gold/before": gold_before, "gold/after": gold_after, "proxy": proxy}),
     }
     if width is not None:
         parts = {"after": parts_after, "before": parts_before}
@@ -191,6 +186,12 @@ def evaluate_alignment(
     write_json(run / ("evaluation.json" if split == "benchmark" else f"evaluation_{split}.json"), figures)
     aligned.forget_clips()
     return figures
+
+
+def _per_prompt(prompts: Sequence[Request], values: Mapping[str, Array]) -> dict[str, Any]:
+    """Each prompt's mean over its noises, None if a judge refused one of them."""
+    means = {name: [None if np.isnan(m) else float(m) for m in v.mean(1)] for name, v in values.items()}
+    return {"prompts": texts_of(prompts), **means}
 
 
 def _proxy_figures(proxy: Array, gold_after: Array, gold_before: Array) -> dict[str, Any]:
@@ -260,10 +261,8 @@ def evaluate_on_prompts(
     wins = proxy_reward(ready, after, before, ready.own_or(config["criterion"]))
     kept = answered_prompts(wins)
     seen = read_seen(run / "adapter")
-    features = judge_features(ready)
-    spread = None
-    if features is not None and num_noises > 1:
-        spread = {"before": diversity(before, features), "after": diversity(after, features)}
+    features = judge_features(ready) if num_noises > 1 else None
+    spread = None if features is None else {"before": diversity(before, features), "after": diversity(after, features)}
     figures: dict[str, Any] = {
         **_setting(aligned, ready, len(prompts), num_noises, seed),
         "judge": judge or config["judge"],
@@ -272,7 +271,7 @@ def evaluate_on_prompts(
         "win_rate": bootstrap(wins[kept]).as_dict(),
         "refused_prompts": int((~kept).sum()),
         "diversity": spread,
-        "per_prompt": {"prompts": prompts, "win_rate": [None if np.isnan(w) else float(w) for w in wins.mean(1)]},
+        "per_prompt": _per_prompt(requests, {"win_rate": wins}),
     }
     write_json(run / "evaluation_prompts.json", figures)
     save_pairs(run / "samples_prompts", before, after, 1 - wins, wins)
