@@ -30,7 +30,7 @@ from rewarddance.align.config import ReflConfig
 from rewarddance.align.refl import refl_step
 from rewarddance.core.loop import Loop
 from rewarddance.core.loop_config import LoopConfig, OptimConfig
-from rewarddance.core.preferences import PreferenceRecord, from_ranking
+from rewarddance.core.preferences import Choice, PreferenceRecord, all_pairs
 from rewarddance.core.runs import RunFolder
 from rewarddance.jobs.plan import Setting, adapters, memory_of
 from rewarddance.reward.accumulate import Accumulator
@@ -119,7 +119,7 @@ def lora_8b(part: str, _: Sequence[str]) -> Iterator[Line]:
     checkpoint_gradients(backbone)
     judge = new_judge(JudgeSpec(precision="bf16"), backbone)
     media = [pictures(num_pictures, SIDE, seed=i) for i in range(num_records)]
-    choices = from_ranking(list(range(num_pictures)))
+    choices = tuple(Choice(i, j, 1.0) for i, j in all_pairs(num_pictures))
     records = [PreferenceRecord(f"r{i}", f"{'a dog ' * 12}{i}", tuple(m), choices) for i, m in enumerate(media)]
     folder = RunFolder(Path(tempfile.mkdtemp()))
     loop = Loop(judge.trainable(), OptimConfig(ema_decay=0.99), LoopConfig(num_steps=9), folder)

@@ -1,6 +1,7 @@
 """The house stands: imports point down, only the adapters know transformers and diffusers, files stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,31 @@ def test_pictures_are_opened_in_one_place():
     """`open_image` sets the limits of Pillow, which belong to the process."""
     opens = [path for path in SOURCES if "Image.open(" in path.read_text()]
     assert opens == [ROOT / "src/rewarddance/core/pictures.py"]
+
+
+def words_of(tree):
+    """Every name that code uses, and the words of its short texts, such as the names of plugins."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+            yield from re.findall(r"\w+", node.value)
+
+
+def test_every_function_and_class_is_named_somewhere():
+    """Tests alone need no code in `src`. Decorators register what they decorate; migrations are found by their file."""
+    trees = {path: ast.parse(path.read_text()) for path in SOURCES if "migrations" not in path.parts}
+    used = {word for tree in trees.values() for word in words_of(tree)}
+    defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    for path, tree in trees.items():
+        members = [member for node in tree.body if isinstance(node, ast.ClassDef) for member in node.body]
+        for node in [*tree.body, *members]:
+            if isinstance(node, defined) and not node.decorator_list and not node.name.startswith("__"):
+                assert node.name in used, f"{path.name}:{node.name} has no caller"
 
 
 def lengths(text):

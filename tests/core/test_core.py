@@ -15,7 +15,6 @@ from rewarddance.core.disk import list_checkpoints
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.core.media import Media
 from rewarddance.core.monitors import HackingMonitor, StuckLoss
-from rewarddance.core.preferences import from_ranking
 from rewarddance.core.runs import RunFolder, write_json
 from rewarddance.core.statistics import (
     bootstrap,
@@ -204,10 +203,6 @@ def test_swapping_turns_the_label_round():
     assert c.label == pytest.approx(0.1)
     with pytest.raises(ValueError, match="pointwise"):
         Comparison("p", a).swapped()
-
-
-def test_rankings_allow_ties():
-    assert [(c.first, c.second, c.label) for c in from_ranking([1, 2, 1])] == [(0, 1, 1.0), (0, 2, 0.5), (1, 2, 0.0)]
 
 
 def test_media_layouts_agree(tmp_path):

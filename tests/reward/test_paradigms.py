@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rankings import choices_of_ranking
 from torch.nn import functional as F
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
-from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
+from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Verdict
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.judge import new_judge
@@ -129,7 +130,7 @@ def test_best_references_leave_the_choices_that_the_best_picture_is_part_of(reco
     best = record.media[0]  # two wins and a tie
     assert all(best in (q.comparison.candidate, q.comparison.reference) for q in asked)
     assert sum(best is q.comparison.reference for q in asked) == 3
-    ordered = PreferenceRecord("o", "x", tuple(pictures[:4]), from_ranking([1, 2, 3, 4]))
+    ordered = PreferenceRecord("o", "x", tuple(pictures[:4]), choices_of_ranking(1, 2, 3, 4))
     weights = [q.weight for q in questions(ordered, "ranking", "best_of_n")]
     assert weights == pytest.approx([0.5, 1.0, 1.5])  # places apart in the order of all, not of what is left
     unmet = PreferenceRecord("u", "x", tuple(pictures[:3]), (Choice(1, 2, 0.5),))

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rankings import choices_of_ranking
 
 from rewarddance.core.media import Media
-from rewarddance.core.preferences import Choice, PreferenceRecord, from_ranking
+from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.types import Comparison, Verdict
 from rewarddance.reward.config import JudgeSpec
 from rewarddance.reward.judge import new_judge
@@ -78,7 +79,7 @@ def record(choices, num=4):
 
 
 def test_ranking_weights_are_gaps_in_rank_over_their_mean():
-    asked = questions(record(from_ranking([1, 2, 3, 4])), "ranking")
+    asked = questions(record(choices_of_ranking(1, 2, 3, 4)), "ranking")
     gaps = [1, 2, 3, 1, 2, 1]
     assert [q.weight for q in asked] == pytest.approx([g / (10 / 6) for g in gaps])
     assert [q.target for q in asked] == [1.0] * 6
@@ -109,7 +110,7 @@ def test_a_single_choice_weighs_one():
 
 def test_only_ranking_weighs_and_both_orders_weigh_the_same():
     for paradigm in ("generative_pairwise", "bradley_terry", "generative_pointwise"):
-        assert {q.weight for q in questions(record(from_ranking([1, 2, 3, 4])), paradigm)} == {1.0}
+        assert {q.weight for q in questions(record(choices_of_ranking(1, 2, 3, 4)), paradigm)} == {1.0}
 
 
 def test_the_best_picture_of_best_of_n_is_the_first_of_equals_that_was_chosen_from():

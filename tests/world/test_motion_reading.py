@@ -5,7 +5,7 @@ import pytest
 
 from rewarddance.core.streams import stream
 from rewarddance.world.build.clip_preferences import ClipPreferencesConfig, clip_records
-from rewarddance.world.motion.reading import read_spec, shows_held_out
+from rewarddance.world.motion.reading import read_content, shows_held_out
 from rewarddance.world.motion.render import render
 from rewarddance.world.motion.sampling import place, sample_spec
 from rewarddance.world.motion.scene import FPS
@@ -27,7 +27,7 @@ def scenes(split, num, seed):
 @pytest.mark.parametrize(("split", "held_out"), [("train", False), ("held_out", True), ("ood", True)])
 def test_a_rendered_clip_is_read_as_its_scene(split, held_out):
     drawn = list(scenes(split, 25, 3))
-    read = [read_spec(render(s), FPS) for s in drawn]
+    read = [read_content(render(s), FPS)[1] for s in drawn]
     right = [r is not None and meaning(r) == meaning(s.listing) for r, s in zip(read, drawn, strict=True)]
     assert np.mean(right) >= 0.9
     assert np.mean([shows_held_out(render(s), FPS) == held_out for s in drawn]) >= 0.96
@@ -36,8 +36,8 @@ def test_a_rendered_clip_is_read_as_its_scene(split, held_out):
 def test_a_clip_that_shows_nothing_certain_is_not_read():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (9, 48, 48, 3), dtype=np.uint8)
-    assert read_spec(noise, FPS) is None
-    assert read_spec(np.full((9, 48, 48, 3), 255, np.uint8), FPS) is None
+    assert read_content(noise, FPS)[1] is None
+    assert read_content(np.full((9, 48, 48, 3), 255, np.uint8), FPS)[1] is None
     assert not shows_held_out(np.full((9, 48, 48, 3), 255, np.uint8), FPS)
 
 
@@ -51,7 +51,7 @@ def test_what_a_generator_draws_by_mistake_is_held_out_too():
     config = ClipPreferencesConfig(num_prompts=8, clips=4, generator_share=1.0)
     records = list(clip_records(config, draw_clips=careless))
     assert {r.source for r in records} == {"generator"}
-    shown = [read_spec(m.to_numpy(), m.fps) for r in records for m in r.media]
+    shown = [read_content(m.to_numpy(), m.fps)[1] for r in records for m in r.media]
     assert len(shown) == 16  # two of the five clips of every prompt
     assert {split_of(s) for s in shown if s is not None} == {"train"}
     held_out = list(clip_records(config.model_copy(update={"split": "held_out"}), draw_clips=careless))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rewarddance.core.media import Media
@@ -72,9 +72,3 @@ def all_pairs(num: int) -> list[tuple[int, int]]:
     [(0, 1), (0, 2), (1, 2)]
     """
     return [(i, j) for i in range(num) for j in range(i + 1, num)]
-
-
-def from_ranking(ranks: Sequence[float]) -> tuple[Choice, ...]:
-    """The choices that a ranking implies. A lower rank is better; equal ranks are ties."""
-    pairs = all_pairs(len(ranks))
-    return tuple(Choice(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])) for i, j in pairs)

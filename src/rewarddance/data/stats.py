@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -114,14 +113,6 @@ class Judged:
 def _name(ref: MediaRef, record: VotedRecord) -> str:
     """The name of a medium: its content, the path of a clip, or the system in this record."""
     return ref.sha256 or ref.path or f"{record.record_id}/{ref.model}"
-
-
-def vote_stats(records: Iterable[VotedRecord]) -> dict[str, Any]:
-    """Labels, agreement, side bias, contradictions and systems of some records."""
-    judged = Judged()
-    for record in records:
-        judged.add(record)
-    return summary(judged)
 
 
 def summary(judged: Judged) -> dict[str, Any]:

@@ -63,8 +63,13 @@ def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
     return fast if is_fast else Act(act.colour, act.shape, act.action, "slow")
 
 
-def _read(clip: Clip, fps: float) -> tuple[list[Act | None], MotionSpec | None]:
-    """What every object does, and the whole content; None where it is uncertain."""
+def read_content(clip: Clip, fps: float) -> tuple[list[Act | None], MotionSpec | None]:
+    """What every object of a clip does, and the whole content with every speed; None where it is uncertain.
+
+    Args:
+        clip: uint8 (F, CANVAS, CANVAS, 3), 2 frames or more.
+        fps: frames per second.
+    """
     watched = watch(clip, fps)
     tracks = [t for t in watched.tracks if t.share >= BRIEF]
     acts = [_act(tracks, i, watched.seconds) for i in range(len(tracks))]
@@ -85,23 +90,13 @@ def _spec(watched: Watched, tracks: list[Track], acts: list[Act | None]) -> Moti
         return None
 
 
-def read_spec(clip: Clip, fps: float) -> MotionSpec | None:
-    """What a clip shows, with every speed; None where an object, an action, the style or the background is uncertain.
-
-    Args:
-        clip: uint8 (F, CANVAS, CANVAS, 3), 2 frames or more.
-        fps: frames per second.
-    """
-    return _read(clip, fps)[1]
-
-
 def shows_held_out(clip: Clip, fps: float) -> bool:
     """Does a generator's clip show held-out content, even by mistake?
 
     This is an object, an action or a style that training never sees, or content that is held out as a whole. Uncertain
     parts do not count.
     """
-    acts, whole = _read(clip, fps)
+    acts, whole = read_content(clip, fps)
     if whole is not None:
         return split_of(whole) != "train"
     return any(is_ood(MotionSpec((act,))) for act in acts if act is not None and act.action != "circling")
