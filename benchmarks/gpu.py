@@ -135,7 +135,7 @@ def lora_8b(part: str, _: Sequence[str]) -> Iterator[Line]:
         seconds.append(time.perf_counter() - began)
     used = torch.cuda.max_memory_allocated()
     model = empty_model(config)
-    tokens = judge.engine.work.tokens
+    tokens = judge.engine.counts.tokens
     kept = kept_by(model, Pass(num_records, num_pictures, 96), torch.bfloat16)
     planned = memory_of(setting, parts_of(model), kept, adapters(config, setting.lora_rank)).total
     pairs = num_records * len(choices)

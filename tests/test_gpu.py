@@ -148,9 +148,9 @@ def test_pictures_are_remembered_across_calls(on_cuda, pictures):
     model.module.requires_grad_(False)
     engine = Engine(model, image_cache=4)
     first = engine.answer_logits([question("x", *pictures[:2])], WORDS).logits
-    assert engine.work.images == 2
+    assert engine.counts.images == 2
     again = engine.answer_logits([question("x", *pictures[:2])], WORDS).logits
-    assert engine.work.images == 0
+    assert engine.counts.images == 0
     torch.testing.assert_close(again, first)
 
 

@@ -153,10 +153,10 @@ def compare(
     for layout in layouts:
         way, taken = ways[layout], medians[layout]
         assert isinstance(way, Ours)
-        floor = floor_seconds(backbone, way.engine.work, train=train)
+        floor = floor_seconds(backbone, way.engine.counts, train=train)
         over_one = medians["padded 1"] / taken if singles else None
         ratios = padded[best] / taken, medians["unshared"] / taken, over_one
-        counts = way.engine.work.tokens, way.engine.work.images, len(comparisons)
+        counts = way.engine.counts.tokens, way.engine.counts.images, len(comparisons)
         rows.append(Row(task, layout, taken, *ratios, floor / taken, *counts))
         print(rows[-1], flush=True)
     return rows

@@ -6,12 +6,12 @@ from functools import cache
 import torch
 from torch import nn
 
-from rewarddance.vlm.engine import Work
+from rewarddance.vlm.engine import PassCounts
 from rewarddance.vlm.internvl import InternVLBackbone
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has finished its work. A CPU works synchronously."""
+    """Wait until the device has finished its counts. A CPU works synchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -36,7 +36,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * side**3 / best
 
 
-def floor_seconds(backbone: InternVLBackbone, work: Work, *, train: bool) -> float:
+def floor_seconds(backbone: InternVLBackbone, counts: PassCounts, *, train: bool) -> float:
     """Seconds of the products of one call: linear layers and attention, three times the language model in training.
 
     The vision tower is frozen. Recomputation by gradient checkpointing does not count.
@@ -45,7 +45,9 @@ def floor_seconds(backbone: InternVLBackbone, work: Work, *, train: bool) -> flo
     text, vision = model.config.text_config, model.config.vision_config
     patches = (vision.image_size[0] // vision.patch_size[0]) ** 2 + 1
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    language = linear_operations(model.language_model, work.tokens) + 4.0 * work.scores * width * text.num_hidden_layers
-    seeing = linear_operations(model.vision_tower, patches * work.images)
-    seeing += 4.0 * work.images * patches**2 * vision.hidden_size * vision.num_hidden_layers
+    language = (
+        linear_operations(model.language_model, counts.tokens) + 4.0 * counts.scores * width * text.num_hidden_layers
+    )
+    seeing = linear_operations(model.vision_tower, patches * counts.images)
+    seeing += 4.0 * counts.images * patches**2 * vision.hidden_size * vision.num_hidden_layers
     return (language * (3 if train else 1) + seeing) / peak(backbone.model.dtype, backbone.device)

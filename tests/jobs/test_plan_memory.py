@@ -56,7 +56,7 @@ def measured(setting, tokenizer, records, folder):
             step(records, i)
             loop.update()
             loop.ema.update(loop.parameters, i + 1)
-    return live.peak, judge.engine.work.tokens
+    return live.peak, judge.engine.counts.tokens
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_judge_keeps_the_images_of_all_references(backbone):
     encoded = []
     for a, b in ((0, 1), (1, 2), (2, 0), (0, 1)):
         judge.judge([Comparison("a red circle", references[a], references[b], "fidelity")])
-        encoded.append(judge.engine.work.images)
+        encoded.append(judge.engine.counts.images)
     assert encoded == [10, 5, 0, 0]
     _keep_references(config, judge, Drawn(48, 9, 8.0, from_picture=True), 3)
     assert judge.engine.image_cache == 18

@@ -6,7 +6,7 @@ import pytest
 from rewarddance.core.media import Media
 from rewarddance.core.streams import stream
 from rewarddance.jobs.load import ASSETS
-from rewarddance.lab.reader import Reader, Reading, _cluster, _score
+from rewarddance.lab.reader import PictureReader, Reading, _cluster, _score
 from rewarddance.world.build.vision import NOTHING, patch_targets
 from rewarddance.world.render import render
 from rewarddance.world.sampling import sample_pair
@@ -47,7 +47,7 @@ def test_an_empty_picture_has_no_objects():
 
 @pytest.fixture(scope="module")
 def reader():
-    return Reader.open(ASSETS / "reader-tiny")
+    return PictureReader.open(ASSETS / "reader-tiny")
 
 
 def test_the_shipped_reader_knows_renders_from_mismatches(reader):

@@ -72,7 +72,7 @@ def test_all_questions_share_the_examples(backbone, pictures):
     for name, given in (("with", shown), ("without", [])):
         judge = new_judge(JudgeSpec(), backbone, examples=given)
         judge.single.judge(asked)
-        work[name] = judge.engine.work
+        work[name] = judge.engine.counts
     whole = new_judge(JudgeSpec(), backbone, examples=shown).single._dialogs(asked[:1])[0]
     alone = new_judge(JudgeSpec(), backbone).single._dialogs(asked[:1])[0]
     count = judge.engine.num_tokens

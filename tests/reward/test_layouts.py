@@ -158,6 +158,6 @@ def test_layouts_process_fewer_tokens(layout, backbone, pictures):
     for name in ("strict", layout):
         engine = Engine(backbone)
         engine.answer_logits(dialogs_of(Context(layout=name), pairs(pictures)), ("yes", "no"))
-        work[name] = engine.work
-        assert engine.work.images == len(pictures)
+        work[name] = engine.counts
+        assert engine.counts.images == len(pictures)
     assert work[layout].tokens < 0.85 * work["strict"].tokens

@@ -93,8 +93,8 @@ def test_every_picture_is_seen_once_and_every_prefix_read_once(backbone, picture
     keys = [backbone.encoder.chat([("user", d)]) for d in dialogs]
     image_tokens = [i for i, t in enumerate(keys[0].ids) if t == backbone.image_token_id]
     shared = image_tokens[backbone.model.config.image_seq_length]  # everything before the second picture's first token
-    assert engine.work.images == 3
-    assert engine.work.tokens == shared + sum(n - shared for n in lengths)
+    assert engine.counts.images == 3
+    assert engine.counts.tokens == shared + sum(n - shared for n in lengths)
 
 
 def test_the_model_itself_sees_and_reads_no_more_than_the_engine_says(backbone, pictures):
@@ -111,10 +111,10 @@ def test_the_model_itself_sees_and_reads_no_more_than_the_engine_says(backbone, 
     dialogs = [d for d in mixed_dialogs(pictures) if len(d) > 1]
     engine = Engine(backbone, budget=200, image_budget=2)
     engine.answer_logits(dialogs, WORDS)
-    assert sum(seen) == engine.work.images == 5
-    assert sum(read) == engine.work.tokens
+    assert sum(seen) == engine.counts.images == 5
+    assert sum(read) == engine.counts.tokens
     assert sum(answered) == len(set(dialogs))
-    assert len(read) == engine.work.forwards > 1
+    assert len(read) == engine.counts.forwards > 1
 
 
 def test_tokens_read_are_those_of_the_tree_however_many_lengths_there_are(backbone, pictures):
@@ -137,7 +137,7 @@ def test_equal_pixels_are_one_picture(backbone, pictures):
     a, b = pictures[0], Media(pictures[0].frames.clone())
     engine = Engine(backbone)
     engine.answer_logits([question("x", a, b)], WORDS)
-    assert engine.work.images == 1
+    assert engine.counts.images == 1
 
 
 def test_hidden_states_feed_the_same_head(backbone, pictures):
@@ -180,19 +180,19 @@ def test_pictures_are_remembered_across_calls_while_nothing_is_trained(backbone,
     a, b, c = pictures[:3]
     engine = Engine(frozen(backbone), image_cache=2)
     first = engine.answer_logits([question("x", a, b)], WORDS).logits
-    assert engine.work.images == 2
+    assert engine.counts.images == 2
     again = engine.answer_logits([question("x", a, b)], WORDS).logits
-    assert engine.work.images == 0
+    assert engine.counts.images == 0
     assert torch.equal(first, again)
     engine.answer_logits([question("x", c)], WORDS)
     engine.answer_logits([question("x", b)], WORDS)
-    assert engine.work.images == 0
+    assert engine.counts.images == 0
     engine.answer_logits([question("x", a)], WORDS)  # least recently used, gone
-    assert engine.work.images == 1
+    assert engine.counts.images == 1
     backbone.module.requires_grad_(True)
     for _ in range(2):
         engine.answer_logits([question("x", a)], WORDS)
-        assert engine.work.images == 1
+        assert engine.counts.images == 1
     assert Engine(frozen(backbone))._vision.cache == 0
 
 
@@ -212,12 +212,12 @@ def test_passes_keep_to_the_memory_that_was_measured(backbone, pictures, monkeyp
     with torch.no_grad():
         roomy = Engine(backbone)
         whole = roomy.answer_logits(dialogs, WORDS).logits
-        assert roomy.work.forwards == 1
+        assert roomy.counts.forwards == 1
         monkeypatch.setattr("rewarddance.vlm.memory.free_bytes", lambda _: 64 << 20)
         tight = Engine(backbone, memory_share=0.125)
         parts = tight.answer_logits(dialogs, WORDS).logits
-    assert tight.work.forwards > 1
-    assert tight.work.tokens >= roomy.work.tokens
+    assert tight.counts.forwards > 1
+    assert tight.counts.tokens >= roomy.counts.tokens
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         in_passes = peak_bytes(lambda: tight.answer_logits(dialogs, WORDS), backbone.device)
@@ -271,6 +271,6 @@ def test_pictures_that_do_not_fit_are_seen_in_halves_from_then_on(backbone, pict
         monkeypatch.setattr(InternVLBackbone, "image_tokens", small)
         torch.testing.assert_close(engine.answer_logits(dialogs, WORDS).logits, whole, rtol=1e-4, atol=1e-5)
         assert engine._vision.budget == 2
-        assert engine.work.images == 5
+        assert engine.counts.images == 5
     with pytest.raises(torch.OutOfMemoryError):
         Engine(backbone).answer_logits(dialogs, WORDS)  # with gradients, the caller makes smaller passes

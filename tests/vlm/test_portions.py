@@ -48,7 +48,7 @@ def test_a_long_list_in_portions_gives_the_same_and_sees_every_picture_once(trai
         at_once = tables.pop()
         for _ in range(2):  # and again, with nothing left over from the first call
             found = parts.answer_logits(dialogs, WORDS).logits
-            assert parts.work.images == whole.work.images == at_once
+            assert parts.counts.images == whole.counts.images == at_once
     assert len(tables) > 2
     assert max(tables) < at_once
     assert not parts._vision._held

@@ -49,7 +49,7 @@ def test_logits_equal_plain_forwards(backbone, pictures, budget):
     engine = Engine(backbone, budget=budget)
     found = engine.answer_logits(dialogs, WORDS).logits
     assert torch.allclose(found, plain(backbone, dialogs), atol=1e-5)
-    assert engine.work.images == 5
+    assert engine.counts.images == 5
 
 
 @pytest.mark.parametrize("limits", [{}, {"budget": 200, "image_budget": 2}], ids=["one_pass", "several"])

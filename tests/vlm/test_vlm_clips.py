@@ -172,7 +172,7 @@ def test_the_same_clip_at_another_rate_is_the_same_question(make, kind, clips):
     engine = Engine(backbone)
     logits = engine.answer_logits([question("x", clips[0]), question("x", double)], WORDS).logits
     assert torch.equal(logits[0], logits[1])
-    assert engine.work.images == (5 if kind == "internvl" else 3)
+    assert engine.counts.images == (5 if kind == "internvl" else 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,12 +181,12 @@ def test_every_distinct_frame_is_seen_once(make, kind, clips):
     engine = Engine(backbone)
     a, b, *_ = clips  # b begins with three frames of a
     engine.answer_logits([question("x", a, b), question("x", b, a)], WORDS)
-    assert engine.work.images == (9 + 6 if kind == "internvl" else 5 + 4)
+    assert engine.counts.images == (9 + 6 if kind == "internvl" else 5 + 4)
     still = Media(a.frames[:1].repeat(9, 1, 1, 1), 8.0)
     engine.answer_logits([question("x", still)], WORDS)
-    assert engine.work.images == 1
+    assert engine.counts.images == 1
     engine.answer_logits([question("x", Media(a.frames[:1]), still, Media(still.frames, 4.0))], WORDS)
-    assert engine.work.images == 1  # the first frame of image-to-video too
+    assert engine.counts.images == 1  # the first frame of image-to-video too
     with torch.no_grad():
         backbone.module.requires_grad_(False)
         cached = Engine(backbone, image_cache=8, portion=1)

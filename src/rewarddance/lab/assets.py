@@ -43,10 +43,10 @@ OF_CLIPS: dict[ClipModel, tuple[ModelKind, str]] = {
 MAX_BYTES = 25_000_000
 """Of the embedded models of clips together. The two generators share no files: their autoencoder is the same, but it is
 5 per cent of both, and each one has trained its own text encoder."""
-Part = Literal["all", "autoencoder", "generator", "vision", "contrastive", "preferences", "vlm", "judge"]
+AssetPart = Literal["all", "autoencoder", "generator", "vision", "contrastive", "preferences", "vlm", "judge"]
 
 
-def build_assets(out: Path, only: Part = "all", device: str = "auto", workers: int | None = None) -> None:
+def build_assets(out: Path, only: AssetPart = "all", device: str = "auto", workers: int | None = None) -> None:
     """Train what is missing under `out`, resume what was stopped, and copy the results into the package.
 
     Args:

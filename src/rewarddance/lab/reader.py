@@ -52,7 +52,7 @@ class Reading:
     backgrounds: Array
 
 
-class Reader:
+class PictureReader:
     """A vision tower with its heads.
 
     Args:
@@ -65,7 +65,7 @@ class Reader:
         self.prepare = Preprocessor.square(CANVAS)
 
     @classmethod
-    def open(cls, folder: Path) -> Reader:
+    def open(cls, folder: Path) -> PictureReader:
         """Load `vision.safetensors` and `heads.safetensors` of a folder that `pretrain_vision` wrote."""
         size = VisionConfig().size
         tower, heads = new_vlm(size, new_tokenizer()).model.vision_tower, Heads(SIZES[size].vision_width)

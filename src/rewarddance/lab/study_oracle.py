@@ -15,7 +15,7 @@ from rewarddance.core.preferences import all_pairs
 from rewarddance.core.progress import tracked
 from rewarddance.core.statistics import grouped_interval
 from rewarddance.jobs.load import ASSETS, load_generator
-from rewarddance.lab.reader import Reader
+from rewarddance.lab.reader import PictureReader
 from rewarddance.search.best_of_n import draw_candidates
 from rewarddance.world.benchmark import benchmark_prompts
 from rewarddance.world.grammar import parse
@@ -34,7 +34,7 @@ def study_oracle(*, every: int = 2, num: int = 8, seed: int = 0) -> dict[str, An
         num_pairs, and agreement by category.
     """
     prompts = benchmark_prompts()[::every]
-    generator, reader = load_generator("tiny"), Reader.open(ASSETS / "reader-tiny")
+    generator, reader = load_generator("tiny"), PictureReader.open(ASSETS / "reader-tiny")
     rng = torch.Generator().manual_seed(seed)
     rights: list[tuple[str, str, float]] = []
     for category, prompt in tracked(prompts, "oracle"):

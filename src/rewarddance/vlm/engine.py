@@ -68,7 +68,7 @@ class Answers:
 
 
 @dataclass
-class Work:
+class PassCounts:
     """Counts of the work of one call; tests compare them with the work that is needed."""
 
     images: int = 0
@@ -107,7 +107,7 @@ class Engine:
     portion: int = 4096
     autocast: torch.dtype | None = None
     lockstep: bool = field(default=False, init=False)
-    work: Work = field(default_factory=Work)
+    counts: PassCounts = field(default_factory=PassCounts)
     _memory: MemoryBudget = field(init=False, repr=False)
     _vision: VisionPass = field(init=False, repr=False)
 
@@ -249,7 +249,7 @@ class Engine:
         With `every`, states from the token before the tail on, (1 + len(tail), D): those that the tail's tokens are
         predicted from, and the last one. If nothing wants a gradient, a long list is processed in portions.
         """
-        self.work = Work()
+        self.counts = PassCounts()
         self._vision.begin_call()
         ends = tails if tails is not None else [()] * len(dialogs)
         if self.lockstep or self._wants_gradient(dialogs):
@@ -285,7 +285,7 @@ class Engine:
         """The states of `_hidden` for dialogs that are in memory at once."""
         distinct = distinct_frames(dialogs, self.backbone.encoder)
         image_tokens = self._vision.table(distinct)  # on CUDA it is computed while the host plans the tree
-        self.work.images = self._vision.num_encoded
+        self.counts.images = self._vision.num_encoded
         plain = [self.backbone.encoder.chat(messages_of(d)) for d in dialogs]
         whole = [_with_tail(e, t) for e, t in zip(plain, tails, strict=True)]
         first_row = np.array([0, *itertools.accumulate(distinct.sizes)])
@@ -330,9 +330,9 @@ class Engine:
         few = todo[b.start : b.stop]
 
         def trial() -> None:
-            before = replace(self.work)
+            before = replace(self.counts)
             run(few)
-            self.work = before
+            self.counts = before
 
         return trial, self._tree(few).num_tokens
 
@@ -361,9 +361,9 @@ class Engine:
         )
         is_image = tokens < 0
         answer_places = np.array([p for i, s in enumerate(todo) for p in packed.places(i, s.start)])
-        self.work.tokens += len(tokens)
-        self.work.scores += sum(n.length * n.start + n.length * (n.length + 1) // 2 for n in tree.nodes)
-        self.work.forwards += 1
+        self.counts.tokens += len(tokens)
+        self.counts.scores += sum(n.length * n.start + n.length * (n.length + 1) // 2 for n in tree.nodes)
+        self.counts.forwards += 1
         arrays = (np.maximum(tokens, -1), positions, np.flatnonzero(is_image), -1 - tokens[is_image], answer_places)
         ids, axes, image_places, rows, places = on_device(arrays, device)
         shown = None if image_tokens is None or len(rows) == 0 else image_tokens[rows]
