@@ -14,6 +14,7 @@ from rewarddance.apps.cli import COMMANDS
 from rewarddance.apps.docs import help_of
 from rewarddance.core.task import Task
 from rewarddance.generator import trace
+from rewarddance.reward.wording import NAMED
 
 ROOT = Path(__file__).parents[1]
 CARDS = sorted((ROOT / "src/rewarddance/assets").glob("*/README.md"))
@@ -91,6 +92,8 @@ def test_the_wording_guide_shows_what_the_code_renders(tmp_path, monkeypatch):
     names = {}
     blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == text.count("```python")
+    for name in NAMED:
+        assert f'show(Context(template="{name}"), comparison)' in text, name
     for code, expected in blocks:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
