@@ -27,6 +27,9 @@ MADE = re.compile(r"^(runs|data|images|path|models|out|checkpoints|samples)/|^\.
 COMMAND = re.compile(r"^(?:.*-m )?rewarddance ([a-z].*)")
 
 
+RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
+
+
 def ids(paths):
     return {"argvalues": paths, "ids": [str(p.relative_to(ROOT)) for p in paths]}
 
@@ -69,6 +72,13 @@ def test_commands_and_flags_exist(page):
         assert command in COMMANDS, command
         unknown = {f for f in flags if f not in ("--help", "--debug")} - flags_of(command)
         assert not unknown, f"rewarddance {command}: {unknown}"
+
+
+@pytest.mark.parametrize("page", **ids(RESULTS))
+def test_a_results_page_has_one_table(page):
+    """Besides the table that `make gpu` writes."""
+    text = re.sub(r"<!-- begin of the table -->.*<!-- end of the table -->", "", page.read_text(), flags=re.DOTALL)
+    assert len(re.findall(r"^\|[-|: ]+\|$", text, re.MULTILINE)) == 1
 
 
 def test_the_design_names_the_parameters_of_the_ports():
