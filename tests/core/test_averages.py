@@ -11,9 +11,9 @@ def test_means_and_spreads_are_those_of_the_whole():
     means = WeightedMeans()
     for part in (rewards[:1], rewards[1:3], rewards[3:]):
         means.add({"reward": part.mean(), "reward_std": part.std()}, len(part))
-    found = means.all_reduce(("reward", "reward_std"))
-    assert found["reward"] == pytest.approx(rewards.mean())
-    assert found["reward_std"] == pytest.approx(rewards.std())
+    metrics = means.all_reduce(("reward", "reward_std"))
+    assert metrics["reward"] == pytest.approx(rewards.mean())
+    assert metrics["reward_std"] == pytest.approx(rewards.std())
 
 
 def test_a_mean_of_fewer_things_counts_by_those():

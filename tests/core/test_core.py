@@ -54,10 +54,10 @@ def test_checkpoint_round_trip_keeps_the_newest(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"model/w": torch.full((2,), float(step))}, {"note": step}, keep=2)
     assert list_checkpoints(tmp_path) == [2, 3]
-    found = load_checkpoint(tmp_path)
-    assert found is not None
-    assert found.part("model")["w"].tolist() == [3, 3]
-    assert found.state["note"] == 3
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.part("model")["w"].tolist() == [3, 3]
+    assert checkpoint.state["note"] == 3
 
 
 def test_half_a_checkpoint_is_not_one(tmp_path):
@@ -109,9 +109,9 @@ def test_a_resumption_may_set_anew_what_error_messages_advise(tmp_path):
     changed = Settings(micro_batch=2, optim=Rate(lr=0.5))
     for _ in range(2):
         run.start("judge", changed, resume=True)
-    found = run.read()
-    assert found["config"] == changed.model_dump(mode="json")
-    assert [b["config"] for b in found["before"]] == [Settings().model_dump(mode="json")]
+    content = run.read()
+    assert content["config"] == changed.model_dump(mode="json")
+    assert [b["config"] for b in content["before"]] == [Settings().model_dump(mode="json")]
     for key, wrong in (("optim.warmup_steps", Rate(lr=0.5, warmup_steps=4)), ("loop.num_steps", Steps(num_steps=6))):
         with pytest.raises(RunError, match=f"another configuration \\({key}\\)$"):
             run.start("judge", changed.model_copy(update={key.split(".")[0]: wrong}), resume=True)
@@ -145,9 +145,9 @@ def test_bootstrap_covers_the_mean_and_pairs_help():
     rng = np.random.default_rng(0)
     before = rng.normal(0, 1, (200, 4))
     after = before + 0.1 + rng.normal(0, 0.05, before.shape)
-    found = paired_bootstrap(after, before)
-    assert found.ci_low < 0.1 < found.ci_high
-    assert found.verdict == "better"
+    interval = paired_bootstrap(after, before)
+    assert interval.ci_low < 0.1 < interval.ci_high
+    assert interval.verdict == "better"
     assert bootstrap(before).verdict == "inconclusive"
     with pytest.raises(ValueError, match="NaN"):
         bootstrap([1.0, float("nan")])
@@ -155,8 +155,8 @@ def test_bootstrap_covers_the_mean_and_pairs_help():
 
 def test_bootstrap_interval_has_the_textbook_width():
     x = np.random.default_rng(1).normal(0, 1, 400)
-    found = bootstrap(x, num=4000)
-    assert found.ci_high - found.ci_low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
+    interval = bootstrap(x, num=4000)
+    assert interval.ci_high - interval.ci_low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
 
 
 def test_two_way_bootstrap_knows_that_seeds_differ():
@@ -178,22 +178,22 @@ def test_hacking_is_called_when_proxy_rises_and_gold_falls():
     honest, hacked = HackingMonitor(), HackingMonitor()
     for step, (gold, fallen) in enumerate([(0.4, 0.4), (0.5, 0.5), (0.6, 0.3)]):
         sound = honest.add(step, 0.5 + 0.1 * step + noise, gold + noise)
-        found = hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
+        metrics = hacked.add(step, 0.5 + 0.1 * step + noise, fallen + noise)
     assert sound["probe/hacking"] == "none"
-    assert found["probe/hacking"] == "hacking"
+    assert metrics["probe/hacking"] == "hacking"
 
 
 def test_a_few_runs_have_students_interval_and_a_single_one_has_none():
-    found = students_interval([0.038, 0.048, 0.061])
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx((0.020, 0.078), abs=1e-3)
+    interval = students_interval([0.038, 0.048, 0.061])
+    assert (interval["ci_low"], interval["ci_high"]) == pytest.approx((0.020, 0.078), abs=1e-3)
     assert students_interval([0.5]) == {"mean": 0.5, "ci_low": None, "ci_high": None}
 
 
 def test_verdict_keeps_reward_and_margin_together():
     margin = torch.linspace(-40, 40, 9)
-    found = Verdict.from_margin(margin)
-    assert torch.allclose(found.margin, margin, atol=1e-5)
-    assert torch.allclose(found.reward, torch.sigmoid(margin))
+    verdict = Verdict.from_margin(margin)
+    assert torch.allclose(verdict.margin, margin, atol=1e-5)
+    assert torch.allclose(verdict.reward, torch.sigmoid(margin))
 
 
 def test_swapping_turns_the_label_round():
@@ -273,9 +273,9 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 
 def test_run_json_names_versions(tmp_path):
     RunFolder(tmp_path).start("judge", Settings())
-    found = json.loads((tmp_path / "run.json").read_text())
-    assert found["packages"]["torch"]
-    assert found["hardware"]["cores"] >= 1
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["packages"]["torch"]
+    assert content["hardware"]["cores"] >= 1
 
 
 def test_a_loss_stuck_at_a_coins_is_said_once():

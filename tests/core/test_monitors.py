@@ -28,10 +28,10 @@ def test_the_gap_is_measured_in_standard_deviations_of_the_first_probe():
 
 def test_the_variance_of_the_proxy_is_that_within_prompts_plus_that_across():
     proxy = np.random.default_rng(0).random((7, 4))
-    found = proxy_metrics(proxy)
-    assert found["probe/proxy_across"] == pytest.approx(np.std([row.mean() for row in proxy]))
-    assert found["probe/proxy_within"] == pytest.approx(math.sqrt(np.mean([row.var() for row in proxy])))
-    assert found["probe/proxy_within"] ** 2 + found["probe/proxy_across"] ** 2 == pytest.approx(proxy.var())
+    metrics = proxy_metrics(proxy)
+    assert metrics["probe/proxy_across"] == pytest.approx(np.std([row.mean() for row in proxy]))
+    assert metrics["probe/proxy_within"] == pytest.approx(math.sqrt(np.mean([row.var() for row in proxy])))
+    assert metrics["probe/proxy_within"] ** 2 + metrics["probe/proxy_across"] ** 2 == pytest.approx(proxy.var())
 
 
 def test_values_that_are_all_equal_at_the_start_are_divided_by_a_millionth():

@@ -151,9 +151,9 @@ def test_a_temperature_stays_within_its_bounds():
 def test_wilsons_interval_is_scipys(successes, trials):
     theirs = binomtest(successes, trials).proportion_ci(method="wilson")
     assert wilson(successes / trials, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    found = share(successes, trials)
-    assert (found["share"], found["num"]) == (successes / trials, trials)
-    assert (found["low"], found["high"]) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    proportion = share(successes, trials)
+    assert (proportion["share"], proportion["num"]) == (successes / trials, trials)
+    assert (proportion["low"], proportion["high"]) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     theirs = binomtest(successes, trials).proportion_ci(confidence_level=0.99, method="wilson")
     assert wilson(successes / trials, trials, 0.01) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 

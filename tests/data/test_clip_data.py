@@ -174,9 +174,9 @@ def test_own_rows_of_image_to_video_keep_their_clips_and_first_frame(own, tmp_pa
     assert [m.key for m in with_first.media] == [Media.open(tmp_path / n).key for n in ("a.mp4", "b.mp4")]
     assert with_first.choices == (Choice(0, 1, 0.0),)
     assert {m.fps for m in (*with_first.media, *without.media)} == {10.0}
-    (asked,) = with_first.comparisons()
-    assert asked.condition.key == first.key
-    assert not asked.condition.is_clip
+    (comparison,) = with_first.comparisons()
+    assert comparison.condition.key == first.key
+    assert not comparison.condition.is_clip
     assert without.condition is None
     for name in ("jsonl", "csv"):
         written = Path(export(tmp_path / "kept" / "train.parquet", name, tmp_path / name)["file"])

@@ -86,8 +86,8 @@ def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):
         {"prompt": "x", "chosen": "b.jpg", "rejected": "a.png"},
         {"prompt": "y", "images": ["a.png", "b.jpg", "c.webp"], "ranking": [2, 1, 2]},
     ]
-    found = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out")
-    assert (found.rows, found.accepted, found.rejected) == (4, 4, [])
+    report = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out")
+    assert (report.rows, report.accepted, report.rejected) == (4, 4, [])
     table = RecordTable.open(tmp_path / "out" / "train.parquet")
     assert [c.label for c in table[3].choices] == [0.0, 0.5, 1.0]
     assert table[0].media[1].size == (48, 64)
@@ -244,8 +244,8 @@ def test_half_a_preference_is_a_broken_row(tmp_path, media_root, row, reason):
 
 def test_broken_rows_can_be_skipped(tmp_path, media_root):
     source = write_jsonl(tmp_path / "v.jsonl", [pair(label="x"), pair(), pair()])
-    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
-    assert (found.rows, found.accepted, [n for n, _ in found.rejected]) == (3, 2, [1])
+    report = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    assert (report.rows, report.accepted, [n for n, _ in report.rejected]) == (3, 2, [1])
     assert len(RecordTable.open(tmp_path / "out" / "train.parquet")) == 2
 
 
@@ -284,9 +284,9 @@ def test_soft_labels_and_what_a_choice_is_about(tmp_path, media_root):
         pair(criterion="glamour"),
     ]
     source = write_jsonl(tmp_path / "v.jsonl", rows)
-    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip", ("overall", "style"))
-    assert [n for n, _ in found.rejected] == [3, 4, 5]
-    assert "unknown criterion 'glamour'; known: overall, style" in found.rejected[2][1]
+    report = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip", ("overall", "style"))
+    assert [n for n, _ in report.rejected] == [3, 4, 5]
+    assert "unknown criterion 'glamour'; known: overall, style" in report.rejected[2][1]
     table = RecordTable.open(tmp_path / "out" / "train.parquet")
     assert table.labels == [0.75, 0.25]
     assert [r.criterion for r in table] == ["overall", "style"]
@@ -296,8 +296,8 @@ def test_pictures_that_no_judge_can_look_at_are_broken_rows(tmp_path, media_root
     Image.new("RGB", (1, 1)).save(media_root / "dot.png")
     Image.new("RGB", (900, 3)).save(media_root / "line.png")
     rows = [pair(image_a="dot.png"), pair(image_b="line.png"), pair()]
-    found = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out", "skip")
-    reasons = dict(found.rejected)
+    report = import_preferences(write_jsonl(tmp_path / "v.jsonl", rows), "jsonl", media_root, tmp_path / "out", "skip")
+    reasons = dict(report.rejected)
     assert set(reasons) == {1, 2}
     assert "dot.png: 1x1 pixels is too small" in reasons[1]
     assert "line.png: 900x3 pixels is too small or too narrow" in reasons[2]
@@ -317,8 +317,8 @@ def test_ratings_are_kept_and_imply_choices(tmp_path, media_root):
         {**listed, "ratings": None, "ranking": [1, 2, 3]},
     ]
     source = write_jsonl(tmp_path / "v.jsonl", rows)
-    found = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
-    reasons = dict(found.rejected)
+    report = import_preferences(source, "jsonl", media_root, tmp_path / "out", "skip")
+    reasons = dict(report.rejected)
     assert list(reasons) == [3, 4, 5, 6, 7, 8]
     assert "rating 0 is not between 1 and 5" in reasons[3]
     assert [reasons[n] for n in (4, 7, 8)] == [

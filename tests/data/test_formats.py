@@ -32,11 +32,11 @@ def labels(record, criterion="overall"):
     names = {hash_of(layouts.png(seed)): seed for seed in range(60)}
     seeds = [names[m.sha256] for m in record.candidates]
     made = next(p for p in preferences(record) if p.criterion == criterion).choices
-    found = {}
+    label_of_pair = {}
     for c in made:
         a, b = seeds[c.first], seeds[c.second]
-        found[(min(a, b), max(a, b))] = c.label if a < b else 1 - c.label
-    return found
+        label_of_pair[(min(a, b), max(a, b))] = c.label if a < b else 1 - c.label
+    return label_of_pair
 
 
 def comparable(record, ids):

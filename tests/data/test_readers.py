@@ -48,9 +48,9 @@ def pick(tmp_path):
     ],
 )
 def test_rows_that_say_two_things_or_nothing_are_broken(pick, row, reason):
-    found = pick([GOOD, row, GOOD])
-    assert (found.accepted, [n for n, _ in found.rejected]) == (2, [2])
-    assert reason in found.rejected[0][1]
+    report = pick([GOOD, row, GOOD])
+    assert (report.accepted, [n for n, _ in report.rejected]) == (2, [2])
+    assert reason in report.rejected[0][1]
 
 
 def test_a_label_and_finer_words_of_the_same_mind_are_one_row(pick, tmp_path):
@@ -66,16 +66,16 @@ def test_only_line_feeds_end_lines_of_json(pick, tmp_path):
 
 def test_bytes_that_are_not_utf8_break_their_own_row(pick):
     wrong = GOOD.encode().replace(b"circle", b"c\xe9rcle")
-    found = pick(b"\n".join([GOOD.encode(), wrong, GOOD.encode()]))
-    assert (found.accepted, [n for n, _ in found.rejected]) == (2, [2])
-    assert "not UTF-8" in found.rejected[0][1]
+    report = pick(b"\n".join([GOOD.encode(), wrong, GOOD.encode()]))
+    assert (report.accepted, [n for n, _ in report.rejected]) == (2, [2])
+    assert "not UTF-8" in report.rejected[0][1]
 
 
 def test_cells_that_are_not_utf8_or_endless_break_their_own_row(pick):
     row = b"a circle,a.png,b.png,a\n"
     wrong, endless = row.replace(b"circle", b"c\xe9rcle"), row.replace(b"circle", b"x" * 200_000)
-    found = pick(b"prompt,image_a,image_b,label\n" + row + wrong + endless + row, "csv")
-    assert (found.accepted, [n for n, _ in found.rejected]) == (2, [2, 3])
+    report = pick(b"prompt,image_a,image_b,label\n" + row + wrong + endless + row, "csv")
+    assert (report.accepted, [n for n, _ in report.rejected]) == (2, [2, 3])
 
 
 def test_a_failed_import_says_what_stays_and_leaves_no_parts(pick, tmp_path):

@@ -44,9 +44,9 @@ def test_alpha_of_the_published_example():
 
 def test_alpha_of_coin_flips_is_near_nought_and_its_interval_covers_it():
     flips = np.random.default_rng(0).integers(0, 2, (2000, 3)).astype(float).tolist()
-    found = krippendorff(flips)
-    assert abs(found.alpha) < 0.05
-    assert found.low < 0 < found.high
+    agreement = krippendorff(flips)
+    assert abs(agreement.alpha) < 0.05
+    assert agreement.low < 0 < agreement.high
 
 
 def test_the_interval_does_not_depend_on_the_size_of_the_blocks_of_draws(monkeypatch):

@@ -25,12 +25,12 @@ def test_geneval_counts_right_pictures_by_tag(tmp_path, capsys):
     ]
     file = tmp_path / "results.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = benchmark_results(file)
-    assert (found["benchmark"], found["num_samples"]) == ("geneval", 5)
-    assert found["mean"] == pytest.approx((1 / 3 + 1) / 2)  # over tags, and not over pictures
-    assert found["categories"]["counting"] == {"mean": pytest.approx(1 / 3), "ci": None, "num_prompts": 2}
+    results = benchmark_results(file)
+    assert (results["benchmark"], results["num_samples"]) == ("geneval", 5)
+    assert results["mean"] == pytest.approx((1 / 3 + 1) / 2)  # over tags, and not over pictures
+    assert results["categories"]["counting"] == {"mean": pytest.approx(1 / 3), "ci": None, "num_prompts": 2}
     assert main(["evaluate", "--results", str(file)]) == 0
-    assert json.loads(capsys.readouterr().out) == found
+    assert json.loads(capsys.readouterr().out) == results
 
 
 def test_compbench_knows_the_prompts_of_its_answers(tmp_path):
@@ -38,9 +38,9 @@ def test_compbench_knows_the_prompts_of_its_answers(tmp_path):
     file = tmp_path / "vqa_result.json"
     file.write_text(json.dumps([{"question_id": i, "answer": f"{a:.4f}"} for i, a in enumerate(answers)]))
     (tmp_path / "samples.json").write_text(json.dumps([{"file": "f", "prompt": f"p{i // 2}"} for i in range(8)]))
-    found = benchmark_results(file, tmp_path)
-    level = found["categories"]["all"]
-    assert found["mean"] == level["mean"] == pytest.approx(sum(answers) / 8)
+    results = benchmark_results(file, tmp_path)
+    level = results["categories"]["all"]
+    assert results["mean"] == level["mean"] == pytest.approx(sum(answers) / 8)
     assert level["num_prompts"] == 4
     assert level["ci"][0] < level["mean"] < level["ci"][1]
     assert benchmark_results(file)["categories"]["all"]["num_prompts"] == 8
@@ -59,12 +59,12 @@ def test_vbench_has_dimensions_with_clips(tmp_path):
     }
     file = tmp_path / "x_eval_results.json"
     file.write_text(json.dumps(content))
-    found = benchmark_results(file)
-    assert "mean" not in found  # dimensions have scales of their own
-    assert found["categories"]["imaging_quality"]["mean"] == pytest.approx(0.7)
-    assert found["categories"]["subject_consistency"] == {"mean": pytest.approx(0.9), "ci": None, "num_prompts": 1}
-    assert found["categories"]["object_class"]["mean"] == 0.5
-    assert found["categories"]["dynamic_degree"]["num_prompts"] == 2
+    results = benchmark_results(file)
+    assert "mean" not in results  # dimensions have scales of their own
+    assert results["categories"]["imaging_quality"]["mean"] == pytest.approx(0.7)
+    assert results["categories"]["subject_consistency"] == {"mean": pytest.approx(0.9), "ci": None, "num_prompts": 1}
+    assert results["categories"]["object_class"]["mean"] == 0.5
+    assert results["categories"]["dynamic_degree"]["num_prompts"] == 2
 
 
 @pytest.mark.parametrize(

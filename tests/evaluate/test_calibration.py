@@ -36,9 +36,9 @@ def test_a_calibrated_judge_has_no_error_and_temperature_one():
 @pytest.mark.parametrize("scale", [0.4, 3.0])
 def test_the_temperature_is_found_and_mends_the_error(scale):
     margins, labels = world(scale)
-    found = fit_temperature(margins, labels)
-    assert found == pytest.approx(scale, rel=0.05)
-    raw, scaled = (expected_calibration_error(1 / (1 + np.exp(-margins / t)), labels) for t in (1, found))
+    temperature = fit_temperature(margins, labels)
+    assert temperature == pytest.approx(scale, rel=0.05)
+    raw, scaled = (expected_calibration_error(1 / (1 + np.exp(-margins / t)), labels) for t in (1, temperature))
     assert scaled < 0.02 < raw
 
 
@@ -77,10 +77,10 @@ def records(num):
 
 
 def test_calibration_is_reported_on_prompts_that_it_was_not_fitted_on():
-    found = measured_and_calibrated(Bright(), list(records(600)))["calibration"]
-    assert found["temperature"] == pytest.approx(3, rel=0.2)
-    assert found["ece_scaled"] < 0.05 < found["ece"]
-    assert found["num_fitted"] == found["num_reported"] == 900
+    figures = measured_and_calibrated(Bright(), list(records(600)))["calibration"]
+    assert figures["temperature"] == pytest.approx(3, rel=0.2)
+    assert figures["ece_scaled"] < 0.05 < figures["ece"]
+    assert figures["num_fitted"] == figures["num_reported"] == 900
     with pytest.raises(InputError, match="one prompt only"):
         calibration(Choices([1.0, -1.0], [1.0, 0.0], ["a", "a"]))
 
@@ -93,10 +93,10 @@ def test_what_is_reported_is_never_what_was_fitted():
     order = stream(0, "calibration").permutation(len(names))
     fitted = {names[int(i)] for i in order[: len(names) // 2]}
     shown = np.where([p in fitted for p in prompts], margins, 4 * margins)
-    found = calibration(Choices(shown.tolist(), labels.tolist(), prompts))
-    assert found["temperature"] == pytest.approx(1.0, rel=0.1)
-    assert found["ece_scaled"] == pytest.approx(found["ece"], abs=0.02)
-    assert found["ece"] > 0.1
+    figures = calibration(Choices(shown.tolist(), labels.tolist(), prompts))
+    assert figures["temperature"] == pytest.approx(1.0, rel=0.1)
+    assert figures["ece_scaled"] == pytest.approx(figures["ece"], abs=0.02)
+    assert figures["ece"] > 0.1
 
 
 def test_winners_that_always_stand_first_do_not_change_the_error():

@@ -23,19 +23,19 @@ def test_equal_seeds_start_from_equal_noise(generator):
 def test_gains_by_category():
     before = np.zeros((6, 2))
     after = np.concatenate([np.full((3, 2), 0.2), np.full((3, 2), -0.1)])
-    found = compare(after, before, ["count"] * 3 + ["object"] * 3)
-    assert found["gain"]["mean"] == pytest.approx(0.05)
-    assert found["gain"]["verdict"] == "inconclusive"
-    assert found["categories"]["count"]["ci_low"] == pytest.approx(0.2)
+    figures = compare(after, before, ["count"] * 3 + ["object"] * 3)
+    assert figures["gain"]["mean"] == pytest.approx(0.05)
+    assert figures["gain"]["verdict"] == "inconclusive"
+    assert figures["categories"]["count"]["ci_low"] == pytest.approx(0.2)
     assert levels(after, ["count"] * 3 + ["object"] * 3)["object"].mean == pytest.approx(-0.1)
 
 
 def test_diversity_is_a_mean_pairwise_distance():
     flat = [Media(torch.full((1, 3, 2, 2), v)) for v in (0.0, 0.5, 1.0)]
     samples = Samples(("p",), (tuple(flat),))
-    found = diversity(samples, lambda media: torch.stack([m.frames.mean((0, 1, 2, 3))[None] for m in media]))
-    assert found["pixel"] == pytest.approx((0.5 + 0.5 + 1.0) / 3)
-    assert found["feature"] == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    figures = diversity(samples, lambda media: torch.stack([m.frames.mean((0, 1, 2, 3))[None] for m in media]))
+    assert figures["pixel"] == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    assert figures["feature"] == pytest.approx((0.5 + 0.5 + 1.0) / 3)
 
 
 def test_measure_keeps_prompts_and_noises_apart():

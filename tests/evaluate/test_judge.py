@@ -41,15 +41,15 @@ def sets():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_judge_that_knows_the_truth_orders_everything(sets, sign):
-    found = measure_margins(Brightness(sign), *sets)
-    assert found["pooled"] == pytest.approx(sign)
-    assert found["within"] == pytest.approx(sign)
-    assert found["num_within"] == 6
+    figures = measure_margins(Brightness(sign), *sets)
+    assert figures["pooled"] == pytest.approx(sign)
+    assert figures["within"] == pytest.approx(sign)
+    assert figures["num_within"] == 6
 
 
 def test_a_blind_judge_orders_nothing(sets):
-    found = measure_margins(Brightness(0), *sets)
-    assert found["pooled"] == found["within"] == 0
+    figures = measure_margins(Brightness(0), *sets)
+    assert figures["pooled"] == figures["within"] == 0
 
 
 def test_prompts_whose_truth_does_not_vary_are_left_out_of_the_mean_within(sets):
@@ -77,13 +77,13 @@ def records(num, dark=()):
 
 def test_what_a_judge_refuses_is_listed_and_the_rest_counts():
     seen = []
-    found = measure_judge(
+    figures = measure_judge(
         Reluctant(1), records(50, dark=(3, 20)), chunk=8, each=lambda r, table, refused: seen.append(r.record_id)
     )
-    assert found["refused"] == dict.fromkeys(("r3", "r20"), "not answered with yes or no")
+    assert figures["refused"] == dict.fromkeys(("r3", "r20"), "not answered with yes or no")
     assert len(seen) == 50
-    assert found["num_refused"] == 4  # two of the three pairs of a record
-    assert (found["num_pairs"], found["accuracy"]) == (98, 1.0)
+    assert figures["num_refused"] == 4  # two of the three pairs of a record
+    assert (figures["num_pairs"], figures["accuracy"]) == (98, 1.0)
     whole = measure_judge(Brightness(1), records(50), chunk=8)
     assert "refused" not in whole
     assert whole["num_pairs"] == 100

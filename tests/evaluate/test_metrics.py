@@ -42,8 +42,8 @@ def sets(n=60, m=50, d=5, shift=0.7, seed=0):
 def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
     a, b = (np.array(v) for v in ([1.0, 4.0, 0.0], [9.0, 1.0, 2.0]))
     gap = np.array([1.0, -2.0, 0.5])
-    found = frechet_distance(Moments(gap, np.diag(a)), Moments(np.zeros(3), np.diag(b)))
-    assert found == pytest.approx(gap @ gap + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-12)
+    distance = frechet_distance(Moments(gap, np.diag(a)), Moments(np.zeros(3), np.diag(b)))
+    assert distance == pytest.approx(gap @ gap + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-12)
 
 
 def test_frechet_distance_of_general_covariances_is_that_of_the_matrix_root():

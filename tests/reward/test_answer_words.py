@@ -57,8 +57,8 @@ def test_the_reward_in_closed_form(backbone, pictures, monkeypatch):
     given_logits(backbone, monkeypatch, {"yes": 0.30, " yes": 0.15, "no": 0.10, " no": 0.05})
     context = Context(yes="yes", no="no")  # with capitals and blanks, as far as they are single tokens
     judge = new_judge(JudgeSpec(context=context), backbone, strict=True)
-    asked = [Comparison("a cat", pictures[0], pictures[1], "fidelity")]
-    verdict = judge.single.judge(asked)
+    comparisons = [Comparison("a cat", pictures[0], pictures[1], "fidelity")]
+    verdict = judge.single.judge(comparisons)
     others = [w for w in ("Yes", " Yes", "No", " No") if len(single_tokens(backbone, [w])) == 1]
     small = 0.40 / (len(backbone.tokenizer) - 4)
     yes = 0.45 + small * sum("Y" in w for w in others)
@@ -68,7 +68,7 @@ def test_the_reward_in_closed_form(backbone, pictures, monkeypatch):
     assert verdict.reward.item() == pytest.approx(yes / (yes + no), abs=1e-5)
     assert verdict.answer_mass.item() == pytest.approx(yes + no, abs=1e-5)
     assert verdict.refused == {}  # with one spelling alone the mass would be 0.4, and the answer refused
-    narrow = new_judge(JudgeSpec(), backbone, strict=True).single.judge(asked)
+    narrow = new_judge(JudgeSpec(), backbone, strict=True).single.judge(comparisons)
     assert narrow.answer_mass.item() == pytest.approx(0.4, abs=1e-5)
     assert "probability 0.40 on both" in narrow.refused[0]
 

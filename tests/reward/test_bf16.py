@@ -31,9 +31,9 @@ def test_a_frozen_judge_is_held_in_bf16_and_says_what_the_fp32_judge_says(
     half.single.strict = False
     weights = {p.dtype for p in half.engine.backbone.module.parameters()}
     assert weights == {torch.bfloat16}
-    wanted, found = (j.judge(pairs(pictures)).margin.detach() for j in (plain, half))
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, wanted, atol=0.1 * float(wanted.abs().max()) + 1e-3)
+    wanted, margin_in_bf16 = (j.judge(pairs(pictures)).margin.detach() for j in (plain, half))
+    assert margin_in_bf16.dtype == torch.float32
+    assert torch.allclose(margin_in_bf16, wanted, atol=0.1 * float(wanted.abs().max()) + 1e-3)
     assert half.judge(pairs(pictures)).margin.isfinite().all()
 
 

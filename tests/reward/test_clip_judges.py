@@ -50,8 +50,8 @@ PICTURE_QUESTIONS = {
 
 @pytest.mark.parametrize("template", PICTURE_QUESTIONS)
 def test_questions_about_pictures_are_what_they_were(template, pictures):
-    asked = Comparison("a red circle", pictures[0], pictures[1], "fidelity")
-    assert texts(Context(template=template).render(asked)) == PICTURE_QUESTIONS[template]
+    comparison = Comparison("a red circle", pictures[0], pictures[1], "fidelity")
+    assert texts(Context(template=template).render(comparison)) == PICTURE_QUESTIONS[template]
 
 
 WORDS = {"embedded": "clip", "embedded-roles": "clip", "rewarddance": "video"}
@@ -86,14 +86,14 @@ def test_own_words_are_used_for_both(pair, tmp_path):
 def test_what_cannot_be_judged_is_one_line(backbone, pair, pictures):
     judge = new_judge(JudgeSpec(paradigm="generative_pairwise"), backbone)
     no_rate = Media(pair.candidate.frames, origin="a.mp4")
-    asked = [
+    comparisons = [
         Comparison("x", no_rate, pair.reference, "fidelity"),
         Comparison("x", pair.candidate, pictures[0], "fidelity"),
         Comparison("x", pair.candidate, pair.reference, "style"),
         Comparison("x", pictures[0], pictures[1], "motion"),
         Comparison("x", pair.candidate, pair.reference, "motion"),
     ]
-    refused = judge.judge(asked).refused
+    refused = judge.judge(comparisons).refused
     assert refused[0].startswith("a.mp4: a clip of 9 frames without frames per second; give `fps`")
     assert refused[1] == "a clip and a picture cannot be compared; give two of a kind"
     assert "no instruction for criterion 'style'; known: overall, fidelity, motion" in refused[2]
@@ -155,8 +155,8 @@ def test_another_number_of_frames_a_second_keeps_the_limit_of_frames(trained, pa
 def test_a_judge_of_clips_refuses_pictures_and_the_reverse(trained, pair, pictures):
     judge = load_judge(trained[1])
     on_clips, on_pictures = (
-        judge.judge([asked]).refused.get(0, "")
-        for asked in (pair, Comparison("x", pictures[0], pictures[1], "overall"))
+        judge.judge([comparison]).refused.get(0, "")
+        for comparison in (pair, Comparison("x", pictures[0], pictures[1], "overall"))
     )
     assert "trained on" not in on_clips
     assert on_pictures == "a picture; this judge was trained on clips"
@@ -186,34 +186,34 @@ def test_files_of_clips_are_scored_and_ranked(trained, vlm_folder, tmp_path, cap
     for name, seed in (("a.mp4", 0), ("b.webm", 1), ("c.gif", 2)):
         clip(seed).save(tmp_path / name)
     files = [str(tmp_path / n) for n in ("a.mp4", "b.webm", "c.gif")]
-    asked = ["--prompt", "a red circle moving left", "--judge", str(tmp_path / "run")]
-    assert main(["score", *files[:2], *asked]) == 0
+    prompt_and_judge = ["--prompt", "a red circle moving left", "--judge", str(tmp_path / "run")]
+    assert main(["score", *files[:2], *prompt_and_judge]) == 0
     forward = json.loads(capsys.readouterr().out)
-    assert main(["score", *files[1::-1], *asked]) == 0
+    assert main(["score", *files[1::-1], *prompt_and_judge]) == 0
     assert json.loads(capsys.readouterr().out)["margin"] == pytest.approx(-forward["margin"], abs=1e-5)
-    assert main(["rank", *files, *asked]) == 0
+    assert main(["rank", *files, *prompt_and_judge]) == 0
     assert len(json.loads(capsys.readouterr().out)["order"]) == 3
     Media(torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(3))).save(tmp_path / "first.png")
     given = ["--condition", str(tmp_path / "first.png")]
-    assert main(["score", *files[:2], *asked, *given]) == 0
+    assert main(["score", *files[:2], *prompt_and_judge, *given]) == 0
     with_first = json.loads(capsys.readouterr().out)["margin"]
     opened, first = [Media.open(f) for f in files], Media.open(tmp_path / "first.png")
     judge = load_judge(tmp_path / "run")
     pairs = ((0, 1), (0, 2), (1, 2))
-    comparisons = [Comparison(asked[1], opened[i], opened[j], condition=first) for i, j in pairs]
+    comparisons = [Comparison(prompt_and_judge[1], opened[i], opened[j], condition=first) for i, j in pairs]
     margins = dict(zip(pairs, judge.judge(comparisons).margin.tolist(), strict=True))
     assert with_first == pytest.approx(margins[0, 1], abs=2e-6)
     assert abs(with_first - forward["margin"]) > 1e-5
-    assert main(["rank", *files, *asked, *given]) == 0
+    assert main(["rank", *files, *prompt_and_judge, *given]) == 0
     wins = json.loads(capsys.readouterr().out)["wins"]
     rates = torch.tensor([*margins.values()]).sigmoid().tolist()
     assert [wins[i][j] for i, j in pairs] == pytest.approx(rates, abs=1e-4)
     for wrong, message in (
-        ([files[0], str(tmp_path / "no.mp4"), *asked], "no.mp4: no such file"),
-        ([*files, *asked], "3 files; give a candidate and a reference"),
-        ([*files[:2], *asked, "--condition", files[0]], "a.mp4: a clip, not a picture"),
+        ([files[0], str(tmp_path / "no.mp4"), *prompt_and_judge], "no.mp4: no such file"),
+        ([*files, *prompt_and_judge], "3 files; give a candidate and a reference"),
+        ([*files[:2], *prompt_and_judge, "--condition", files[0]], "a.mp4: a clip, not a picture"),
         ([data, "--condition", files[0]], "--condition cannot be used with a data folder"),
-        ([*files[:2], *asked[:2]], "a clip of 9 frames; this judge was trained on pictures"),
+        ([*files[:2], *prompt_and_judge[:2]], "a clip of 9 frames; this judge was trained on pictures"),
     ):
         assert main(["score", *wrong]) != 0
         err = capsys.readouterr().err

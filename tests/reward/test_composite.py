@@ -118,20 +118,20 @@ class Picky:
 def test_an_item_is_refused_where_a_required_part_refuses_it():
     parts = {"a": MeasurePart(brightness), "b": Picky()}
     weights, standards = {"a": 0.6, "b": 0.4}, {"a": UNIT, "b": UNIT}
-    asked = [Comparison("p", grey(0.2)), Comparison("p", grey(0.8))]
-    strict = Composite(parts, standards, weights).judge(asked)
+    comparisons = [Comparison("p", grey(0.2)), Comparison("p", grey(0.8))]
+    strict = Composite(parts, standards, weights).judge(comparisons)
     assert strict.refused == {0: "b: too dark"}
     assert strict.margin.isnan().tolist() == [True, False]
     with pytest.raises(JudgementError, match="b: too dark"):
-        Composite(parts, standards, weights).judge(asked, on_refused="raise")
+        Composite(parts, standards, weights).judge(comparisons, on_refused="raise")
     lenient = Composite(parts, standards, weights, optional=("b",))
-    verdict = lenient.judge(asked)
+    verdict = lenient.judge(comparisons)
     assert not verdict.refused
     assert verdict.margin[0].item() == pytest.approx(3 * math.tanh(0.2 / 3), abs=1e-6)  # the weight of a alone
     assert verdict.parts["b"].isnan().tolist() == [True, False]
-    row = lenient.explain(asked)[0]["parts"]
+    row = lenient.explain(comparisons)[0]["parts"]
     assert (row["b"]["refused"], row["a"]["weight"]) == ("too dark", 1.0)
-    alone = Composite({"b": Picky()}, {"b": UNIT}, {"b": 1.0}, optional=("b",)).judge(asked)
+    alone = Composite({"b": Picky()}, {"b": UNIT}, {"b": 1.0}, optional=("b",)).judge(comparisons)
     assert alone.refused == {0: "b: too dark"}
 
 
@@ -161,9 +161,9 @@ def test_measures_of_pictures_refuse_clips():
 
 def test_standards_are_those_of_the_values():
     alone, pairs = torch.arange(10.0), torch.tensor([3.0, -4.0] * 5)
-    found = fit_standard("a", torch.cat([alone, torch.tensor([torch.nan])]), pairs)
-    assert (found.mean, found.std) == (4.5, pytest.approx(alone.std().item()))
-    assert found.paired_std == pytest.approx(math.sqrt(12.5))
+    standard = fit_standard("a", torch.cat([alone, torch.tensor([torch.nan])]), pairs)
+    assert (standard.mean, standard.std) == (4.5, pytest.approx(alone.std().item()))
+    assert standard.paired_std == pytest.approx(math.sqrt(12.5))
     only_pairs = fit_standard("a", torch.full((9,), torch.nan), pairs)
     assert only_pairs.mean is None
     judge = Composite({"a": MeasurePart(brightness)}, {"a": only_pairs}, {"a": 1.0})
@@ -171,8 +171,8 @@ def test_standards_are_those_of_the_values():
     verdict = judge.judge([Comparison("p", Media(pixels)), Comparison("p", Media(pixels), grey(0.1))])
     assert "pictures alone or pairs" in verdict.refused[0]
     verdict.margin[1].backward()  # the refused item leaves no NaN behind
-    z = 0.4 / found.paired_std
-    assert pixels.grad.sum().item() == pytest.approx((1 - math.tanh(z / 3) ** 2) / found.paired_std, rel=1e-3)
+    z = 0.4 / standard.paired_std
+    assert pixels.grad.sum().item() == pytest.approx((1 - math.tanh(z / 3) ** 2) / standard.paired_std, rel=1e-3)
     with pytest.raises(InputError, match="one value for all"):
         fit_standard("a", torch.ones(9), pairs)
     with pytest.raises(InputError, match="answered 2 pictures"):
@@ -220,11 +220,11 @@ def test_the_fit_is_written_and_must_be_of_the_same_parts(fitted, data_folder, t
     assert sum(facts["weights"].values()) == pytest.approx(1)
     judge = load_judge(file)
     records = list(RecordTable.open(data_folder / "train.parquet"))[1::2]
-    asked = [Comparison(r.prompt, m) for r in records for m in r.media]
-    margins = load_single_judge("tiny").judge(asked).margin.detach()
+    comparisons = [Comparison(r.prompt, m) for r in records for m in r.media]
+    margins = load_single_judge("tiny").judge(comparisons).margin.detach()
     assert facts["standards"]["fidelity"]["mean"] == pytest.approx(margins.mean().item(), abs=1e-3)
     assert facts["standards"]["fidelity"]["std"] == pytest.approx(margins.std().item(), rel=1e-3)
-    z = judge.judge(asked).parts["composition"]
+    z = judge.judge(comparisons).parts["composition"]
     assert abs(z.mean().item()) < 0.3  # of standardised values, after the bound
     written = json.loads((folder / "standards.json").read_text())
     del written["config"]["novelty"]["reference"]  # an earlier version did not have this key
@@ -246,10 +246,10 @@ def test_score_explains_the_parts(fitted, tmp_path, capsys):
     arguments = ["--judge", str(fitted[0]), "--candidate", str(tmp_path / "a.png")]
     prompt = "flat drawing of a red square on white"
     assert main(["score", *arguments, "--prompt", prompt, "--explain"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["parts"].keys() == {"fidelity", "composition", "colour_harmony", "novelty"}
-    assert found["margin"] == pytest.approx(sum(p["contribution"] for p in found["parts"].values()), abs=1e-5)
-    assert found["missing"] == ["style"]
+    content = json.loads(capsys.readouterr().out)
+    assert content["parts"].keys() == {"fidelity", "composition", "colour_harmony", "novelty"}
+    assert content["margin"] == pytest.approx(sum(p["contribution"] for p in content["parts"].values()), abs=1e-5)
+    assert content["missing"] == ["style"]
 
 
 def picture_row(name, prompt, levels, criteria):
@@ -366,10 +366,10 @@ parts:
     )
     assert fit_composite(file, data_folder)["num_pictures"] > 0
     parts = load_composite(file).parts
-    asked = [square(20, 16), square(8, 16)]
-    values = {n: p.values([Comparison("p", m) for m in asked]).values for n, p in parts.items()}
+    squares = [square(20, 16), square(8, 16)]
+    values = {n: p.values([Comparison("p", m) for m in squares]).values for n, p in parts.items()}
     clip = ClipEmbedder.load(own_files / "clip")
-    gallery, vectors = clip([square(20 + i, 16) for i in range(6)]), clip(asked)
+    gallery, vectors = clip([square(20 + i, 16) for i in range(6)]), clip(squares)
     assert torch.allclose(values["style"], (vectors @ gallery.T).mean(1), atol=1e-5)
     nearest = (vectors[:, None] - gallery[None]).norm(dim=2).amin(1)
     assert torch.allclose(values["novelty"], nearest, atol=1e-3)

@@ -35,10 +35,10 @@ def plain_logp(backbone, dialog, tail):
 def test_without_any_reason_verdicts_are_learnt_where_they_are_read(backbone, pictures, monkeypatch):
     judge = GenerativeJudge(Engine(backbone), Context(cot="reason_first", samples=1), strict=False)
     monkeypatch.setattr(type(backbone), "generate", lambda self, dialogs, *rest: [""] * len(dialogs))
-    asked = comparisons(pictures, reasons=(None, None, None))
-    verdict, told = judge.learn(asked)
+    given = comparisons(pictures, reasons=(None, None, None))
+    verdict, told = judge.learn(given)
     assert torch.isnan(told).all()
-    assert torch.allclose(verdict.margin, judge.judge(asked).margin, atol=1e-5)
+    assert torch.allclose(verdict.margin, judge.judge(given).margin, atol=1e-5)
 
 
 def test_roles_change_places_whatever_their_case():
@@ -98,9 +98,11 @@ def test_questions_say_what_comes_first(pictures):
     c = Comparison("x", a, b, "fidelity")
     for template, part in (("embedded", 0), ("embedded-roles", -1)):
         assert "answer yes or no." in Context(template=template).render(c)[part]
-        told = {cot: Context(template=template, cot=cot).render(c)[part] for cot in ("answer_first", "reason_first")}
-        assert "first answer yes or no, second the reason." in told["answer_first"]
-        assert "first the reason, second answer yes or no." in told["reason_first"]
+        opening_of = {
+            cot: Context(template=template, cot=cot).render(c)[part] for cot in ("answer_first", "reason_first")
+        }
+        assert "first answer yes or no, second the reason." in opening_of["answer_first"]
+        assert "first the reason, second answer yes or no." in opening_of["reason_first"]
     assert Context(cot="answer_first").answer(True, " so ") == ("", "yes", " because so")
     assert Context(cot="reason_first").answer(False, "so") == ("so\nanswer:", " no", "")
     with pytest.raises(ValidationError, match="needs layout 'strict'"):
@@ -127,12 +129,12 @@ def test_reason_first_averages_over_written_reasons(backbone, pictures, monkeypa
     written = [f"reason {w}" for w in ("red", "blue\nanswer: yes", "green")] * 2
     monkeypatch.setattr(type(backbone), "generate", lambda self, dialogs, *_: written[: len(dialogs)])
     asked = comparisons(pictures)[:2]
-    found = judge.judge(asked)
+    verdict = judge.judge(asked)
     engine = Engine(backbone)
     for i, c in enumerate(asked):
         tails = [engine.tokens(f"reason {w}{VERDICT}") for w in ("red", "blue", "green")]
         single = engine.answer_logits([context.render(c)] * 3, (" yes", " no"), tails)
-        assert torch.allclose(found.logp_yes[i].exp(), single.logp[:, 0].exp().mean(), atol=1e-6)
+        assert torch.allclose(verdict.logp_yes[i].exp(), single.logp[:, 0].exp().mean(), atol=1e-6)
 
 
 def test_judges_explain_themselves(backbone, pictures):

@@ -53,28 +53,30 @@ def written_out(backbone, pairs, answers):
 
 def test_margins_are_those_of_the_dialog_written_out(backbone, pictures):
     judge = new_judge(JudgeSpec(), backbone, examples=examples(pictures))
-    asked = [Comparison(p, x, y, "fidelity") for p in ("a cat", "a dog") for x, y in (pictures[4:6], pictures[5:7])]
-    margins = judge.single.judge(asked).margin.tolist()
-    wanted = [written_out(backbone, [*examples(pictures), c], ["yes", "no"]) for c in asked]
+    comparisons = [
+        Comparison(p, x, y, "fidelity") for p in ("a cat", "a dog") for x, y in (pictures[4:6], pictures[5:7])
+    ]
+    margins = judge.single.judge(comparisons).margin.tolist()
+    wanted = [written_out(backbone, [*examples(pictures), c], ["yes", "no"]) for c in comparisons]
     assert margins == pytest.approx(wanted, abs=1e-5)
-    without = new_judge(JudgeSpec(), backbone).single.judge(asked).margin.tolist()
-    assert without == pytest.approx([written_out(backbone, [c], []) for c in asked], abs=1e-5)
+    without = new_judge(JudgeSpec(), backbone).single.judge(comparisons).margin.tolist()
+    assert without == pytest.approx([written_out(backbone, [c], []) for c in comparisons], abs=1e-5)
     assert abs(margins[0] - without[0]) > 1e-3
     turned = [replace(e, label=1 - e.label) for e in examples(pictures)]
-    wrong = new_judge(JudgeSpec(), backbone, examples=turned).single.judge(asked[:1]).margin.item()
-    assert wrong == pytest.approx(written_out(backbone, [*turned, asked[0]], ["no", "yes"]), abs=1e-5)
+    wrong = new_judge(JudgeSpec(), backbone, examples=turned).single.judge(comparisons[:1]).margin.item()
+    assert wrong == pytest.approx(written_out(backbone, [*turned, comparisons[0]], ["no", "yes"]), abs=1e-5)
 
 
 def test_all_questions_share_the_examples(backbone, pictures):
     shown = examples(pictures)
-    asked = [Comparison("a cat", x, y, "fidelity") for x in pictures[4:] for y in pictures[4:] if x is not y]
+    comparisons = [Comparison("a cat", x, y, "fidelity") for x in pictures[4:] for y in pictures[4:] if x is not y]
     work = {}
     for name, given in (("with", shown), ("without", [])):
         judge = new_judge(JudgeSpec(), backbone, examples=given)
-        judge.single.judge(asked)
+        judge.single.judge(comparisons)
         work[name] = judge.engine.counts
-    whole = new_judge(JudgeSpec(), backbone, examples=shown).single._dialogs(asked[:1])[0]
-    alone = new_judge(JudgeSpec(), backbone).single._dialogs(asked[:1])[0]
+    whole = new_judge(JudgeSpec(), backbone, examples=shown).single._dialogs(comparisons[:1])[0]
+    alone = new_judge(JudgeSpec(), backbone).single._dialogs(comparisons[:1])[0]
     count = judge.engine.num_tokens
     assert work["with"].images == work["without"].images + 4
     assert work["with"].tokens - work["without"].tokens == count(whole) - count(alone)
@@ -84,11 +86,11 @@ def test_all_questions_share_the_examples(backbone, pictures):
 def test_examples_are_kept_with_the_judge(backbone, eight_bits, tmp_path):
     shown = examples(eight_bits)
     judge = new_judge(JudgeSpec(trained=True), backbone, examples=shown)
-    asked = [Comparison("a cat", eight_bits[4], eight_bits[5], "fidelity")]
-    before = judge.judge(asked).margin.detach()
+    comparisons = [Comparison("a cat", eight_bits[4], eight_bits[5], "fidelity")]
+    before = judge.judge(comparisons).margin.detach()
     again = load_judge_folder(save_judge(judge, tmp_path), precision="fp32")
     again.single.strict = False
-    torch.testing.assert_close(again.judge(asked).margin, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.judge(comparisons).margin, before, atol=1e-5, rtol=0)
     kept = [(e.prompt, e.criterion, e.candidate.key, e.reference.key) for e in again.single.examples]
     assert kept == [(e.prompt, e.criterion, e.candidate.key, e.reference.key) for e in shown]
     assert [e.label for e in again.single.examples] == pytest.approx([0.9, 0.1])
@@ -98,21 +100,23 @@ def test_pointwise_examples_show_one_picture(backbone, eight_bits, tmp_path):
     shown = [replace(e, reference=None) for e in examples(eight_bits)]
     spec = JudgeSpec(paradigm="generative_pointwise", trained=True)
     judge = new_judge(spec, backbone, examples=shown)
-    asked = [Comparison("a cat", eight_bits[4], criterion="fidelity")]
+    comparisons = [Comparison("a cat", eight_bits[4], criterion="fidelity")]
     again = load_judge_folder(save_judge(judge, tmp_path), precision="fp32")
     again.single.strict = False
     assert [e.reference for e in again.single.examples] == [None, None]
-    torch.testing.assert_close(again.judge(asked).margin, judge.judge(asked).margin.detach(), atol=1e-5, rtol=0)
-    dialog = judge.single._dialogs(asked)[0]
+    torch.testing.assert_close(
+        again.judge(comparisons).margin, judge.judge(comparisons).margin.detach(), atol=1e-5, rtol=0
+    )
+    dialog = judge.single._dialogs(comparisons)[0]
     assert [p.text for p in dialog if hasattr(p, "text")] == ["yes", "no"]
     assert len([p for p in dialog if isinstance(p, Media)]) == 3
 
 
 def test_examples_count_towards_the_longest_question(backbone, pictures):
     long = replace(examples(pictures)[0], prompt="a red circle " * 680)
-    asked = Comparison("a cat", pictures[4], pictures[5], "fidelity")
-    assert new_judge(JudgeSpec(), backbone).problem(asked) is None
-    reason = new_judge(JudgeSpec(), backbone, examples=[long]).problem(asked)
+    comparison = Comparison("a cat", pictures[4], pictures[5], "fidelity")
+    assert new_judge(JudgeSpec(), backbone).problem(comparison) is None
+    reason = new_judge(JudgeSpec(), backbone, examples=[long]).problem(comparison)
     assert "and the model takes 2,048" in reason
 
 

@@ -66,24 +66,27 @@ def test_context_refuses_what_it_cannot_ask(pictures):
 
 def test_symmetrised_margins_cancel_place_bias():
     judge = Brightness(bias=3.0)
-    found = Symmetrised(judge).judge([Comparison("p", grey(0.6), grey(0.5)), Comparison("p", grey(0.5), grey(0.5))])
-    assert torch.allclose(found.margin, torch.tensor([1.0, 0.0]), atol=1e-5)
-    assert found.disagreement is not None
-    assert torch.allclose(found.disagreement, torch.full((2,), 3.0), atol=1e-5)
+    verdict = Symmetrised(judge).judge([Comparison("p", grey(0.6), grey(0.5)), Comparison("p", grey(0.5), grey(0.5))])
+    assert torch.allclose(verdict.margin, torch.tensor([1.0, 0.0]), atol=1e-5)
+    assert verdict.disagreement is not None
+    assert torch.allclose(verdict.disagreement, torch.full((2,), 3.0), atol=1e-5)
     assert judge.calls == 1
 
 
 def test_generative_loss_is_next_token_cross_entropy(backbone, pictures):
     judge = new_judge(JudgeSpec(), backbone)
-    asked = [Comparison("p", pictures[0], pictures[1], label=1.0), Comparison("p", pictures[2], pictures[1], label=0.0)]
-    found = cross_entropy(judge.single.judge(asked), torch.tensor([1.0, 0.0]))
+    comparisons = [
+        Comparison("p", pictures[0], pictures[1], label=1.0),
+        Comparison("p", pictures[2], pictures[1], label=0.0),
+    ]
+    loss = cross_entropy(judge.single.judge(comparisons), torch.tensor([1.0, 0.0]))
     rows = []
-    for c, word in zip(asked, ("yes", "no"), strict=True):
+    for c, word in zip(comparisons, ("yes", "no"), strict=True):
         e = backbone.encoder.chat([("user", Context().render(c))])
         pixels = torch.cat([backbone.prepare.frames(m.frames) for m, _ in e.images])
         logits = backbone.model(input_ids=torch.tensor([e.ids]), pixel_values=pixels).logits[0, -1]
         rows.append(F.cross_entropy(logits, torch.tensor(judge.engine.word_ids(word)[0])))
-    assert torch.allclose(found, torch.stack(rows), atol=1e-5)
+    assert torch.allclose(loss, torch.stack(rows), atol=1e-5)
 
 
 def test_bradley_terry_loss_is_log_sigmoid_of_the_difference(backbone, pictures):
@@ -91,8 +94,8 @@ def test_bradley_terry_loss_is_log_sigmoid_of_the_difference(backbone, pictures)
     torch.nn.init.normal_(judge.single.head.weight, std=0.5)
     win, lose = pictures[:2]
     scores = judge.single.score([Comparison("p", win), Comparison("p", lose)])
-    found = cross_entropy(judge.judge([Comparison("p", win, lose)]), torch.tensor([1.0]))
-    assert torch.allclose(found, -F.logsigmoid(scores[0] - scores[1])[None], atol=1e-5)
+    loss = cross_entropy(judge.judge([Comparison("p", win, lose)]), torch.tensor([1.0]))
+    assert torch.allclose(loss, -F.logsigmoid(scores[0] - scores[1])[None], atol=1e-5)
 
 
 def test_soft_labels_and_smoothing():
@@ -144,12 +147,12 @@ def test_pixel_gradient_of_the_margin_equals_finite_differences(backbone, pictur
 
 
 def test_unclear_answers_are_refused_at_inference(backbone, pictures):
-    judge, asked = new_judge(JudgeSpec(), backbone, strict=True), [Comparison("p", pictures[0], pictures[1])]
-    found = judge.judge(asked)
-    assert found.margin.isnan().tolist() == [True]
-    assert "did not answer yes or no" in found.refused[0]
+    judge, comparisons = new_judge(JudgeSpec(), backbone, strict=True), [Comparison("p", pictures[0], pictures[1])]
+    verdict = judge.judge(comparisons)
+    assert verdict.margin.isnan().tolist() == [True]
+    assert "did not answer yes or no" in verdict.refused[0]
     with pytest.raises(JudgementError, match=r"1 of 1 comparisons were refused; comparison 0 \(prompt 'p'\): the VLM"):
-        judge.judge(asked, on_refused="raise")
+        judge.judge(comparisons, on_refused="raise")
 
 
 def test_no_comparisons_no_verdicts(backbone):
@@ -157,9 +160,9 @@ def test_no_comparisons_no_verdicts(backbone):
 
 
 def test_ranking_orders_by_round_robin():
-    found = rank(Brightness(bias=0.0), "p", [grey(0.2), grey(0.9), grey(0.5)])
-    assert found.order == (1, 2, 0)
-    assert torch.allclose(found.wins + found.wins.T, torch.ones(3, 3))
+    ranking = rank(Brightness(bias=0.0), "p", [grey(0.2), grey(0.9), grey(0.5)])
+    assert ranking.order == (1, 2, 0)
+    assert torch.allclose(ranking.wins + ranking.wins.T, torch.ones(3, 3))
     assert rank(Brightness(), "p", [grey(0.1)]).order == (0,)
     with pytest.raises(InputError, match="nothing to rank"):
         rank(Brightness(), "p", [])
@@ -188,10 +191,13 @@ def test_measures_of_a_perfect_and_an_inverted_judge():
 
 
 def test_reward_step_reports_ties_apart():
-    asked = [Question(Comparison("p", grey(0.9), grey(0.1)), 1.0), Question(Comparison("p", grey(0.5), grey(0.6)), 0.5)]
-    found = reward_step(Brightness(), asked)
-    assert found["accuracy"] == 1
-    assert found["loss"] > 0
+    with_tie = [
+        Question(Comparison("p", grey(0.9), grey(0.1)), 1.0),
+        Question(Comparison("p", grey(0.5), grey(0.6)), 0.5),
+    ]
+    metrics = reward_step(Brightness(), with_tie)
+    assert metrics["accuracy"] == 1
+    assert metrics["loss"] > 0
 
 
 def test_a_pointwise_judge_answers_mixed_questions_one_by_one(backbone, pictures):
@@ -209,9 +215,9 @@ def test_a_judge_asks_what_it_was_trained_to_judge_by(backbone, pictures):
     own, named, other = (judge.rank("a red circle", pictures[:2], c).margin for c in (None, "style", "overall"))
     assert torch.equal(own, named)
     assert not torch.equal(own, other)
-    asked = [judge.judge([Comparison("a red circle", *pictures[:2], c)]).margin for c in (None, "style", "overall")]
-    assert torch.equal(asked[0], asked[1])
-    assert not torch.equal(asked[0], asked[2])
+    margins = [judge.judge([Comparison("a red circle", *pictures[:2], c)]).margin for c in (None, "style", "overall")]
+    assert torch.equal(margins[0], margins[1])
+    assert not torch.equal(margins[0], margins[2])
 
 
 def test_a_second_judge_is_asked_by_a_criterion_that_it_knows(backbone):

@@ -58,21 +58,21 @@ def test_two_questions_share_everything_before_the_question(pictures):
 
 
 def test_listwise_shows_every_picture_once_and_names_the_right_ones(pictures):
-    asked = pairs(pictures[:4])
-    found = dialogs_of(Context(layout="listwise"), asked)
-    assert len({tuple(map(id, shown(d))) for d in found}) == 1
-    for c, d in zip(asked, found, strict=True):
+    comparisons = pairs(pictures[:4])
+    dialogs = dialogs_of(Context(layout="listwise"), comparisons)
+    assert len({tuple(map(id, shown(d))) for d in dialogs}) == 1
+    for c, d in zip(comparisons, dialogs, strict=True):
         first, second = named(d[-1])
         assert shown(d)[first - 1] is c.candidate
         assert shown(d)[second - 1] is c.reference
     opening = "instruction: prefer the picture that shows what the prompt asks for.\nanswer yes or no.\n"
-    assert found[0][0] == f"{opening}prompt: a red circle\nimage 1: "
+    assert dialogs[0][0] == f"{opening}prompt: a red circle\nimage 1: "
 
 
 def test_listwise_contexts_hold_no_more_than_they_may(pictures):
-    asked = [*pairs(pictures[:5]), Comparison("a blue square", pictures[0], pictures[1])]
-    found = dialogs_of(Context(layout="listwise", max_pictures=3), asked)
-    for c, d in zip(asked, found, strict=True):
+    comparisons = [*pairs(pictures[:5]), Comparison("a blue square", pictures[0], pictures[1])]
+    dialogs = dialogs_of(Context(layout="listwise", max_pictures=3), comparisons)
+    for c, d in zip(comparisons, dialogs, strict=True):
         assert len(shown(d)) <= 3
         assert any(m is c.candidate for m in shown(d))
         assert c.prompt in d[0]
@@ -99,9 +99,9 @@ def test_places_are_found_at_once_as_by_looking_at_every_list():
     for most in (2, 3, 5):
         context = Context(layout="listwise", max_pictures=most)
         drawn = torch.randint(14, (300, 2), generator=rng).tolist()
-        asked = [Comparison(PROMPT, media[a], media[b], "fidelity") for a, b in drawn if a != b]
-        found = {tuple(m.key for m in shown(d)) for d in dialogs_of(context, asked)}
-        assert sorted(map(list, found)) == placed_plainly(context, asked)
+        comparisons = [Comparison(PROMPT, media[a], media[b], "fidelity") for a, b in drawn if a != b]
+        contexts = {tuple(m.key for m in shown(d)) for d in dialogs_of(context, comparisons)}
+        assert sorted(map(list, contexts)) == placed_plainly(context, comparisons)
 
 
 def test_a_long_list_is_laid_out_in_time_that_grows_with_it():
@@ -142,14 +142,14 @@ def test_verdicts_belong_to_their_comparisons_and_yes_bias_cancels(layout, backb
     spec = JudgeSpec(context=Context(layout=layout), trained=True)
     judge = new_judge(spec, backbone, strict=True)
     judge.single = GenerativeJudge(Oracle(backbone), spec.context)
-    asked = pairs(pictures[:5])
-    found = judge.judge(asked).margin
-    wanted = torch.stack([50 * (c.candidate.frames.mean() - c.reference.frames.mean()) for c in asked])
+    comparisons = pairs(pictures[:5])
+    margins = judge.judge(comparisons).margin
+    wanted = torch.stack([50 * (c.candidate.frames.mean() - c.reference.frames.mean()) for c in comparisons])
     place = 0.0 if layout == "strict" else 0.3  # a fixed place is not cancelled, only averaged over permutations
-    assert (found - wanted).abs().max() <= place + 1e-4
-    back = judge.judge([c.swapped() for c in asked]).margin
+    assert (margins - wanted).abs().max() <= place + 1e-4
+    back = judge.judge([c.swapped() for c in comparisons]).margin
     if layout == "strict":
-        assert torch.allclose(found, -back, atol=1e-4)
+        assert torch.allclose(margins, -back, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["two_questions", "listwise"])

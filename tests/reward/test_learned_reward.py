@@ -72,14 +72,14 @@ def test_gradients_of_the_loss_agree_with_finite_differences(loss):
 def test_the_margin_is_the_rating_or_a_difference_of_two(judge, pictures):
     a, b = pictures[:2]
     assert isinstance(judge, RewardModel)
-    asked = [
+    comparisons = [
         Comparison("a red circle", a),
         Comparison("a red circle", a, b),
         Comparison("a red circle", b, a),
         Comparison("a red circle", a, b, "style"),
         Comparison("a blue square", b),
     ]
-    verdict = judge.judge(asked)
+    verdict = judge.judge(comparisons)
     prompts = ["a red circle", "a red circle", "a blue square"]
     expected = judge.ratings(prompts, [a, b, b])
     assert expected.std() > 0.01
@@ -95,18 +95,18 @@ def test_the_margin_is_the_rating_or_a_difference_of_two(judge, pictures):
     )
     assert verdict.parts["fidelity"][0].item() == pytest.approx(expected[0, 0].item() - 3, abs=1e-5)
     # an answer does not depend on what else is asked: a longer prompt only adds padding
-    assert verdict.margin[0].item() == pytest.approx(judge.judge(asked[:1]).margin.item(), abs=1e-5)
+    assert verdict.margin[0].item() == pytest.approx(judge.judge(comparisons[:1]).margin.item(), abs=1e-5)
     assert verdict.margin[0] != verdict.margin[4]
     assert judge.rank("a red circle", pictures[:3]).order == tuple(
         judge.ratings(["a red circle"] * 3, pictures[:3])[:, 2].argsort(descending=True).tolist()
     )
-    assert judge.explain(asked[:1])[0].startswith("fidelity ")
+    assert judge.explain(comparisons[:1])[0].startswith("fidelity ")
 
 
 def test_what_cannot_be_answered_is_refused_and_harms_no_neighbour(judge, pictures):
     good = Comparison("a red circle", pictures[0])
     broken = Media(torch.full((1, 3, 48, 48), torch.nan))
-    asked = [
+    comparisons = [
         good,
         Comparison("  ", pictures[0]),
         Comparison("red " * 40, pictures[0]),
@@ -116,7 +116,7 @@ def test_what_cannot_be_answered_is_refused_and_harms_no_neighbour(judge, pictur
         Comparison("a red circle", Media(torch.rand(1, 3, 1, 300))),
         Comparison("a red circle", pictures[0], condition=pictures[1]),
     ]
-    verdict = judge.judge(asked)
+    verdict = judge.judge(comparisons)
     assert sorted(verdict.refused) == list(range(1, 8))
     for i, word in enumerate(
         ("empty", "tokens", "no ratings of 'novelty'", "not numbers", "clip", "narrow", "cond"), 1
@@ -125,7 +125,7 @@ def test_what_cannot_be_answered_is_refused_and_harms_no_neighbour(judge, pictur
     assert verdict.margin.isnan().tolist() == [False] + [True] * 7
     assert verdict.margin[0].item() == pytest.approx(judge.judge([good]).margin.item(), abs=1e-5)
     with pytest.raises(JudgementError, match="7 of 8"):
-        judge.judge(asked, on_refused="raise")
+        judge.judge(comparisons, on_refused="raise")
 
 
 def test_gradients_reach_the_pixels(judge):
@@ -151,8 +151,11 @@ def test_a_saved_judge_is_the_same_and_loads_by_name(backbone, pictures, tmp_pat
     again = load_judge(tmp_path)
     assert isinstance(again, LearnedJudge)
     assert again.spec == judge.spec
-    asked = [Comparison("a red circle", pictures[0]), Comparison("a red circle", pictures[0], pictures[1], "style")]
-    assert torch.equal(again.judge(asked).margin, judge.judge(asked).margin)
+    comparisons = [
+        Comparison("a red circle", pictures[0]),
+        Comparison("a red circle", pictures[0], pictures[1], "style"),
+    ]
+    assert torch.equal(again.judge(comparisons).margin, judge.judge(comparisons).margin)
     with pytest.raises(ConfigError, match="takes no tiles"):
         load_judge(tmp_path, tiles=2)
     with pytest.raises(ConfigError, match="a learned reward"):
@@ -167,7 +170,7 @@ def test_clip_gives_embeddings_too(pictures, tmp_path):
     assert isinstance(embedder, ClipTokens)
     judge = new_judge(embedder)
     save_learned(judge, tmp_path / "saved")
-    asked = [Comparison("a b", pictures[0]), Comparison("a b c", pictures[1])]
-    verdict = load_learned(tmp_path / "saved").judge(asked)
-    assert torch.equal(verdict.margin, judge.judge(asked).margin)
+    comparisons = [Comparison("a b", pictures[0]), Comparison("a b c", pictures[1])]
+    verdict = load_learned(tmp_path / "saved").judge(comparisons)
+    assert torch.equal(verdict.margin, judge.judge(comparisons).margin)
     assert "tokens, and this learned reward reads 6" in judge.problem(Comparison("a b c d e f", pictures[0]))

@@ -47,10 +47,10 @@ def test_a_margin_with_ties_is_win_and_half_of_tie():
 @pytest.mark.parametrize(("smoothing", "win", "tie"), [(0.0, 1.0, 0.0), (0.5, 0.5, 0.5), (1.0, 0.0, 1.0)])
 def test_smoothing_moves_the_weight_of_a_win_to_the_tie(smoothing, win, tie):
     d, k = torch.tensor([0.7, -1.2]), torch.tensor(3.0)
-    found = losses("bradley_terry_ties", with_difference(d, k), torch.ones(2), smoothing)
+    loss = losses("bradley_terry_ties", with_difference(d, k), torch.ones(2), smoothing)
     p_win = torch.sigmoid(d - k.log())
     p_tie = 1 - p_win - torch.sigmoid(-d - k.log())
-    torch.testing.assert_close(found, -win * p_win.log() - tie * p_tie.log())
+    torch.testing.assert_close(loss, -win * p_win.log() - tie * p_tie.log())
 
 
 @pytest.mark.parametrize(("share", "ties"), [(0.8, 0.0), (0.7, 0.2)])
@@ -80,24 +80,24 @@ def test_rao_kupper_probabilities_sum_to_one_and_match_the_formula():
 
 def test_gaussian_margins_are_means_of_sigmoids():
     mean, deviation = torch.tensor([0.0, 1.0, -2.0, 3.0, -2.0]), torch.tensor([1.0, 0.5, 3.0, 0.0, 10.4])
-    found = torch.sigmoid(gaussian_margin(mean, deviation**2))
+    probability = torch.sigmoid(gaussian_margin(mean, deviation**2))
     x = torch.linspace(-140, 140, 400_001, dtype=torch.float64)
-    for m, s, p in zip(mean.double(), deviation.double(), found, strict=True):
+    for m, s, p in zip(mean.double(), deviation.double(), probability, strict=True):
         density = torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) if s else None
         truth = torch.trapezoid(density * torch.sigmoid(x), x) if s else torch.sigmoid(m)
         assert p.item() == pytest.approx(truth.item(), abs=1e-6)
 
 
 def test_doubt_draws_margins_to_zero_and_keeps_their_sign():
-    found = gaussian_margin(torch.tensor([2.0, 2.0, -2.0]), torch.tensor([0.01, 9.0, 9.0]))
-    assert found[0] > found[1] > 0
-    torch.testing.assert_close(found[1], -found[2])
+    margins = gaussian_margin(torch.tensor([2.0, 2.0, -2.0]), torch.tensor([0.01, 9.0, 9.0]))
+    assert margins[0] > margins[1] > 0
+    torch.testing.assert_close(margins[1], -margins[2])
 
 
 def test_regression_is_squared_error_of_the_score(record):
-    asked = questions(record, "regression")
-    assert [q.target for q in asked] == [4.5, 3.0, 1.5]
-    assert all(q.comparison.reference is None for q in asked)
+    training_questions = questions(record, "regression")
+    assert [q.target for q in training_questions] == [4.5, 3.0, 1.5]
+    assert all(q.comparison.reference is None for q in training_questions)
     verdict = Verdict.from_margin(torch.tensor([4.0, 3.0, 2.5]))
     torch.testing.assert_close(losses("regression", verdict, torch.tensor([4.5, 3, 1.5])), torch.tensor([0.25, 0, 1]))
 
@@ -109,13 +109,13 @@ def test_regression_needs_ratings(pictures):
 
 
 def test_pointwise_asks_about_each_side_alone(record):
-    asked = questions(record, "generative_pointwise")
-    assert len(asked) == 8
-    assert all(q.comparison.reference is None for q in asked)
-    assert [q.target for q in asked[:2]] == [1.0, 0.0]
-    assert asked[0].comparison.candidate is record.media[0]
-    assert asked[1].comparison.candidate is record.media[1]
-    assert [q.target for q in asked[-2:]] == [0.5, 0.5]
+    training_questions = questions(record, "generative_pointwise")
+    assert len(training_questions) == 8
+    assert all(q.comparison.reference is None for q in training_questions)
+    assert [q.target for q in training_questions[:2]] == [1.0, 0.0]
+    assert training_questions[0].comparison.candidate is record.media[0]
+    assert training_questions[1].comparison.candidate is record.media[1]
+    assert [q.target for q in training_questions[-2:]] == [0.5, 0.5]
 
 
 def test_pairwise_asks_both_orders_and_scalars_one(record):
@@ -125,11 +125,11 @@ def test_pairwise_asks_both_orders_and_scalars_one(record):
 
 
 def test_best_references_leave_the_choices_that_the_best_picture_is_part_of(record, pictures):
-    asked = questions(record, "generative_pairwise", "best_of_n")
-    assert [q.target for q in asked] == [1, 0, 0.5, 0, 1, 0.5]
+    training_questions = questions(record, "generative_pairwise", "best_of_n")
+    assert [q.target for q in training_questions] == [1, 0, 0.5, 0, 1, 0.5]
     best = record.media[0]  # two wins and a tie
-    assert all(best in (q.comparison.candidate, q.comparison.reference) for q in asked)
-    assert sum(best is q.comparison.reference for q in asked) == 3
+    assert all(best in (q.comparison.candidate, q.comparison.reference) for q in training_questions)
+    assert sum(best is q.comparison.reference for q in training_questions) == 3
     ordered = PreferenceRecord("o", "x", tuple(pictures[:4]), choices_of_ranking(1, 2, 3, 4))
     weights = [q.weight for q in questions(ordered, "ranking", "best_of_n")]
     assert weights == pytest.approx([0.5, 1.0, 1.5])  # places apart in the order of all, not of what is left
@@ -155,11 +155,11 @@ def test_every_paradigm_learns_a_toy_preference(backbone):
         optimizer = torch.optim.Adam(judge.single.head.parameters(), lr=0.05)
         first = last = None
         for _ in range(30):
-            found = reward_step(judge.single, questions(record, paradigm), paradigm)
+            metrics = reward_step(judge.single, questions(record, paradigm), paradigm)
             optimizer.zero_grad()
-            found["loss"].backward()
+            metrics["loss"].backward()
             optimizer.step()
-            first, last = first or found["loss"].item(), found["loss"].item()
+            first, last = first or metrics["loss"].item(), metrics["loss"].item()
         assert last < first
         assert judge.rank("p", media).order == (2, 1, 0), paradigm
 

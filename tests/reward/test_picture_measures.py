@@ -48,10 +48,12 @@ def test_harmony_is_one_inside_a_template_and_none_for_an_even_wheel():
 
     red, cyan, green = (1.0, 0, 0), (0, 1.0, 1.0), (0, 1.0, 0)
     blue, magenta, yellow = (0, 0, 1.0), (1.0, 0, 1.0), (1.0, 1.0, 0)
-    found = colour_harmony([picture(red), picture(red, cyan), picture(red, yellow, green, cyan, blue, magenta), grey()])
-    assert found[:2].tolist() == pytest.approx([0.97] * 2, abs=0.03)
-    assert found[2] < 0.3
-    assert found[3].item() == pytest.approx(0.5, abs=1e-3)
+    harmony = colour_harmony(
+        [picture(red), picture(red, cyan), picture(red, yellow, green, cyan, blue, magenta), grey()]
+    )
+    assert harmony[:2].tolist() == pytest.approx([0.97] * 2, abs=0.03)
+    assert harmony[2] < 0.3
+    assert harmony[3].item() == pytest.approx(0.5, abs=1e-3)
     table = template_distances()
     assert table.shape[0] == BINS
     assert table.mean(0).amin().item() == pytest.approx(21.6 * 172.8 / 360, abs=0.1)  # the gaps of template X
@@ -63,18 +65,18 @@ def test_harmony_is_one_inside_a_template_and_none_for_an_even_wheel():
 
 def test_novelty_is_a_distance_to_the_reference_set(tmp_path):
     rng = np.random.default_rng(0)
-    reference, asked = (torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32) for n in (200, 5))
+    reference, queries = (torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32) for n in (200, 5))
     knn = NoveltyIndex.fit(reference, "knn", 4)
-    loop = [sorted((q - r).norm().item() for r in reference)[:4] for q in asked]
-    assert knn.distance(asked).tolist() == pytest.approx([np.mean(d) for d in loop], rel=1e-4)
+    loop = [sorted((q - r).norm().item() for r in reference)[:4] for q in queries]
+    assert knn.distance(queries).tolist() == pytest.approx([np.mean(d) for d in loop], rel=1e-4)
     mahalanobis = NoveltyIndex.fit(reference * torch.tensor([1.0, 5, 0.2]), "mahalanobis")
     x = (reference * torch.tensor([1.0, 5, 0.2])).double()
     covariance = torch.cov(x.T) + 0.05 * torch.cov(x.T).diagonal().mean() * torch.eye(3, dtype=torch.double)
-    gap = asked.double() - x.mean(0)
+    gap = queries.double() - x.mean(0)
     exact = ((gap @ torch.linalg.inv(covariance) * gap).sum(1) / 3).sqrt()
-    assert mahalanobis.distance(asked).tolist() == pytest.approx(exact.tolist(), rel=1e-4)
+    assert mahalanobis.distance(queries).tolist() == pytest.approx(exact.tolist(), rel=1e-4)
     for index in (knn, mahalanobis):
         index.save(tmp_path / "index.safetensors")
-        assert torch.equal(NoveltyIndex.load(tmp_path / "index.safetensors").distance(asked), index.distance(asked))
+        assert torch.equal(NoveltyIndex.load(tmp_path / "index.safetensors").distance(queries), index.distance(queries))
     with pytest.raises(ConfigError, match="fitted on 3 features, but got 2"):
-        knn.distance(asked[:, :2])
+        knn.distance(queries[:, :2])

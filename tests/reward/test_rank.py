@@ -74,9 +74,9 @@ def test_all_pairs_refused_is_an_error_for_one_prompt_and_an_empty_order_among_s
     assert third.wins.tolist() == [[0.5]]
     assert first.margin.tolist() == pytest.approx([-2.0, -0.5, 2.5], abs=1e-5)
     assert last.margin.tolist() == pytest.approx([2.5, -0.5, -2.0], abs=1e-5)
-    (asked,) = judge.asked  # one call for all prompts
-    assert [c.prompt for c in asked] == ["a"] * 3 + ["b"] + ["d"] * 3
-    assert {c.criterion for c in asked} == {"style"}
+    (comparisons,) = judge.asked  # one call for all prompts
+    assert [c.prompt for c in comparisons] == ["a"] * 3 + ["b"] + ["d"] * 3
+    assert {c.criterion for c in comparisons} == {"style"}
 
 
 def test_equal_pictures_keep_the_order_of_the_input():

@@ -47,17 +47,17 @@ def test_one_unclear_answer_of_many_is_refused_alone(backbone, pictures, monkeyp
     both = [m for c in pool for m in judge_of(backbone).single.judge([c, c.swapped()]).answer_mass.split(2)]
     mass = torch.stack(both).amin(1)
     rows = mass.argsort().tolist()
-    asked = [pool[i] for i in (rows[-1], rows[-2], rows[0], rows[-3], rows[-4])]
+    chosen = [pool[i] for i in (rows[-1], rows[-2], rows[0], rows[-3], rows[-4])]
     least, others = mass[rows[0]].item(), mass[rows[-4]].item()
     assert others - least > 1e-6
     monkeypatch.setattr(generative, "MIN_ANSWER_MASS", (least + others) / 2)
-    whole, verdict = judge_of(backbone).judge(asked), judge_of(backbone, strict=True).judge(asked)
+    whole, verdict = judge_of(backbone).judge(chosen), judge_of(backbone, strict=True).judge(chosen)
     check_alone(verdict, whole, 2)
     (reason,) = verdict.refused.values()
     assert f"the VLM did not answer yes or no (probability {least:.2f} on both)" in reason
     torch.testing.assert_close(verdict.answer_mass, whole.answer_mass)  # what was measured stays
     with pytest.raises(JudgementError, match="1 of 5 comparisons were refused; comparison 2"):
-        judge_of(backbone, strict=True).judge(asked, on_refused="raise")
+        judge_of(backbone, strict=True).judge(chosen, on_refused="raise")
 
 
 @torch.no_grad()
@@ -75,14 +75,14 @@ def test_one_unclear_answer_of_many_is_refused_alone(backbone, pictures, monkeyp
     ids=["empty", "special", "long", "criterion", "candidate", "reference"],
 )
 def test_what_cannot_be_asked_is_refused_alone(paradigm, change, reason, backbone, pictures):
-    judge, asked = judge_of(backbone, paradigm), pairs(pictures)
-    bad = [*asked[:2], replace(asked[2], **change), *asked[3:]]
+    judge, comparisons = judge_of(backbone, paradigm), pairs(pictures)
+    bad = [*comparisons[:2], replace(comparisons[2], **change), *comparisons[3:]]
     verdict = judge.judge(bad)
-    check_alone(verdict, judge.judge(asked), 2)
+    check_alone(verdict, judge.judge(comparisons), 2)
     assert reason in verdict.refused[2]
     with pytest.raises(JudgementError, match="1 of 5 comparisons were refused; comparison 2"):
         judge.judge(bad, on_refused="raise")
-    assert judge.judge(asked, on_refused="raise").refused == {}
+    assert judge.judge(comparisons, on_refused="raise").refused == {}
 
 
 def test_a_question_that_is_too_long_names_its_tokens_and_the_limit(backbone, pictures):
@@ -111,23 +111,23 @@ def test_the_longest_question_that_fits_is_answered(backbone, pictures):
 
 
 def test_a_picture_with_nan_is_refused_as_no_number(backbone, pictures):
-    asked, judge = pairs(pictures), judge_of(backbone, strict=False)
+    comparisons, judge = pairs(pictures), judge_of(backbone, strict=False)
     broken = pictures[5].frames.clone()
     broken[0, 0, 0, 0] = float("nan")
     with torch.no_grad():
-        verdict = judge.judge([*asked[:4], replace(asked[4], reference=Media(broken))])
-        check_alone(verdict, judge.judge(asked), 4)
+        verdict = judge.judge([*comparisons[:4], replace(comparisons[4], reference=Media(broken))])
+        check_alone(verdict, judge.judge(comparisons), 4)
     assert verdict.refused == {4: "the model's answer is not a number"}
 
 
 def test_all_refused_is_a_verdict_too(backbone, pictures):
-    asked = [replace(c, prompt="") for c in pairs(pictures)]
-    verdict = judge_of(backbone).judge(asked)
+    comparisons = [replace(c, prompt="") for c in pairs(pictures)]
+    verdict = judge_of(backbone).judge(comparisons)
     assert sorted(verdict.refused) == list(range(5))
     assert len(verdict) == 5
     assert verdict.margin.isnan().all()
     with pytest.raises(JudgementError, match=r"5 of 5 comparisons were refused; comparison 0 \(prompt ''\)"):
-        verdict.or_raise(asked)
+        verdict.or_raise(comparisons)
 
 
 def test_refused_items_have_no_gradient_and_their_neighbours_have_theirs(backbone, pictures):
@@ -135,8 +135,8 @@ def test_refused_items_have_no_gradient_and_their_neighbours_have_theirs(backbon
     gradients = []
     for prompt in ("two stars", ""):
         frames = pictures[0].frames.clone().requires_grad_()
-        asked = [Comparison("a cat", Media(frames), pictures[1]), Comparison(prompt, pictures[2], pictures[3])]
-        verdict = judge.judge(asked)
+        comparisons = [Comparison("a cat", Media(frames), pictures[1]), Comparison(prompt, pictures[2], pictures[3])]
+        verdict = judge.judge(comparisons)
         verdict.margin[verdict.answered].sum().backward()
         gradients.append(frames.grad)
     assert gradients[0].abs().sum() > 0

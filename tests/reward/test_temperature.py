@@ -35,15 +35,15 @@ def records(num=20):
         levels = np.random.default_rng(i).random(3)
         media = tuple(Media(torch.full((1, 3, 8, 8), float(v))) for v in levels)
         pairs = [(0, 1), (0, 2), (1, 2)]
-        told = tuple(Choice(a, b, 1 / (1 + math.exp(levels[b] - levels[a]))) for a, b in pairs)
-        made.append(PreferenceRecord(f"r{i}", f"prompt {i}", media, told, "fidelity"))
+        choices = tuple(Choice(a, b, 1 / (1 + math.exp(levels[b] - levels[a]))) for a, b in pairs)
+        made.append(PreferenceRecord(f"r{i}", f"prompt {i}", media, choices, "fidelity"))
     return made
 
 
 @pytest.mark.parametrize("leaning", [0.0, 3.0])
 def test_the_temperature_is_how_much_too_sure_a_judge_is(leaning):
-    found = starting_temperature(TooSure(6.0, leaning), enumerate(records()), "generative_pairwise")
-    assert found == pytest.approx(6.0, rel=1e-2)
+    temperature = starting_temperature(TooSure(6.0, leaning), enumerate(records()), "generative_pairwise")
+    assert temperature == pytest.approx(6.0, rel=1e-2)
 
 
 def test_a_judge_is_never_made_surer():
@@ -62,8 +62,8 @@ def test_an_answer_that_is_no_number_names_its_record():
 
 def test_records_without_choices_are_passed_over():
     empty = replace(records(1)[0], choices=())
-    found = starting_temperature(TooSure(6.0, 0.0), enumerate([empty, *records()]), "generative_pairwise")
-    assert found == pytest.approx(6.0, rel=1e-2)
+    temperature = starting_temperature(TooSure(6.0, 0.0), enumerate([empty, *records()]), "generative_pairwise")
+    assert temperature == pytest.approx(6.0, rel=1e-2)
 
 
 def test_where_the_order_decides_places_they_are_shuffled():
@@ -103,25 +103,25 @@ def test_a_temperature_divides_margins_and_nothing_else(layout, backbone, pictur
     spec = JudgeSpec.model_validate({"context": {"layout": layout}, "trained": True})
     warm = new_judge(spec, backbone)
     cool = new_judge(spec.model_copy(update={"temperature": 4.0}), backbone)
-    asked = [Comparison("a red circle", b, a, "fidelity") for a in pictures[:2] for b in pictures[2:4]]
-    before, after = warm.judge(asked), cool.judge(asked)
+    comparisons = [Comparison("a red circle", b, a, "fidelity") for a in pictures[:2] for b in pictures[2:4]]
+    before, after = warm.judge(comparisons), cool.judge(comparisons)
     torch.testing.assert_close(after.margin, before.margin / 4)
     torch.testing.assert_close(after.answer_mass, before.answer_mass)
-    alone = [judge.single.judge(asked) for judge in (warm, cool)]
+    alone = [judge.single.judge(comparisons) for judge in (warm, cool)]
     words = [v.logp_yes.exp() + v.logp_no.exp() for v in alone]
     torch.testing.assert_close(words[1], words[0])
     torch.testing.assert_close(words[0], alone[0].answer_mass)
     kept = load_judge_folder(save_judge(cool, tmp_path / "judge"), precision="fp32")
     assert kept.spec.temperature == kept.single.temperature == 4.0
     kept.single.strict = False
-    torch.testing.assert_close(kept.judge(asked).margin, after.margin.detach())
+    torch.testing.assert_close(kept.judge(comparisons).margin, after.margin.detach())
 
 
 def test_reasons_are_learnt_at_the_judges_temperature_too(backbone, pictures):
     spec = JudgeSpec.model_validate({"context": {"cot": "answer_first"}, "trained": True})
-    asked = [Comparison("a red circle", pictures[0], pictures[1], "fidelity", 1.0, "the candidate is red")]
+    comparisons = [Comparison("a red circle", pictures[0], pictures[1], "fidelity", 1.0, "the candidate is red")]
     (warm, told), (cool, same) = (
-        new_judge(spec.model_copy(update={"temperature": t}), backbone).single.learn(asked) for t in (1.0, 5.0)
+        new_judge(spec.model_copy(update={"temperature": t}), backbone).single.learn(comparisons) for t in (1.0, 5.0)
     )
     torch.testing.assert_close(cool.margin, warm.margin / 5)
     torch.testing.assert_close(told, same)

@@ -79,22 +79,22 @@ def record(choices, num=4):
 
 
 def test_ranking_weights_are_gaps_in_rank_over_their_mean():
-    asked = questions(record(choices_of_ranking(1, 2, 3, 4)), "ranking")
+    training_questions = questions(record(choices_of_ranking(1, 2, 3, 4)), "ranking")
     gaps = [1, 2, 3, 1, 2, 1]
-    assert [q.weight for q in asked] == pytest.approx([g / (10 / 6) for g in gaps])
-    assert [q.target for q in asked] == [1.0] * 6
+    assert [q.weight for q in training_questions] == pytest.approx([g / (10 / 6) for g in gaps])
+    assert [q.target for q in training_questions] == [1.0] * 6
 
 
 def test_pictures_of_equal_rank_are_half_a_rank_apart():
-    asked = questions(record([Choice(0, 1, 0.5), Choice(0, 2, 1.0), Choice(1, 2, 1.0)], 3), "ranking")
+    training_questions = questions(record([Choice(0, 1, 0.5), Choice(0, 2, 1.0), Choice(1, 2, 1.0)], 3), "ranking")
     # the first two win three quarters of their choices each, the last one none: ranks 0, 0 and 2
-    assert [q.weight for q in asked] == pytest.approx([w / 1.5 for w in (0.5, 2.0, 2.0)])
+    assert [q.weight for q in training_questions] == pytest.approx([w / 1.5 for w in (0.5, 2.0, 2.0)])
 
 
 def test_soft_choices_count_for_both_pictures_of_a_rank():
-    asked = questions(record([Choice(0, 1, 0.4), Choice(1, 2, 0.9), Choice(2, 3, 0.2)]), "ranking")
+    training_questions = questions(record([Choice(0, 1, 0.4), Choice(1, 2, 0.9), Choice(2, 3, 0.2)]), "ranking")
     # shares of wins: 0.4, (0.6 + 0.9) / 2, (0.1 + 0.2) / 2, 0.8; ranks 2, 1, 3, 0
-    assert [q.weight for q in asked] == pytest.approx([w / 2 for w in (1.0, 2.0, 3.0)])
+    assert [q.weight for q in training_questions] == pytest.approx([w / 2 for w in (1.0, 2.0, 3.0)])
 
 
 def test_a_picture_without_choices_stands_in_the_middle():
@@ -129,9 +129,9 @@ def test_a_record_without_choices_asks_nothing():
 
 
 def test_pointwise_sides_have_targets_that_sum_to_one():
-    asked = questions(record([Choice(0, 1, 0.7)]), "generative_pointwise")
-    assert [q.target for q in asked] == pytest.approx([0.7, 0.3])
-    assert [q.comparison.candidate for q in asked] == [MEDIA[0], MEDIA[1]]
+    training_questions = questions(record([Choice(0, 1, 0.7)]), "generative_pointwise")
+    assert [q.target for q in training_questions] == pytest.approx([0.7, 0.3])
+    assert [q.comparison.candidate for q in training_questions] == [MEDIA[0], MEDIA[1]]
 
 
 def test_targets_and_weights_become_tensors():

@@ -65,15 +65,18 @@ def test_a_saved_judge_is_asked_and_answers_as_before(paradigm, backbone, pictur
     judge = new_judge(JudgeSpec(paradigm=paradigm, context=Context()), backbone)
     if paradigm in ("bradley_terry", "regression"):
         torch.nn.init.normal_(judge.single.head.weight, std=0.5)
-    asked = questions(pictures)
-    before, dialogs = judge.judge(asked).margin.detach(), [texts(judge.spec.context, c) for c in asked]
+    training_questions = questions(pictures)
+    before, dialogs = (
+        judge.judge(training_questions).margin.detach(),
+        [texts(judge.spec.context, c) for c in training_questions],
+    )
     save_judge(judge, tmp_path / "judge")
     edit_words()
-    assert texts(Context(), asked[0]) != dialogs[0]  # a new judge is asked in the new words
+    assert texts(Context(), training_questions[0]) != dialogs[0]  # a new judge is asked in the new words
     again = loaded(tmp_path / "judge")
-    assert [texts(again.single.context, c) for c in asked] == dialogs
+    assert [texts(again.single.context, c) for c in training_questions] == dialogs
     assert dialogs[0][0].startswith("instruction: prefer the picture that follows the style of the prompt.\n")
-    torch.testing.assert_close(again.judge(asked).margin, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.judge(training_questions).margin, before, atol=1e-5, rtol=0)
     assert before.abs().min() > 0
     if paradigm.startswith("generative"):
         assert again.single.words == [("yes",), ("no",)]
@@ -161,8 +164,8 @@ def test_words_of_your_own_that_cannot_be_asked_name_the_slot(change, message, t
 
 
 def test_the_prompt_may_stand_after_the_pictures(pictures, tmp_path):
-    own, asked = tmp_path / "own.yaml", "prompt: {prompt}\n"
-    changes = {"opening": "{instruction}", **{k: asked + OLD[k] for k in ("pairwise", "pointwise", "listwise")}}
+    own, prompt_line = tmp_path / "own.yaml", "prompt: {prompt}\n"
+    changes = {"opening": "{instruction}", **{k: prompt_line + OLD[k] for k in ("pairwise", "pointwise", "listwise")}}
     own.write_text(yaml.safe_dump({**OLD, **changes}))
     *before, question = texts(Context(template=str(own)), questions(pictures)[0])
     assert not any("a red circle" in text for text in before)

@@ -47,8 +47,8 @@ def test_both_orders_are_averaged_with_their_masses():
             (MIDDLE, DARK): (4.0, 0.6),
         }
     )
-    asked = [Comparison("p", LIGHT, DARK), Comparison("p", MIDDLE), Comparison("p", DARK, MIDDLE)]
-    verdict = Symmetrised(table).judge(asked)
+    comparisons = [Comparison("p", LIGHT, DARK), Comparison("p", MIDDLE), Comparison("p", DARK, MIDDLE)]
+    verdict = Symmetrised(table).judge(comparisons)
     close(verdict.margin, [(3 + 1) / 2, 0.25, (-2 - 4) / 2])
     close(verdict.answer_mass, [0.7, 0.8, 0.8])
     close(verdict.disagreement, [abs(3 - 1) / 2, float("nan"), abs(-2 + 4) / 2])
@@ -76,13 +76,13 @@ def test_an_item_is_refused_if_either_order_is():
             (MIDDLE, LIGHT): (-1.0, 0.9),
         }
     )
-    asked = [
+    comparisons = [
         Comparison("p", LIGHT, DARK),
         Comparison("p", MIDDLE),
         Comparison("p", DARK, MIDDLE),
         Comparison("p", LIGHT, MIDDLE),
     ]
-    verdict = Symmetrised(table).judge(asked)
+    verdict = Symmetrised(table).judge(comparisons)
     assert verdict.refused == {0: "unclear backwards", 1: "unclear alone", 2: "unclear forwards"}
     close(verdict.margin, [float("nan")] * 3 + [1.0])
     close(verdict.answer_mass, [0.5, 0.2, 0.2, 0.9])
@@ -90,14 +90,14 @@ def test_an_item_is_refused_if_either_order_is():
 
 def test_a_pointwise_comparison_is_the_difference_of_both_pictures():
     table = Table({(LIGHT, None): (2.0, 0.9), (DARK, None): (-1.0, 0.5), (MIDDLE, None): (0.5, 0.3, "unclear")})
-    asked = [
+    comparisons = [
         Comparison("p", DARK, LIGHT),
         Comparison("p", LIGHT),
         Comparison("p", LIGHT, DARK),
         Comparison("p", LIGHT, MIDDLE),
         Comparison("p", MIDDLE, DARK),
     ]
-    verdict = PointwiseDifference(table).judge(asked)
+    verdict = PointwiseDifference(table).judge(comparisons)
     close(verdict.margin, [-3.0, 2.0, 3.0, float("nan"), float("nan")])
     close(verdict.answer_mass, [0.7, 0.9, 0.7, 0.6, 0.4])
     assert verdict.refused == {3: "unclear", 4: "unclear"}
@@ -158,8 +158,8 @@ def test_a_standardised_judge_keeps_refusals_and_gradients_and_refuses_unknown_q
         "fidelity",
     )
     pixels = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
-    asked = [Comparison("p", Media(pixels), DARK), Comparison("unclear", LIGHT, DARK)]
-    verdict = Standardised(Levels(), standard).judge(asked)
+    comparisons = [Comparison("p", Media(pixels), DARK), Comparison("unclear", LIGHT, DARK)]
+    verdict = Standardised(Levels(), standard).judge(comparisons)
     assert verdict.refused == {1: "unclear"}
     verdict.margin[0].backward()
     close(pixels.grad.sum(), 5 / standard.paired_std)
