@@ -91,7 +91,7 @@ def study(tmp_path):
     return tmp_path
 
 
-def test_a_study_of_two_systems_end_to_end(study, simulated_people):
+def test_a_study_of_two_systems_end_to_end(study, simulated_people, capfd):
     out = study / "study"
     create = ("ab", "create", "--a", study / "bright", "--b", study / "dark", "--out", out, "--judgements", 2)
     status, printed = run(*create, "--prompts", study / "prompts.jsonl")
@@ -113,6 +113,8 @@ def test_a_study_of_two_systems_end_to_end(study, simulated_people):
     assert pair["good"] + pair["same"] + pair["bad"] == 120
     assert pair["win_rate"]["low"] < 0.86 < pair["win_rate"]["high"]  # 0.9 x 0.9 + 0.1 / 2
     assert pair["sign_test"]["p"] < 1e-4
+    assert pair["sign_test"]["p_two_way"] is pair["win_rate"]["wilson_low_two_way"] is None  # two people
+    assert "too few people or prompts to speak for other people" in capfd.readouterr().err
     assert set(pair["categories"]) == {"counting", "colour"}
     page = (out / "report.html").read_text()
     assert "A is better" in page
@@ -162,6 +164,26 @@ def test_prompts_with_the_same_picture_are_counted_not_asked(study, simulated_pe
     pairs = json.loads((out / "report.json").read_text())["pairs"]
     assert [(p["good"] + p["same"] + p["bad"], p["identical"]) for p in pairs] == [(52, 8), (60, 0), (60, 0)]
     assert "On 8 more prompts both systems gave the same picture" in (out / "report.html").read_text()
+
+
+def test_a_report_speaks_for_other_people_where_there_are_enough(study, simulated_people, capfd):
+    out = study / "many"
+    (study / "some.txt").write_text("\n".join(f"picture {i}" for i in range(12)))
+    systems = ("--a", study / "bright", "--b", study / "dark", "--judgements", 6)
+    assert run("ab", "create", *systems, "--prompts", study / "some.txt", "--out", out)[0] == 0
+    simulated_people(noisy(0.95))(out, "--invite", *"abcdef", "--checks", 0, "--repeats", 0)
+    assert run("ab", "report", out)[0] == 0
+    pair = json.loads((out / "report.json").read_text())["pairs"][0]
+    rate, p = pair["win_rate"], pair["sign_test"]["p_two_way"]
+    assert 0.5 < rate["wilson_low_two_way"] < rate["wilson_low"] < rate["mean"]
+    assert pair["sign_test"]["p"] < p < 0.05
+    assert (rate["low_two_way"], pair["annotators"]) == (None, 6)  # the bootstrap needs ten people
+    low, high = rate["wilson_low_two_way"], rate["wilson_high_two_way"]
+    said = f"with other people and prompts: win rate [{low:.3f}, {high:.3f}], sign test p = {p:.3g}"
+    assert said in capfd.readouterr().err
+    page = (out / "report.html").read_text()
+    assert f"<td>[{low:.3f}, {high:.3f}]</td>" in page
+    assert f"<td>p = {p:.3g}</td>" in page
 
 
 def test_a_small_study_has_dashes_for_intervals(study, simulated_people):

@@ -75,7 +75,7 @@ class AbStatus(Flags):
     """The progress of a study, and whether it is decided. You may look as often as you like.
 
     The bounds are confidence sequences. If all systems are equally good, the chance that one is ever called better is
-    at most 5 per cent, over all looks and all pairs together.
+    at most 5 per cent, over all looks and all pairs together. This is about the people who judge in this study.
 
     Example: rewarddance ab status studies/refl-nft
     """
@@ -109,6 +109,9 @@ class AbStatus(Flags):
 @dataclass(frozen=True)
 class AbReport(Flags):
     """Counts of good, same and bad; GSB and win rate with intervals; sign test; ratings. Writes report.html and .json.
+
+    Every interval and test comes twice: by prompt, for the people of this study, and by prompt and person, for other
+    people too. Bootstrap intervals need ten prompts and ten people, Wilson's interval and the sign test six of each.
 
     Example: rewarddance ab report studies/refl-nft
     """
@@ -231,11 +234,13 @@ def _when(created: str | None) -> float:
 
 
 def _sentence(pair: dict[str, Any]) -> str:
-    gsb, rate = pair["gsb"], pair["win_rate"]
+    """One line a pair. Each figure stands with its interval for the people of the study; the line ends with the result
+    for other people."""
+    gsb, rate, signs = pair["gsb"], pair["win_rate"], pair["sign_test"]
     return (
         f"{pair['a']} against {pair['b']}: {pair['good']} good, {pair['same']} same, {pair['bad']} bad; "
         f"GSB {gsb['mean']:+.3f}{_interval(gsb, '+.3f')}, win rate {rate['mean']:.3f}{_interval(rate, '.3f')}, "
-        f"sign test p = {pair['sign_test']['p']:.3g}"
+        f"sign test p = {signs['p']:.3g}; {_for_others(rate, signs)}"
         + (f"; {pair['identical']} more prompts with identical pictures" if pair["identical"] else "")
     )
 
@@ -244,6 +249,13 @@ def _interval(figure: dict[str, Any], form: str) -> str:
     if figure["low"] is None:
         return " (too few prompts for an interval)"
     return f" [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def _for_others(rate: dict[str, Any], signs: dict[str, Any]) -> str:
+    if signs["p_two_way"] is None:
+        return "too few people or prompts to speak for other people"
+    low, high = rate["wilson_low_two_way"], rate["wilson_high_two_way"]
+    return f"with other people and prompts: win rate [{low:.3f}, {high:.3f}], sign test p = {signs['p_two_way']:.3g}"
 
 
 def render(result: dict[str, Any], title: str) -> str:
