@@ -25,6 +25,7 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import texts_of
 from rewarddance.data.parquet import voted_records
 from rewarddance.evaluate.ab import visible
+from rewarddance.jobs.load import load_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -249,6 +250,27 @@ def test_runs_that_draw_differently_are_refused_unless_one_value_is_given(study,
     assert [how[1:3] for how in runs.values()] == [(6, 2.0), (6, 2.0)]
     assert create(study, *pair, "--num-steps", 7)[0] == 1
     assert "was made with other settings (sampling)" in capsys.readouterr().err
+
+
+def test_the_task_of_the_runs_gives_the_prompts(study, runs, capsys):
+    """The benchmark of clips has 48 prompts, which is fewer than 200."""
+    for name, task in (("clips", "embedded-video"), ("more", "embedded-video"), ("begun", "embedded-image-to-video")):
+        RunFolder(study / name).start("align", AlignConfig(generator="tiny-video", task=task))
+    RunFolder(study / "file").start("align", AlignConfig(generator="tiny-video", prompts="some.txt"))
+    base = ("ab", "create", "--a", study / "clips", "--b")
+    status, printed = run(*base, study / "more", "--others", study / "file", "tiny-video", "--out", study / "x")
+    made = json.loads(printed)
+    assert (status, made["task"], made["num_prompts"], made["prompts"]) == (0, "embedded-video", 48, "48")
+    clips = texts_of(load_task("embedded-video").benchmark())
+    assert [r.prompt for r in voted_records(study / "x" / "train.parquet")] == clips
+    assert run(*base, study / "more", "--prompts", "200", "--out", study / "y")[0] == 1
+    assert "--prompts 200: the benchmark of task embedded-video has 48" in capsys.readouterr().err
+    assert run(*base, study / "begun", "--out", study / "z")[0] == 1
+    told = f"different tasks ({study}/clips embedded-video, {study}/begun embedded-image-to-video); give --task"
+    assert told in capsys.readouterr().err
+    assert not (study / "z").exists()
+    assert run(*base, study / "begun", "--task", "embedded", "--prompts", 3, "--out", study / "z")[0] == 0
+    assert json.loads((study / "z" / "study.json").read_text())["task"] == "embedded"
 
 
 def test_generators_alone_are_drawn_with_the_defaults(study, runs):

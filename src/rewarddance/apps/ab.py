@@ -23,10 +23,11 @@ LETTERS = "ABCDEFGH"
 
 @dataclass(frozen=True)
 class AbCreate(Flags):
-    """Draw pictures of the same prompts, from the same noises, with two or more systems, for people to compare blind.
+    """Draw the same prompts from the same noises with two or more systems, for people to compare blind.
 
     A system is a run of `align`, a generator, or a folder of `sample` (its first picture of each prompt). Runs and
-    generators draw with the same steps, guidance and resolution. The result says how many votes are needed to detect a
+    generators draw with the same steps, guidance and resolution. The prompts are those of the runs' task: `ab create`
+    refuses runs of two tasks, unless --task names one. The result says how many votes are needed to detect a
     win rate of 55%, and which win rate this study can detect.
 
     Example: rewarddance ab create --a runs/refl --b runs/nft --prompts 200 --out studies/refl-nft
@@ -42,10 +43,11 @@ class AbCreate(Flags):
     """Folder of the study."""
     others: tuple[str, ...] = ()
     """Further systems; every pair is compared."""
-    prompts: str = "200"
-    """A number of prompts of the task's benchmark, or a file of prompts (`category` gives tables by category)."""
-    task: str = "embedded"
-    """The task whose benchmark gives a number of prompts."""
+    prompts: str | None = None
+    """A number of prompts of the task's benchmark, or a file of prompts (`category` gives tables by category). When not
+    given, 200 prompts, or all of a smaller benchmark."""
+    task: str | None = None
+    """The task whose benchmark gives the prompts; that of the runs when not given, `embedded` where there is no run."""
     judgements: Count = 1
     """People who judge each prompt and pair. More prompts help more than more votes on each prompt."""
     criteria: tuple[str, ...] = ("overall",)
