@@ -196,7 +196,8 @@ class Annotate(Flags):
 class AnnotateExport(Flags):
     """Write the judgements so far, while the server runs or later. `train --data OUT` takes `records`.
 
-    It leaves out attention checks, repeats, withdrawn judgements, and judgements of excluded people.
+    It leaves out attention checks, repeats, withdrawn judgements, and judgements of excluded people. `raters.json` holds
+    Dawid and Skene's model of raters for each criterion of comparisons and rankings.
 
     Example: rewarddance annotate export --database sqlite:///data/pool/desk.db --out data/judged
     """
