@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
+from torch.nn.functional import adaptive_avg_pool2d
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
@@ -92,7 +93,9 @@ def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
 
 
 def features(pairs: Sequence[Pair]) -> Array:
-    """(N, WORDS + 6 PIXELS^2) cheap features for `coverage`: words of the prompt and small copies of the pictures."""
+    """(N, WORDS + 6 PIXELS^2) cheap features for `coverage`: words of the prompt and small copies of the pictures. Of a
+    clip it is the mean of all frames.
+    """
     made = np.zeros((len(pairs), WORDS + 6 * PIXELS**2))
     small: dict[str, Array] = {}
     for row, pair in zip(made, pairs, strict=True):
@@ -105,6 +108,10 @@ def features(pairs: Sequence[Pair]) -> Array:
 
 def _small(ref: MediaRef, small: dict[str, Array]) -> Array:
     key = ref.sha256 or ""
+    if key not in small and ref.kind == "video":
+        mean = Media.open(io.BytesIO(ref.data or b""), origin=ref.path).frames.mean(0)
+        pixels = adaptive_avg_pool2d(mean, PIXELS).permute(1, 2, 0).double().numpy()
+        small[key] = pixels.ravel() / PIXELS
     if key not in small:
         with Image.open(io.BytesIO(ref.data or b"")) as image:
             pixels = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float64)
@@ -201,7 +208,7 @@ class Asked:
 
     Attributes:
         pairs: the pairs, without their files. beliefs: (J, N) P(first is better) by judge and pair. vectors: (N, D)
-            features where the strategy needs them. left_out: number of records of clips, which are not opened.
+            features where the strategy needs them. left_out: number of records of clips that were not opened.
     """
 
     pairs: list[Pair]
@@ -221,15 +228,20 @@ def ask_all(
     judges: Mapping[str, RewardModel],
     criterion: str,
     strategy: Strategy,
+    clips: bool = False,
 ) -> Asked:
-    """Ask all judges about the pairs that `pairs_of` names in each record."""
+    """Ask all judges about the pairs that `pairs_of` names in each record.
+
+    Args:
+        clips: also open records of clips, which hold the files of their clips.
+    """
     pairs: list[Pair] = []
     beliefs, vectors = [np.zeros((max(1, len(judges)), 0))], [np.zeros((0, WORDS + 6 * PIXELS**2))]
     left_out = 0
     for part in _chunks(records, CHUNK):
-        pictured = [r for r in part if all(m.kind == "image" for m in r.candidates)]
-        left_out += len(part) - len(pictured)
-        asked = [p for record in pictured for p in pairs_of(record)]
+        opened = [r for r in part if clips or not _has_clips(r)]
+        left_out += len(part) - len(opened)
+        asked = [p for record in opened for p in pairs_of(record)]
         if asked:
             beliefs.append(np.stack([ask(j, asked, criterion) for j in judges.values()] or [np.zeros(len(asked))]))
             if strategy in ("coverage", "mixed"):
@@ -244,9 +256,15 @@ def _counted(records: Iterator[VotedRecord], bar: Callable[[int, int], None]) ->
         yield record
 
 
+def _has_clips(record: VotedRecord) -> bool:
+    return any(m.kind == "video" for m in record.candidates)
+
+
 def _chunks(records: Iterator[VotedRecord], size: int) -> Iterator[list[VotedRecord]]:
-    while part := list(islice(records, size)):
-        yield part
+    """At most `size` records at once. Records of clips come one by one, because a clip is as large as many pictures."""
+    for clips, group in groupby(records, _has_clips):
+        while part := list(islice(group, 1 if clips else size)):
+            yield part
 
 
 def _light(record: VotedRecord) -> VotedRecord:
