@@ -93,7 +93,7 @@ def frechet_inception_distance(samples: ArrayLike, reference: ArrayLike) -> floa
 def _factor(x: Array) -> Array:
     """F with F^T F = the unbiased covariance of features (N, D), (min(N, D), D)."""
     centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)
-    return centred if len(x) <= x.shape[1] else np.linalg.qr(centred, mode="r")
+    return np.asarray(centred if len(x) <= x.shape[1] else np.linalg.qr(centred, mode="r"))
 
 
 def polynomial_mmd(x: Array, y: Array) -> float:
