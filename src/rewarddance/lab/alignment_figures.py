@@ -77,17 +77,27 @@ def _folders(out: Path, arm: str) -> dict[int, Path]:
     return dict(sorted((int(match[1]), folder) for match, folder in matches if match))
 
 
+def version_of(content: Mapping[str, Any]) -> dict[str, int]:
+    """The version of the figures in a `measured.json`: `clip_version` of clips, otherwise `picture_version`.
+
+    Figures of pictures that name none are of version 1: the oracle was the same when they were measured.
+    """
+    if "clip_version" in content:
+        return {"clip_version": content["clip_version"]}
+    return {"picture_version": content.get("picture_version", 1)}
+
+
 def _measured(out: Path, arm: str, mark: Mark, start: Mapping[str, Any]) -> Measured:
-    """Finished runs. Those that were measured with other features than the start's have no diversity. Those whose clips
-    an earlier version measured are left out."""
+    """Finished runs. Those that were measured with other features than the start's have no diversity. Those whose
+    samples an earlier version measured are left out."""
     runs: Measured = {}
     for seed, folder in _folders(out, arm).items():
         files = [folder / "marks" / mark / name for name in ("mark.json", "measured.json")]
         if not all(f.is_file() for f in files):
             continue
         content = {key: value for f in files for key, value in json.loads(f.read_text()).items()}
-        if content.get("clip_version") != start.get("clip_version"):
-            say(f"{folder.name}: left out, because an earlier version measured its clips; run its arm again")
+        if version_of(content) != version_of(start):
+            say(f"{folder.name}: left out, because an earlier version measured its samples; run its arm again")
             continue
         runs[seed] = content
         if runs[seed]["features"] != start["features"]:
