@@ -40,10 +40,11 @@ FEW, FEW_CLIPS = 8, 2
 
 
 def judge_gold(judge: RewardModel, criterion: str) -> Gold:
-    """P(better than the start's picture) of a second judge, NaN where it refuses. Gold where no exact measure exists.
+    """P(better than the start's picture) of a second judge, NaN where it refuses.
 
-    It should differ from the training judge (other data, another size or family). A picture that fools one may then not
-    fool the other (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
+    This is the gold standard of a task without an exact measure. The second judge should have other data, another size
+    or another family than the training judge. A picture that fools one may then not fool the other (ensembles against
+    over-optimisation: Coste et al., arXiv 2310.02743).
     """
 
     def measure(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
@@ -165,14 +166,14 @@ class Prober:
             truth = {} if np.isnan(exact).all() else {"probe/truth": float(np.nanmean(exact))}
         if self.samples is not None and is_leader():
             save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
-        looks = self._picture_metrics(pictures, own) | (_part_metrics(verdicts) if self._is_set else {})
-        looks |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
+        more = self._picture_metrics(pictures, own) | (_part_metrics(verdicts) if self._is_set else {})
+        more |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
         if self._draws_clips:
             self._current.unlink(missing_ok=True)
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _table_metrics(table)
-        return figures | truth | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
+        return figures | truth | more | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -232,17 +233,17 @@ class Prober:
             pixels = torch.stack([m.frames for m in group]).cpu().float()
             moves, flickers = (float(np.mean([f(x) for x in pixels])) for f in (dynamic_degree, flicker))
             entries[prompt] = (pixel_diversity(pixels[None]), _mean_statistics(pixels), moves, flickers)
-        all_entries = [look for _, look in sorted(all_gather_dicts(entries).items())]
+        all_entries = [entry for _, entry in sorted(all_gather_dicts(entries).items())]
         assert self.references is not None
         at_once = 256 // self.shape[0] + 1 if self._draws_clips else 256
         parts = (part.view(-1, *self.shape) for part in torch.split(self.references, at_once))
         start = torch.cat([_mean_statistics(part.float() / 255) for part in parts])
         changes = drift(torch.cat([e[1] for e in all_entries]), start)
-        looks = {"probe/diversity": float(np.mean([e[0] for e in all_entries]))}
+        metrics: Metrics = {"probe/diversity": float(np.mean([e[0] for e in all_entries]))}
         if self._draws_clips:
-            looks["probe/dynamics"] = float(np.mean([e[2] for e in all_entries]))
-            looks["probe/flicker"] = float(np.mean([e[3] for e in all_entries]))
-        return looks | {f"probe/drift_{name}": value for name, value in changes.items()}
+            metrics["probe/dynamics"] = float(np.mean([e[2] for e in all_entries]))
+            metrics["probe/flicker"] = float(np.mean([e[3] for e in all_entries]))
+        return metrics | {f"probe/drift_{name}": value for name, value in changes.items()}
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
         """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""

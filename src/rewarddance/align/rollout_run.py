@@ -95,7 +95,7 @@ class RolloutRun(WatchedRun):
         all_reduce_gradients(self.loop.parameters.values())
 
     def _count_refused(self, index: int, by_rank: dict[int, tuple[tuple[str, ...], int]]) -> Metrics:
-        """Raises `JudgementError` where the judge refused too many questions of this step."""
+        """Raises `JudgementError` if the judge refused too many questions of this step."""
         reasons = [why for refused, _ in by_rank.values() for why in refused]
         num_questions = sum(num for _, num in by_rank.values())
         if len(reasons) > MAX_REFUSED * num_questions:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rewarddance.apps.annotate.filling import Filled
 
 DATABASE = "desk.db"
-"""File in the data folder that holds the desk where no database is named."""
+"""File in the data folder that holds the desk if no database is named."""
 
 
 def database_of(data: Path, given: str | None) -> str:
@@ -63,7 +63,7 @@ class Annotate(Flags):
     repeats: float | None = None
     """Share of items that the same person sees again, with the sides exchanged; 0.05 by default."""
     most_pairs: SomeCount = None
-    """Pairs of one prompt at most, drawn at random; all by default."""
+    """Largest number of pairs of one prompt, drawn at random; all by default."""
     lease_minutes: float | None = None
     """Time after which an item that somebody left open goes to somebody else; 15 by default."""
     whole_items_first: bool | None = None
@@ -86,9 +86,9 @@ class Annotate(Flags):
     session_hours: float = 12.0
     """A session ends after this time without a request."""
     requests_per_minute: Count = 240
-    """Limit of one person."""
+    """Requests that one person may send in a minute."""
     seed: int | None = None
-    """Of the drawn pairs, checks and repeats; 0 by default."""
+    """Seed of the drawn pairs, checks and repeats; 0 by default."""
 
     def run(self) -> None:
         import uvicorn

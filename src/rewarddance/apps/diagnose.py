@@ -41,7 +41,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "zero_variance": ("Groups that taught nothing", "Share of the step's groups."),
     "clipped": ("Clipped ratios", "Share of policy-gradient terms without a gradient."),
 }
-"""Metric to title and reading, in the order of the page."""
+"""For each metric: its title and how to read it, in the order of the page."""
 
 
 def write_diagnosis(runs: Sequence[Path], page: Path) -> Path:
@@ -78,7 +78,7 @@ def diagnosis(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by a short name: the folder's own, or its path where two folders have the same name."""
+    """Runs by a short name: the folder's name, or its path if two folders have the same name."""
     names = [run.resolve().name for run in runs]
     return {(n if names.count(n) == 1 else str(r)): r for n, r in zip(names, runs, strict=True)}
 

@@ -126,7 +126,7 @@ class Evaluate(Flags):
         flags = ", ".join(str(self.run_folder) if f == "run_folder" else f"--{f.replace('_', '-')}" for f in extra)
         need(not extra, f"evaluate {kind}: takes no {flags}")
         figures = self._measure(kind)
-        show({k: v for k, v in figures.items() if k != "per_prompt"})  # the file has them; `compare` reads them
+        show({k: v for k, v in figures.items() if k != "per_prompt"})  # the file has `per_prompt`, for `compare`
 
     def _kind(self) -> str:
         from rewarddance.core.runs import RunFolder

@@ -52,7 +52,8 @@ def _read(path: Path) -> Any:
 SMALL, LARGE = 128, 512
 """Sides in pixels: a picture of at most `SMALL` is magnified, a larger one becomes a JPEG of at most `LARGE`."""
 SHEET, SHEET_FRAMES = 1024, 16
-"""Largest side of a contact sheet in pixels, and most frames in it. A sheet replaces a clip that cannot play."""
+"""Largest side of a contact sheet in pixels, and its largest number of frames. A sheet replaces a clip that cannot
+play."""
 STRIP = (2048, 512)
 """Largest width and height of a sample grid in pixels."""
 
@@ -140,7 +141,7 @@ def _sheet(path: Path) -> str:
 
 
 MAX_GRIDS = 12
-"""Sample grids on a page at most, evenly spaced over the training."""
+"""Largest number of sample grids on a page. They are evenly spaced over the training."""
 
 
 def _strip(folder: Path) -> dict[str, Any] | None:
