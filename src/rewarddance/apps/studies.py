@@ -261,7 +261,7 @@ class StudyWeights(Flags):
     constraints: str = ""
     """What the deployment forbids, in words."""
     criterion: str | None = None
-    """Criterion of the records to use. If not given: `overall` if the data has several criteria, otherwise all
+    """Criterion of the records to use. If not given: `overall` if it is one of several criteria, otherwise all
     records."""
     most: Count = 1000
     """Largest number of records to use, evenly spread."""

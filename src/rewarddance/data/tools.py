@@ -98,7 +98,9 @@ def _sides(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _stored(value: Any) -> Any:
-    """The path of a file, without what Label Studio puts before it (`/data/local-files/?d=PATH`, `/data/upload/...`)."""
+    """A path that Label Studio serves, relative to the media root: PATH of `/data/local-files/?d=PATH`; other paths
+    lose their first slash.
+    """
     if not isinstance(value, str):
         return value
     return value.split("?d=", 1)[1] if value.startswith("/data/local-files/") else value.lstrip("/")

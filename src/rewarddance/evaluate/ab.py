@@ -35,7 +35,7 @@ class Ballot:
     """One vote between two systems.
 
     Attributes:
-        value: 1 where `first` is better, 0 where `second` is, 0.5 for a tie.
+        value: 1 if `first` is better, 0 if `second` is, 0.5 for a tie.
         order: the order of the votes in time; any growing number.
     """
 
@@ -69,7 +69,7 @@ def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: in
         clusters: for each way of clustering, the cluster of every vote.
 
     Returns:
-        The interval; None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
+        The interval; None if one way of clustering has fewer than `MIN_CLUSTERS` clusters.
     """
     x: Array = np.asarray(values, np.float64)
     drawn = resampled(clusters, DRAWS, stream(seed, "ab-bootstrap", len(clusters)))
@@ -89,7 +89,7 @@ def resampled(clusters: Sequence[Sequence[str]], draws: int, rng: np.random.Gene
         clusters: for each way of clustering, the cluster of every vote.
 
     Returns:
-        None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
+        None if one way of clustering has fewer than `MIN_CLUSTERS` clusters.
     """
     indices = [np.unique(np.asarray(names), return_inverse=True)[1] for names in clusters]
     counts = [int(index.max()) + 1 for index in indices]
@@ -106,8 +106,8 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
 
     Returns:
         good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
-        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`), which are None where there
-        are fewer than `MIN_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
+        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`), which are None if there are
+        fewer than `MIN_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
         takes votes as independent, and the same two intervals. sign_test: counts of prompts whose votes lean to `a` or
         to `b`, and the two-sided binomial p. prompts, annotators: how many.
 
@@ -167,8 +167,8 @@ def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, 
 
     Returns:
         By system: elo; `low` and `high` over prompts; `low_two_way` and `high_two_way` over prompts and annotators. An
-        interval is None where there are fewer than `MIN_CLUSTERS` prompts or annotators, or where all draws give the
-        system the same rating.
+        interval is None if there are fewer than `MIN_CLUSTERS` prompts or annotators, or if all draws give the system
+        the same rating.
     """
     systems = sorted({s for v in ballots for s in (v.first, v.second)})
     place = {s: i for i, s in enumerate(systems)}
@@ -232,15 +232,14 @@ def _power(num: int, win_rate: float, alpha: float) -> float:
 
 
 def visible(num: int, power: float = 0.8, alpha: float = 0.05, per_prompt: int = 1, icc: float = ICC) -> float | None:
-    """The smallest win rate above one half that `num` decided votes detect with the given power.
+    """The smallest win rate above one half that `num` votes without ties detect with the given power.
 
     Args:
-        num: all votes.
         per_prompt: votes on each prompt; icc: their correlation. `num` counts as
             num / (1 + (per_prompt - 1) * icc) independent votes, as in `needed`.
 
     Returns:
-        The win rate; None where even unanimous votes are too few.
+        The win rate; None if even unanimous votes are too few.
     """
     independent = int(num / (1 + (per_prompt - 1) * icc))
     if _power(independent, 1.0, alpha) < power:

@@ -145,8 +145,8 @@ class PipelineGenerator(ABC):
         lora_targets: endings of the names of the layers that get a LoRA adapter.
 
     Attributes:
-        precision: what text encoders and transformer compute in; set by whoever loads the generator. The autoencoder
-            always computes in fp32, because reward feedback sends its gradient through the decoder.
+        precision: precision in which text encoders and transformer compute; `jobs.load.load_generator` sets it. The
+            autoencoder always computes in fp32, because reward feedback sends its gradient through the decoder.
     """
 
     kind: ClassVar[Any]

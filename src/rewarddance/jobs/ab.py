@@ -39,8 +39,8 @@ class Study:
     Attributes:
         systems: letter -> run, generator, or folder of samples.
         prompts: a number, or a file.
-        num_steps, guidance, resolution: how all systems draw that are not folders of samples. Where None, the runs
-            among them say it, and `Sampling`'s defaults hold where there is no run.
+        num_steps, guidance, resolution: how all drawn systems sample; a folder of samples is not drawn. None: the value
+            that the runs among them share, or `Sampling`'s default if there is no run.
     """
 
     systems: Mapping[str, str]
@@ -59,7 +59,7 @@ def create(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         The content of `study.json`: the settings; `sampling`: which systems were drawn, and with which steps, guidance
-        and resolution (None where all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
+        and resolution (None if all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
         prompts on which both gave the same file, which people are not asked about. Besides `votes_a_pair`;
         `visible`: the smallest win rate that the votes of a pair detect with a power of 0.8 (for the pair with the
         fewest prompts; None if even unanimous votes are too few); and `needed_for_55`: votes that are needed to detect
@@ -114,7 +114,7 @@ def create(study: Study, out: Path) -> dict[str, Any]:
 
 
 def chosen_prompts(study: Study) -> Sequence[Prompt]:
-    """The prompts of a study, spread evenly over the benchmark where a number of them is asked for."""
+    """The prompts of a study: those of its file, or a number of them, spread evenly over the benchmark."""
     if not study.prompts.isdigit():
         return read_prompts(Path(study.prompts))[0]
     number, known = int(study.prompts), load_task(study.task).benchmark()

@@ -127,7 +127,7 @@ def build_pictures(
     """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
 
     Args:
-        engine: which processes draw. It has no part in the rows, so a stopped build may continue with another one.
+        engine: which processes draw. The rows do not depend on it, so a stopped build may continue with another one.
 
     Returns:
         Numbers of prompts and pictures, and whether all parts are there.
