@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.runs import write_json
 
 ROWS, COLUMNS = 4, 3
-"""Prompts and noises of a grid at most."""
+"""Largest number of prompts, and of noises, in a grid."""
 SIDE = 256
 """A sample is shrunk to this width and height in pixels at most."""
 FRAMES, FRAME_SIDE, GAP = 5, 128, 4

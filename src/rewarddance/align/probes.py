@@ -70,8 +70,8 @@ def _table_metrics(table: np.ndarray) -> Metrics:
 def _part_metrics(verdicts: Sequence[Verdict]) -> Metrics:
     """Metrics of a set of judges: every judge's mean value, and how much the judges disagree. A collective."""
     known = sorted({name for v in verdicts for name in v.parts})
-    own = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
-    parts_by_rank = list(all_gather_dicts({rank(): own}).values())
+    parts_here = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
+    parts_by_rank = list(all_gather_dicts({rank(): parts_here}).values())
     names = sorted({name for parts in parts_by_rank for name in parts})
     if not names:
         return {}
@@ -134,9 +134,9 @@ class Prober:
     @torch.no_grad()
     def probe(self, step: int) -> Metrics:
         """Draw, judge and measure; a collective. Values that a judge refused are left out and counted."""
-        own = range(len(self.prompts))[rank() :: world_size()]
-        rows = [i * self.num_noises + k for i in own for k in range(self.num_noises)]
-        prompts = [self.prompts[i] for i in own for _ in range(self.num_noises)]
+        own_prompts = range(len(self.prompts))[rank() :: world_size()]
+        rows = [i * self.num_noises + k for i in own_prompts for k in range(self.num_noises)]
+        prompts = [self.prompts[i] for i in own_prompts for _ in range(self.num_noises)]
         pictures = self._draw(prompts, rows)
         if self.references is None:
             num = len(self.prompts) * self.num_noises
@@ -165,8 +165,8 @@ class Prober:
             table, exact = table[..., :-1], table[..., -1]
             truth = {} if np.isnan(exact).all() else {"probe/truth": float(np.nanmean(exact))}
         if self.samples is not None and is_leader():
-            save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
-        more = self._picture_metrics(pictures, own) | (_part_metrics(verdicts) if self._is_set else {})
+            save_grid(self.samples, step, texts_of([self.prompts[i] for i in own_prompts]), pictures, self.num_noises)
+        more = self._picture_metrics(pictures, own_prompts) | (_part_metrics(verdicts) if self._is_set else {})
         more |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
@@ -225,10 +225,14 @@ class Prober:
         values = [v for v in all_gather_dicts({rank(): value}).values() if v is not None and not np.isnan(v)]
         return float(np.mean(values)) if values else None
 
-    def _picture_metrics(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
-        """Diversity of the pictures, and how far their statistics are from the start's."""
+    def _picture_metrics(self, pictures: Sequence[Media], own_prompts: Sequence[int]) -> Metrics:
+        """Diversity of the pictures, and how far their statistics are from the start's. A collective.
+
+        Args:
+            own_prompts: numbers of this process's prompts; `pictures` has `num_noises` of each.
+        """
         entries: dict[int, tuple[float, Tensor, float, float]] = {}
-        for place, prompt in enumerate(own):
+        for place, prompt in enumerate(own_prompts):
             group = pictures[place * self.num_noises : (place + 1) * self.num_noises]
             pixels = torch.stack([m.frames for m in group]).cpu().float()
             moves, flickers = (float(np.mean([f(x) for x in pixels])) for f in (dynamic_degree, flicker))

@@ -97,8 +97,8 @@ class ReferenceBank:
     @property
     def num_drawn(self) -> int:
         """Pictures of one drawing, over all prompts."""
-        each = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
-        return len(self.prompts) * each[self.config.kind]
+        num_of_kind = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
+        return len(self.prompts) * num_of_kind[self.config.kind]
 
     def of(self, prompts: Sequence[Request]) -> list[Media | None]:
         """References of a batch; None where the pointwise question is asked."""

@@ -38,10 +38,10 @@ class RolloutRun(WatchedRun):
             int(r) for r in stream(self.config.seed, "align-batch", index).choice(len(self.bank.prompts), num, False)
         ]
         parts = np.array_split(np.arange(num), config.minibatches)
-        own = [part[rank() :: world_size()].tolist() for part in parts]
-        drawn = [self._draw(index, rows, places) for places in own]
+        own_parts = [part[rank() :: world_size()].tolist() for part in parts]
+        drawn = [self._draw(index, rows, places) for places in own_parts]
         scores = self._score([rollouts for passes in drawn for rollouts in passes])
-        places = [p for part in own for p in part]
+        places = [p for part in own_parts for p in part]
         all_scores = _gathered(places, scores.values)
         metrics = self._count_refused(index, all_gather_dicts({rank(): (scores.refused, scores.num_asked)}))
         self.algorithm.pull_factor = self.pull_factor

@@ -45,7 +45,7 @@ class WatchedRun(AlignRun, ABC):
     good_step: int = field(init=False, default=0)
 
     def begin(self) -> None:
-        """The first probe. Says how much is drawn before the first step, since large pictures take minutes."""
+        """The first probe. Prints how much is drawn before the first step, because large pictures take minutes."""
         probes = len(self.prober.prompts) * self.prober.num_noises
         references = self.bank.num_drawn if self.config.uses_references else 0
         if is_leader():

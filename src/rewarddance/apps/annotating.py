@@ -152,7 +152,7 @@ class Annotate(Flags):
     def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
         if filled.passed_over:
-            say(f"{filled.passed_over} records have no two different pictures, and were passed over")
+            say(f"{filled.passed_over} records have no two different pictures, and were left out")
         for name, (before, now) in filled.changed.items():
             say(f"changed {name} of the desk from {before} to {now}")
         if filled.records and config.checks and not config.checked:

@@ -122,8 +122,8 @@ class JudgeFlags(Flags):
     """Frames of a second of a clip that the judge sees. If not given, as in training, or 2 for a checkpoint that was
     not trained to judge. The judge's own limit of frames stays (`clips.max_frames`)."""
     precision: Precision | None = None
-    """Precision in which the judge computes. `auto` is bf16 where the hardware has it, and fp32 for models of at most
-    100M parameters on a CPU. It is the default, unless the judge was trained in fp32. The result names the
+    """Precision in which the judge computes. `auto` is bf16 where the hardware has it, and fp32 on a CPU for models of
+    at most 100M parameters. It is the default, unless the judge was trained in fp32. The result names the
     precision."""
     template: str | None = None
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""

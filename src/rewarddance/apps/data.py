@@ -88,7 +88,7 @@ class DataBuild(Flags):
         unused = self.given() & (pool_flags if self.prompts is None else world_flags)
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
         which = "without" if self.prompts is None else "with"
-        need(not flags, f"data build: {flags} has no part in a build {which} --prompts")
+        need(not flags, f"data build: {flags} cannot be used in a build {which} --prompts")
         if self.prompts is not None:
             self._build_pool(self.prompts)
             return

@@ -30,7 +30,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "probe/disagreement": ("Disagreement of ranks", "Share of pairs that judge and gold standard order differently."),
     "probe/parts_std": ("Disagreement of the judges", "Of a set of judges: standard deviation of their margins."),
     "probe/parts_split": ("Judges with other signs", "Of a set of judges: share of pictures that they disagree about."),
-    "probe/sensitivity": ("Surface sensitivity", "Fall of the margin by a small step against its gradient."),
+    "probe/sensitivity": ("Surface sensitivity", "Fall of the margin after a small step against its gradient."),
     "probe/diversity": ("Diversity", "Distance between two samples of one prompt, root mean square of pixels."),
     "probe/drift_sharpness": ("Drift of sharpness", "In standard deviations of the start. Fine texture fools judges."),
     "probe/drift_colourfulness": ("Drift of colourfulness", "In standard deviations of the start."),

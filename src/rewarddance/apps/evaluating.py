@@ -117,8 +117,8 @@ class Evaluate(Flags):
     """Take every n-th prompt."""
     seed: int = 0
     precision: Precision | None = None
-    """Precision of the models. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
-    100M parameters on a CPU. The result names the precision."""
+    """Precision of the models. `auto` (the default) is bf16 where the hardware has it, and fp32 on a CPU for models of
+    at most 100M parameters. The result names the precision."""
 
     def run(self) -> None:
         kind = self._kind()

@@ -244,9 +244,13 @@ def _demo_page(folder: Path) -> str:
 def _study_page(folder: Path, name: str) -> str:
     study = _read(folder / name)
     title, tables, figures = study_content(study)
-    how = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
+    made_with = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
     return _render(
-        title=f"{title}: {folder.name}", tables=tables, figures=_figure_list(figures), figures_title="Figures", run=how
+        title=f"{title}: {folder.name}",
+        tables=tables,
+        figures=_figure_list(figures),
+        figures_title="Figures",
+        run=made_with,
     )
 
 

@@ -26,7 +26,7 @@ class Comparison:
     Attributes:
         reference: None asks the pointwise question ("is this a good picture for the prompt?").
         criterion: what "better" means; a key of the judge's criteria. None: what the judge was trained for.
-        label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None where unknown.
+        label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None if unknown.
         rationale: reasons in words, where known; they call the two pictures candidate and reference.
         condition: the picture that both samples were generated from (image-to-video, editing), None without one.
     """

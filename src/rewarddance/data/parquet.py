@@ -287,10 +287,10 @@ def _light(file: pq.ParquetFile, path: Path, start: int) -> pa.Table:
     _check_rows(light, path, _stored_clips(file))
     listed = light.column("preferences").combine_chunks()
     parents = pc.list_parent_indices(listed)
-    each = pc.list_flatten(listed)
+    preferences = pc.list_flatten(listed)
     light = light.append_column("row", rows).drop_columns(["preferences", "version"]).take(parents)
     for name in ("criterion", "choices", "ratings"):
-        light = light.append_column(name, pc.struct_field(each, name))
+        light = light.append_column(name, pc.struct_field(preferences, name))
     return light
 
 

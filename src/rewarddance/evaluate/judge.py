@@ -53,7 +53,7 @@ def measure_judge(
         accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
         num_ties: recorded choices that are ties, which label_accuracy leaves out; answer_mass; disagreement (mean
         |m(x, ref) + m(ref, x)| / 2); spearman, spearman_ci (mean over records of the rank correlation between
-        round-robin margin and truth, K >= 3); where pairs were refused: num_refused (pairs) and refused (records by
+        round-robin margin and truth, K >= 3); if pairs were refused: num_refused (pairs) and refused (records by
         id, with a reason).
 
     Raises:

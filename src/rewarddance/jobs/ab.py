@@ -178,7 +178,7 @@ def _samplings(study: Study) -> dict[str, tuple[Sampling, Path | None]]:
     """How every system that is not a folder of samples draws, and its adapter. All share `SHARED`.
 
     Raises:
-        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study does not say it.
+        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study gives no value for it.
     """
     plain: dict[str, tuple[Sampling, Path | None]] = {}
     for letter, run in study.systems.items():

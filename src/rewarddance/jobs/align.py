@@ -106,7 +106,7 @@ def _warn_of_same_judge(judge: str, gold: str) -> None:
 
 
 def _probe_prompts(config: AlignConfig, training: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Prompts of the probe file. Says how many are not used, and how many are not held out."""
+    """Prompts of the probe file. Prints how many are not used, and how many are not held out."""
     probes, _ = read_prompts(Path(config.probe_file or ""))
     known = {fingerprint(p.text) for p in training}
     shared = sum(fingerprint(p.text) in known for p in probes[: config.probe_prompts])

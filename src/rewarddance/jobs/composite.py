@@ -276,8 +276,8 @@ def _opened(pictures: Iterable[SourcePicture]) -> Iterator[Media]:
 
 @torch.no_grad()
 def _batched(features: PictureFeatures, media: Iterable[Media]) -> Tensor:
-    rest, out = iter(media), []
-    while batch := list(islice(rest, BATCH)):
+    remaining, out = iter(media), []
+    while batch := list(islice(remaining, BATCH)):
         out.append(features(batch))
     return torch.cat(out)
 

@@ -205,7 +205,7 @@ def load_extractors(task: Task, paths: ExtractorPaths, prompts: Sequence[str] = 
     if clip is not None:
         features["clip"] = clip
         if prompts and (cut := clip.num_cut(prompts)):
-            say(f"CLIP reads {cut} of {len(prompts)} prompts in part only")
+            say(f"{cut} of {len(prompts)} prompts are longer than CLIP reads, and are cut")
     if paths.dino is not None:
         features["dino"] = DinoEmbedder.load(paths.dino)
     if paths.inception is not None:

@@ -134,8 +134,8 @@ def sample_to_folder(
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
     files = SampleFiles(out, num, layout)
-    each = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
-    prompts_at_once = max(1, sampling.sample_batch // (num * each))
+    num_candidates = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
+    prompts_at_once = max(1, sampling.sample_batch // (num * num_candidates))
     with progress("prompts") as report:
         for start in range(0, len(prompts), prompts_at_once):
             part = prompts[start : start + prompts_at_once]

@@ -87,10 +87,10 @@ def build_assets(out: Path, only: Part = "all", device: str = "auto", workers: i
         )
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
-        pairs, both = out / "judge-pairs", out / "judge"
-        _once(pairs, lambda resume: _train_judge("reward", "tiny", preferences, pairs, resume))
-        _once(both, lambda resume: _train_judge("reward-both", str(pairs), preferences, both, resume))
-        ship(both, ASSETS / "judge-tiny")
+        pair_judge, judge = out / "judge-pairs", out / "judge"
+        _once(pair_judge, lambda resume: _train_judge("reward", "tiny", preferences, pair_judge, resume))
+        _once(judge, lambda resume: _train_judge("reward-both", str(pair_judge), preferences, judge, resume))
+        ship(judge, ASSETS / "judge-tiny")
 
 
 class SizeSettings(Config):

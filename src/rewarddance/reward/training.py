@@ -310,5 +310,5 @@ def shard_judge(judge: Judge, config: RewardConfig) -> ForwardCall:
     """Shard the judge's weights, layer by layer; returns the call that passes must go through."""
     engine = judge.engine
     engine.in_lockstep()
-    half = torch.bfloat16 if engine.autocast is not None else None
-    return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), half)
+    dtype = torch.bfloat16 if engine.autocast is not None else None
+    return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), dtype)

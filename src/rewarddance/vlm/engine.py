@@ -96,7 +96,7 @@ class Engine:
         image_cache: images (pictures, frames of clips, temporal patches) whose tokens are kept for later calls; the
             least recently used are dropped first. Not used while weights are trained.
         portion: without gradients (and unsharded), dialogs that are in memory at once.
-        autocast: compute in this type where autocast does; weights keep theirs. None computes in the stored types.
+        autocast: the type that autocast computes in; weights keep theirs. None computes in the stored types.
     """
 
     backbone: Backbone

@@ -30,7 +30,7 @@ class Doing:
             for `staying still` the absence of motion.
         smooth: how closely the course follows the ideal course of the family; for events how little the object moves.
         paced: whether the object is as fast as asked; 1 if the act leaves the speed open, and for events and rest.
-        words: `yes` or `no` for `done`, with the measured rate or distance where there is one.
+        words: `yes` or `no` for `done`, with the measured rate or distance if there is one.
     """
 
     done: float
@@ -57,7 +57,7 @@ def kind_agreement(track: Track, act: Act) -> float:
 def change_of_colour(track: Track, act: Act) -> int:
     """The number of present frames before the asked change of colour, where it fits best.
 
-    From 1 to the number of present frames less 1. It is 1 for an act without a change of colour, and for a track of
+    From 1 to the number of present frames minus 1. It is 1 for an act without a change of colour, and for a track of
     fewer than two present frames.
     """
     colours = track.colours[track.present]
@@ -116,7 +116,7 @@ class _Course:
     Attributes:
         x, y: of its centre; size: of its size.
         reach: the larger side of the smallest box around its centres.
-        size_range: largest size less the smallest.
+        size_range: largest size minus the smallest.
     """
 
     x: Line

@@ -1,6 +1,6 @@
 """Lessons about clips for a vision-language model: what objects do, how fast, and whether a clip matches a prompt.
 
-The turns have the form of those about pictures (`world/lessons.py`), and clips stand in the place of pictures.
+The turns have the form of those about pictures (`world/lessons.py`), with clips in place of pictures.
 """
 
 from __future__ import annotations
