@@ -164,7 +164,7 @@ class BestOfGroup(ForwardProcess):
     """An algorithm that trains only on the best picture of a group, or on the best and the worst."""
 
     def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages are not clipped: two clipped pictures would have equal advantages, and the best be unknown."""
+        """Advantages are not clipped. With clipping, the best and the second-best picture could be equal."""
         return group_advantages(scores, self.config.rollout.spread, math.inf)
 
 

@@ -166,14 +166,14 @@ class Prober:
             truth = {} if np.isnan(exact).all() else {"probe/truth": float(np.nanmean(exact))}
         if self.samples is not None and is_leader():
             save_grid(self.samples, step, texts_of([self.prompts[i] for i in own_prompts]), pictures, self.num_noises)
-        more = self._picture_metrics(pictures, own_prompts) | (_part_metrics(verdicts) if self._is_set else {})
-        more |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
+        others = self._picture_metrics(pictures, own_prompts) | (_part_metrics(verdicts) if self._is_set else {})
+        others |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
         if self._draws_clips:
             self._current.unlink(missing_ok=True)
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _table_metrics(table)
-        return figures | truth | more | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
+        return figures | truth | others | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

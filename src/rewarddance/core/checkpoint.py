@@ -54,7 +54,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `root/step_N` and remove all but the newest `keep` checkpoints. A collective.
 
-    The leader writes whole tensors. If one tensor is sharded, every process writes its part of all tensors.
+    The leader writes whole tensors. If any tensor is sharded, all processes write to `shards/`.
 
     Returns:
         The folder written.
