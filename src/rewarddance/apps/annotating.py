@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rewarddance.apps.annotate.filling import Filled
 
 DATABASE = "desk.db"
-"""File in the data folder that holds the desk where no database is named."""
+"""File in the data folder that holds the desk if no database is named."""
 
 
 def database_of(data: Path, given: str | None) -> str:
@@ -63,7 +63,7 @@ class Annotate(Flags):
     repeats: float | None = None
     """Share of items that the same person sees again, with the sides exchanged; 0.05 by default."""
     most_pairs: SomeCount = None
-    """Pairs of one prompt at most, drawn at random; all by default."""
+    """Largest number of pairs of one prompt, drawn at random; all by default."""
     lease_minutes: float | None = None
     """Time after which an item that somebody left open goes to somebody else; 15 by default."""
     whole_items_first: bool | None = None
@@ -89,7 +89,7 @@ class Annotate(Flags):
     requests_per_minute: Count = 240
     """Limit of one person at one server. Several servers on one database count apart."""
     seed: int | None = None
-    """Of the drawn pairs, checks and repeats; 0 by default."""
+    """Seed of the drawn pairs, checks and repeats; 0 by default."""
 
     def run(self) -> None:
         import uvicorn
@@ -154,7 +154,7 @@ class Annotate(Flags):
     def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
         if filled.passed_over:
-            say(f"{filled.passed_over} records have no two different pictures, and were passed over")
+            say(f"{filled.passed_over} records have no two different pictures, and were left out")
         for name, (before, now) in filled.changed.items():
             say(f"changed {name} of the desk from {before} to {now}")
         if filled.records and config.checks and not config.checked:

@@ -52,7 +52,8 @@ def _read(path: Path) -> Any:
 SMALL, LARGE = 128, 512
 """Sides in pixels: a picture of at most `SMALL` is magnified, a larger one becomes a JPEG of at most `LARGE`."""
 SHEET, SHEET_FRAMES = 1024, 16
-"""Largest side of a contact sheet in pixels, and most frames in it. A sheet replaces a clip that cannot play."""
+"""Largest side of a contact sheet in pixels, and its largest number of frames. A sheet replaces a clip that cannot
+play."""
 STRIP = (2048, 512)
 """Largest width and height of a sample grid in pixels."""
 
@@ -140,7 +141,7 @@ def _sheet(path: Path) -> str:
 
 
 MAX_GRIDS = 12
-"""Sample grids on a page at most, evenly spaced over the training."""
+"""Largest number of sample grids on a page. They are evenly spaced over the training."""
 
 
 def _strip(folder: Path) -> dict[str, Any] | None:
@@ -243,9 +244,13 @@ def _demo_page(folder: Path) -> str:
 def _study_page(folder: Path, name: str) -> str:
     study = _read(folder / name)
     title, tables, figures = study_content(study)
-    how = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
+    made_with = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
     return _render(
-        title=f"{title}: {folder.name}", tables=tables, figures=_figure_list(figures), figures_title="Figures", run=how
+        title=f"{title}: {folder.name}",
+        tables=tables,
+        figures=_figure_list(figures),
+        figures_title="Figures",
+        run=made_with,
     )
 
 

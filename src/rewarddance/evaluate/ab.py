@@ -40,7 +40,7 @@ class Ballot:
     """One vote between two systems.
 
     Attributes:
-        value: 1 where `first` is better, 0 where `second` is, 0.5 for a tie.
+        value: 1 if `first` is better, 0 if `second` is, 0.5 for a tie.
         order: the order of the votes in time; any growing number.
     """
 
@@ -139,8 +139,8 @@ def ratings(ballots: Sequence[Ballot], draws: int = 1000) -> dict[str, dict[str,
 
     Returns:
         By system: elo; `low` and `high` over prompts; `low_two_way` and `high_two_way` over prompts and annotators. An
-        interval is None where there are fewer than `MIN_CLUSTERS` prompts or annotators, or where all draws give the
-        system the same rating.
+        interval is None if there are fewer than `MIN_CLUSTERS` prompts or annotators, or if all draws give the system
+        the same rating.
     """
     systems = sorted({s for v in ballots for s in (v.first, v.second)})
     place = {s: i for i, s in enumerate(systems)}
@@ -204,15 +204,14 @@ def _power(num: int, win_rate: float, alpha: float) -> float:
 
 
 def visible(num: int, power: float = 0.8, alpha: float = 0.05, per_prompt: int = 1, icc: float = ICC) -> float | None:
-    """The smallest win rate above one half that `num` decided votes detect with the given power.
+    """The smallest win rate above one half that `num` votes without ties detect with the given power.
 
     Args:
-        num: all votes.
         per_prompt: votes on each prompt; icc: their correlation. `num` counts as
             num / (1 + (per_prompt - 1) * icc) independent votes, as in `needed`.
 
     Returns:
-        The win rate; None where even unanimous votes are too few.
+        The win rate; None if even unanimous votes are too few.
     """
     independent = int(num / (1 + (per_prompt - 1) * icc))
     if _power(independent, 1.0, alpha) < power:

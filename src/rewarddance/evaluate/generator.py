@@ -50,7 +50,7 @@ def fixed_samples(
     """Draw `num_noises` samples a prompt; prompt i, noise j starts from the same latent for equal seeds.
 
     Args:
-        file: where the bytes of clips lie, so that they are not all in memory.
+        file: the bytes of clips go to this file, so that they are not all in memory.
     """
     flat = [p for p in prompts for _ in range(num_noises)]
     noise = generator.noise(len(flat), torch.Generator().manual_seed(seed))

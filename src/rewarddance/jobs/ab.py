@@ -63,7 +63,7 @@ def create(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         The content of `study.json`: the settings; `sampling`: which systems were drawn, and with which steps, guidance
-        and resolution (None where all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
+        and resolution (None if all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
         prompts on which both gave the same file, which people are not asked about. Besides `votes_a_pair`;
         `visible`: the smallest win rate that the votes of a pair detect with a power of 0.8 (for the pair with the
         fewest prompts; None if even unanimous votes are too few); and `needed_for_55`: votes that are needed to detect
@@ -211,7 +211,7 @@ def _samplings(study: Study) -> dict[str, tuple[Sampling, Path | None]]:
     """How every system that is not a folder of samples draws, and its adapter. All share `SHARED`.
 
     Raises:
-        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study does not say it.
+        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study gives no value for it.
     """
     plain: dict[str, tuple[Sampling, Path | None]] = {}
     for letter, run in study.systems.items():

@@ -36,8 +36,8 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
         if runs:
             row = _row(runs, start) | {"arm": arm, "mark": mark, "matched": study.arms[arm].match_kl}
             if "widths" in start:
-                own = [run["clips"] for run in runs.values()]
-                row["clips"] = compare_clip_values(own, [start["clips"]] * len(own), start["widths"])
+                clips = [run["clips"] for run in runs.values()]
+                row["clips"] = compare_clip_values(clips, [start["clips"]] * len(clips), start["widths"])
             row["minus"] = [
                 {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], seeds, start.get("widths"))
                 for base in _baselines(study, arm, mark)
@@ -49,7 +49,7 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
         "start": {name: float(np.mean(values)) for name, values in start["gold"].items()},
         "start_curve": start["curve"],
         "start_diversity": start["diversity"],
-        "sets": {n: {c: own.count(c) for c in dict.fromkeys(own)} for n, own in categories.items()},
+        "sets": {n: {c: of_set.count(c) for c in dict.fromkeys(of_set)} for n, of_set in categories.items()},
         "marks": rows,
         "curves": {arm: curves for arm in study.arms if (curves := _curves(out, arm))},
     }
@@ -173,8 +173,8 @@ def _difference(
         sets[name] = {**_intervals(gaps), "by_seed": by_seed, "smallest": smallest_difference(means)}
     if widths is None:
         return {"sets": sets}
-    own, other = ([side[s]["clips"] for s in seeds] for side in (runs, base))
-    return {"sets": sets, "clips": compare_clip_values(own, other, widths)}
+    clips, base_clips = ([side[s]["clips"] for s in seeds] for side in (runs, base))
+    return {"sets": sets, "clips": compare_clip_values(clips, base_clips, widths)}
 
 
 def _curves(out: Path, arm: str) -> dict[int, list[dict[str, float]]]:

@@ -23,7 +23,7 @@ MIN_ANSWER_MASS = 0.5
 
 @dataclass
 class GenerativeJudge:
-    """Asks a VLM: pairwise where a comparison has a reference, pointwise where it has none.
+    """Asks a VLM: pairwise if a comparison has a reference, pointwise if it has none.
 
     Args:
         strict: refuse answers whose mass is under `MIN_ANSWER_MASS` (inference). Training logs the mass instead.
@@ -44,7 +44,7 @@ class GenerativeJudge:
             self.words = [tuple(dict.fromkeys(f" {s.strip()}" for s in w)) for w in self.words]
 
     def problem(self, comparison: Comparison) -> str | None:
-        """Why this comparison cannot be asked; None where it can."""
+        """Why this comparison cannot be asked; None if it can."""
         return problem_of(comparison, self.context, self.engine, self.prefix)
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
@@ -82,8 +82,8 @@ class GenerativeJudge:
         return Verdict(logp[:, 0], logp[:, 1], answers.mass.view(-1, k).mean(1))
 
     def _write(self, dialogs: Sequence[Dialog], temperature: float, chunk: int = 64) -> list[str]:
-        """The model's texts after each dialog. As many dialogs run at once as fit into the engine's tokens of a
-        pass."""
+        """The model's texts after each dialog. One call takes at most `chunk` dialogs, and no more than fit into the
+        engine's token budget."""
         max_new_tokens = self.context.max_reason_tokens
         longest = max_new_tokens + max(self.engine.num_tokens(d) for d in dialogs)
         chunk = max(1, min(chunk, self.engine.budget // longest))
@@ -97,14 +97,15 @@ class GenerativeJudge:
         return texts
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """The judge's free answers, greedily decoded: a verdict, and reasons where it was trained to give them."""
+        """The judge's free answers, greedily decoded: a verdict, and reasons if it was trained to give them."""
         return self._write(self._dialogs(comparisons), temperature=0.0)
 
     def learn(self, comparisons: Sequence[Comparison]) -> tuple[Verdict, Tensor]:
         """For training: verdicts, and the mean log-probability of each rationale's tokens, (N,), NaN without one.
 
         With chain of thought the verdict stands after (`reason_first`) or before (`answer_first`) the given rationale.
-        An empty rationale stands where none is given, so that the verdict is always read where inference reads it.
+        If none is given, an empty rationale takes its place, so that the verdict is always read where inference reads
+        it.
         """
         nothing = torch.full((len(comparisons),), torch.nan)
         has_reasons = self.context.cot == "reason_first" or any(c.rationale for c in comparisons)

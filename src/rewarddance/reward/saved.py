@@ -1,4 +1,4 @@
-"""Judges as folders: the VLM's ordinary Hugging Face layout plus `judge.json`, and where needed `head.safetensors` and
+"""Judges as folders: the VLM's ordinary Hugging Face layout plus `judge.json`, and if needed `head.safetensors` and
 `examples.parquet`.
 
 `judge.json` holds the whole wording of the questions, so a saved judge does not change when the code changes.
@@ -103,9 +103,9 @@ def load_judge_folder(
     A judge that computes in bf16 holds its weights in bf16, since they are not trained.
 
     Args:
-        precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
-        tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
-        clips: which frames of a clip are shown, or their number a second alone; as in training when None.
+        precision: None: `fp32` for a judge that was trained in fp32, otherwise `auto`.
+        tiles: largest number of parts that a large picture is cut into (InternVL only). None: as in training.
+        clips: which frames of a clip are shown, or only their number a second. None: as in training.
         template: words for a VLM that was not trained to judge (`context.template`).
         examples: labelled comparisons to show before every question, for such a VLM.
         compile: compile the layers of a large model on a GPU (`vlm/compiled.py`), for long work.
@@ -147,7 +147,7 @@ def _load_head(single: ScalarJudge, path: Path) -> None:
 
 
 def labelled_examples(records: Sequence[PreferenceRecord], num: int, paired: bool) -> list[Comparison]:
-    """Clear examples from records, yes and no in turn. Fewer where fewer records have a clear choice.
+    """Clear examples from records, yes and no in turn. Fewer if fewer records have a clear choice.
 
     Args:
         paired: comparisons of two pictures; False for single pictures.

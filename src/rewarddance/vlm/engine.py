@@ -36,7 +36,7 @@ from rewarddance.vlm.vision_pass import Name, VisionPass, distinct_frames, name_
 HEAD_ROWS = 512
 """Questions whose logits over the whole vocabulary are in memory at once."""
 PORTION_IMAGE_TOKENS = 1 << 18
-"""Image tokens of a portion of a long list where no gradient is wanted, and as many again that are kept for later
+"""Image tokens of a portion of a long list if no gradient is wanted, and as many again that are kept for later
 portions: 2 GiB each at 4,096 channels in bf16 (Qwen3-VL's tokens are four times as wide)."""
 TRIAL_TOKENS = 1024
 """Size of the pass that memory is measured on, once, if there are more than four times as many tokens."""
@@ -87,16 +87,16 @@ class Engine:
     """Runs a backbone.
 
     Args:
-        budget: language-model tokens in one packed pass at most; a longer list takes several passes. A single sequence
-            and its branches may be longer (`plan.batches`). 0 takes `BUDGETS` of the device; without gradients a
-            pass takes fewer where memory is short.
-        image_budget: pictures in one pass of the vision tower at most.
+        budget: largest number of language-model tokens in one packed pass; a longer list takes several passes. A single
+            sequence and its branches may be longer (`plan.batches`). 0 takes `BUDGETS` of the device; without gradients
+            a pass takes fewer if memory is short.
+        image_budget: largest number of pictures in one pass of the vision tower.
         memory_share: without gradients, the share of the free memory that a pass may take. Bytes a token are measured
-            on the first long list. A pass that does not fit all the same is halved.
+            on the first long list. A pass that still does not fit is halved.
         image_cache: images (pictures, frames of clips, temporal patches) whose tokens are kept for later calls; the
             least recently used are dropped first. Not used while weights are trained.
         portion: without gradients (and unsharded), dialogs that are in memory at once.
-        autocast: compute in this type where autocast does; weights keep theirs. None computes in the stored types.
+        autocast: the type that autocast computes in; weights keep theirs. None computes in the stored types.
     """
 
     backbone: Backbone
@@ -300,8 +300,8 @@ class Engine:
                 earliest[s.key] = s
         todo = sorted(earliest.values(), key=lambda s: s.key)
         states = self._all_passes(todo, lambda part: self._packed_pass(part, image_tokens, first_row))
-        by_key = {s.key: (s.start, own) for s, own in zip(todo, states, strict=True)}
-        return [own[s.start - first :] for s in sequences for first, own in [by_key[s.key]]]
+        by_key = {s.key: (s.start, state) for s, state in zip(todo, states, strict=True)}
+        return [state[s.start - first :] for s in sequences for first, state in [by_key[s.key]]]
 
     def _tree(self, todo: Sequence[Sequenced]) -> Tree:
         return build_tree([s.key for s in todo], [s.offsets for s in todo])
@@ -323,7 +323,7 @@ class Engine:
         return parts
 
     def _trial(self, todo: Sequence[Sequenced], run: PackedPass) -> TrialPass | None:
-        """A small pass to measure memory on, and its tokens; None where the whole list is not much longer."""
+        """A small pass to measure memory on, and its tokens; None if the whole list is not much longer."""
         if len(self._batches(todo, 4 * TRIAL_TOKENS)) == 1:
             return None
         b = self._batches(todo, TRIAL_TOKENS)[0]
@@ -337,7 +337,7 @@ class Engine:
         return trial, self._tree(few).num_tokens
 
     def _pass_or_halves(self, todo: Sequence[Sequenced], run: PackedPass, limit: int) -> list[Tensor]:
-        """One pass; where it does not fit in memory, passes of half the size, from then on."""
+        """One pass. If it does not fit in memory: passes of half the size, also in later calls."""
         try:
             return run(todo)
         except RuntimeError as error:

@@ -77,8 +77,8 @@ def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Arr
     forward = []
     for pair in pairs:
         a, b = (_opened(m, opened) for m in pair.media)
-        given = pair.record.conditions if pair.media[0].kind == "video" else ()
-        first = _opened(given[0], opened) if len(given) == 1 else None
+        conditions = pair.record.conditions if pair.media[0].kind == "video" else ()
+        first = _opened(conditions[0], opened) if len(conditions) == 1 else None
         forward.append(Comparison(pair.record.prompt, a, b, criterion, condition=first))
     margins = judge.judge([*forward, *(c.swapped() for c in forward)]).margin.double().cpu().numpy()
     return np.asarray(expit((margins[: len(pairs)] - margins[len(pairs) :]) / 2))
@@ -182,13 +182,13 @@ def select_pairs(
 def _check_out(out: Path) -> None:
     """Refuse a folder with data that `data select` did not write, because its `train.parquet` would be replaced."""
     manifest = out / "manifest.json"
-    own = manifest.is_file() and "selected" in json.loads(manifest.read_text())
-    if split_files(out / "train.parquet") and not own:
+    is_selection = manifest.is_file() and "selected" in json.loads(manifest.read_text())
+    if split_files(out / "train.parquet") and not is_selection:
         raise InputError(f"{out}: holds other data; choose another --out")
 
 
 def judges_needed(strategy: Strategy) -> int:
-    """How many judges a strategy asks at least; 0 for one that asks none."""
+    """The smallest number of judges that a strategy needs; 0 for one that asks none."""
     return {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
 
 
