@@ -172,11 +172,14 @@ def _gold_name(config: dict[str, Any]) -> str | None:
 
 
 def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
-    metrics, algorithm = RunFolder(run).metrics(), RunFolder(run).read()["config"].get("algorithm", "refl")
+    metrics, config = RunFolder(run).metrics(), RunFolder(run).read()["config"]
     probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)", "probe/truth": "the task's own measure"}
     parts = {key: key.removeprefix("probe/part/") for m in metrics for key in m if key.startswith("probe/part/")}
     split = {"probe/parts_std": "standard deviation over the judges", "probe/parts_split": "share with both signs"}
-    unit, label = ("P(yes)", "P(yes) against the references") if algorithm == "refl" else ("margin", "mean margin")
+    unit, label = "margin", "mean margin"
+    if config.get("algorithm", "refl") == "refl":
+        alone = config.get("references", {}).get("kind") == "none"
+        unit, label = "P(yes)", "P(yes) of each sample alone" if alone else "P(yes) against the references"
     reward = {"reward": label, "reward_std": "its spread over the batch"}
     title = f"The judge and the gold standard ({gold_name}) on the probe" if gold_name else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,13 +61,24 @@ def write_spec(judge: Judge, folder: Path) -> None:
 def _as_record(example: Comparison, index: int) -> PreferenceRecord:
     media = (example.candidate,) if example.reference is None else (example.candidate, example.reference)
     choice = Choice(0, len(media) - 1, 0.5 if example.label is None else example.label, example.rationale)
-    return PreferenceRecord(f"example-{index}", example.prompt, media, (choice,), example.criterion or "overall")
+    criterion = example.criterion or "overall"
+    return PreferenceRecord(
+        f"example-{index}", example.prompt, media, (choice,), criterion, condition=example.condition
+    )
 
 
 def _as_example(record: PreferenceRecord) -> Comparison:
     choice = record.choices[0]
     reference = record.media[1] if len(record.media) > 1 else None
-    return Comparison(record.prompt, record.media[0], reference, record.criterion, choice.label, choice.rationale)
+    return Comparison(
+        record.prompt,
+        record.media[0],
+        reference,
+        record.criterion,
+        choice.label,
+        choice.rationale,
+        condition=record.condition,
+    )
 
 
 def read_spec(folder: Path) -> JudgeSpec:
@@ -162,7 +174,5 @@ def labelled_examples(records: Sequence[PreferenceRecord], num: int, paired: boo
         yes_is_next = len(examples) % 2 == 0  # the first example is a yes
         example = clear[0] if (clear[0].label or 0.0) > 0.5 else clear[0].swapped()
         example = example if yes_is_next else example.swapped()
-        examples.append(example if paired else Comparison(
-            example.prompt, example.candidate, None, example.criterion, example.label
-        ))  # fmt: skip
+        examples.append(example if paired else replace(example, reference=None, rationale=None))
     return examples
