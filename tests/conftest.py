@@ -161,7 +161,7 @@ def quick():
 
 @pytest.fixture
 def quick_align(pipeline_folder):
-    """Two steps of reward feedback on a small random generator."""
+    """Two steps of reward feedback on a small random generator and eight prompts."""
     from rewarddance.align.config import AlignConfig, ReferenceConfig, ReflConfig
     from rewarddance.core.loop_config import LoopConfig
 
@@ -175,7 +175,7 @@ def quick_align(pipeline_folder):
             references=ReferenceConfig(num_candidates=2),
             refl=ReflConfig(num_steps=4),
             loop=LoopConfig(num_steps=2, validate_every=2),
-            **changes,
+            **{"num_prompts": 8, **changes},
         )
 
     return make

@@ -25,6 +25,7 @@ from rewarddance.core.runs import RunFolder
 from rewarddance.core.task import texts_of
 from rewarddance.data.parquet import voted_records
 from rewarddance.evaluate.ab import visible
+from rewarddance.jobs.load import load_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,7 +92,7 @@ def study(tmp_path):
     return tmp_path
 
 
-def test_a_study_of_two_systems_end_to_end(study, simulated_people):
+def test_a_study_of_two_systems_end_to_end(study, simulated_people, capfd):
     out = study / "study"
     create = ("ab", "create", "--a", study / "bright", "--b", study / "dark", "--out", out, "--judgements", 2)
     status, printed = run(*create, "--prompts", study / "prompts.jsonl")
@@ -113,6 +114,8 @@ def test_a_study_of_two_systems_end_to_end(study, simulated_people):
     assert pair["good"] + pair["same"] + pair["bad"] == 120
     assert pair["win_rate"]["low"] < 0.86 < pair["win_rate"]["high"]  # 0.9 x 0.9 + 0.1 / 2
     assert pair["sign_test"]["p"] < 1e-4
+    assert pair["sign_test"]["p_two_way"] is pair["win_rate"]["wilson_low_two_way"] is None  # two people
+    assert "too few people or prompts to speak for other people" in capfd.readouterr().err
     assert set(pair["categories"]) == {"counting", "colour"}
     page = (out / "report.html").read_text()
     assert "A is better" in page
@@ -162,6 +165,26 @@ def test_prompts_with_the_same_picture_are_counted_not_asked(study, simulated_pe
     pairs = json.loads((out / "report.json").read_text())["pairs"]
     assert [(p["good"] + p["same"] + p["bad"], p["identical"]) for p in pairs] == [(52, 8), (60, 0), (60, 0)]
     assert "On 8 more prompts both systems gave the same picture" in (out / "report.html").read_text()
+
+
+def test_a_report_speaks_for_other_people_where_there_are_enough(study, simulated_people, capfd):
+    out = study / "many"
+    (study / "some.txt").write_text("\n".join(f"picture {i}" for i in range(12)))
+    systems = ("--a", study / "bright", "--b", study / "dark", "--judgements", 6)
+    assert run("ab", "create", *systems, "--prompts", study / "some.txt", "--out", out)[0] == 0
+    simulated_people(noisy(0.95))(out, "--invite", *"abcdef", "--checks", 0, "--repeats", 0)
+    assert run("ab", "report", out)[0] == 0
+    pair = json.loads((out / "report.json").read_text())["pairs"][0]
+    rate, p = pair["win_rate"], pair["sign_test"]["p_two_way"]
+    assert 0.5 < rate["wilson_low_two_way"] < rate["wilson_low"] < rate["mean"]
+    assert pair["sign_test"]["p"] < p < 0.05
+    assert (rate["low_two_way"], pair["annotators"]) == (None, 6)  # the bootstrap needs ten people
+    low, high = rate["wilson_low_two_way"], rate["wilson_high_two_way"]
+    said = f"with other people and prompts: win rate [{low:.3f}, {high:.3f}], sign test p = {p:.3g}"
+    assert said in capfd.readouterr().err
+    page = (out / "report.html").read_text()
+    assert f"<td>[{low:.3f}, {high:.3f}]</td>" in page
+    assert f"<td>p = {p:.3g}</td>" in page
 
 
 def test_a_small_study_has_dashes_for_intervals(study, simulated_people):
@@ -227,6 +250,27 @@ def test_runs_that_draw_differently_are_refused_unless_one_value_is_given(study,
     assert [how[1:3] for how in runs.values()] == [(6, 2.0), (6, 2.0)]
     assert create(study, *pair, "--num-steps", 7)[0] == 1
     assert "was made with other settings (sampling)" in capsys.readouterr().err
+
+
+def test_the_task_of_the_runs_gives_the_prompts(study, runs, capsys):
+    """The benchmark of clips has 48 prompts, which is fewer than 200."""
+    for name, task in (("clips", "embedded-video"), ("more", "embedded-video"), ("begun", "embedded-image-to-video")):
+        RunFolder(study / name).start("align", AlignConfig(generator="tiny-video", task=task))
+    RunFolder(study / "file").start("align", AlignConfig(generator="tiny-video", prompts="some.txt"))
+    base = ("ab", "create", "--a", study / "clips", "--b")
+    status, printed = run(*base, study / "more", "--others", study / "file", "tiny-video", "--out", study / "x")
+    made = json.loads(printed)
+    assert (status, made["task"], made["num_prompts"], made["prompts"]) == (0, "embedded-video", 48, "48")
+    clips = texts_of(load_task("embedded-video").benchmark())
+    assert [r.prompt for r in voted_records(study / "x" / "train.parquet")] == clips
+    assert run(*base, study / "more", "--prompts", "200", "--out", study / "y")[0] == 1
+    assert "--prompts 200: the benchmark of task embedded-video has 48" in capsys.readouterr().err
+    assert run(*base, study / "begun", "--out", study / "z")[0] == 1
+    told = f"different tasks ({study}/clips embedded-video, {study}/begun embedded-image-to-video); give --task"
+    assert told in capsys.readouterr().err
+    assert not (study / "z").exists()
+    assert run(*base, study / "begun", "--task", "embedded", "--prompts", 3, "--out", study / "z")[0] == 0
+    assert json.loads((study / "z" / "study.json").read_text())["task"] == "embedded"
 
 
 def test_generators_alone_are_drawn_with_the_defaults(study, runs):

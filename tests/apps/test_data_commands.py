@@ -40,7 +40,7 @@ def test_from_a_public_file_to_statistics_a_split_and_an_export(tmp_path, run):
 def test_wrong_uses_are_one_line(tmp_path, run):
     assert run("data", "split", tmp_path, "--out", tmp_path / "x", "--share", "2")[0] == 2
     status, _, said = run("data", "build", "--out", tmp_path / "x", "--guidance", "2.0")
-    assert (status, "data build: --guidance has no part in a build without --prompts" in said) == (2, True)
+    assert (status, "data build: --guidance cannot be used in a build without --prompts" in said) == (2, True)
     status, _, said = run("data", "stats", tmp_path)
     assert (status, "holds no train.parquet" in said) == (1, True)
     status, _, said = run("data", "import", tmp_path / "none.json", "--out", tmp_path / "x")

@@ -151,10 +151,12 @@ def test_the_command_orders_pairs_of_a_desk_that_compares(url, tmp_path, monkeyp
     with closing(open_database(url)) as database:
         order(database, {}, "random")
         assert placed(database) > 0
-        annotate(*start).run()  # without judges pairs come at random again
+        annotate(*start).run()  # without judges pairs come at random; nobody owns the order
         assert placed(database) == 0
+        annotate(*start, "--strategy", "coverage").run()
+        assert placed(database) == 0  # the order ended with its server
     rating = ("--database", f"sqlite:///{tmp_path}/rating.db", "--task", "rating", "--judges", "tiny")
-    with pytest.raises(UsageError, match="this desk asks for a rating"):
+    with pytest.raises(UsageError, match="this desk asks for a rating, and ratings and rankings come in random order"):
         annotate(start[0], *rating).run()
     (tmp_path / "data" / "study.json").write_text('{"judgements": 1, "criteria": ["overall"]}')
     with pytest.raises(UsageError, match="a random order"):

@@ -4,17 +4,21 @@ import io
 import json
 import threading
 import zipfile
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
+from alembic import command
 from desks import export, new_data, new_record
 from fastapi.testclient import TestClient
+from sqlalchemy import select, text
 
 from rewarddance.apps.annotate.config import DeskConfig
 from rewarddance.apps.annotate.database import Database, open_database
 from rewarddance.apps.annotate.filling import fill, settings_of
-from rewarddance.apps.annotate.models import Base
+from rewarddance.apps.annotate.models import Base, Desk, Item
+from rewarddance.apps.annotate.ordering import forget_order
 from rewarddance.apps.annotating import Annotate
 from rewarddance.core.errors import ConfigError, InputError, RunError
 from rewarddance.data.schema import row_of_votes
@@ -161,6 +165,30 @@ def test_migrations_make_the_tables_of_the_models(url):
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     database.close()
     open_database(url).close()  # a second start changes nothing
+
+
+def test_a_database_of_the_schema_before_keeps_its_rows_and_its_order_is_nobodys(url, monkeypatch):
+    with monkeypatch.context() as patch:
+        upgrade = command.upgrade
+        patch.setattr("alembic.command.upgrade", lambda settings, _: upgrade(settings, "0002"))
+        database = open_database(url)
+        with database.write() as session:
+            session.execute(text("INSERT INTO desk (id, settings, source, created) VALUES (1, '{}', '[]', 7)"))
+            session.execute(
+                text("INSERT INTO record (id, name, prompt, media, facts) VALUES (1, 'r', 'p', '[]', '{}')")
+            )
+            session.execute(
+                text("INSERT INTO item (id, record_id, members, pictures, place) VALUES (1, 1, '[]', '[]', 5)")
+            )
+        database.close()
+    with closing(open_database(url)) as opened:
+        with opened.read() as session:
+            desk = session.scalars(select(Desk)).one()
+            assert (desk.created, desk.order_owner, desk.order_until) == (7.0, None, None)
+            assert session.scalars(select(Item.place)).all() == [5]
+        assert forget_order(opened)
+        with opened.read() as session:
+            assert session.scalars(select(Item.place)).all() == [None]
 
 
 def test_two_servers_on_one_database(new_desk, url, tmp_path):

@@ -189,6 +189,19 @@ def test_the_bucket_refills_evenly():
     assert len(limiter._buckets) == 2
 
 
+def test_each_server_counts_requests_by_itself(new_desk):
+    """As the guide says."""
+    limits = ServerConfig(requests_per_minute=6)
+    first, second = new_desk(server=limits), new_desk(server=limits)
+    ada = first.person()
+    other = second.http()
+    other.cookies = ada.http.cookies
+    while ada.http.get("/media/x").status_code == 404:
+        pass
+    assert ada.http.get("/media/x").status_code == 429
+    assert other.get("/media/x").status_code == 404
+
+
 def test_headers_of_every_answer(desk):
     ada = desk.person()
     for path in ("/", "/static/desk.js", "/nowhere", "/admin"):

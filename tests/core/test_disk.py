@@ -1,10 +1,9 @@
 """A disk that is full: one line with the cause and the last whole checkpoint, and nothing half-written stays."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from processes import started
 
 from rewarddance.apps import cli
 from rewarddance.core.disk import is_full, kept, list_checkpoints
@@ -74,10 +73,12 @@ def on_a_full_disk(tmp_path):
     program.write_text(PROGRAM)
 
     def start(what, status=1):
-        command = [sys.executable, str(program), what, str(tmp_path / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stderr
-        return done.stdout.strip()
+        process = started(program, what, tmp_path / "run", log=tmp_path / "out.txt", errors=tmp_path / "errors.txt")
+        process.join()
+        assert process.exitcode == status, (tmp_path / "errors.txt").read_text()
+        lines = (tmp_path / "out.txt").read_text()
+        (tmp_path / "out.txt").unlink()
+        return lines.strip()
 
     return start
 

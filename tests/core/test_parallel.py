@@ -1,6 +1,8 @@
 """Two real processes compute what one computes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,10 +31,16 @@ with process_group():
 """
 
 
-def test_gradients_of_two_processes_add_up(tmp_path):
+def by_torchrun(num, program, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
+    ended = subprocess.run([*command, str(program), *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_gradients_of_two_processes_by_torchrun_add_up(tmp_path):
     program, result = tmp_path / "program.py", tmp_path / "result.json"
     program.write_text(PROGRAM)
-    run_processes(2, program, result)
+    by_torchrun(2, program, result)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
     model(torch.arange(12.0).reshape(4, 3)).square().sum().backward()

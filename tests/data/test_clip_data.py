@@ -197,7 +197,7 @@ def test_broken_clips_are_rows_that_are_listed(own, tmp_path):
     (["--task", "t2v", "--criterion", "style"], "--task t2v has no criterion style"),
     (["--task", "t2v", "--criterion", "first_frame"], "first_frame needs --task i2v"),
     (["--criterion", "motion"], "--task t2i has no criterion motion"),
-    (["--task", "t2v", "--prompts", "p.txt"], "--task has no part in a build with --prompts"),
+    (["--task", "t2v", "--prompts", "p.txt"], "--task cannot be used in a build with --prompts"),
 ])  # fmt: skip
 def test_flags_of_a_build_that_do_not_fit_are_one_line(flags, message, tmp_path, capsys):
     assert main(["data", "build", "--out", str(tmp_path / "x"), *flags]) != 0

@@ -9,18 +9,8 @@ from scipy.stats import binom, binomtest, norm
 from rewarddance.core.errors import InputError
 from rewarddance.core.statistics import bradley_terry, wilson
 from rewarddance.data.agreement import elo_ratings
-from rewarddance.evaluate.ab import (
-    MIN_CLUSTERS,
-    Ballot,
-    by_category,
-    cluster_interval,
-    compare,
-    needed,
-    ratings,
-    report,
-    sign_test,
-    visible,
-)
+from rewarddance.evaluate.ab import Ballot, by_category, compare, needed, ratings, report, sign_test, visible
+from rewarddance.evaluate.clusters import MIN_CLUSTERS, cluster_interval
 from rewarddance.evaluate.sequences import confidence_sequence, look, looks, refuted, units
 
 
@@ -32,7 +22,7 @@ def test_the_figures_of_a_small_study():
     assert (out["good"], out["same"], out["bad"]) == (4, 1, 2)
     assert out["gsb"]["mean"] == pytest.approx(2 / 7)
     assert out["win_rate"]["mean"] == pytest.approx(4.5 / 7)
-    assert out["sign_test"] == {"for": 2, "against": 1, "even": 1, "p": 1.0}
+    assert out["sign_test"] == {"for": 2, "against": 1, "even": 1, "p": 1.0, "p_two_way": None}
     assert (out["prompts"], out["annotators"]) == (4, 2)
     turned = compare(ballots, "B", "A")
     assert turned["gsb"]["mean"] == pytest.approx(-2 / 7)
@@ -103,10 +93,13 @@ def test_a_category_of_one_prompt_has_figures_but_no_interval():
     assert out["one"]["win_rate"]["mean"] == 1.0
     assert [out["one"]["win_rate"][k] for k in ("low", "high", "low_two_way", "high_two_way")] == [None] * 4
     assert (out["one"]["gsb"]["low"], out["one"]["gsb"]["high"]) == (None, None)
-    assert out["one"]["win_rate"]["wilson_low"] == pytest.approx(wilson(1.0, 2)[0])
+    assert (out["one"]["win_rate"]["wilson_low"], out["one"]["win_rate"]["wilson_high_two_way"]) == (None, None)
+    assert out["one"]["sign_test"]["p_two_way"] is None
     rate = out["many"]["win_rate"]
     assert rate["low"] < 0.75 < rate["high"]
     assert rate["low_two_way"] < 0.75 < rate["high_two_way"]
+    assert (rate["wilson_low"], rate["wilson_high"]) == pytest.approx(wilson(0.75, 48))
+    assert rate["wilson_low_two_way"] < 0.75 < rate["wilson_high_two_way"]
     assert out["many"]["gsb"]["low"] == pytest.approx(2 * rate["low"] - 1)
 
 

@@ -74,6 +74,16 @@ def test_fid_with_fewer_pictures_than_dimensions_is_finite_and_invariant_under_r
     assert value == pytest.approx(gap @ gap + (a**2).sum() / 5 + (b**2).sum() / 6 - 2 * cross, rel=1e-7)
 
 
+@pytest.mark.parametrize(("n", "m"), [(6, 9), (40, 50), (6, 50), (50, 6), (20, 20)])
+def test_fid_is_that_of_the_covariances_and_takes_the_smaller_matrix(n, m, monkeypatch):
+    """With 20 dimensions. The covariances of fewer pictures than dimensions are singular."""
+    x, y = sets(n, m, 20)
+    expected, shapes, svd = frechet_distance(Moments.of(x), Moments.of(y)), [], np.linalg.svd
+    monkeypatch.setattr(np.linalg, "svd", lambda a, **options: shapes.append(a.shape) or svd(a, **options))
+    assert frechet_inception_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    assert shapes == [(min(n, 20), min(m, 20))]
+
+
 def test_mmd_is_the_double_sum():
     x, y = sets(7, 6, 3)
 

@@ -1,15 +1,16 @@
 """Judges behind HTTP: `rewarddance serve` in a process of its own, and a server whose answers the test sets."""
 
 import json
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from desks import free_port
+from processes import ended, started
 
 PROMPT = "flat drawing of a red circle on white"
 
@@ -18,33 +19,29 @@ PROMPT = "flat drawing of a red circle on white"
 def served_judge(port=None):
     """`rewarddance serve --judge tiny`, at a free port unless one is given. Yields its address."""
     port = port or free_port()
-    process = started_judge(port)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        _ended(process)
+    with tempfile.TemporaryDirectory() as folder:
+        process = started_judge(port, Path(folder) / "log.txt")
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.join(20)
+            ended(process)
 
 
-def started_judge(port):
-    """The process of a judge that answers at this port."""
-    command = [sys.executable, "-m", "rewarddance", "serve", "--judge", "tiny", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def started_judge(port, log):
+    """The process of a judge that answers at this port and prints to the file `log`."""
+    process = started(None, "serve", "--judge", "tiny", "--port", port, log=log)
     for _ in range(3000):
-        assert process.poll() is None, process.stderr.read()
+        assert process.exitcode is None, log.read_text()
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:
             return process
-    _ended(process)
+    ended(process)
     raise TimeoutError
-
-
-def _ended(process):
-    process.terminate()
-    process.wait(20)
-    process.stderr.close()
 
 
 class Moody(BaseHTTPRequestHandler):

@@ -1,7 +1,6 @@
 """Alignment on two real processes: one log, the same weights in both, references and figures that all of them share."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -47,12 +46,6 @@ with process_group():
 """
 
 
-def by_torchrun(num, program, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
-    ended = subprocess.run([*command, str(program), *map(str, args)], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-
-
 def here(num, program, *args):
     """In the process of the tests, which is in no group."""
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +66,7 @@ def train(processes, algorithm, pipeline_folder, folder, start=run_processes):
 
 @pytest.mark.parametrize("algorithm", ["refl", pytest.param("sft", marks=pytest.mark.slow)])
 def test_two_processes_train_one_generator(algorithm, pipeline_folder, tmp_path):
-    metrics, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two", by_torchrun)
+    metrics, (first, second) = train(2, algorithm, pipeline_folder, tmp_path / "two")
     assert first == second
     assert any(first)
     assert [m["step"] for m in metrics] == ([0, 1, 2, 3] if algorithm == "refl" else [1, 2, 3])

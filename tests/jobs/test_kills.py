@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from processes import ended, started
 
 from rewarddance.apps.cli import main
 from rewarddance.core.disk import list_checkpoints
@@ -36,15 +37,15 @@ def run_with_kills(out, *command, kills=1):
 
     done, resume = 0, []
     while done < kills:
-        process = subprocess.Popen([*CLI, *map(str, command), *resume], stderr=subprocess.DEVNULL)
+        process = started(None, *command, *resume, log=out.with_suffix(".log"))
         until = steps() + dice.randint(1, 4)
-        while process.poll() is None and steps() < until:
+        while process.exitcode is None and steps() < until:
             time.sleep(0.02)
         time.sleep(dice.random() * 0.5)
-        if process.poll() is not None:
+        if process.exitcode is not None:
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        if ended(process) != -signal.SIGKILL:
+            break
         done, resume = done + 1, ["--resume"]
     assert done > 0
     run(*command, "--resume")

@@ -117,7 +117,7 @@ def test_a_judge_that_dies_ends_the_run_and_resume_with_a_new_one_gives_the_same
     align_from_names(config.model_copy(update={"judge": server}), tmp_path / "whole")
     out, address = tmp_path / "run", f"http://127.0.0.1:{port}"
     config = config.model_copy(update={"judge": f"{address}?attempts=1"})
-    process = started_judge(port)
+    process = started_judge(port, tmp_path / "log.txt")
 
     def kill():
         while len(RunFolder(out).metrics()) < 4:  # the probe before the first step, and three steps
@@ -129,8 +129,7 @@ def test_a_judge_that_dies_ends_the_run_and_resume_with_a_new_one_gives_the_same
     with pytest.raises(JudgementError) as error:
         align_from_names(config, out)
     killer.join()
-    process.wait()
-    process.stderr.close()
+    process.join()
     saved = list_checkpoints(out / "checkpoints")
     assert saved
     assert re.search(r"step \d: the judge refused \d+ of \d+ questions; .*Connection error", str(error.value))

@@ -83,9 +83,9 @@ def test_a_trained_judges_further_training_follows_the_golden_trajectory(data_fo
 @pytest.mark.parametrize("change", [{"shuffle_labels": True}, {"label_smoothing": 0.1}, {"lr": 7.5e-4}])
 def test_the_golden_reward_trajectory_catches_changed_labels_and_scales(change, data_folder, tmp_path):
     golden = json.loads((GOLDEN / "reward_warm.json").read_text())
-    found = from_the_shipped_judge(data_folder, tmp_path / "run", num_steps=10, **change)
+    found = from_the_shipped_judge(data_folder, tmp_path / "run", num_steps=4, **change)
     with pytest.raises(AssertionError):
-        same(found, {k: v[:10] for k, v in golden.items()}, rel=2e-2, abs=2e-3)
+        same(found, {k: v[:4] for k, v in golden.items()}, rel=2e-2, abs=2e-3)
 
 
 def test_the_golden_reward_trajectory_catches_labels_of_the_wrong_side(data_folder, tmp_path, monkeypatch):
@@ -96,9 +96,9 @@ def test_the_golden_reward_trajectory_catches_labels_of_the_wrong_side(data_fold
         return [replace(c, label=1 - c.label) for c in right(self, **how)]
 
     monkeypatch.setattr(PreferenceRecord, "comparisons", wrong)
-    found = from_the_shipped_judge(data_folder, tmp_path / "run", num_steps=10)
+    found = from_the_shipped_judge(data_folder, tmp_path / "run", num_steps=4)
     with pytest.raises(AssertionError):
-        same(found, {k: v[:10] for k, v in golden.items()}, rel=2e-2, abs=2e-3)
+        same(found, {k: v[:4] for k, v in golden.items()}, rel=2e-2, abs=2e-3)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
@@ -129,10 +129,10 @@ def test_a_trained_run_is_a_judge(trained, pictures):
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_resumed_training_equals_unbroken_training(paradigm, vlm_folder, data_folder, quick, tmp_path):
-    whole = reward_config(vlm_folder, data_folder, quick, paradigm, num_steps=5)
+    whole = reward_config(vlm_folder, data_folder, quick, paradigm, num_steps=4)
     train_from_data(whole, tmp_path / "whole")
     stopped = whole.model_copy(update={"loop": whole.loop.model_copy(update={"max_seconds": 1e-9})})
-    for i in range(4):
+    for i in range(3):
         with pytest.raises(RunError, match="out of time"):
             train_from_data(stopped, tmp_path / "parts", resume=i > 0)
         assert not (tmp_path / "parts" / "model").exists()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from rewarddance.core.media import Media
 from rewarddance.core.preferences import Choice, PreferenceRecord
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.types import Verdict
-from rewarddance.evaluate.generator import Samples
+from rewarddance.evaluate.generator import Samples, diversity, fixed_samples
+from rewarddance.evaluate.metrics import vendi_score
 from rewarddance.lab.alignment_arm import ArmWatcher, kl_probe
 from rewarddance.lab.alignment_config import AlignmentStudyConfig
 from rewarddance.lab.alignment_figures import _baselines, summarise
 from rewarddance.lab.alignment_tables import alignment_tables
-from rewarddance.lab.study_alignment import _rewards, study_alignment
+from rewarddance.lab.study_alignment import PICTURE_VERSION, _is_measured, _rewards, _spread, study_alignment
 from rewarddance.reward.composite import load_standards
 from rewarddance.reward.training import with_random_labels
 from rewarddance.world.task import EmbeddedTask
@@ -97,6 +99,8 @@ def test_arms_end_at_their_work_and_kl_and_are_kept(shared, tmp_path):
     assert figures["marks"][0]["proxy"][0] is not None
     assert 1 <= figures["marks"][0]["vendi"][0] <= 2
     assert "sft, equal KL" in (out / "table.md").read_text()
+    versions = [json.loads(file.read_text())["picture_version"] for file in out.rglob("measured.json")]
+    assert versions == [PICTURE_VERSION] * 3  # of the start and two marks
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     assert study_alignment(study, out, arms=("sft",))["marks"] == figures["marks"]
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")} == before
@@ -323,6 +327,52 @@ def test_a_diversity_in_other_features_is_left_out(tmp_path, capsys):
     row = summarise(study, tmp_path)["marks"][0]
     assert row["feature_diversity_ratio"] == row["vendi"] == {}
     assert "a-0: its diversity was measured with other features" in "".join(capsys.readouterr())
+
+
+def test_pictures_of_another_version_are_measured_again(tmp_path, monkeypatch):
+    """Figures without a version are of version 1; figures of clips are never those of pictures."""
+    pictures = SimpleNamespace(features=None, criteria=None)
+
+    def is_measured(**content):
+        (tmp_path / "measured.json").write_text(json.dumps({"features": None, **content}))
+        return _is_measured(tmp_path, pictures)
+
+    assert not _is_measured(tmp_path, pictures)
+    monkeypatch.setattr("rewarddance.lab.study_alignment.PICTURE_VERSION", 1)
+    assert is_measured()
+    assert is_measured(picture_version=1)
+    assert not is_measured(picture_version=1, features="of before")
+    assert not is_measured(clip_version=1)
+    monkeypatch.setattr("rewarddance.lab.study_alignment.PICTURE_VERSION", 2)
+    assert not is_measured()
+    assert not is_measured(picture_version=1)
+    assert is_measured(picture_version=2)
+
+
+def test_pictures_of_another_version_than_the_starts_are_left_out(tmp_path, capsys):
+    written(tmp_path, {("a", 0): 0.3, ("a", 1): 0.1})
+    file = tmp_path / "a-1" / "marks" / "end" / "measured.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"picture_version": 2}))
+    row = summarise(AlignmentStudyConfig.model_validate({"arms": {"a": {}}}), tmp_path)["marks"][0]
+    assert row["seeds"] == [0]
+    assert "a-1: left out, because an earlier version measured its samples" in "".join(capsys.readouterr())
+
+
+def test_the_samples_of_a_diversity_are_embedded_once(shared, generator, monkeypatch):
+    embedded = []
+
+    def features(media):
+        embedded.extend(media)
+        return torch.stack([m.frames.float().mean((0, 2, 3)) for m in media])
+
+    monkeypatch.setattr("rewarddance.lab.study_alignment.task_features", lambda task: features)
+    study, task = study_of(shared, {"refl": {}}), EmbeddedTask()
+    found = _spread(study, task, generator)
+    assert len(embedded) == study.diversity_prompts * study.diversity_noises
+    samples = fixed_samples(generator, task.benchmark()[:: 2 * study.every], 2, 2, 1)
+    vendi = [vendi_score(features(row).double().numpy()) for row in samples.media]
+    assert found == pytest.approx({**diversity(samples, features), "vendi": np.mean(vendi)})
+    assert found["feature"] > 0
 
 
 def test_shuffled_labels_depend_on_record_and_seed_alone():

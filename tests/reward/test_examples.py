@@ -112,6 +112,19 @@ def test_pointwise_examples_show_one_picture(backbone, eight_bits, tmp_path):
     assert len([p for p in dialog if isinstance(p, Media)]) == 3
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_examples_of_image_to_video_keep_their_first_picture(backbone, eight_bits, tmp_path, paired):
+    condition, *stills = eight_bits[:3]
+    a, b = (Media(m.frames.repeat(5, 1, 1, 1), fps=8.0) for m in stills)
+    record = PreferenceRecord("r", "a cat", (a, b), (Choice(0, 1, 0.9),), "fidelity", condition=condition)
+    shown = labelled_examples([record], 1, paired)
+    assert shown[0].condition is condition
+    spec = JudgeSpec(paradigm="generative_pairwise" if paired else "generative_pointwise", trained=True)
+    again = load_judge_folder(save_judge(new_judge(spec, backbone, examples=shown), tmp_path), precision="fp32")
+    assert again.single.examples[0].condition.key == condition.key
+    assert again.single.examples[0].candidate.is_clip
+
+
 def test_examples_count_towards_the_longest_question(backbone, pictures):
     long = replace(examples(pictures)[0], prompt="a red circle " * 680)
     comparison = Comparison("a cat", pictures[4], pictures[5], "fidelity")

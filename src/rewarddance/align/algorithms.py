@@ -1,4 +1,4 @@
-"""The algorithms that learn from rollouts: how each draws pictures, turns scores into advantages, and its loss."""
+"""The algorithms that learn from rollouts. Each draws pictures, turns scores into advantages, and has a loss."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ class Nft(ForwardProcess):
         chosen = nft.chosen(advantages, config.extremes)
         tied = 2 if chosen.shape[1] < advantages.shape[1] else 1  # a winner and a loser share noise and time
         batch = self.noised(rollouts, chosen, config.draws, index, update, tied)
-        own = advantages.gather(1, chosen).flatten().repeat(config.draws).to(batch.z)
-        return nft.nft_step(self.generator, batch, own, config)
+        chosen_advantages = advantages.gather(1, chosen).flatten().repeat(config.draws).to(batch.z)
+        return nft.nft_step(self.generator, batch, chosen_advantages, config)
 
     def end_step(self, index: int, rows: Sequence[int], scores: Tensor, metrics: Metrics) -> Metrics:
         decay = min(self.config.nft.old_rate * (index + 1), self.config.nft.old_most)
@@ -161,10 +161,10 @@ class Nft(ForwardProcess):
 
 
 class BestOfGroup(ForwardProcess):
-    """An algorithm that looks at the best or the worst picture of a group only."""
+    """An algorithm that trains only on the best picture of a group, or on the best and the worst."""
 
     def advantages(self, rows: Sequence[int], scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Without clipping, which could make the second-best picture look like the best."""
+        """Advantages are not clipped. With clipping, the best and the second-best picture could be equal."""
         return group_advantages(scores, self.config.rollout.spread, math.inf)
 
 
@@ -210,8 +210,8 @@ class Grpo(Algorithm):
 
     def draw(self, prompts: Sequence[Request], places: Sequence[int], index: int) -> Rollouts:
         rollout, config, seed = self.config.rollout, self.settings, self.config.seed
-        coin = torch.Generator().manual_seed(seed_of(seed, "window", index))  # the same window in every process
-        start = policy_gradient.window_start(rollout.num_steps, config, coin)
+        window_rng = torch.Generator().manual_seed(seed_of(seed, "window", index))  # the same window in every process
+        start = policy_gradient.window_start(rollout.num_steps, config, window_rng)
         levels = policy_gradient.noise_levels(rollout.num_steps, start, config)
         rngs = streams_of(seed, "rollout", index, places)
         return roll_out(

@@ -25,17 +25,17 @@ class Baselines:
         return cls(torch.zeros(num_prompts, 2, dtype=torch.float64), decay)
 
     def advantages(self, rows: Sequence[int], scores: Tensor, clip: float) -> Tensor:
-        """(score - mean) / deviation, with each prompt's mean before this visit; a first visit uses the group's own
-        mean.
+        """(score - mean) / deviation, with each prompt's running mean before this visit. A first visit uses the mean of
+        the group.
 
-        The deviation is that of all prompts together. Divided by its own small deviation, a prompt whose scores hardly
-        differ would get huge advantages.
+        All prompts share one deviation: that of these scores from the means of their groups. With a deviation of its
+        own, a prompt whose scores hardly differ would get huge advantages.
 
         Args:
             rows: prompts (P',); scores: (P', K), NaN where there is none.
 
         Returns:
-            (P', K), 0 where there is no score.
+            (P', K) in [-clip, clip], 0 where there is no score.
         """
         known = ~scores.isnan()
         group_mean = scores.double().nanmean(1, keepdim=True)

@@ -88,9 +88,9 @@ class AlignConfig(Rolling):
     algorithm: Literal["refl", "nft", "grpo", "ppo", "distill", "dpo", "sft"] = "refl"
     """`refl`: reward feedback with the judge's gradient. `nft` (DiffusionNFT), `grpo`, `ppo`, `distill` (best-of-N) and
     `dpo` learn from groups of finished pictures and need no gradient of the judge. `sft` is the control: supervised
-    flow matching for the same number of steps, without a judge and guidance."""
+    flow matching for the same number of steps, without a judge and without guidance."""
     criterion: str | None = None
-    """The judge's criterion. If it is not given, the one of most of the judge's training records."""
+    """The judge's criterion. If it is not given, the criterion of most of the judge's training records."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale inside training and probes; 1 is off."""
     sample_guidance: float | None = Field(None, ge=0)

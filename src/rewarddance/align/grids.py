@@ -13,7 +13,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.runs import write_json
 
 ROWS, COLUMNS = 4, 3
-"""Prompts and noises of a grid at most."""
+"""Largest number of prompts, and of noises, in a grid."""
 SIDE = 256
 """A sample is shrunk to this width and height in pixels at most."""
 FRAMES, FRAME_SIDE, GAP = 5, 128, 4
@@ -30,11 +30,11 @@ def save_grid(folder: Path, step: int, prompts: Sequence[str], pictures: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     columns, rows = min(COLUMNS, num_noises), min(ROWS, len(prompts))
     shown = [pictures[row * num_noises + column] for row in range(rows) for column in range(columns)]
-    chosen = [_cell(media) for media in shown]
+    cells = [_cell(media) for media in shown]
     gap = GAP if any(media.is_clip for media in shown) else 0
-    width, height = (max(sizes) + gap for sizes in zip(*(image.size for image in chosen), strict=True))
+    width, height = (max(sizes) + gap for sizes in zip(*(image.size for image in cells), strict=True))
     grid = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
-    for i, image in enumerate(chosen):
+    for i, image in enumerate(cells):
         grid.paste(image, (i % columns * width, i // columns * height))
     target = folder / f"step-{step:06d}.png"
     grid.save(target)

@@ -1,6 +1,7 @@
 """DiffusionNFT: reward-weighted contrast of two implicit policies on the forward process (arXiv 2509.16117).
 
-No log-probabilities, any sampler. The pictures come from the old policy, an exponential average of the trained one.
+It needs no log-probabilities and takes any sampler. The old policy, an exponential average of the trained one, draws
+the pictures.
 """
 
 from __future__ import annotations

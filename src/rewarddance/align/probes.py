@@ -40,10 +40,11 @@ FEW, FEW_CLIPS = 8, 2
 
 
 def judge_gold(judge: RewardModel, criterion: str) -> Gold:
-    """P(better than the start's picture) of a second judge, NaN where it refuses. Gold where no exact measure exists.
+    """P(better than the start's picture) of a second judge, NaN where it refuses.
 
-    It should differ from the training judge (other data, another size or family). A picture that fools one may then not
-    fool the other (ensembles against over-optimisation: Coste et al., arXiv 2310.02743).
+    This is the gold standard of a task without an exact measure. The second judge should have other data, another size
+    or another family than the training judge. A picture that fools one may then not fool the other (ensembles against
+    over-optimisation: Coste et al., arXiv 2310.02743).
     """
 
     def measure(prompts: Sequence[Request], media: Sequence[Media], start: Sequence[Media]) -> list[float]:
@@ -69,8 +70,8 @@ def _table_metrics(table: np.ndarray) -> Metrics:
 def _part_metrics(verdicts: Sequence[Verdict]) -> Metrics:
     """Metrics of a set of judges: every judge's mean value, and how much the judges disagree. A collective."""
     known = sorted({name for v in verdicts for name in v.parts})
-    own = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
-    parts_by_rank = list(all_gather_dicts({rank(): own}).values())
+    parts_here = {name: np.concatenate([_values(v, name) for v in verdicts]) for name in known}
+    parts_by_rank = list(all_gather_dicts({rank(): parts_here}).values())
     names = sorted({name for parts in parts_by_rank for name in parts})
     if not names:
         return {}
@@ -133,9 +134,9 @@ class Prober:
     @torch.no_grad()
     def probe(self, step: int) -> Metrics:
         """Draw, judge and measure; a collective. Values that a judge refused are left out and counted."""
-        own = range(len(self.prompts))[rank() :: world_size()]
-        rows = [i * self.num_noises + k for i in own for k in range(self.num_noises)]
-        prompts = [self.prompts[i] for i in own for _ in range(self.num_noises)]
+        own_prompts = range(len(self.prompts))[rank() :: world_size()]
+        rows = [i * self.num_noises + k for i in own_prompts for k in range(self.num_noises)]
+        prompts = [self.prompts[i] for i in own_prompts for _ in range(self.num_noises)]
         pictures = self._draw(prompts, rows)
         if self.references is None:
             num = len(self.prompts) * self.num_noises
@@ -164,15 +165,15 @@ class Prober:
             table, exact = table[..., :-1], table[..., -1]
             truth = {} if np.isnan(exact).all() else {"probe/truth": float(np.nanmean(exact))}
         if self.samples is not None and is_leader():
-            save_grid(self.samples, step, texts_of([self.prompts[i] for i in own]), pictures, self.num_noises)
-        looks = self._picture_metrics(pictures, own) | (_part_metrics(verdicts) if self._is_set else {})
-        looks |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
+            save_grid(self.samples, step, texts_of([self.prompts[i] for i in own_prompts]), pictures, self.num_noises)
+        others = self._picture_metrics(pictures, own_prompts) | (_part_metrics(verdicts) if self._is_set else {})
+        others |= _unseen_metrics(table[..., 0], unseen) if self._draws_clips else {}
         few = slice(0, FEW_CLIPS if self._draws_clips else FEW)
         sensitivity = self._sensitivity(self._comparisons(prompts[few], pictures[few], self._start(rows[few])))
         if self._draws_clips:
             self._current.unlink(missing_ok=True)
         figures = {"probe/kl": self.divergence.measure()} | self._metrics(step, table) | _table_metrics(table)
-        return figures | truth | looks | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
+        return figures | truth | others | ({} if sensitivity is None else {"probe/sensitivity": sensitivity})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -224,25 +225,29 @@ class Prober:
         values = [v for v in all_gather_dicts({rank(): value}).values() if v is not None and not np.isnan(v)]
         return float(np.mean(values)) if values else None
 
-    def _picture_metrics(self, pictures: Sequence[Media], own: Sequence[int]) -> Metrics:
-        """Diversity of the pictures, and how far their statistics are from the start's."""
+    def _picture_metrics(self, pictures: Sequence[Media], own_prompts: Sequence[int]) -> Metrics:
+        """Diversity of the pictures, and how far their statistics are from the start's. A collective.
+
+        Args:
+            own_prompts: numbers of this process's prompts; `pictures` has `num_noises` of each.
+        """
         entries: dict[int, tuple[float, Tensor, float, float]] = {}
-        for place, prompt in enumerate(own):
+        for place, prompt in enumerate(own_prompts):
             group = pictures[place * self.num_noises : (place + 1) * self.num_noises]
             pixels = torch.stack([m.frames for m in group]).cpu().float()
             moves, flickers = (float(np.mean([f(x) for x in pixels])) for f in (dynamic_degree, flicker))
             entries[prompt] = (pixel_diversity(pixels[None]), _mean_statistics(pixels), moves, flickers)
-        all_entries = [look for _, look in sorted(all_gather_dicts(entries).items())]
+        all_entries = [entry for _, entry in sorted(all_gather_dicts(entries).items())]
         assert self.references is not None
         at_once = 256 // self.shape[0] + 1 if self._draws_clips else 256
         parts = (part.view(-1, *self.shape) for part in torch.split(self.references, at_once))
         start = torch.cat([_mean_statistics(part.float() / 255) for part in parts])
         changes = drift(torch.cat([e[1] for e in all_entries]), start)
-        looks = {"probe/diversity": float(np.mean([e[0] for e in all_entries]))}
+        metrics: Metrics = {"probe/diversity": float(np.mean([e[0] for e in all_entries]))}
         if self._draws_clips:
-            looks["probe/dynamics"] = float(np.mean([e[2] for e in all_entries]))
-            looks["probe/flicker"] = float(np.mean([e[3] for e in all_entries]))
-        return looks | {f"probe/drift_{name}": value for name, value in changes.items()}
+            metrics["probe/dynamics"] = float(np.mean([e[2] for e in all_entries]))
+            metrics["probe/flicker"] = float(np.mean([e[3] for e in all_entries]))
+        return metrics | {f"probe/drift_{name}": value for name, value in changes.items()}
 
     def _metrics(self, step: int, table: np.ndarray) -> Metrics:
         """From the values (prompts, noises, proxy and gold); a prompt with a refused value is left out."""

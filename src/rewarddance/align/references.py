@@ -52,10 +52,10 @@ class ReferenceBank:
         self._unranked = 0
 
     def draw(self, generator: Tunable, judge: RewardModel, step: int) -> None:
-        """Draw all references again with the generator as it is: a function of seed, step, weights and of how many
-        processes share the prompts.
+        """Draw all references again with the current weights. A collective.
 
-        A collective: each process draws a share of the prompts, and all processes get all pictures.
+        Each process draws a share of the prompts, and all processes get all pictures. The pictures depend on the seed,
+        the step, the weights and the number of processes.
         """
         if self.config.kind == "none":
             self.drawn_at = step
@@ -70,7 +70,7 @@ class ReferenceBank:
         self.fps, self.drawn_at, self.win_rate = drawn.fps, step, 0.5
 
     def file(self, step: int) -> Path:
-        """Where the clips lie that were drawn at a step."""
+        """The file of the clips that were drawn at a step."""
         return self.folder / f"references-{step:06d}.bytes"
 
     def forget_files(self, kept: Collection[int]) -> None:
@@ -83,7 +83,7 @@ class ReferenceBank:
     def _winners(
         self, generator: Tunable, judge: RewardModel, prompts: Sequence[Request], num: int, rng: torch.Generator
     ) -> Iterator[Media]:
-        """The judge's best of `num` for every prompt. Counts the prompts that it refused in `_unranked`."""
+        """The judge's best of `num` for every prompt. `_unranked` counts the prompts that the judge refused."""
         at_once = max(1, self.batch // num)
         for start in tracked(range(0, len(prompts), at_once), "references"):
             part = prompts[start : start + at_once]
@@ -97,8 +97,8 @@ class ReferenceBank:
     @property
     def num_drawn(self) -> int:
         """Pictures of one drawing, over all prompts."""
-        each = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
-        return len(self.prompts) * each[self.config.kind]
+        num_of_kind = {"none": 0, "random": 1, "best_of_n": self.config.num_candidates}
+        return len(self.prompts) * num_of_kind[self.config.kind]
 
     def of(self, prompts: Sequence[Request]) -> list[Media | None]:
         """References of a batch; None where the pointwise question is asked."""

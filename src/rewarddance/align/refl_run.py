@@ -50,7 +50,7 @@ class ReflRun(WatchedRun):
         return dict(means.all_reduce(("supervised_loss",)))
 
     def _passes(self, index: int) -> tuple[WeightedMeans, int]:
-        """Gradients and metrics of this process's share of the batch; how many of its pictures were refused."""
+        """Gradients of this process's share of the batch. Returns its metrics and how many pictures were refused."""
         config, means, refused = self.config, WeightedMeans(), 0
         rng = torch.Generator().manual_seed(seed_of(config.seed, "align-noise", index, rank()))
         rows = stream(config.seed, "align-batch", index).choice(len(self.bank.prompts), config.batch_size)
@@ -68,13 +68,13 @@ class ReflRun(WatchedRun):
         return means, refused
 
     def _count_refused(self, index: int, refused: int) -> Metrics:
-        """Raises `JudgementError` where too many pictures have been refused so far."""
-        here = int(all_reduce_sum(torch.tensor(refused)))
-        if not here:
+        """Raises `JudgementError` if too many pictures have been refused so far. A collective."""
+        refused_now = int(all_reduce_sum(torch.tensor(refused)))
+        if not refused_now:
             return {}
-        total = self.loop.extra["refused"] = self.loop.extra.get("refused", 0) + here
-        a_step = self.config.batch_size * (1 + self.config.refl.copies)
-        judged = (index + 1) * a_step
-        if total > max(FREE_STEPS * a_step, MAX_REFUSED * judged):
+        total = self.loop.extra["refused"] = self.loop.extra.get("refused", 0) + refused_now
+        judged_a_step = self.config.batch_size * (1 + self.config.refl.copies)
+        judged = (index + 1) * judged_a_step
+        if total > max(FREE_STEPS * judged_a_step, MAX_REFUSED * judged):
             raise JudgementError(f"the judge refused {total} of {judged} pictures; last in step {index}")
-        return {"refused": here}
+        return {"refused": refused_now}

@@ -38,10 +38,10 @@ class RolloutRun(WatchedRun):
             int(r) for r in stream(self.config.seed, "align-batch", index).choice(len(self.bank.prompts), num, False)
         ]
         parts = np.array_split(np.arange(num), config.minibatches)
-        own = [part[rank() :: world_size()].tolist() for part in parts]
-        drawn = [self._draw(index, rows, places) for places in own]
+        own_parts = [part[rank() :: world_size()].tolist() for part in parts]
+        drawn = [self._draw(index, rows, places) for places in own_parts]
         scores = self._score([rollouts for passes in drawn for rollouts in passes])
-        places = [p for part in own for p in part]
+        places = [p for part in own_parts for p in part]
         all_scores = _gathered(places, scores.values)
         metrics = self._count_refused(index, all_gather_dicts({rank(): (scores.refused, scores.num_asked)}))
         self.algorithm.pull_factor = self.pull_factor
@@ -95,7 +95,7 @@ class RolloutRun(WatchedRun):
         all_reduce_gradients(self.loop.parameters.values())
 
     def _count_refused(self, index: int, by_rank: dict[int, tuple[tuple[str, ...], int]]) -> Metrics:
-        """Raises `JudgementError` where the judge refused too many questions of this step."""
+        """Raises `JudgementError` if the judge refused too many questions of this step."""
         reasons = [why for refused, _ in by_rank.values() for why in refused]
         num_questions = sum(num for _, num in by_rank.values())
         if len(reasons) > MAX_REFUSED * num_questions:

@@ -32,7 +32,7 @@ MAX_PULL_FACTOR = 16.0
 
 @dataclass
 class WatchedRun(AlignRun, ABC):
-    """Base of the runs with a judge. Probes watch them; references are drawn where the configuration uses them."""
+    """Base of the runs with a judge. Probes watch them; references are drawn if the configuration uses them."""
 
     config: AlignConfig
     generator: Tunable
@@ -45,7 +45,7 @@ class WatchedRun(AlignRun, ABC):
     good_step: int = field(init=False, default=0)
 
     def begin(self) -> None:
-        """The first probe. Says how much is drawn before the first step, since large pictures take minutes."""
+        """The first probe. Prints how much is drawn before the first step, because large pictures take minutes."""
         probes = len(self.prober.prompts) * self.prober.num_noises
         references = self.bank.num_drawn if self.config.uses_references else 0
         if is_leader():
@@ -59,7 +59,7 @@ class WatchedRun(AlignRun, ABC):
         return metrics | self._guard(index)
 
     def _probe(self, index: int) -> Metrics:
-        """Probe the averaged weights, and keep them where they are the best so far."""
+        """Probe the averaged weights. With `on_hacking: rollback`, keep them if they are the best so far."""
         with self.loop.averaged():
             metrics = self.prober.probe(index)
             monitor = self.prober.monitor
@@ -69,19 +69,19 @@ class WatchedRun(AlignRun, ABC):
 
     def _guard(self, index: int) -> Metrics:
         """Act on an alarm."""
-        monitor, acts = self.prober.monitor, self.config.on_hacking
+        monitor, action = self.prober.monitor, self.config.on_hacking
         if not monitor.measured_at(index) or (alarm := monitor.alarm()) is None:
             return {}
         text = alarm
-        if acts == "rollback":
+        if action == "rollback":
             text += f"; went back to step {self.good_step}"
-        elif acts == "raise_kl":
+        elif action == "raise_kl":
             self.loop.extra["pull_factor"] = min(MAX_PULL_FACTOR, self.pull_factor * PULL_FACTOR)
             name = self.config.algorithm
             text += f"; {name}.{PULLS[name]} is {self.pull_factor * self.config.pull:g}"
         if is_leader():
             say(f"step {index}: {text}")
-        if acts == "rollback" and self.good:
+        if action == "rollback" and self.good:
             self.loop.go_back(self.good, RATE_FACTOR)
             monitor.forget_after(self.good_step)
             if self.bank.drawn_at > self.good_step:  # the references are those of the policy that is given up
@@ -103,7 +103,7 @@ class WatchedRun(AlignRun, ABC):
             self.loop.extra[name] = 0.95 * self.loop.extra.get(name, 0.0) + 0.05 * value
 
     def note_win_rate(self, rate: float | None) -> Metrics:
-        """Take a step's mean P(better than the reference) into the bank; returns what the log says of the bank."""
+        """Take a step's mean P(better than the reference) into the bank; returns the metrics of the bank."""
         if rate is not None:
             self.bank.note(rate)
         metrics: Metrics = {"win_rate": self.bank.win_rate, "references_from": self.bank.drawn_at}
@@ -124,7 +124,7 @@ class WatchedRun(AlignRun, ABC):
         before = loop.extra.get("drawn_at", -1)
         tensors = {"bank": self.bank.pictures, "probe_references": self.prober.references}
         clips = {k: list(v.shape) for k, v in tensors.items() if v is not None and v.ndim == 5}
-        loop.extra["clips"] = clips  # they are in files of their own
+        loop.extra["clips"] = clips  # their pixels are in files of their own
         tensors = {k: v for k, v in tensors.items() if k not in clips}
         if is_leader():
             self.bank.forget_files({before, self.bank.drawn_at})  # the newest checkpoint still needs the first one

@@ -23,10 +23,11 @@ LETTERS = "ABCDEFGH"
 
 @dataclass(frozen=True)
 class AbCreate(Flags):
-    """Draw pictures of the same prompts, from the same noises, with two or more systems, for people to compare blind.
+    """Draw the same prompts from the same noises with two or more systems, for people to compare blind.
 
     A system is a run of `align`, a generator, or a folder of `sample` (its first picture of each prompt). Runs and
-    generators draw with the same steps, guidance and resolution. The result says how many votes are needed to detect a
+    generators draw with the same steps, guidance and resolution. The prompts are those of the runs' task: `ab create`
+    refuses runs of two tasks, unless --task names one. The result says how many votes are needed to detect a
     win rate of 55%, and which win rate this study can detect.
 
     Example: rewarddance ab create --a runs/refl --b runs/nft --prompts 200 --out studies/refl-nft
@@ -42,10 +43,11 @@ class AbCreate(Flags):
     """Folder of the study."""
     others: tuple[str, ...] = ()
     """Further systems; every pair is compared."""
-    prompts: str = "200"
-    """A number of prompts of the task's benchmark, or a file of prompts (`category` gives tables by category)."""
-    task: str = "embedded"
-    """The task whose benchmark gives a number of prompts."""
+    prompts: str | None = None
+    """A number of prompts of the task's benchmark, or a file of prompts (`category` gives tables by category). When not
+    given, 200 prompts, or all of a smaller benchmark."""
+    task: str | None = None
+    """The task whose benchmark gives the prompts; that of the runs when not given, `embedded` where there is no run."""
     judgements: Count = 1
     """People who judge each prompt and pair. More prompts help more than more votes on each prompt."""
     criteria: tuple[str, ...] = ("overall",)
@@ -75,7 +77,7 @@ class AbStatus(Flags):
     """The progress of a study, and whether it is decided. You may look as often as you like.
 
     The bounds are confidence sequences. If all systems are equally good, the chance that one is ever called better is
-    at most 5 per cent, over all looks and all pairs together.
+    at most 5 per cent, over all looks and all pairs together. This is about the people who judge in this study.
 
     Example: rewarddance ab status studies/refl-nft
     """
@@ -109,6 +111,9 @@ class AbStatus(Flags):
 @dataclass(frozen=True)
 class AbReport(Flags):
     """Counts of good, same and bad; GSB and win rate with intervals; sign test; ratings. Writes report.html and .json.
+
+    Every interval and test comes twice: by prompt, for the people of this study, and by prompt and person, for other
+    people too. Bootstrap intervals need ten prompts and ten people, Wilson's interval and the sign test six of each.
 
     Example: rewarddance ab report studies/refl-nft
     """
@@ -231,11 +236,13 @@ def _when(created: str | None) -> float:
 
 
 def _sentence(pair: dict[str, Any]) -> str:
-    gsb, rate = pair["gsb"], pair["win_rate"]
+    """One line a pair. Each figure stands with its interval for the people of the study; the line ends with the result
+    for other people."""
+    gsb, rate, signs = pair["gsb"], pair["win_rate"], pair["sign_test"]
     return (
         f"{pair['a']} against {pair['b']}: {pair['good']} good, {pair['same']} same, {pair['bad']} bad; "
         f"GSB {gsb['mean']:+.3f}{_interval(gsb, '+.3f')}, win rate {rate['mean']:.3f}{_interval(rate, '.3f')}, "
-        f"sign test p = {pair['sign_test']['p']:.3g}"
+        f"sign test p = {signs['p']:.3g}; {_for_others(rate, signs)}"
         + (f"; {pair['identical']} more prompts with identical pictures" if pair["identical"] else "")
     )
 
@@ -244,6 +251,13 @@ def _interval(figure: dict[str, Any], form: str) -> str:
     if figure["low"] is None:
         return " (too few prompts for an interval)"
     return f" [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def _for_others(rate: dict[str, Any], signs: dict[str, Any]) -> str:
+    if signs["p_two_way"] is None:
+        return "too few people or prompts to speak for other people"
+    low, high = rate["wilson_low_two_way"], rate["wilson_high_two_way"]
+    return f"with other people and prompts: win rate [{low:.3f}, {high:.3f}], sign test p = {signs['p_two_way']:.3g}"
 
 
 def render(result: dict[str, Any], title: str) -> str:

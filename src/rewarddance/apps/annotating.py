@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rewarddance.apps.annotate.filling import Filled
 
 DATABASE = "desk.db"
-"""File in the data folder that holds the desk where no database is named."""
+"""File in the data folder that holds the desk if no database is named."""
 
 
 def database_of(data: Path, given: str | None) -> str:
@@ -63,14 +63,15 @@ class Annotate(Flags):
     repeats: float | None = None
     """Share of items that the same person sees again, with the sides exchanged; 0.05 by default."""
     most_pairs: SomeCount = None
-    """Pairs of one prompt at most, drawn at random; all by default."""
+    """Largest number of pairs of one prompt, drawn at random; all by default."""
     lease_minutes: float | None = None
     """Time after which an item that somebody left open goes to somebody else; 15 by default."""
     whole_items_first: bool | None = None
     """Finish an item before the next one begins; False by default, True for desks of `ab create`."""
     judges: tuple[str, ...] = ()
-    """Judges that decide which pairs come first; names as in `score --judge`. Without them and `--strategy` the order
-    is random, also for other servers on the same database until they order again."""
+    """Judges that decide which pairs come first; names as in `score --judge`. Pairs of clips need a judge of clips.
+    Without judges and `--strategy` the order is random, unless another server on the same database orders the pairs.
+    Ratings and rankings always come in random order."""
     strategy: Strategy | None = None
     """The rule by which pairs are chosen, as in `data select`; mixed by default. `coverage` and `random` need no
     judges."""
@@ -86,9 +87,9 @@ class Annotate(Flags):
     session_hours: float = 12.0
     """A session ends after this time without a request."""
     requests_per_minute: Count = 240
-    """Limit of one person."""
+    """Limit of one person at one server. Several servers on one database count apart."""
     seed: int | None = None
-    """Of the drawn pairs, checks and repeats; 0 by default."""
+    """Seed of the drawn pairs, checks and repeats; 0 by default."""
 
     def run(self) -> None:
         import uvicorn
@@ -124,7 +125,8 @@ class Annotate(Flags):
 
         need(
             config.task == "pairwise",
-            f"annotate: an order by --judges or --strategy is for pairs, but this desk asks for a {config.task}",
+            f"annotate: an order by --judges or --strategy is for pairs, but this desk asks for a {config.task}, and "
+            "ratings and rankings come in random order",
         )
         study = (self.data / "study.json").is_file()
         need(not study, "annotate: a study of `ab create` has a random order; leave out --judges and --strategy")
@@ -136,7 +138,7 @@ class Annotate(Flags):
         from rewarddance.apps.annotate.ordering import forget_order, kept_in_order
 
         if not self._is_ordered:
-            forget_order(database)  # an earlier start may have left an order
+            forget_order(database)  # one that a server left when it was killed, not one of a server that runs
             return nullcontext()
         from rewarddance.jobs.data.select import judges_needed
         from rewarddance.jobs.load import load_judge
@@ -152,7 +154,7 @@ class Annotate(Flags):
     def _tell(self, filled: Filled, config: DeskConfig) -> None:
         say(f"{filled.records} new records, {filled.items} new items, {filled.checks} new checks")
         if filled.passed_over:
-            say(f"{filled.passed_over} records have no two different pictures, and were passed over")
+            say(f"{filled.passed_over} records have no two different pictures, and were left out")
         for name, (before, now) in filled.changed.items():
             say(f"changed {name} of the desk from {before} to {now}")
         if filled.records and config.checks and not config.checked:
@@ -197,6 +199,7 @@ class AnnotateExport(Flags):
     """Write the judgements so far, while the server runs or later. `train --data OUT` takes `records`.
 
     It leaves out attention checks, repeats, withdrawn judgements, and judgements of excluded people.
+    `raters.json` holds Dawid and Skene's model of raters for each criterion of comparisons and rankings.
 
     Example: rewarddance annotate export --database sqlite:///data/pool/desk.db --out data/judged
     """

@@ -63,7 +63,7 @@ COMMANDS: dict[str, Command] = {
     "composite": Command("composing:FitComposite", "fit a composite reward to a reference set"),
     "rank": Command("commands:Rank", "order pictures of one prompt by round robin"),
     "align": Command("training:Align", "train a generator with a judge"),
-    "sample": Command("commands:Sample", "draw pictures; best-of-N or another search where asked"),
+    "sample": Command("commands:Sample", "draw pictures, with best-of-N or another search if asked"),
     "evaluate": Command("evaluating:Evaluate", "measure what a run trained, with intervals"),
     "diagnose": Command("reporting:Diagnose", "signs of reward hacking, runs side by side"),
     "compare": Command("comparing:Compare", "two runs' evaluations side by side"),

@@ -40,8 +40,7 @@ class Demo(Flags):
     out: Path = Path("runs/demo")
     """Folder for everything; an earlier demo in it is replaced."""
     task: DemoTask = "t2i"
-    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`). The package has no models of
-    clips yet; the guide on video says how to train them."""
+    """What the generator draws: pictures (`t2i`), or clips of the moving world (`t2v`)."""
     fast: bool = False
     """A few steps of each part, for tests; the figures mean nothing."""
     seed: int = 0
@@ -84,11 +83,11 @@ class DataRationales(Flags):
     workers: Count = 8
     """Questions that are asked at the same time."""
     max_tokens: Count = 200
-    """Tokens of an answer at most; reasoning models need more."""
+    """Largest number of tokens of an answer; reasoning models need more."""
     limit: SomeCount = None
     """Ask about this many choices only."""
     price: tuple[float, float] = (0.0, 0.0)
-    """Of a million tokens read and written, for the cost count."""
+    """Price of a million tokens that the teacher reads, and of a million that it writes; for the count of the cost."""
     instructions: dict[str, str] = field(default_factory=dict)
     """Words for criteria of your own, as `train --context.instructions` takes them."""
 
@@ -115,15 +114,17 @@ class JudgeFlags(Flags):
     of a server: `http://HOST:PORT` of `rewarddance serve`, or a reward server's
     `http://HOST:PORT/score?reward=NAME`."""
     criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
+    """What to judge by; if not given, what the judge was trained for."""
     tiles: SomeCount = None
-    """Parts that a large picture is cut into at most, beside a view of the whole; as in training when not given."""
+    """Largest number of parts that a large picture is cut into, beside a view of the whole; if not given, as in
+    training."""
     clip_fps: Annotated[float | None, Least(0.01)] = None
-    """Frames of a second of a clip that the judge sees; as in training when not given, 2 for a checkpoint that was not
-    trained to judge. The judge's own limit of frames stays (`clips.max_frames`)."""
+    """Frames of a second of a clip that the judge sees. If not given, as in training, or 2 for a checkpoint that was
+    not trained to judge. The judge's own limit of frames stays (`clips.max_frames`)."""
     precision: Precision | None = None
-    """What passes compute in. `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters
-    on a CPU. It is the default, unless the judge was trained in fp32. The result names the precision."""
+    """Precision in which the judge computes. `auto` is bf16 where the hardware has it, and fp32 on a CPU for models of
+    at most 100M parameters. It is the default, unless the judge was trained in fp32. The result names the
+    precision."""
     template: str | None = None
     """Words for a checkpoint that was not trained to judge: `rewarddance` (the default), `embedded`, or a YAML file."""
 
@@ -144,7 +145,7 @@ MEDIA_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".mp4", ".webm", ".mov", ".m4v", ".mkv"),
 )
-"""Endings of pictures and clips, which `score` tells from data by."""
+"""Endings of the names of pictures and clips. `score` takes any other file for data."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,9 @@ class Score(JudgeFlags):
         candidate, reference = (*self.files, None, None)[:2] if self.files else named
         if self.prompt is None or candidate is None:
             raise UsageError("score: give a data folder, or --prompt and --candidate")
-        against = None if reference is None else Media.open(reference)
-        given = None if self.condition is None else Media.open_picture(self.condition)
-        return Comparison(self.prompt, Media.open(candidate), against, self.criterion, condition=given)
+        reference_media = None if reference is None else Media.open(reference)
+        condition = None if self.condition is None else Media.open_picture(self.condition)
+        return Comparison(self.prompt, Media.open(candidate), reference_media, self.criterion, condition=condition)
 
 
 def _is_data(path: Path) -> bool:
@@ -234,9 +235,9 @@ class Rank(JudgeFlags):
 
         repeated = [p for i, p in enumerate(self.images) if p in self.images[:i]]
         need(not repeated, f"rank: {', '.join(map(str, repeated))} is given twice")
-        given = None if self.condition is None else Media.open_picture(self.condition)
+        condition = None if self.condition is None else Media.open_picture(self.condition)
         pictures = {p: Media.open(p) for p in self.images}
-        prompt = Prompt(self.prompt, condition=given)
+        prompt = Prompt(self.prompt, condition=condition)
         show(rank_files(self.load(compile=False), prompt, pictures, self.criterion))
 
 
@@ -277,7 +278,7 @@ class Sample(Flags):
     """`tiny` (the default), `tiny-video`, `tiny-image-to-video`, or a local folder of an SD3, FLUX.1,
     Qwen-Image, Z-Image or Wan pipeline."""
     num_steps: SomeCount = None
-    """20 by default."""
+    """Steps of a rollout; 20 by default."""
     guidance: float | None = None
     """Classifier-free guidance scale. 1 (the default) is off; public checkpoints need about 4.5."""
     sample_batch: SomeCount = None
@@ -289,7 +290,7 @@ class Sample(Flags):
     max_sequence_length: SomeCount = None
     """Tokens of a prompt that a T5 text encoder reads; 256 by default."""
     precision: Precision | None = None
-    """What generator and judge compute in; `auto` by default, as for `score`."""
+    """Precision in which generator and judge compute; `auto` by default, as for `score`."""
     best_of: Count = 1
     search: str | None = None
     """Search at inference: `best_of_n`, `paths`, `zero_order`, `fk`, `evolution`, or a YAML file with its settings."""
@@ -301,7 +302,7 @@ class Sample(Flags):
     question, otherwise `anchor`."""
     judge: str = "tiny"
     criterion: str | None = None
-    """What to judge by; what the judge was trained for when not given."""
+    """What to judge by; if not given, what the judge was trained for."""
     seed: int = 0
 
     def run(self) -> None:

@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _section(name: str, a: Mapping[str, Any], b: Mapping[str, Any], runs: tuple[str, str]) -> str:
-    """One evaluation: its settings where they differ, its figures, its paired differences."""
+    """One evaluation: the settings that differ, its figures, its paired differences."""
     lines = [name]
     different = [k for k in SETTINGS if a.get(k) != b.get(k)]
     texts = [side.get("per_prompt", {}).get("prompts") for side in (a, b)]

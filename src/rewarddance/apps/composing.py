@@ -27,7 +27,7 @@ class FitComposite(Flags):
     data: Path
     """A folder of `data build` or `data import`, or a Parquet file of it: the reference set."""
     most: Annotated[int, Least(4)] = 400
-    """Number of records to use at most, evenly spread."""
+    """Largest number of records to use, evenly spread."""
     precision: Precision | None = None
     """Precision of its judges, as for `score`."""
 

@@ -19,10 +19,10 @@ class DataBuild(Flags):
     """Preferences of the embedded world, or with --prompts a pool of pictures without votes.
 
     The embedded world gives train.parquet, id.parquet (held out) and ood.parquet. Clips have changes.parquet too:
-    held-out pairs with a single thing wrong, which `evaluate --judge` reports by what it is. A pool has pictures of
-    every prompt, seed and setting, for `data select` and annotation tools; a stopped build continues, and several
-    processes on one folder share the work. `--engine ray` draws it on the actors of a Ray cluster, which must share the
-    folder.
+    held-out pairs of a right clip and one with a single thing wrong. `evaluate --judge` reports the accuracy for each
+    kind of fault. A pool has pictures of every prompt, seed and setting, for `data select` and annotation tools. A
+    stopped build of a pool continues, and several processes on one folder share the work. `--engine ray` draws it on
+    the actors of a Ray cluster, which must share the folder.
 
     Example: rewarddance data build --out data/embedded --num-prompts 3000
 
@@ -81,30 +81,30 @@ class DataBuild(Flags):
     seed: int = 0
 
     def run(self) -> None:
-        pool = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
-        pool |= {"engine", "actors"}
-        world = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes", "shuffle_labels"}
-        world |= {"task", "single_share"}
-        idle = self.given() & (pool if self.prompts is None else world)
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(idle))
+        pool_flags = {"images_per_prompt", "num_steps", "guidance", "sample_batch", "resolution", "adapter"}
+        pool_flags |= {"engine", "actors"}
+        world_flags = {"num_prompts", "num_held_out", "pictures", "generator_share", "criterion", "votes"}
+        world_flags |= {"shuffle_labels", "task", "single_share"}
+        unused = self.given() & (pool_flags if self.prompts is None else world_flags)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
         which = "without" if self.prompts is None else "with"
-        need(not flags, f"data build: {flags} has no part in a build {which} --prompts")
+        need(not flags, f"data build: {flags} cannot be used in a build {which} --prompts")
         if self.prompts is not None:
             self._build_pool(self.prompts)
             return
         clips = self.task != "t2i"
-        alone = clips and (self.generator == "none" or "generator" not in self.given())
+        renders_alone = clips and (self.generator == "none" or "generator" not in self.given())
         need(
-            not alone or "generator_share" not in self.given(),
+            not renders_alone or "generator_share" not in self.given(),
             f"data build: --task {self.task} is made of renders alone without --generator; leave --generator-share out",
         )
         need(clips or not self.single_share, "data build: --single-share is for clips; add --task t2v or i2v")
         need(0 <= self.single_share <= 1, f"data build: --single-share {self.single_share:g}: a share between 0 and 1")
-        other = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
-        need(self.criterion not in other, f"data build: --task {self.task} has no criterion {self.criterion}")
+        wrong = ("motion", "consistency", "first_frame") if not clips else ("style", "composition", "novelty", "each")
+        need(self.criterion not in wrong, f"data build: --task {self.task} has no criterion {self.criterion}")
         need(self.task == "i2v" or self.criterion != "first_frame", "data build: first_frame needs --task i2v")
         if clips:
-            self._build_clips(None if alone else self.generator)
+            self._build_clips(None if renders_alone else self.generator)
             return
         from rewarddance.jobs.data.build import build_embedded
 
@@ -259,7 +259,7 @@ class DataSplit(Flags):
     out: Path
     """Folder to write; with --folds it holds a folder for each fold."""
     by: SplitBy = "prompt"
-    """The key that records of one side share."""
+    """The key to split by: records with the same value are on the same side."""
     share: float = 0.1
     """Share of the records to hold out."""
     hold_out: tuple[str, ...] = ()
@@ -323,7 +323,7 @@ class DataSelect(Flags):
     criterion: str = "overall"
     """The criterion of the labels."""
     most_per_prompt: SomeCount = 4
-    """Pairs of one prompt at most, while other prompts are left."""
+    """Largest number of pairs of one prompt, as long as other prompts have pairs left."""
     seed: int = 0
 
     def run(self) -> None:

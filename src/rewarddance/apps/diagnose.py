@@ -30,7 +30,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "probe/disagreement": ("Disagreement of ranks", "Share of pairs that judge and gold standard order differently."),
     "probe/parts_std": ("Disagreement of the judges", "Of a set of judges: standard deviation of their margins."),
     "probe/parts_split": ("Judges with other signs", "Of a set of judges: share of pictures that they disagree about."),
-    "probe/sensitivity": ("Surface sensitivity", "Fall of the margin by a small step against its gradient."),
+    "probe/sensitivity": ("Surface sensitivity", "Fall of the margin after a small step against its gradient."),
     "probe/diversity": ("Diversity", "Distance between two samples of one prompt, root mean square of pixels."),
     "probe/drift_sharpness": ("Drift of sharpness", "In standard deviations of the start. Fine texture fools judges."),
     "probe/drift_colourfulness": ("Drift of colourfulness", "In standard deviations of the start."),
@@ -41,7 +41,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "zero_variance": ("Groups that taught nothing", "Share of the step's groups."),
     "clipped": ("Clipped ratios", "Share of policy-gradient terms without a gradient."),
 }
-"""Metric to title and reading, in the order of the page."""
+"""For each metric: its title and how to read it, in the order of the page."""
 
 
 def write_diagnosis(runs: Sequence[Path], page: Path) -> Path:
@@ -78,7 +78,7 @@ def diagnosis(runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by a short name: the folder's own, or its path where two folders have the same name."""
+    """Runs by a short name: the folder's name, or its path if two folders have the same name."""
     names = [run.resolve().name for run in runs]
     return {(n if names.count(n) == 1 else str(r)): r for n, r in zip(names, runs, strict=True)}
 

@@ -117,8 +117,8 @@ class Evaluate(Flags):
     """Take every n-th prompt."""
     seed: int = 0
     precision: Precision | None = None
-    """Precision of the models. `auto` (the default) is bf16 where the hardware has it, and fp32 for models of at most
-    100M parameters on a CPU. The result names the precision."""
+    """Precision of the models. `auto` (the default) is bf16 where the hardware has it, and fp32 on a CPU for models of
+    at most 100M parameters. The result names the precision."""
 
     def run(self) -> None:
         kind = self._kind()
@@ -126,7 +126,7 @@ class Evaluate(Flags):
         flags = ", ".join(str(self.run_folder) if f == "run_folder" else f"--{f.replace('_', '-')}" for f in extra)
         need(not extra, f"evaluate {kind}: takes no {flags}")
         figures = self._measure(kind)
-        show({k: v for k, v in figures.items() if k != "per_prompt"})  # the file has them; `compare` reads them
+        show({k: v for k, v in figures.items() if k != "per_prompt"})  # the file has `per_prompt`, for `compare`
 
     def _kind(self) -> str:
         from rewarddance.core.runs import RunFolder

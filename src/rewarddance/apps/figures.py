@@ -35,7 +35,7 @@ def framed(figure: go.Figure, y: str, x: str = "step", height: int = 300) -> str
 
 
 def curves(metrics: list[dict[str, Any]], names: dict[str, str], y: str, dashed: tuple[str, ...] = ()) -> str | None:
-    """A line figure of some metrics over steps, or None where none was logged.
+    """A line figure of some metrics over steps, or None if none was logged.
 
     Args:
         names: metric key to legend entry.
@@ -72,7 +72,7 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | Non
         rows: for every row, its values by series.
 
     Returns:
-        None where no row has values.
+        None if no row has values.
     """
     figure = go.Figure()
     series = list(dict.fromkeys(s for values in rows.values() for s, measured in values.items() if measured))
@@ -93,13 +93,13 @@ def dots(rows: Mapping[str, Mapping[str, Sequence[float]]], x: str) -> str | Non
 
 @dataclass(frozen=True)
 class Line:
-    """What `lines` draws of one name, over two quantities.
+    """What `lines` draws for one name, over two quantities.
 
     Attributes:
-        place: of its colour in `PALETTE`.
+        place: index of its colour in `PALETTE`.
         paths: thin lines of (first quantity, second quantity, value).
-        points: (first quantity, second quantity) of large points; values: their means with intervals, whose ends are
-            None where there is none; labels: shown beside the pointer.
+        points: (first quantity, second quantity) of large points; values: their means with intervals (`mean`, `ci_low`,
+            `ci_high`; the last two may be None); labels: shown beside the pointer.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Line:
 
 
 def lines(shown: Sequence[Line], axes: tuple[str, str], y: str) -> str | None:
-    """Two panels with one value over two quantities; None where there is nothing to draw."""
+    """Two panels with one value over two quantities; None if there is nothing to draw."""
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.04)
     for line in shown:
         colour = PALETTE[line.place % len(PALETTE)]

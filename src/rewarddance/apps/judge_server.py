@@ -31,7 +31,7 @@ from rewarddance.search.verifier import answers_alone
 
 
 def info_of(name: str, judge: AnyJudge) -> JudgeInfo:
-    """What the server says of its judge."""
+    """What the server says about its judge."""
     criteria = None
     if isinstance(judge, Judge):
         criteria = judge.spec.criteria or tuple(judge.spec.context.words.criteria)
@@ -52,7 +52,7 @@ def create_app(judge: RewardModel, info: JudgeInfo, key: str | None = None) -> F
     """The application.
 
     Args:
-        key: that requests must carry as a bearer token; None lets everybody ask.
+        key: requests must carry it as a bearer token. None: everybody may ask.
     """
     import torch
 

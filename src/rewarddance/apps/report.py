@@ -53,7 +53,8 @@ def _read(path: Path) -> Any:
 SMALL, LARGE = 128, 512
 """Sides in pixels: a picture of at most `SMALL` is magnified, a larger one becomes a JPEG of at most `LARGE`."""
 SHEET, SHEET_FRAMES = 1024, 16
-"""Largest side of a contact sheet in pixels, and most frames in it. A sheet replaces a clip that cannot play."""
+"""Largest side of a contact sheet in pixels, and its largest number of frames. A sheet replaces a clip that cannot
+play."""
 STRIP = (2048, 512)
 """Largest width and height of a sample grid in pixels."""
 
@@ -141,7 +142,7 @@ def _sheet(path: Path) -> str:
 
 
 MAX_GRIDS = 12
-"""Sample grids on a page at most, evenly spaced over the training."""
+"""Largest number of sample grids on a page. They are evenly spaced over the training."""
 
 
 def _strip(folder: Path) -> dict[str, Any] | None:
@@ -172,11 +173,14 @@ def _gold_name(config: dict[str, Any]) -> str | None:
 
 
 def _align_figures(run: Path, gold_name: str | None) -> list[dict[str, str]]:
-    metrics, algorithm = RunFolder(run).metrics(), RunFolder(run).read()["config"].get("algorithm", "refl")
+    metrics, config = RunFolder(run).metrics(), RunFolder(run).read()["config"]
     probe = {"probe/gold": gold_name or "", "probe/proxy": "judge's P(yes)", "probe/truth": "the task's own measure"}
     parts = {key: key.removeprefix("probe/part/") for m in metrics for key in m if key.startswith("probe/part/")}
     split = {"probe/parts_std": "standard deviation over the judges", "probe/parts_split": "share with both signs"}
-    unit, label = ("P(yes)", "P(yes) against the references") if algorithm == "refl" else ("margin", "mean margin")
+    unit, label = "margin", "mean margin"
+    if config.get("algorithm", "refl") == "refl":
+        alone = config.get("references", {}).get("kind") == "none"
+        unit, label = "P(yes)", "P(yes) of each sample alone" if alone else "P(yes) against the references"
     reward = {"reward": label, "reward_std": "its spread over the batch"}
     title = f"The judge and the gold standard ({gold_name}) on the probe" if gold_name else "The judge on the probe"
     gap = {"probe/gap": "gap, in standard deviations of the start"}
@@ -244,9 +248,13 @@ def _demo_page(folder: Path) -> str:
 def _study_page(folder: Path, name: str) -> str:
     study = _read(folder / name)
     title, tables, figures = study_content(study)
-    how = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
+    made_with = {k: study[k] for k in ("command", "config", "git", "hardware", "packages", "python") if k in study}
     return _render(
-        title=f"{title}: {folder.name}", tables=tables, figures=_figure_list(figures), figures_title="Figures", run=how
+        title=f"{title}: {folder.name}",
+        tables=tables,
+        figures=_figure_list(figures),
+        figures_title="Figures",
+        run=made_with,
     )
 
 

@@ -44,7 +44,7 @@ def study_content(study: Mapping[str, Any]) -> tuple[str, list[Table], Figures]:
         }
         drawn: Figures = [
             ("Fitted weights", intervals(shown, "weight, 95% interval over prompts")),
-            ("Agreement with people, less that of the weights as they are", intervals(changes, "difference")),
+            ("Agreement with people, minus that of the file's weights", intervals(changes, "difference")),
         ]
         return "Study of weights", weight_tables(study), drawn
     if "marks" in study:

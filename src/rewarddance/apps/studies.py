@@ -134,7 +134,7 @@ class StudySizes(Flags):
     folds: Annotated[int, Least(0)] = 0
     """Folds of a cross-validation of each size; 0 for none."""
     device: str = "auto"
-    """Of the pretraining; judges take CUDA where there is one."""
+    """Device of the pretraining; judges use CUDA if there is one."""
     workers: Annotated[int | None, Least(0)] = None
     """Processes that make lessons ahead; by default 0 on a CPU, and up to 14 beside a GPU."""
 
@@ -253,7 +253,7 @@ class StudyWeights(Flags):
     file: tyro.conf.Positional[Path]
     """A composite that is fitted (`rewarddance composite`)."""
     data: Path
-    """A data folder (its held-out prompts where it has some), or a Parquet file of it."""
+    """A data folder (its held-out prompts, if it has some), or a Parquet file of it."""
     out: Path
     """Folder of the study: study.json and table.md. `rewarddance report` makes its page."""
     goal: str = ""
@@ -261,9 +261,10 @@ class StudyWeights(Flags):
     constraints: str = ""
     """What the deployment forbids, in words."""
     criterion: str | None = None
-    """Criterion of the records to use. When not given all, or `overall` where the data has several criteria."""
+    """Criterion of the records to use. If not given: `overall` if it is one of several criteria, otherwise all
+    records."""
     most: Count = 1000
-    """Number of records to use at most, evenly spread."""
+    """Largest number of records to use, evenly spread."""
     seed: int = 0
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands that train: a recipe gives the configuration, flags override single leaves of it."""
+"""Commands that train: a recipe gives the configuration, flags override single keys of it."""
 
 from __future__ import annotations
 
@@ -198,11 +198,11 @@ class Build(Flags):
     shipped_batches: bool = False
     """With --size: small batches as for the shipped VLM, not large ones for a GPU."""
     device: str = "auto"
-    """`auto` is CUDA where there is one."""
+    """`auto` is CUDA if there is one."""
     workers: Annotated[int | None, Least(0)] = None
     """Processes that make batches ahead; by default 0 on a CPU, and up to 14 beside a GPU."""
     seed: int = 0
-    """With --size."""
+    """With --size: seed of the pretraining."""
 
     def run(self) -> None:
         from rewarddance.core.parallel import process_group

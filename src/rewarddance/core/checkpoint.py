@@ -35,7 +35,7 @@ from rewarddance.core.sharding import is_sharded, sharded_like
 _TENSORS, _SHARDS = "tensors.safetensors", "shards"
 
 Like = Callable[[str], Tensor | None]
-"""The parameter whose device and sharding a named tensor takes; None for none."""
+"""From a tensor's name to the parameter whose device and sharding the tensor takes, or to None."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `root/step_N` and remove all but the newest `keep` checkpoints. A collective.
 
-    The leader writes whole tensors; of sharded tensors every process writes its part.
+    The leader writes whole tensors. If any tensor is sharded, all processes write to `shards/`.
 
     Returns:
         The folder written.
@@ -140,10 +140,11 @@ def _read_shards(folder: Path, like: Like) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, entry in metadata.items():
         if isinstance(entry, TensorStorageMetadata):
-            model, dtype = like(name), entry.properties.dtype
-            tensors[name] = (
-                torch.empty(entry.size, dtype=dtype) if model is None else torch.empty_like(model.detach(), dtype=dtype)
-            )
+            parameter, dtype = like(name), entry.properties.dtype
+            if parameter is None:
+                tensors[name] = torch.empty(entry.size, dtype=dtype)
+            else:
+                tensors[name] = torch.empty_like(parameter.detach(), dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load(tensors, checkpoint_id=folder)
@@ -180,6 +181,6 @@ def load_optimizer(
             "the optimizer of this checkpoint trained other parameters; probably an earlier version wrote it. Start a "
             "new run from its weights"
         )
-    own = ("params", "fused", "foreach")
-    merged = [{**g, **{k: f[k] for k in own if k in f}} for g, f in zip(groups, fresh["param_groups"], strict=True)]
+    kept = ("params", "fused", "foreach")
+    merged = [{**g, **{k: f[k] for k in kept if k in f}} for g, f in zip(groups, fresh["param_groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})

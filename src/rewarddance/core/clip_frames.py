@@ -20,10 +20,10 @@ class SampledFrames:
     """Frames of one clip.
 
     Attributes:
-        indices: of the frames, ascending; a frame may stand there several times.
-        fps: of the clip.
+        indices: of the frames, ascending; a frame may occur several times.
+        fps: frames per second of the clip.
         rate: sampled frames per second.
-        even: the frames are 1 / `rate` seconds apart, and `rate` is the one of the rule. Their number then tells how
+        even: the frames are 1 / `rate` seconds apart, and `rate` is the `fps` of the rule. Their number then tells how
             long the clip is.
     """
 
@@ -39,7 +39,7 @@ class SampledFrames:
 
 
 class ClipFrames(Config):
-    """By time (`fps`), or by number (`num_frames`).
+    """The rule by which frames of a clip are chosen: by time (`fps`), or by number (`num_frames`).
 
     By time: the frames that a player shows at 0, 1/fps, 2/fps, ... seconds, up to the time of the last frame. A clip
     with fewer frames per second than that shows frames several times, and each is still computed once. The same clip
@@ -54,7 +54,7 @@ class ClipFrames(Config):
     num_frames: int | None = Field(None, ge=MIN_FRAMES)
     """Frames of a clip that are looked at, in place of `fps`."""
     max_frames: int = Field(32, ge=MIN_FRAMES)
-    """With `fps`: frames at most. Longer clips show this many, as by number."""
+    """With `fps`: largest number of frames. A clip that would show more shows this many, chosen by number."""
 
     @model_validator(mode="before")
     @classmethod

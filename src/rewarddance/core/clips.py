@@ -143,7 +143,8 @@ def even_rate(times: Sequence[float], resolution: float, origin: str, expected: 
 
     Args:
         times: seconds of every frame; resolution: of the time stamps, in seconds.
-        expected: the rate that the file names; it is taken where the time stamps agree with it to 1%.
+        expected: the rate that the file names. It is returned if the time stamps agree with it to 1%, or if there is
+            only one frame.
 
     Raises:
         InputError: the gaps between frames differ.
@@ -169,7 +170,7 @@ def moving_gif(source: str | Path | BinaryIO) -> bool:
         with open_image(source, ("GIF",)) as image:
             return bool(getattr(image, "is_animated", False))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False  # whoever opens it as a picture says what is wrong
+        return False  # a later attempt to open it as a picture reports what is wrong
 
 
 def read_gif(image: PilImage, origin: str) -> tuple[NDArray[np.uint8], float]:
@@ -216,10 +217,10 @@ def write_clip(pixels: NDArray[np.uint8], fps: float, path: Path, lossless: bool
 
     Args:
         pixels: uint8 (F, H, W, 3).
-        lossless: keep every value; not every player shows such files. A GIF never is.
+        lossless: keep every value; not every player shows such files. Refused for GIF.
 
     Raises:
-        InputError: PyAV is missing, another ending, or a rate that the format cannot hold.
+        InputError: PyAV is missing, the ending is not in `SUFFIXES`, or the format cannot hold the rate.
     """
     content = encode_clip(pixels, fps, path, lossless)
     partial = path.with_name(f".{path.name}.partial")
@@ -250,7 +251,7 @@ class Codec:
 
     Attributes:
         container: format of the file; flags: options of the container.
-        name, pixels, options: of the encoder, its pixel format and its options.
+        name: of the encoder; pixels: its pixel format; options: of the encoder.
         bt709: convert to BT.709 in limited range, and say so in the file.
     """
 
@@ -309,7 +310,7 @@ _BT709, _LIMITED_RANGE = 1, 1
 
 
 def _converted(av: ModuleType, frames: Iterable[NDArray[np.uint8]], stream: Any, codec: Codec) -> Iterator[Any]:
-    """Frames for the encoder: with a palette for GIF, as BT.709 where the codec has it, otherwise as RGB."""
+    """Frames for the encoder: with a palette for GIF, as BT.709 if `codec.bt709`, otherwise as RGB."""
     rgb: Iterator[Any] = (av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24") for x in frames)
     if codec.container == "gif":
         return _paletted(av, rgb, stream)
@@ -324,14 +325,14 @@ def _converted(av: ModuleType, frames: Iterable[NDArray[np.uint8]], stream: Any,
 def _paletted(av: ModuleType, frames: Iterator[Any], stream: Any) -> Iterator[Any]:
     """Frames with one palette of 256 colours that is made from all of them."""
     graph = av.filter.Graph()
-    whole = graph.add_buffer(template=None, width=stream.width, height=stream.height, format="rgb24", time_base=1)
-    split, made, used = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=none")
+    source = graph.add_buffer(template=None, width=stream.width, height=stream.height, format="rgb24", time_base=1)
+    split, palette, paint = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=none")
     sink = graph.add("buffersink")
-    whole.link_to(split)
-    split.link_to(used, 0, 0)
-    split.link_to(made, 1, 0)
-    made.link_to(used, 0, 1)
-    used.link_to(sink)
+    source.link_to(split)
+    split.link_to(paint, 0, 0)
+    split.link_to(palette, 1, 0)
+    palette.link_to(paint, 0, 1)
+    paint.link_to(sink)
     graph.configure()
     for k, frame in enumerate(frames):
         frame.pts, frame.time_base = k, Fraction(1)

@@ -18,7 +18,7 @@ SWITCH = "REWARDDANCE_NATIVE_BF16"
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` takes CUDA where there is one.
+    """`auto` takes CUDA if there is one, otherwise the CPU.
 
     Raises:
         ConfigError: CUDA is asked for and absent.
@@ -67,7 +67,7 @@ def num_parameters(*modules: nn.Module | None) -> int:
 
 def autocast(device: torch.device | str, computed: Computed) -> torch.autocast:
     """A context that computes in bf16 (autocast) or in fp32, inside any other context."""
-    # No weight cache: older torch reuses casts that were made under no_grad in the gradient step, which then has no
-    # graph.
+    # No weight cache: in older torch the gradient step would reuse casts that were made under no_grad. It would then
+    # have no graph.
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=computed == "bf16", cache_enabled=False)

@@ -69,7 +69,7 @@ def trainable(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then constant, cosine to a tenth, or constant with a linear decay over the last fifth."""
+    """Linear warm-up, then constant, cosine to a tenth, or constant with a linear decay over the last fifth (to 2%)."""
     factor = min(1.0, (step + 1) / max(1, config.warmup_steps))
     passed = min(1.0, step / max(1, num_steps))
     if config.schedule == "cosine":
@@ -227,7 +227,7 @@ class Loop:
         return True
 
     def _parameter_of(self, name: str) -> Tensor | None:
-        """The parameter that a tensor of the checkpoint has the shape of; None for other tensors."""
+        """The parameter whose shape a tensor of the checkpoint has; None for other tensors."""
         section, _, key = name.partition("/")
         if section in ("model", "ema"):
             return self.parameters[key]
@@ -371,7 +371,7 @@ class Loop:
 
 
 def _state_of_this_rank(states: Tensor) -> Tensor:
-    """This process's random state out of (world size, S). With another world size than when saved, a neighbour's.
+    """This process's random state out of (W, S), saved by W processes. With more than W processes some share a state.
 
     The clone is needed: PyTorch 2.13's set_rng_state reads from the start of the storage and ignores a view's offset.
     """

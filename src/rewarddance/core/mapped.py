@@ -1,4 +1,4 @@
-"""Pixels in files that are mapped into memory: banks of clips, of which a step needs a few."""
+"""Pixels in files that are mapped into memory: banks of clips. A step reads only a few of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def map_bytes(path: Path, shape: Sequence[int], new: bool = False) -> Tensor:
     """A uint8 tensor whose memory is a file. Writing into it writes the file.
 
     Args:
-        new: make the file, with zeros.
+        new: make the file anew, filled with zeros.
 
     Raises:
         RunError: the file is missing or has another size, or the disk has no room for it.

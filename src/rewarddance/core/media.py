@@ -75,7 +75,7 @@ def _digest(frames: Tensor, more: str) -> str:
 
 
 def _few(frames: Tensor) -> tuple[Any, ...]:
-    """Shape, dtype and at least 16 pixels (fewer if the picture has fewer)."""
+    """Shape, dtype and at least 16 of the pixels' values (fewer if there are fewer)."""
     content = frames.detach().flatten()
     return (tuple(frames.shape), str(frames.dtype), *content[:: max(1, len(content) // 16)].tolist())
 
@@ -265,7 +265,7 @@ class Media:
             lossless: for clips, keep every value; not every player shows such files.
 
         Raises:
-            InputError: another ending, a clip without `fps`, or the extra is missing.
+            InputError: the ending names no such format, a clip has no `fps`, or the extra is missing.
         """
         target = Path(path)
         if target.suffix.lower() == ".png" and self.num_frames == 1:
@@ -282,7 +282,7 @@ class Media:
         return contact_sheet(self.to_bytes().permute(0, 2, 3, 1).numpy(), columns)
 
     def to_bytes(self) -> Tensor:
-        """uint8 (F, 3, H, W) in main memory, a quarter of the size."""
+        """uint8 (F, 3, H, W) in main memory: a quarter of the bytes of fp32."""
         return (self.frames.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
 
     @classmethod

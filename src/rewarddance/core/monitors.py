@@ -30,7 +30,7 @@ def comparable(probes: Sequence[ProbeResult]) -> list[ProbeResult]:
 
 @dataclass
 class HackingMonitor:
-    """Compares every probe with the first one and with the best one so far, on prompts that were answered in all.
+    """Compares every probe with the first one and the best one so far, on prompts that were answered in all probes.
 
     The gap is the rise of the proxy minus the rise of the gold standard since the first probe, each divided by its
     standard deviation at the first probe. The verdict is the kind of the `alarm`, or `none`.
@@ -127,7 +127,7 @@ class AlarmRule:
     The second is in standard errors of the paired differences of the prompts: `errors + sqrt(2 ln n)` after n probes.
     The best of n noisy probes is too high by chance, and `sqrt(2 ln n)` is the usual bound on the expected maximum of n
     standard normal values. If two falls in a row reach `errors_twice` standard errors, the second limit counts as
-    reached. How often the rule gives an alarm if the gold standard does not change stands in docs/results/hacking.md.
+    reached. docs/results/hacking.md says how often the rule gives an alarm if the gold standard does not change.
     """
 
     fall: float = 0.06
@@ -188,12 +188,12 @@ def _mean_and_error(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass
 class StuckLoss:
-    """Notices a loss that stays at the loss of margins of 0, a coin's loss (ln 2 = 0.693 for cross-entropy).
+    """Notices a loss that stays at the coin's loss: the loss if all margins are 0 (ln 2 = 0.693 for cross-entropy).
 
     Attributes:
-        after: step at which to decide; window: losses that are averaged; tolerance: distance from the coin's loss up
-            to which a mean loss counts as stuck.
-        recent: the last losses minus the coin's.
+        after: step at which to decide; window: number of losses that are averaged; tolerance: a mean loss that is at
+            most this far from the coin's loss counts as stuck.
+        recent: the last losses minus the coin's loss.
     """
 
     after: int = 200
@@ -208,6 +208,7 @@ class StuckLoss:
         if step != self.after or len(self.recent) < self.window or abs(mean) > self.tolerance:
             return None
         return (
-            f"after {step} steps the loss is still {coin + mean:.3f}, that of a coin: labels at random, a learning "
-            "rate too small or too large, frozen weights, or pictures that look alike after preprocessing"
+            f"after {step} steps the loss is still {coin + mean:.3f}, that of a coin. Possible causes: random labels, "
+            "a learning rate that is too small or too large, frozen weights, or pictures that look alike after "
+            "preprocessing"
         )

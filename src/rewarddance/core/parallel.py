@@ -26,7 +26,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _patient_group: dist.ProcessGroup | None = None
-"""Group with the long timeout; None where there is a single process."""
+"""Group with the long timeout; None if there is a single process."""
 
 
 def rank() -> int:
@@ -70,7 +70,7 @@ def barrier() -> None:
 
 
 def long_barrier() -> None:
-    """As `barrier`, for the one place where the others wait for hours: the leader builds data."""
+    """As `barrier`, with `LONG_TIMEOUT`: the other processes may wait for hours while the leader builds data."""
     if world_size() > 1:
         dist.barrier(group=_patient_group)
 
@@ -121,12 +121,12 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum every gradient over processes, in buckets of `BUCKET_SIZE` elements. A missing gradient counts as zero."""
     if world_size() == 1:
         return
-    chosen = list(parameters)
-    for p in chosen:
+    trained = list(parameters)
+    for p in trained:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     bucket: list[Tensor] = []
-    for p in chosen:
+    for p in trained:
         assert p.grad is not None
         if bucket and sum(g.numel() for g in bucket) + p.grad.numel() > BUCKET_SIZE:
             _all_reduce_bucket(bucket)

@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    """Names of the GPUs, where torch is loaded and sees any."""
+    """Names of the GPUs, if torch is loaded and sees any."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}
@@ -53,7 +53,7 @@ def _gpus() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The commit of this package's own repository; None where there is no such repository, or no git."""
+    """The commit of this package's own repository; None if there is no such repository, or no git."""
     command = ["git", "rev-parse", "--show-prefix", "HEAD"]
     try:
         out = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
@@ -72,7 +72,8 @@ def _cpu_name() -> str:
 
 
 _CHANGEABLE = frozenset({"shard", "micro_batch", "device", "workers", "loop.max_seconds", "loop.trackers", "optim.lr"})
-"""Keys that may change when a run is resumed: those that depend on the machine, and a rate that diverged."""
+"""Keys that may change when a run is resumed: those that depend on the machine, and the learning rate, because a run
+with too high a rate diverges."""
 
 
 class RunFolder:
@@ -118,7 +119,7 @@ class RunFolder:
             write_json(target, {**old, **(facts or {}), "config": values, "before": before})
 
     def must_be(self, kind: str, config: Config) -> None:
-        """Check that a finished run was made with this configuration, but for keys that depend on the machine.
+        """Check that a finished run was made with this configuration, except for keys that depend on the machine.
 
         Raises:
             RunError: it was made with another configuration.
@@ -206,7 +207,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it. Where that fails, the file that was there stays."""
+    """Write a file beside its place and rename it. If that fails, the file that was there stays."""
     beside = path.with_name(f".{path.name}.partial")
     try:
         beside.write_text(text)

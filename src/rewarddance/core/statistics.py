@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with a 95% bootstrap interval (percentile)."""
+    """A value with its 95% interval. The functions below say how each interval is made."""
 
     mean: float
     ci_low: float
@@ -31,7 +31,7 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `inconclusive` where the interval contains 0."""
+        """`better`, `worse`, or `inconclusive` if the interval contains 0."""
         if self.ci_low > 0:
             return "better"
         return "worse" if self.ci_high < 0 else "inconclusive"
@@ -51,7 +51,8 @@ def _checked(values: ArrayLike) -> Array:
 
 
 def bootstrap(values: ArrayLike, *, num: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `values`. The first axis holds independent units, such as prompts; a unit's other axes are averaged.
+    """Mean of `values` with its percentile interval. The first axis holds independent units, such as prompts; a unit's
+    other axes are averaged.
 
     Raises:
         ValueError: no values, or NaN among them.
@@ -73,7 +74,7 @@ def bootstrap_statistic(
     """A statistic that is not a mean, such as a rank correlation. `Interval.mean` is its value on all units.
 
     Args:
-        statistic: takes indices of units, in which units may come several times.
+        statistic: takes indices of units; an index may occur several times.
     """
     rows = stream(seed, "bootstrap-statistic").integers(num_units, size=(num, num_units))
     low, high = np.percentile([statistic(r) for r in rows], [2.5, 97.5])
@@ -121,13 +122,13 @@ def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha:
 
     The test is two-sided with n - 1 degrees of freedom. Its power at a mean d is the probability that
     |Z + d sqrt(n) / s| > t sqrt(V / (n - 1)), for a normal Z and a chi-square V. The spread s is estimated from the
-    same few differences, so the result is rough where they are few.
+    same differences, so the result is rough if they are few.
 
     Args:
         differences: one for each pair of runs, such as the runs of two arms with one seed.
 
     Returns:
-        None for fewer than two differences; 0 where they are all equal.
+        None for fewer than two differences; 0 if they are all equal.
     """
     x: Array = np.asarray(differences, np.float64)
     if len(x) < 2:
@@ -136,15 +137,15 @@ def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha:
     if error == 0:
         return 0.0
     freedom = len(x) - 1
-    most = float(student.ppf(1 - alpha / 2, freedom))
+    critical = float(student.ppf(1 - alpha / 2, freedom))
     quantiles = (np.arange(10_000) + 0.5) / 10_000  # midpoints: the mean over them is the integral over V
     # this is the noncentral t distribution; SciPy's `nct` gives NaN far in a tail
-    bounds = most * np.sqrt(chi2.ppf(quantiles, freedom) / freedom)
+    bounds = critical * np.sqrt(chi2.ppf(quantiles, freedom) / freedom)
 
     def lacking(shift: float) -> float:
         return float((norm.sf(bounds - shift) + norm.cdf(-bounds - shift)).mean()) - power
 
-    upper = most
+    upper = critical
     while lacking(upper) < 0:
         upper *= 2
     return error * float(brentq(lacking, 0.0, upper, xtol=1e-6))

@@ -1,7 +1,7 @@
 """The task port: the source of prompts, held-out prompts, the gold standard and supervised batches.
 
 The embedded world is one task (`world/task.py`), a user's file of prompts is another (`data/prompt_task.py`). Jobs find
-a task by its name and know nothing else of it.
+a task by its name and know nothing else about it.
 """
 
 from __future__ import annotations
@@ -102,12 +102,12 @@ class Task(Protocol):
 
     @property
     def criteria(self) -> Criteria | None:
-        """The parts of `gold`, with `gold` itself as `overall`; None where it has none. Tasks of clips have parts."""
+        """The parts of `gold`, with `gold` itself as `overall`; None if it has none. Tasks of clips have parts."""
         ...
 
     @property
     def rate(self) -> Rate | None:
-        """Simulated raters, where the task has any."""
+        """Simulated raters; None if the task has none."""
         ...
 
     def prompts(self, num_train: int, num_probe: int, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
@@ -156,7 +156,7 @@ class Task(Protocol):
         ...
 
     def check(self, drawn: Drawn) -> None:
-        """Raises `ConfigError` where a generator that draws this cannot do the task."""
+        """Raises `ConfigError` if a generator that draws this cannot do the task."""
         ...
 
     def build_preferences(self, folder: Path, seed: int) -> None:

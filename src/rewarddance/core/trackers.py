@@ -27,7 +27,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
-    """Raises `ConfigError` where the package of a tracker is not installed."""
+    """Raises `ConfigError` if the package of a tracker is not installed."""
     for name in names:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # a folder of this name has no origin

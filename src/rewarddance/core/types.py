@@ -26,7 +26,7 @@ class Comparison:
     Attributes:
         reference: None asks the pointwise question ("is this a good picture for the prompt?").
         criterion: what "better" means; a key of the judge's criteria. None: what the judge was trained for.
-        label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None where unknown.
+        label: probability that the candidate is better (1 yes, 0 no, 0.5 tie), None if unknown.
         rationale: reasons in words, where known; they call the two pictures candidate and reference.
         condition: the picture that both samples were generated from (image-to-video, editing), None without one.
     """
@@ -43,7 +43,7 @@ class Comparison:
     def of(
         cls, request: Request, candidate: Media, reference: Media | None = None, criterion: str | None = None
     ) -> Comparison:
-        """About a sample of a generator's request, with the request's picture as `condition`."""
+        """A comparison about a sample of a generator's request, with the request's picture as `condition`."""
         return cls(text_of(request), candidate, reference, criterion, condition=picture_of(request))
 
     def swapped(self) -> Comparison:
@@ -82,7 +82,7 @@ class Verdict:
         disagreement: |m(x, ref) + m(ref, x)| / 2 where both orders were asked, otherwise None.
         refused: the reason of every item that was not answered, by index.
         parts: named components of a composite reward.
-        swapped_margin: margin of the swapped comparison, where that is not -margin (conservative ensembles), else None.
+        swapped_margin: margin of the swapped comparison, if that is not -margin (conservative ensembles), else None.
     """
 
     logp_yes: Tensor
@@ -214,8 +214,8 @@ def judge_answerable(
     """The verdict on all comparisons: those with a problem are refused, and so are answers that are not finite.
 
     Args:
-        problem: why a comparison cannot be asked; None where it can.
-        answer: the verdict on comparisons without a problem; called once, or not at all where there are none.
+        problem: why a comparison cannot be asked; None if it can.
+        answer: the verdict on comparisons without a problem; called once, or not at all if there are none.
     """
     reasons = {i: why for i, c in enumerate(comparisons) if (why := problem(c)) is not None}
     rows = [i for i in range(len(comparisons)) if i not in reasons]

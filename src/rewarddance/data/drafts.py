@@ -55,7 +55,7 @@ def first_of(row: Mapping[str, Any], *keys: str) -> Any:
 
 
 def optional(row: Mapping[str, Any], *keys: str) -> str | None:
-    """A value as text, None where it is missing or empty."""
+    """A value as text, None if it is missing or empty."""
     value = first_of(row, *keys)
     return None if value is None or str(value).strip() == "" else str(value).strip()
 
@@ -64,7 +64,7 @@ def number(value: Any, name: str) -> float:
     """A finite number.
 
     Raises:
-        InputError: not one.
+        InputError: the value is not a finite number.
     """
     try:
         result = float(value)
@@ -85,10 +85,10 @@ def medium(value: Any, name: str, kind: MediaKind | None = None, **facts: Any) -
     """A picture or clip from a path, the bytes of a file, or the struct of both that `datasets` writes.
 
     Args:
-        kind: picture or clip; the ending of the path tells it where it is not given.
+        kind: picture or clip. If None, the ending of the path decides.
 
     Raises:
-        InputError: none of these.
+        InputError: the value is none of these.
     """
     path, data = value, None
     if isinstance(value, bytes):
@@ -108,7 +108,7 @@ def list_of(row: Mapping[str, Any], key: str, least: int = 1) -> list[Any]:
     """A list with at least `least` entries.
 
     Raises:
-        InputError: it is none.
+        InputError: the value is not such a list.
     """
     value = row.get(key)
     if not isinstance(value, list) or len(value) < least:

@@ -95,11 +95,11 @@ assert set(WRITERS) == set(FORMATS)
 def export(
     split: Path, format: Format, out: Path, criterion: str | None = None, media: str = "media"
 ) -> dict[str, Any]:
-    """Write the records of a split to `out`, and their pictures to `out/media` where the format names paths.
+    """Write the records of a split to `out`, and their pictures to `out/media` if the format names paths.
 
     Args:
-        criterion: what is exported to a format without criteria: `overall`, or the first criterion of a record, where
-            not given.
+        criterion: the criterion to export to a format without criteria. None: `overall`, or else the first criterion of
+            each record.
 
     Returns:
         The file's name, and counts of written records, rows and records left out with reasons.

@@ -1,4 +1,4 @@
-"""Readers of public sets of pictures, one function a format: a row as its file has it -> `Draft`."""
+"""Readers of public sets of pictures. Each function reads a row of one format and returns a `Draft`."""
 
 from __future__ import annotations
 
@@ -217,10 +217,10 @@ def mmrb2(row: Mapping[str, Any], place: int) -> Draft:
         response = row.get(side)
         content = response.get("response_content") if isinstance(response, dict) else response
         model = response.get("model") if isinstance(response, dict) else None
-        own = [v for kind, v in _parts(content) if kind in ("image", "video")]
-        if len(own) != 1:
+        samples = [v for kind, v in _parts(content) if kind in ("image", "video")]
+        if len(samples) != 1:
             raise Skipped("a response is not one picture")
-        media.append(medium(own[0], side, model=model))
+        media.append(medium(samples[0], side, model=model))
     chosen = text(row, "chosen").upper()
     if chosen not in ("A", "B"):
         raise InputError(f"chosen {chosen!r}: needs A or B")

@@ -84,9 +84,9 @@ class _Pictures:
     def _encoded(self, row: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._starts, row) - 1
         if group not in self._groups:
-            file, own = self._places[group]
+            file, group_of_file = self._places[group]
             names = [n for n in FILES if n in file.schema_arrow.names]
-            self._groups[group] = file.read_row_group(own, columns=names)
+            self._groups[group] = file.read_row_group(group_of_file, columns=names)
             if len(self._groups) > KEEP_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
@@ -111,8 +111,8 @@ class RecordTable(Sequence[PreferenceRecord]):
         """Open a split of any size: one file, or its shards. Rows that nobody has judged yet are left out.
 
         Raises:
-            InputError: missing, not Parquet, without the columns of a record, of a newer version, or with records that
-                are not pictures.
+            InputError: missing, not Parquet, without the columns of a record, of a newer version, or with candidates
+                whose files it does not hold.
         """
         files = _open(path)
         starts = itertools.accumulate((file.metadata.num_rows for file in files), initial=0)
@@ -272,8 +272,9 @@ def _open(path: Path) -> list[pq.ParquetFile]:
 
 
 def _light(file: pq.ParquetFile, path: Path, start: int) -> pa.Table:
-    """All columns that training needs except the pictures: a row for each record and criterion, with its `row` in the
-    split, whose first row in this file is `start`.
+    """All columns that training needs except the pictures. It has a row for each record and criterion.
+
+    The column `row` is the record's row in the split; the first row of this file is row `start` of the split.
 
     Files of version 1 have the criterion, choices and ratings as columns; version 2 lists them by criterion.
     """
@@ -286,15 +287,15 @@ def _light(file: pq.ParquetFile, path: Path, start: int) -> pa.Table:
     _check_rows(light, path, _stored_clips(file))
     listed = light.column("preferences").combine_chunks()
     parents = pc.list_parent_indices(listed)
-    each = pc.list_flatten(listed)
+    preferences = pc.list_flatten(listed)
     light = light.append_column("row", rows).drop_columns(["preferences", "version"]).take(parents)
     for name in ("criterion", "choices", "ratings"):
-        light = light.append_column(name, pc.struct_field(each, name))
+        light = light.append_column(name, pc.struct_field(preferences, name))
     return light
 
 
 def _stored_clips(file: pq.ParquetFile) -> NDArray[np.int64]:
-    """Number of clips that each row holds the files of. Only their names are read."""
+    """Number of clips whose files each row holds. Only their names are read."""
     if "clips" not in file.schema_arrow.names:
         return np.zeros(file.metadata.num_rows, np.int64)
     names = file.read(columns=["clips.list.element.path"]).column("clips")

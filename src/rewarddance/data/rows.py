@@ -152,7 +152,7 @@ def _shown(row: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _pair_votes(row: Mapping[str, Any]) -> tuple[Vote, ...]:
-    """Votes of a pair, from `probability`, the counts or `label`, in this order; no votes where none is given.
+    """Votes of a pair, from `probability`, the counts or `label`, in this order; no votes if none is given.
 
     Raises:
         InputError: two of them prefer different pictures.

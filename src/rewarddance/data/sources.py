@@ -35,8 +35,8 @@ class SourcePicture:
 
     Attributes:
         name: its file, for messages.
-        caption, style: "" where the set gives none.
-        content: where its bytes are; None where the set only links to it.
+        caption, style: "" if the set gives none.
+        content: its bytes, or the path of its file; None if the set only links to it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class SourcePicture:
         """The picture.
 
         Raises:
-            InputError: no picture, or a link.
+            InputError: the set only links to it, or its bytes are not a picture.
         """
         if self.content is None:
             raise InputError(f"{self.name}: the set links to its pictures and does not hold them; download them first")
@@ -97,7 +97,7 @@ def _folder(source: Path) -> Iterator[SourcePicture]:
 
 
 def title_of(stem: str) -> str:
-    """A caption from the name of a WikiArt file, `artist_title`; "" where the name is not of this kind.
+    """A caption from the name of a WikiArt file, `artist_title`; "" if the name is not of this kind.
 
     >>> title_of("vincent-van-gogh_the-starry-night-1889")
     'the starry night, by vincent van gogh'
@@ -112,7 +112,7 @@ def _style_of(folder: str) -> str:
 
 
 def _tar(source: Path) -> Iterator[SourcePicture]:
-    """Files of one key follow one another, as webdataset wants it."""
+    """The pictures of a webdataset tar, in which the files of one key follow one another."""
     key, held = "", dict[str, bytes]()
     try:
         with tarfile.open(source, "r|*") as tar:

@@ -78,7 +78,7 @@ class Judged:
                 self._count(vote)
 
     def _who(self, vote: Vote) -> str:
-        """The annotator; each vote of nobody gets a name of its own."""
+        """The annotator's name. A vote without an annotator gets a name of its own."""
         self._anonymous += vote.annotator is None
         if not vote.annotator:
             return f"\x00{self._anonymous}"
@@ -125,7 +125,8 @@ def summary(judged: Judged) -> dict[str, Any]:
         "first_preferred": share(judged.labels["first"], decided),
         "shown_first_preferred": share(sides["left"], sides["left"] + sides["right"]),
         "agreement_on_choices": {
-            c: asdict(krippendorff([list(v.values()) for v in own.values()])) for c, own in sorted(judged.pairs.items())
+            c: asdict(krippendorff([list(v.values()) for v in pairs.values()]))
+            for c, pairs in sorted(judged.pairs.items())
         },
         "agreement_on_ratings": {
             c: asdict(krippendorff([list(v.values()) for v in media.values()], "interval"))
@@ -151,11 +152,11 @@ def _people(judged: Judged, units: list[dict[str, float]]) -> dict[str, Any]:
     listed = sorted(judged.people, key=lambda name: -judged.people[name].votes)[:MAX_ANNOTATORS]
     table: dict[str, Any] = {}
     for name in listed:
-        own = judged.people[name]
+        person = judged.people[name]
         table[name] = {
-            "votes": own.votes,
-            "ties": own.ties,
-            "median_seconds": median(own.seconds) if own.seconds else None,
+            "votes": person.votes,
+            "ties": person.ties,
+            "median_seconds": median(person.seconds) if person.seconds else None,
             "agrees_with_others": share(*agreements[name]),
         }
     return table
@@ -175,16 +176,16 @@ class Looked:
     def add(self, record: VotedRecord, keys: dict[str, str]) -> None:
         self.prompts[normalised(record.prompt)].append(self.num)
         self.exact.add(key_of(record.prompt))
-        own = []
+        candidate_keys = []
         for ref in record.candidates:
             if ref.sha256 is None:
                 continue
             key = keys.get(ref.sha256) or _pixels(ref)
             keys[ref.sha256] = key
-            own.append(key)
+            candidate_keys.append(key)
             self.pixels[key].append(self.num)
             self.files[key].add(ref.sha256)
-        self.twins += len(set(own)) < len(own)
+        self.twins += len(set(candidate_keys)) < len(candidate_keys)
         self.num += 1
 
     def as_dict(self) -> dict[str, Any]:

@@ -91,14 +91,16 @@ def _sides(fields: Mapping[str, Any]) -> tuple[str, str]:
         if all(fields.get(name) for name in pair):
             return pair
     endings = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", *VIDEO_ENDINGS)
-    looks = [k for k, v in fields.items() if isinstance(v, str) and v.lower().split("?")[0].endswith(endings)]
-    if len(looks) != 2:
+    files = [k for k, v in fields.items() if isinstance(v, str) and v.lower().split("?")[0].endswith(endings)]
+    if len(files) != 2:
         raise InputError(f"cannot tell the two candidates among the fields {', '.join(map(repr, fields))}")
-    return looks[0], looks[1]
+    return files[0], files[1]
 
 
 def _stored(value: Any) -> Any:
-    """The path of a file that Label Studio serves: `/data/local-files/?d=PATH` and `/data/upload/...`."""
+    """A path that Label Studio serves, relative to the media root: PATH of `/data/local-files/?d=PATH`; other paths
+    lose their first slash.
+    """
     if not isinstance(value, str):
         return value
     return value.split("?d=", 1)[1] if value.startswith("/data/local-files/") else value.lstrip("/")
@@ -256,7 +258,7 @@ def _answered(question: str, response: Mapping[str, Any], names: Sequence[str]) 
 def fastchat(row: Mapping[str, Any], place: int) -> Draft:
     """A line of FastChat's log: `tstamp, type, models, states, ip`. Lines that are no votes are skipped.
 
-    The file holds no pictures, so the record compares two systems. An address becomes a short hash of itself.
+    The file holds no pictures, so the record compares two systems. An IP address becomes a short hash.
     """
     kind = text(row, "type")
     if not kind.endswith("vote") or kind in ("upvote", "downvote"):
@@ -279,7 +281,7 @@ def fastchat(row: Mapping[str, Any], place: int) -> Draft:
 
 
 def _asked(states: Sequence[Mapping[str, Any]]) -> str:
-    """The first message of a chat; "" where the log does not hold it."""
+    """The first message of a chat; "" if the log does not hold it."""
     for state in states:
         for message in state.get("messages") or ():
             content = message[1] if isinstance(message, list) and len(message) > 1 else None

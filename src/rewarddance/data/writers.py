@@ -1,4 +1,4 @@
-"""Writers of public formats, one function a format: a record -> rows as that format has them.
+"""Writers of public formats. Each function returns the rows of a record in one format.
 
 Those of annotation tools are in `tool_writers`. Every writer is the inverse of the reader of its name, for what the
 format can hold. A record that it cannot hold raises `Unfit` with the reason; `data export` counts these. `Put` stores a
@@ -153,8 +153,8 @@ def imagerewarddb(record: VotedRecord, put: Put) -> Rows:
     rated: dict[str, dict[int, float]] = {}
     for vote in record.votes:
         if vote.kind == "rating" and vote.criterion in DB_RATINGS:
-            own = vote.values if vote.scale == (1, 7) else tuple(1 + (v - 1) * 6 / 4 for v in scaled(vote))
-            rated.setdefault(DB_RATINGS[vote.criterion], {}).update(zip(vote.media, own, strict=True))
+            values = vote.values if vote.scale == (1, 7) else tuple(1 + (v - 1) * 6 / 4 for v in scaled(vote))
+            rated.setdefault(DB_RATINGS[vote.criterion], {}).update(zip(vote.media, values, strict=True))
     if full is None and not rated:
         raise Unfit("neither a ranking nor ratings")
     common = {"prompt_id": record.record_id, "prompt": record.prompt, "image_amount_in_total": num}
@@ -186,7 +186,7 @@ def hpdv2(record: VotedRecord, put: Put) -> Rows:
 
 
 def hpdv3(record: VotedRecord, put: Put) -> Rows:
-    """A pair, the preferred picture first, with the number of votes where there are several."""
+    """A pair, the preferred picture first, with the number of votes if there are several."""
     a, b = pair_of(record)
     votes = pair_votes(record)
     won = sum(v.weight * v.values[0] for v in votes)
@@ -265,9 +265,9 @@ def videogen(record: VotedRecord, put: Put) -> Rows:
     made = {c: choices([v for v in record.votes if v.criterion == c]) for c in VIDEOGEN}
     if not any(made.values()):
         raise Unfit(f"no choice by {', '.join(VIDEOGEN)}")
-    for criterion, own in made.items():
-        if own:
-            label = own[0].label if own[0].first == 0 else 1 - own[0].label
+    for criterion, chosen in made.items():
+        if chosen:
+            label = chosen[0].label if chosen[0].first == 0 else 1 - chosen[0].label
             row[VIDEOGEN[criterion]] = "same" if label == 0.5 else "A" if label > 0.5 else "B"
     return [row]
 

@@ -1,7 +1,8 @@
 """Statistics of blinded comparisons between systems. Pure functions on votes; no torch, no files.
 
-Votes on one prompt share pictures, and votes of one person share a taste. So intervals resample prompts, or prompts and
-people together, and the sign test counts each prompt once.
+Votes on one prompt share pictures, and votes of one person share a taste. So every figure has its uncertainty twice
+(`clusters.py`): by prompt, which says how far other prompts would move it with the same people; and by prompt and
+person (`two_way`), which says how far other people would move it too.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.statistics import bradley_terry, wilson
+from rewarddance.core.statistics import bradley_terry
 from rewarddance.core.streams import stream
+from rewarddance.evaluate.clusters import (
+    cluster_interval,
+    clustered_sign_test,
+    clustered_wilson,
+    fewest,
+    percentiles,
+    resampled,
+)
 
 Array = NDArray[np.float64]
-DRAWS = 2000
-"""Bootstrap draws of an interval."""
-MIN_CLUSTERS = 10
-"""Clusters of each kind that a bootstrap interval needs; with fewer it is far too narrow."""
 ICC = 0.2
 """Correlation of two votes on one prompt that `needed` and `visible` expect."""
 
@@ -35,7 +40,7 @@ class Ballot:
     """One vote between two systems.
 
     Attributes:
-        value: 1 where `first` is better, 0 where `second` is, 0.5 for a tie.
+        value: 1 if `first` is better, 0 if `second` is, 0.5 for a tie.
         order: the order of the votes in time; any growing number.
     """
 
@@ -57,59 +62,16 @@ def between(ballots: Sequence[Ballot], a: str, b: str) -> list[Ballot]:
     return [v for v in ballots if {v.first, v.second} == {a, b}]
 
 
-def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
-    """95% bootstrap interval of a mean. It resamples whole clusters.
-
-    With two ways of clustering (prompts and people) both are drawn independently, and a vote's weight is the product of
-    their counts (the pigeonhole bootstrap of Owen, 2007, which errs on the wide side). If all draws have the same mean,
-    for example because all votes agree, the interval is Wilson's, with clusters in place of votes.
-
-    Args:
-        values: votes in [0, 1].
-        clusters: for each way of clustering, the cluster of every vote.
-
-    Returns:
-        The interval; None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
-    """
-    x: Array = np.asarray(values, np.float64)
-    drawn = resampled(clusters, DRAWS, stream(seed, "ab-bootstrap", len(clusters)))
-    if drawn is None:
-        return None
-    means = (drawn @ x) / drawn.sum(1)
-    if np.ptp(means) < 1e-9:
-        return wilson(float(x.mean()), min(len(set(names)) for names in clusters))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled(clusters: Sequence[Sequence[str]], draws: int, rng: np.random.Generator) -> Array | None:
-    """Bootstrap weights of votes, (at most `draws`, votes), from whole clusters. Draws without a vote are left out.
-
-    Args:
-        clusters: for each way of clustering, the cluster of every vote.
-
-    Returns:
-        None where one way of clustering has fewer than `MIN_CLUSTERS` clusters.
-    """
-    indices = [np.unique(np.asarray(names), return_inverse=True)[1] for names in clusters]
-    counts = [int(index.max()) + 1 for index in indices]
-    if min(counts) < MIN_CLUSTERS:
-        return None
-    weights = np.ones((draws, len(indices[0])))
-    for index, num in zip(indices, counts, strict=True):
-        weights *= rng.multinomial(num, np.full(num, 1 / num), size=draws)[:, index]
-    return np.asarray(weights[weights.sum(1) > 0])
-
-
 def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
     """`a` against `b`.
 
     Returns:
-        good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with intervals by
-        prompt (`low`, `high`) and by prompt and annotator (`low_two_way`, `high_two_way`), which are None where there
-        are fewer than `MIN_CLUSTERS` prompts or annotators. win_rate: ties count half; with Wilson's interval, which
-        takes votes as independent, and the same two intervals. sign_test: counts of prompts whose votes lean to `a` or
-        to `b`, and the two-sided binomial p. prompts, annotators: how many.
+        good, same, bad: votes for `a`, ties, votes for `b`. gsb: (good - bad) / all, in [-1, 1], with bootstrap
+        intervals by prompt (`low`, `high`) and by prompt and person (`low_two_way`, `high_two_way`). win_rate: ties
+        count half; with the same intervals, and Wilson's with effective votes (`wilson_low`, `wilson_high`, and both
+        with `_two_way`). sign_test: counts of prompts whose votes lean to `a` or to `b`, with the two-sided binomial
+        `p`; `p_two_way` is that of all votes by prompt and person. prompts, annotators: how many. A figure is None
+        where there are too few prompts or people for it (`MIN_CLUSTERS` and `MIN_EFFECTIVE` in `clusters.py`).
 
     Raises:
         InputError: no votes between them.
@@ -120,22 +82,28 @@ def compare(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, Any]:
     values = [v.seen_from(a) for v in votes]
     prompts, people = [v.prompt for v in votes], [v.annotator for v in votes]
     rate = sum(values) / len(values)
-    none = (None, None)
-    by_prompt = cluster_interval(values, prompts) or none
-    by_both = cluster_interval(values, prompts, people) or none
+    intervals: dict[str, float | None] = {}
+    wilsons: dict[str, float | None] = {}
+    for suffix, clusters in (("", [prompts]), ("_two_way", [prompts, people])):
+        intervals |= _ends(cluster_interval(values, *clusters), "", suffix)
+        wilsons |= _ends(clustered_wilson(values, *clusters), "wilson_", suffix)
     counts = Counter(values)
-    low, high = wilson(rate, len(values))
-    intervals = {"low": by_prompt[0], "high": by_prompt[1], "low_two_way": by_both[0], "high_two_way": by_both[1]}
+    signs = sign_test(list(prompt_means(votes, a).values()))
     return {
         "good": counts[1.0],
         "same": counts[0.5],
         "bad": counts[0.0],
         "gsb": {"mean": 2 * rate - 1, **{k: None if v is None else 2 * v - 1 for k, v in intervals.items()}},
-        "win_rate": {"mean": rate, "wilson_low": low, "wilson_high": high, **intervals},
-        "sign_test": sign_test(list(prompt_means(votes, a).values())),
+        "win_rate": {"mean": rate, **wilsons, **intervals},
+        "sign_test": signs | {"p_two_way": clustered_sign_test(values, prompts, people)},
         "prompts": len(set(prompts)),
         "annotators": len(set(people)),
     }
+
+
+def _ends(interval: tuple[float, float] | None, prefix: str, suffix: str) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{prefix}low{suffix}": low, f"{prefix}high{suffix}": high}
 
 
 def prompt_means(votes: Sequence[Ballot], a: str) -> dict[str, float]:
@@ -147,7 +115,11 @@ def prompt_means(votes: Sequence[Ballot], a: str) -> dict[str, float]:
 
 
 def sign_test(means: Sequence[float]) -> dict[str, Any]:
-    """Two-sided sign test of prompts: those above one half against those below. Prompts at one half do not count."""
+    """Two-sided sign test of prompts: those above one half against those below. Prompts at one half do not count.
+
+    Each prompt counts once, so votes on one prompt may agree. Votes of one person must not; `clustered_sign_test` is
+    for that.
+    """
     above, below = sum(m > 0.5 for m in means), sum(m < 0.5 for m in means)
     p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
     return {"for": above, "against": below, "even": len(means) - above - below, "p": p}
@@ -160,15 +132,15 @@ def by_category(ballots: Sequence[Ballot], a: str, b: str) -> dict[str, dict[str
     return {name: compare([v for v in votes if v.category == name], a, b) for name in names}
 
 
-def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, float | None]]:
-    """Bradley-Terry ratings in Elo points with mean 0, best first, with two 95% bootstrap intervals.
+def ratings(ballots: Sequence[Ballot], draws: int = 1000) -> dict[str, dict[str, float | None]]:
+    """Bradley-Terry ratings in Elo points with mean 0, best first, with two 95% bootstrap intervals of whole clusters.
 
     Ties are half a win for both. Every two systems that met share one further tie, so that ratings stay finite.
 
     Returns:
         By system: elo; `low` and `high` over prompts; `low_two_way` and `high_two_way` over prompts and annotators. An
-        interval is None where there are fewer than `MIN_CLUSTERS` prompts or annotators, or where all draws give the
-        system the same rating.
+        interval is None if there are fewer than `MIN_CLUSTERS` prompts or annotators, or if all draws give the system
+        the same rating.
     """
     systems = sorted({s for v in ballots for s in (v.first, v.second)})
     place = {s: i for i, s in enumerate(systems)}
@@ -189,7 +161,7 @@ def ratings(ballots: Sequence[Ballot], draws: int = 300) -> dict[str, dict[str, 
     for suffix, clusters in (("", [prompts]), ("_two_way", [prompts, people])):
         weights = resampled(clusters, draws, stream(0, "ab-ratings"))
         drawn = np.zeros((1, num)) if weights is None else np.array([bradley_terry(wins(w) + prior) for w in weights])
-        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        low, high = np.percentile(drawn, percentiles(max(2, fewest(clusters))), axis=0)
         known = np.ptp(drawn, axis=0) > 1e-6
         for name, i in place.items():
             ends = (float(low[i]), float(high[i])) if known[i] else (None, None)
@@ -232,15 +204,14 @@ def _power(num: int, win_rate: float, alpha: float) -> float:
 
 
 def visible(num: int, power: float = 0.8, alpha: float = 0.05, per_prompt: int = 1, icc: float = ICC) -> float | None:
-    """The smallest win rate above one half that `num` decided votes detect with the given power.
+    """The smallest win rate above one half that `num` votes without ties detect with the given power.
 
     Args:
-        num: all votes.
         per_prompt: votes on each prompt; icc: their correlation. `num` counts as
             num / (1 + (per_prompt - 1) * icc) independent votes, as in `needed`.
 
     Returns:
-        The win rate; None where even unanimous votes are too few.
+        The win rate; None if even unanimous votes are too few.
     """
     independent = int(num / (1 + (per_prompt - 1) * icc))
     if _power(independent, 1.0, alpha) < power:

@@ -78,7 +78,8 @@ def expected_calibration_error(p: Array, labels: Array, bins: int = 10) -> float
 def noise_floor(p: Array, labels: Array, seed: int = 0) -> float:
     """The calibration error that a perfectly calibrated judge with these P(yes) would show on as many choices.
 
-    Labels are simulated as means of binomial votes. Their number is the smallest that can have made the labels.
+    Labels are simulated as means of binomial votes. The number of votes is the smallest that can have made the labels,
+    or 1 if none below `MAX_VOTES` can.
     """
     votes = next(
         (v for v in range(1, MAX_VOTES) if np.allclose(labels * v % 1 * (1 - labels * v % 1), 0, atol=1e-4)), 1
@@ -95,7 +96,7 @@ def three_way(margins: Array, labels: Array, threshold: float) -> float:
 
 
 def fit_tie_threshold(margins: Array, labels: Array) -> float:
-    """The threshold of |margin| for which `three_way` is highest; 0 where ties never pay."""
+    """The threshold of |margin| for which `three_way` is highest; 0 if no other threshold is better."""
     thresholds = np.concatenate([[0.0], np.quantile(np.abs(margins), np.linspace(0.01, 0.9, 60))])
     return float(thresholds[int(np.argmax([three_way(margins, labels, t) for t in thresholds]))])
 
@@ -140,8 +141,8 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
     halves = choices.halves(seed)
     margins, labels = np.array(choices.margins), np.array(choices.labels)
     scaled = margins.copy()
-    for own, other in (halves, halves[::-1]):
-        scaled[own] = margins[own] / fit_temperature(margins[other], labels[other])
+    for half, other in (halves, halves[::-1]):
+        scaled[half] = margins[half] / fit_temperature(margins[other], labels[other])
     temperature = fit_temperature(margins, labels)
     return Calibration(
         temperature=temperature,
@@ -155,8 +156,8 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
 def measured_and_calibrated(judge: RewardModel, records: Sequence[PreferenceRecord]) -> dict[str, Any]:
     """`measure_judge` with `calibration` beside it; every pair is asked once.
 
-    Where calibration cannot be measured it is None, and `no_calibration` gives the reason. `pointwise` holds the
-    figures of the judge's answers about single pictures, for a judge that has learnt both questions.
+    If calibration cannot be measured it is None, and `no_calibration` gives the reason. `pointwise` holds the figures
+    of the judge's answers about single pictures, for a judge that has learnt both questions.
     """
     choices = Choices()
     figures = measure_judge(judge, records, each=choices.note)

@@ -49,7 +49,7 @@ def same_width(values: Array) -> float:
 
 
 def verdicts(after: Array, before: Array, width: float) -> Array:
-    """1 where the sample after training is better, 0 where both are the same, -1 where it is worse."""
+    """1 if the sample after training is better, 0 if both are the same, -1 if it is worse."""
     gap = after - before
     return np.where(np.abs(gap) <= width, 0.0, np.sign(gap))
 
@@ -80,7 +80,7 @@ def criteria_of(samples: Samples, task: Task) -> dict[str, Array]:
 def gold_and_criteria(samples: Samples, task: Task) -> tuple[Array, dict[str, Array]]:
     """The gold standard of every sample and its parts, (prompts, noises) each. Every sample is judged once.
 
-    The parts are empty where the task has none.
+    The parts are empty if the task has none.
 
     Raises:
         ConfigError: the task has no gold standard.
@@ -122,7 +122,7 @@ def compare_clips(
 
     Returns:
         criteria: by name; good_same_bad: by the gold standard; moving: share of clips with a dynamic degree above
-        `MOVES`; dynamic_degree; alignment: simulated raters' scores of fidelity from 0 to 2, where there are raters.
+        `MOVES`; dynamic_degree; alignment: simulated raters' scores of fidelity from 0 to 2, if there are raters.
     """
     degree = {"after": dynamics(after), "before": dynamics(before)}
     figures: dict[str, Any] = {
@@ -141,7 +141,7 @@ def clip_features(features: Features) -> Features:
     """Features of clips from features of pictures: those of `FRAMES` frames, concatenated, and divided by the square
     root of their number.
 
-    So the distance of two clips is the root mean square of the distances of their frames. Pictures keep theirs.
+    So the distance of two clips is the root mean square of the distances of their frames. Pictures keep their features.
     """
 
     def of(media: Sequence[Media]) -> Tensor:
@@ -166,5 +166,5 @@ def clip_distance(samples: Samples, reference: Array, features: Features) -> flo
         reference: features of the reference set, (M, D).
         features: of clips (`clip_features`).
     """
-    own = np.concatenate([embed(features, row) for row in samples.media])
-    return frechet_inception_distance(own, reference)
+    clips = np.concatenate([embed(features, row) for row in samples.media])
+    return frechet_inception_distance(clips, reference)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rewarddance.core.errors import ConfigError, JudgementError
 from rewarddance.core.mapped import map_bytes
@@ -49,7 +50,7 @@ def fixed_samples(
     """Draw `num_noises` samples a prompt; prompt i, noise j starts from the same latent for equal seeds.
 
     Args:
-        file: where the bytes of clips lie, so that they are not all in memory.
+        file: the bytes of clips go to this file, so that they are not all in memory.
     """
     flat = [p for p in prompts for _ in range(num_noises)]
     noise = generator.noise(len(flat), torch.Generator().manual_seed(seed))
@@ -127,9 +128,14 @@ def diversity(samples: Samples, features: Features) -> dict[str, float]:
         feature: mean pairwise Euclidean distance of features; pixel: mean pairwise root mean square difference of
         pixels in [0, 1].
     """
+    return diversity_of_features(samples, [features(row) for row in samples.media])
+
+
+def diversity_of_features(samples: Samples, features: Sequence[Tensor]) -> dict[str, float]:
+    """`diversity` from the features of each prompt's samples, (noises, D)."""
     by_feature, by_pixel = [], []
-    for row in samples.media:
-        f = features(row).float()
+    for row, own in zip(samples.media, features, strict=True):
+        f = own.float()
         x = torch.stack([m.frames for m in row]).flatten(1).float()
         upper = torch.triu_indices(len(row), len(row), 1)
         by_feature.append(torch.cdist(f, f)[upper[0], upper[1]].mean().item())

@@ -26,7 +26,8 @@ Array = NDArray[np.float64]
 Refused = Mapping[tuple[int, int], str]
 """Why the judge refused to compare pictures i < j of a record."""
 OnRecord = Callable[[PreferenceRecord, Array, Refused], None]
-"""Called with a record, its table of margins (K, K), which is antisymmetric and NaN for refused pairs, and these."""
+"""Called with a record, its table of margins (K, K), which is antisymmetric and NaN for refused pairs, and the reasons
+of these pairs."""
 CLEAR = 0.05
 """Smallest difference of exact values for a pair to count as decided."""
 
@@ -41,8 +42,8 @@ def measure_judge(
 ) -> dict[str, Any]:
     """Figures of a judge on held-out records.
 
-    With exact values (`truth`), pairs that differ by more than `CLEAR` are scored against them; otherwise the recorded
-    choices are, without ties. Refused pairs are left out.
+    With exact values (`truth`), pairs whose values differ by more than `CLEAR` are scored against them. Otherwise the
+    recorded choices are scored, without ties. Refused pairs are left out.
 
     Args:
         each: called for every record.
@@ -52,7 +53,7 @@ def measure_judge(
         accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
         num_ties: recorded choices that are ties, which label_accuracy leaves out; answer_mass; disagreement (mean
         |m(x, ref) + m(ref, x)| / 2); spearman, spearman_ci (mean over records of the rank correlation between
-        round-robin margin and truth, K >= 3); where pairs were refused: num_refused (pairs) and refused (records by
+        round-robin margin and truth, K >= 3); if pairs were refused: num_refused (pairs) and refused (records by
         id, with a reason).
 
     Raises:
@@ -118,9 +119,9 @@ def _figures(entries: Sequence[_Entry]) -> dict[str, Any]:
     out["accuracy"] = _share(pairs) if pairs else out["label_accuracy"]
     out["accuracy_ci"] = grouped_interval(pairs or choices) if pairs or choices else None
     for source in sorted({e.source for e in entries if e.pairs}):
-        own = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
-        out[f"accuracy_{source}"] = _share(own)
-        out[f"accuracy_{source}_ci"] = grouped_interval(own)
+        of_source = [(e.prompt, v) for e in entries if e.source == source for v in e.pairs]
+        out[f"accuracy_{source}"] = _share(of_source)
+        out[f"accuracy_{source}_ci"] = grouped_interval(of_source)
     correlations = [(e.prompt, e.correlation) for e in entries if e.correlation is not None]
     out["spearman"] = _share(correlations)
     out["spearman_ci"] = grouped_interval(correlations) if correlations else None
@@ -147,10 +148,10 @@ def _answers(
     Processes that share the work make the same number of calls, since a sharded judge needs all of them in each call.
     A process with less work asks its last chunk again. No process decodes the pictures of another one's share.
     """
-    processes, own = (world_size(), rank()) if shared else (1, 0)
+    num_processes, process = (world_size(), rank()) if shared else (1, 0)
     chunks = [range(start, min(start + chunk, len(records))) for start in range(0, len(records), chunk)]
-    for first in tracked(range(0, len(chunks), processes), "records by the judge"):
-        numbers = chunks[min(first + own, len(chunks) - 1)]
+    for first in tracked(range(0, len(chunks), num_processes), "records by the judge"):
+        numbers = chunks[min(first + process, len(chunks) - 1)]
         entries = dict(zip(numbers, _ask(judge, [records[n] for n in numbers]), strict=True))
         yield from sorted((all_gather_dicts(entries) if shared else entries).items())
 
@@ -158,8 +159,8 @@ def _answers(
 def _ask(judge: RewardModel, part: Sequence[PreferenceRecord]) -> list[_Entry]:
     """The answers to all pairs of some records, in one call.
 
-    Which picture of a pair is the candidate is drawn at random, since data may always put the winner first and a judge
-    that asks one order only may prefer a position.
+    A coin decides which picture of a pair is the candidate: data may always put the winner first, and a judge that asks
+    one order only may prefer a position.
     """
     comparisons = [
         Comparison(r.prompt, r.media[i], r.media[j], r.criterion) for r in part for i, j in all_pairs(len(r.media))
@@ -225,9 +226,9 @@ def measure_margins(
     """
     margins = np.zeros(truth.shape)
     rows = list(zip(prompts, candidates, references, strict=True))
-    for row, (prompt, own, against) in enumerate(tracked(rows, "margins by the judge")):
-        comparisons = [Comparison(prompt, x, r, criterion) for x in own for r in against]
-        margins[row] = judge.judge(comparisons).margin.float().cpu().reshape(len(own), -1).mean(1).numpy()
+    for row, (prompt, pictures, against) in enumerate(tracked(rows, "margins by the judge")):
+        comparisons = [Comparison(prompt, x, r, criterion) for x in pictures for r in against]
+        margins[row] = judge.judge(comparisons).margin.float().cpu().reshape(len(pictures), -1).mean(1).numpy()
     answered = ~np.isnan(margins).any(1)
     margins, truth = margins[answered], truth[answered]
     within = [spearman(m, t) for m, t in zip(margins, truth, strict=True) if np.ptp(t) > CLEAR]
@@ -243,7 +244,7 @@ def measure_margins(
 
 
 def spearman(a: Array, b: Array) -> float:
-    """Rank correlation; 0 where one side does not vary, because it orders nothing."""
+    """Rank correlation; 0 if one side does not vary, because it orders nothing."""
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 

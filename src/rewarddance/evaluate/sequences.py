@@ -100,6 +100,9 @@ def units(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int) -> list[fl
 def look(ballots: Sequence[Ballot], a: str, b: str, per_prompt: int, alpha: float = 0.05) -> dict[str, Any]:
     """The state of `a` against `b`. One may look at any time and as often as one likes.
 
+    The unit is a prompt, so the result is about the people who judge in the study. It does not allow for the chance
+    that other people have another taste; the figures by prompt and person of `ab.compare` do, at the end of a study.
+
     Args:
         alpha: the chance that equal systems are ever called different, over all looks.
 

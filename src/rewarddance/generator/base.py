@@ -28,7 +28,7 @@ from rewarddance.vlm.quiet import no_loading_bar
 
 JOINT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
                    "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
-"""The layers that get a LoRA adapter where text and picture have projections of their own."""
+"""The layers that get a LoRA adapter if text and picture have projections of their own."""
 EXPERTS = ("transformer", "transformer_2")
 """Names of a pipeline's transformers. Only Wan 2.2 has two; the second one is used at times below `boundary_ratio`."""
 
@@ -145,8 +145,8 @@ class PipelineGenerator(ABC):
         lora_targets: endings of the names of the layers that get a LoRA adapter.
 
     Attributes:
-        precision: what text encoders and transformer compute in; set by whoever loads the generator. The autoencoder
-            always computes in fp32, because reward feedback sends its gradient through the decoder.
+        precision: precision in which text encoders and transformer compute; `jobs.load.load_generator` sets it. The
+            autoencoder always computes in fp32, because reward feedback sends its gradient through the decoder.
     """
 
     kind: ClassVar[Any]

@@ -44,7 +44,7 @@ class Lora:
             yield from ((prefix + name, p) for name, p in transformer.named_parameters())
 
     def _tensors(self, policy: Policy) -> dict[str, nn.Parameter]:
-        """The adapters' matrices by name, without the adapter's name in it; empty where there is no such adapter."""
+        """The adapters' matrices by name, without the adapter's name in it; empty if there is no such adapter."""
         part = f".{_ADAPTERS[policy]}."
         return {n.replace(part, "."): p for n, p in self._parameters() if ".lora_" in n and part in n}
 
@@ -150,10 +150,10 @@ class Lora:
     def save(self, folder: Path) -> Path:
         """Write the trained adapters for `load`, with their rank and alpha.
 
-        Beside them stands `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(folder)` of diffusers
-        reads. There the scale alpha / rank is multiplied into the weights, so that readers which ignore the metadata
-        apply the adapter at the same strength. The names of a second transformer's files end in `_2`, and diffusers
-        loads its file with `load_into_transformer_2=True`.
+        It also writes `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(folder)` of diffusers
+        reads. In that file the scale alpha / rank is multiplied into the weights, so that readers which ignore the
+        metadata apply the adapter at the same strength. The names of a second transformer's files end in `_2`, and
+        diffusers loads its file with `load_into_transformer_2=True`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         config = self.transformers[0].peft_config[_ADAPTERS["trained"]]
@@ -176,8 +176,8 @@ class Lora:
         """Load saved adapters as the trained ones, frozen unless `trainable`. The reference is the model without them.
 
         Raises:
-            ConfigError: the adapter belongs to another generator, or one of its files is missing. Nothing is changed
-                where a file is missing.
+            ConfigError: the adapter belongs to another generator, or one of its files is missing. If a file is missing,
+                nothing is changed.
         """
         settings: dict[str, Any] = json.loads((folder / "adapter.json").read_text())
         num = len(self.transformers)

@@ -31,7 +31,7 @@ EMPTY = " "
 
 @dataclass(frozen=True)
 class Text:
-    """Embeddings (B, S, D), and a mask (B, S) of those that are not padding; None where nothing is padding."""
+    """Embeddings (B, S, D), and a mask (B, S) of those that are not padding; None if nothing is padding."""
 
     embeds: Tensor
     mask: Tensor | None
@@ -43,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True)
 class QwenImageCondition:
-    """The prompts, and the prompt without content where guidance is on."""
+    """The prompts, and the prompt without content if guidance is on."""
 
     text: Text
     empty: Text | None = None
@@ -51,7 +51,8 @@ class QwenImageCondition:
 
 @final
 class QwenImageGenerator(PipelineGenerator):
-    """Qwen-Image. A guided velocity costs a second forward pass; each token's velocity gets the unguided one's length.
+    """Qwen-Image. A guided velocity costs a second forward pass. Each token's guided velocity is scaled to the length
+    of its velocity under the prompt alone.
 
     Args:
         guidance: classifier-free guidance scale (`true_cfg_scale` of the pipeline, 4 in its own examples); 1 is off.

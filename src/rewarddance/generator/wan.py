@@ -32,7 +32,7 @@ ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.
 CLIP_FILE = "clip.json"
 """Beside `model_index.json`: the `ClipShape` that a model was trained for."""
 CLIP_TOKENS = 512
-"""Tokens of the text where the transformer also reads image embeddings; diffusers' attention counts on this number."""
+"""Tokens of the text if the transformer also reads image embeddings; diffusers' attention needs this number."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ClipShape:
 
     @classmethod
     def of(cls, folder: Path) -> ClipShape:
-        """The shape in a folder's `clip.json`; the defaults where it has none.
+        """The shape in a folder's `clip.json`; the defaults if it has none.
 
         Raises:
             ConfigError: the file has an unknown key.
@@ -67,8 +67,8 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class WanCondition:
-    """Text embeddings (B, S, D), those of the empty prompt (1, S, D) where guidance is on, and what image-to-video
-    reads of the given pictures.
+    """Text embeddings (B, S, D), those of the empty prompt (1, S, D) if guidance is on, and what image-to-video reads
+    of the given pictures.
 
     Attributes:
         picture: mask and latents beside the noisy ones, (B, factor + C, f, h, w); with `expand_timesteps` the latents
@@ -125,8 +125,8 @@ class WanGenerator(PipelineGenerator):
 
         Args:
             resolution: side of its clips in pixels; that of `clip.json` when None.
-            max_sequence_length: tokens of a prompt. A `clip.json` decides where there is one, and a transformer that
-                reads image embeddings needs 512.
+            max_sequence_length: tokens of a prompt. A `clip.json` takes its place, and a transformer that reads image
+                embeddings needs 512.
         """
         folder = Path(folder)
         pipeline = load_pipeline(cls.kind, folder, dtype)
@@ -162,7 +162,7 @@ class WanGenerator(PipelineGenerator):
     def times(self, num_steps: int) -> Tensor:
         """The times of the pipeline's scheduler. The steps between them are Euler's, whatever its solver.
 
-        So samples equal those of the pipeline where its scheduler is `FlowMatchEulerDiscreteScheduler`.
+        So samples equal those of the pipeline if its scheduler is `FlowMatchEulerDiscreteScheduler`.
         """
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(num_steps)
@@ -331,7 +331,7 @@ class WanImageToVideoGenerator(WanGenerator):
 
 
 def cleaned(prompt: str) -> str:
-    """A prompt as the pipelines clean it: by ftfy where it is installed, without HTML entities and double spaces."""
+    """A prompt as the pipelines clean it: by ftfy if it is installed, without HTML entities and double spaces."""
     if find_spec("ftfy") is not None:
         prompt = import_module("ftfy").fix_text(prompt)
     return " ".join(html.unescape(html.unescape(prompt)).split())

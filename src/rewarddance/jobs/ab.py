@@ -27,6 +27,9 @@ from rewarddance.jobs.load import load_task
 from rewarddance.jobs.sample import Sampling, sample_to_folder
 from rewarddance.jobs.sample_files import square_of
 
+EMBEDDED = "embedded"
+MOST_PROMPTS = 200
+"""Prompts of a study that does not say how many, if the benchmark has so many."""
 SHARED = ("num_steps", "guidance", "resolution")
 """Settings of `Sampling` that all drawn systems of a study share, so that people judge the systems alone."""
 
@@ -37,14 +40,15 @@ class Study:
 
     Attributes:
         systems: letter -> run, generator, or folder of samples.
-        prompts: a number, or a file.
+        prompts: a number, or a file. When None, `MOST_PROMPTS`, or all prompts of a smaller benchmark.
+        task: whose benchmark gives a number of prompts. When None, that of the runs; `embedded` where there is no run.
         num_steps, guidance, resolution: how all systems draw that are not folders of samples. Where None, the runs
             among them say it, and `Sampling`'s defaults hold where there is no run.
     """
 
     systems: Mapping[str, str]
-    prompts: str
-    task: str
+    prompts: str | None
+    task: str | None
     judgements: int
     criteria: tuple[str, ...]
     seed: int
@@ -58,20 +62,22 @@ def create(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         The content of `study.json`: the settings; `sampling`: which systems were drawn, and with which steps, guidance
-        and resolution (None where all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
+        and resolution (None if all are folders of samples); and `identical`: for each pair of systems (`A-B`) the
         prompts on which both gave the same file, which people are not asked about. Besides `votes_a_pair`;
         `visible`: the smallest win rate that the votes of a pair detect with a power of 0.8 (for the pair with the
         fewest prompts; None if even unanimous votes are too few); and `needed_for_55`: votes that are needed to detect
         a win rate of 55 per cent.
 
     Raises:
-        ConfigError: runs that draw with different settings, or a run that draws no pictures.
+        ConfigError: runs of different tasks or that draw with different settings, or a run that draws no pictures.
         InputError: too few prompts, or a folder of samples without one of them.
         RunError: the folder holds another study.
     """
+    drawn = _samplings(study)
+    study = replace(study, task=task_of(study))
     prompts = chosen_prompts(study)
     texts = [p.text for p in prompts]
-    drawn = _samplings(study)
+    study = replace(study, prompts=study.prompts or str(len(prompts)))
     facts = {k: v for k, v in asdict(study).items() if k not in SHARED}
     facts |= {"criteria": list(study.criteria), "num_prompts": len(prompts), "sampling": _shared(drawn)}
     same_settings(out / "study.json", facts)
@@ -112,11 +118,38 @@ def create(study: Study, out: Path) -> dict[str, Any]:
     }
 
 
+def task_of(study: Study) -> str:
+    """The task of a study: the one that it states, that of its runs, or `embedded`.
+
+    A run on a file of prompts has no task.
+
+    Raises:
+        ConfigError: the runs have different tasks.
+    """
+    if study.task is not None:
+        return study.task
+    tasks = {}
+    for run in study.systems.values():
+        if (Path(run) / "run.json").is_file() and not (Path(run) / "samples.json").is_file():
+            config = RunFolder(Path(run)).read()["config"]
+            if config.get("prompts") is None:
+                tasks[run] = config.get("task", EMBEDDED)
+    if len(set(tasks.values())) > 1:
+        shown = ", ".join(f"{run} {task}" for run, task in tasks.items())
+        raise ConfigError(f"ab create: the runs are of different tasks ({shown}); give --task for the prompts of one")
+    return next(iter(tasks.values()), EMBEDDED)
+
+
 def chosen_prompts(study: Study) -> Sequence[Prompt]:
-    """The prompts of a study, spread evenly over the benchmark where a number of them is asked for."""
-    if not study.prompts.isdigit():
+    """The prompts of a study, spread evenly over the benchmark of its task where a file does not give them.
+
+    Raises:
+        InputError: the study asks for more prompts than the benchmark has.
+    """
+    if study.prompts is not None and not study.prompts.isdigit():
         return read_prompts(Path(study.prompts))[0]
-    number, known = int(study.prompts), load_task(study.task).benchmark()
+    known = load_task(study.task or EMBEDDED).benchmark()
+    number = min(MOST_PROMPTS, len(known)) if study.prompts is None else int(study.prompts)
     if not 1 <= number <= len(known):
         raise InputError(
             f"--prompts {number}: the benchmark of task {study.task} has {len(known)}; name a file for more"
@@ -177,7 +210,7 @@ def _samplings(study: Study) -> dict[str, tuple[Sampling, Path | None]]:
     """How every system that is not a folder of samples draws, and its adapter. All share `SHARED`.
 
     Raises:
-        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study does not say it.
+        ConfigError: not a run of `align`; or the runs differ in one of `SHARED` and the study gives no value for it.
     """
     plain: dict[str, tuple[Sampling, Path | None]] = {}
     for letter, run in study.systems.items():

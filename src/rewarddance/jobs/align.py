@@ -88,7 +88,7 @@ def _task(config: AlignConfig) -> tuple[AlignConfig, Task]:
 
 
 def _check_gradients(config: AlignConfig, judge: RewardModel) -> None:
-    """Raises `ConfigError` where the algorithm needs the judge's gradient and the judge has none."""
+    """Raises `ConfigError` if the algorithm needs the judge's gradient and the judge has none."""
     if config.algorithm == "refl" and not getattr(judge, "differentiable", True):
         raise ConfigError(
             f"algorithm refl: needs the judge's gradient, and {config.judge} is (or asks) a server, which sends none; "
@@ -97,7 +97,7 @@ def _check_gradients(config: AlignConfig, judge: RewardModel) -> None:
 
 
 def _warn_of_same_judge(judge: str, gold: str) -> None:
-    """Say it where the gold standard is the training judge, or a part of it."""
+    """Print a message if the gold standard is the training judge, or a part of it."""
     parts = [judge]
     if is_composite(judge):
         parts += [p.judge for p in load_composite_config(judge).parts.values() if isinstance(p, JudgePartConfig)]
@@ -106,7 +106,7 @@ def _warn_of_same_judge(judge: str, gold: str) -> None:
 
 
 def _probe_prompts(config: AlignConfig, training: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """Prompts of the probe file. Says how many are not used, and how many are not held out."""
+    """Prompts of the probe file. Prints how many are not used, and how many are not held out."""
     probes, _ = read_prompts(Path(config.probe_file or ""))
     known = {fingerprint(p.text) for p in training}
     shared = sum(fingerprint(p.text) in known for p in probes[: config.probe_prompts])
@@ -204,7 +204,7 @@ def _fit(loop: Loop, run: AlignRun, work: Work, title: str, on_step: OnStep | No
 def _check_parts(
     config: AlignConfig, generator: Tunable, judge: RewardModel | None, task: Task, gold: Gold | None
 ) -> None:
-    """Raises `ConfigError` where generator, judge, task and gold standard do not go together."""
+    """Raises `ConfigError` if generator, judge, task and gold standard do not go together."""
     if config.on_hacking != "warn" and gold is None and config.algorithm != "sft":
         raise ConfigError(f"on_hacking {config.on_hacking}: needs a gold standard; name a second judge (gold_judge)")
     if judge is not None:
@@ -212,11 +212,11 @@ def _check_parts(
     _check_question(config, judge, generator.drawn)
     task.check(generator.drawn)
     if config.algorithm == "sft" or (config.algorithm == "refl" and config.refl.supervised_weight):
-        task.supervised_batch(config.seed, "sft-control", 0, 1)  # an error where the task has no pictures
+        task.supervised_batch(config.seed, "sft-control", 0, 1)  # raises an error if the task has no pictures
 
 
 def _check_batch(config: AlignConfig, num_prompts: int) -> None:
-    """Raises `ConfigError` where a step has too few prompts for the processes, or more than there are."""
+    """Raises `ConfigError` if a step has too few prompts for the processes, or more than there are."""
     units = config.batch_size // (config.rollout.group_size if config.has_groups else 1)
     parts = config.rollout.minibatches if config.has_groups else 1
     if min(num_prompts, units // parts) < world_size():
@@ -242,7 +242,7 @@ def _sample(drawn: Drawn) -> Media:
 
 
 def _check_question(config: AlignConfig, judge: RewardModel | None, drawn: Drawn) -> None:
-    """Raises `ConfigError` where the algorithm asks about single pictures and the judge can only compare."""
+    """Raises `ConfigError` if the algorithm asks about single pictures and the judge can only compare."""
     alone = config.rollout.score == "pointwise" if config.has_groups else config.references.kind == "none"
     if config.algorithm == "sft" or not alone or not isinstance(judge, HasProblems):
         return

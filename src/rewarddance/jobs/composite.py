@@ -129,7 +129,7 @@ def fit_composite(
     means and deviations are measured on the other half. No prompt and no picture is in both halves.
 
     Args:
-        max_records: records that are measured at most.
+        max_records: largest number of records that are measured.
 
     Returns:
         What was written to `standards.json`: mean and deviation by part, numbers of pictures, weights, missing parts.
@@ -276,15 +276,15 @@ def _opened(pictures: Iterable[SourcePicture]) -> Iterator[Media]:
 
 @torch.no_grad()
 def _batched(features: PictureFeatures, media: Iterable[Media]) -> Tensor:
-    rest, out = iter(media), []
-    while batch := list(islice(rest, BATCH)):
+    remaining, out = iter(media), []
+    while batch := list(islice(remaining, BATCH)):
         out.append(features(batch))
     return torch.cat(out)
 
 
 def picture_features(name: str) -> PictureFeatures:
-    """Differentiable features of pictures, (N, D): CLIP's where the folder holds a CLIP model, else the mean states of
-    an InternVL's vision tower.
+    """Differentiable features of pictures, (N, D): CLIP's if the folder holds a CLIP model, else the mean states of an
+    InternVL's vision tower.
 
     Raises:
         ConfigError: neither can be loaded.

@@ -70,10 +70,10 @@ class Aligned:
     def of_run(
         cls, run: Path, config: Mapping[str, Any], num_steps: int | None, guidance: float | None, precision: Precision
     ) -> Aligned:
-        own = AlignConfig.model_validate(config)
-        scale = own.measured_guidance if guidance is None else guidance
-        generator = load_generator_of(own.model_copy(update={"precision": precision, "guidance": scale}), run)
-        return cls(generator, num_steps or own.num_steps, own.sample_batch, run)
+        of_run = AlignConfig.model_validate(config)
+        scale = of_run.measured_guidance if guidance is None else guidance
+        generator = load_generator_of(of_run.model_copy(update={"precision": precision, "guidance": scale}), run)
+        return cls(generator, num_steps or of_run.num_steps, of_run.sample_batch, run)
 
     def sample(self, title: str, prompts: Sequence[Request], noises: int, seed: int) -> Samples:
         """Pictures of every prompt. The noises depend on the seed alone, not on the generator's weights."""
@@ -145,8 +145,8 @@ def evaluate_alignment(
 ) -> dict[str, Any]:
     """Before and after on held-out prompts: gold by category with intervals, proxy reward, diversity, samples.
 
-    Clips also have the figures of `compare_clips` if the task has criteria; "same" there is as wide as development
-    prompts say.
+    Clips also have the figures of `compare_clips` if the task has criteria. The width of "same" comes from development
+    prompts (`Aligned.same_width`).
 
     `hacking` in the result compares the judge's P(after is better) with the gold standard's gain.
 
@@ -248,7 +248,7 @@ def evaluate_on_prompts(
     Returns:
         win_rate: P(after is better than before), same prompt and noise, with a 95% interval over prompts; same_judge:
         whether it is the judge that the generator was trained with; trained_on: share of the prompts that were trained
-        on, None where the run does not say; diversity, None with one noise or without `judge_features`. With another
+        on, None if the run does not say; diversity, None with one noise or without `judge_features`. With another
         judge also the figures of `compare_judges`.
     """
     config = align_config(run)
@@ -279,9 +279,9 @@ def evaluate_on_prompts(
     if not figures["same_judge"]:
         del ready, features, aligned  # free their memory for the next judge
         training_judge = load_judge(config["judge"], precision=precision, compile=True)
-        own = proxy_reward(training_judge, after, before, config["criterion"])
-        both = kept & answered_prompts(own)
-        figures |= compare_judges(own[both], wins[both])
+        training_wins = proxy_reward(training_judge, after, before, config["criterion"])
+        both = kept & answered_prompts(training_wins)
+        figures |= compare_judges(training_wins[both], wins[both])
         write_json(run / "evaluation_prompts.json", figures)
     return figures
 
@@ -322,13 +322,13 @@ def evaluate_judge_on_data(
     Args:
         name: a judge, as `load_judge` takes it.
         seed: of the split, for a judge whose folder does not say what it was trained on.
-        max_records: of each file, evenly spread.
+        max_records: largest number of records of each file, evenly spread.
 
     Returns:
         For each set the figures of `measure_judge`, and calibration. For a learned reward also those of
-        `measure_ratings`. For `changes.parquet`, `accuracy_<change>` is the share of right answers where that one thing
-        is wrong. num_trained_on: records left out because the judge was trained on their prompts. chose_by: the set
-        that chose the run's best weights, if there is one; its figures are slightly too good.
+        `measure_ratings`. For `changes.parquet`, `accuracy_<change>` is the share of right answers about pairs with
+        that single change. num_trained_on: records left out because the judge was trained on their prompts. chose_by:
+        the set that chose the run's best weights, if there is one; its figures are slightly too good.
 
     Raises:
         InputError: no such folder, too few prompts, or none that are new to the judge.
@@ -368,13 +368,13 @@ def task_features(task: Task, judge: AnyJudge | None = None) -> Features:
         ConfigError: the task names none, and the judge has none.
     """
     if task.features is None:
-        own = None if judge is None else judge_features(judge)
-        if own is None:
+        features = None if judge is None else judge_features(judge)
+        if features is None:
             raise ConfigError(
                 f"task {task.name}: names no features to measure diversity with, and no model of the judge is in this "
                 "process; name a judge by its folder"
             )
-        return own
+        return features
     return clip_features(torch.no_grad()(load_internvl(task.features).mean_states))
 
 

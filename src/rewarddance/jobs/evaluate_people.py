@@ -72,14 +72,14 @@ def evaluate_by_people(
     records = [r for r in voted_records(study / "train.parquet") if r.record_id in people]
     ready = load_judge(judge or config["judge"], precision=precision, compile=True)
     name = ready.own_or(config["criterion"])
-    own = np.concatenate(
+    judge_rates = np.concatenate(
         [
             ask(ready, [_pair(r, after, before, study) for r in records[i : i + CHUNK]], name)
             for i in range(0, len(records), CHUNK)
         ]
     )[:, None]
     gold = np.array([people[r.record_id] for r in records])[:, None]
-    kept = answered_prompts(own)
+    kept = answered_prompts(judge_rates)
     figures = {
         "study": str(study),
         "criterion": criterion,
@@ -88,11 +88,11 @@ def evaluate_by_people(
         **compare(ballots, after, before),
         "categories": by_category(ballots, after, before),
         "refused_prompts": int((~kept).sum()),
-        **compare_judges(own[kept], gold[kept]),
+        **compare_judges(judge_rates[kept], gold[kept]),
         "per_prompt": {
             "prompts": [r.prompt for r in records],
             "people": gold[:, 0].tolist(),
-            "judge": [None if np.isnan(p) else float(p) for p in own[:, 0]],
+            "judge": [None if np.isnan(p) else float(p) for p in judge_rates[:, 0]],
         },
     }
     write_json(run / "evaluation_people.json", figures)

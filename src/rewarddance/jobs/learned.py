@@ -30,7 +30,7 @@ from rewarddance.vlm.token_embedders import load_token_embedder
 
 AVERAGED = ("rating_spearman", "rating_spearman_within")
 MAX_HELD_OUT = 1280
-"""Records of each validation set at most. Five criteria make five records of one prompt."""
+"""Largest number of records of each validation set. Five criteria make five records of one prompt."""
 
 
 def train_learned_from_data(config: LearnedConfig, out: Path, *, resume: bool = False) -> Path:
@@ -60,7 +60,7 @@ def train_learned(
 
     Args:
         held_out: named sets, measured every `loop.validate_every` steps.
-        known: fingerprints of the prompts that the embedder was trained on as a judge (`core/seen.py`); None where they
+        known: fingerprints of the prompts that the embedder was trained on as a judge (`core/seen.py`); None if they
             are not known.
         embeddings: shared by several trainings with the same embedder.
 
@@ -106,11 +106,11 @@ def train_learned(
 
 def measured_set(run: LearnedTraining, rated: RatedSet) -> dict[str, Any]:
     """`measure_ratings` of the judge in training."""
-    own, num_long = usable(run.judge, rated)
-    predicted = run.all_outputs(own)
-    prompts = [e.prompt for e in own.entries]
-    figures = measure_ratings(prompts, predicted, [e.ratings for e in own.entries], own.columns)
-    return figures | {"num_prompts": len(own), "num_too_long": num_long}
+    usable_set, num_long = usable(run.judge, rated)
+    predicted = run.all_outputs(usable_set)
+    prompts = [e.prompt for e in usable_set.entries]
+    figures = measure_ratings(prompts, predicted, [e.ratings for e in usable_set.entries], usable_set.columns)
+    return figures | {"num_prompts": len(usable_set), "num_too_long": num_long}
 
 
 def measure_learned(judge: LearnedJudge, table: RecordTable) -> dict[str, Any]:

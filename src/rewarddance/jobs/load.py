@@ -107,7 +107,7 @@ def find(name: str | Path, kind: ModelKind) -> Path:
             raise RunError(f"{folder}: this {made} run has no model yet; resume it")
         return folder / "model"
     if not folder.is_dir():
-        known = " or ".join(f"'{own}'" for own in EMBEDDED[kind] if kind != "vlm" or own == "tiny")
+        known = " or ".join(f"'{known_name}'" for known_name in EMBEDDED[kind] if kind != "vlm" or known_name == "tiny")
         raise ConfigError(f"{kind} {str(name)!r}: not {known}, not a run folder, not a local checkpoint")
     return folder
 
@@ -189,12 +189,11 @@ def load_judge(
 
     Args:
         precision: `auto` is bf16 where the hardware has it, and fp32 for models of at most 100M parameters on a CPU.
-            When None `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says which one was
-            used.
-        tiles: parts that a large picture is cut into at most beside a small view of the whole, as InternVL's own
-            processor does (it takes 12). 1 uses the small view alone. As in training when None.
-        clips: which frames of a clip the judge sees, or frames a second alone, which leaves its `max_frames`; as in
-            training when None, two frames a second for a checkpoint that was not trained to judge.
+            None: `fp32` for a judge that was trained in fp32, else `auto`. `Judge.precision` says which one was used.
+        tiles: largest number of parts that a large picture is cut into, beside a small view of the whole, as InternVL's
+            own processor does (it takes 12). 1 uses the small view alone. None: as in training.
+        clips: which frames of a clip the judge sees, or only the frames a second, which leaves its `max_frames`. None:
+            as in training, or two frames a second for a checkpoint that was not trained to judge.
         template: words for a checkpoint that was not trained to judge: a named set or a file (docs/guides/wording.md).
         examples: labelled comparisons that such a checkpoint is shown before every question.
         compile: compile the layers of a large model on a GPU. It takes half a minute, so it is for long work.
@@ -295,7 +294,7 @@ def load_generator(
         dtype: type of the frozen weights.
         resolution: side of its pictures in pixels; the checkpoint's own when None.
         max_sequence_length: tokens of a prompt that T5, or a language model in its place, reads.
-        precision: what text encoders and transformer compute in, see `load_judge`.
+        precision: precision in which text encoders and transformer compute, see `load_judge`.
     """
     # imported here because diffusers takes seconds, and a program that loads a judge should not wait for it
     from rewarddance.generator.families import load_generator_folder
@@ -311,7 +310,7 @@ def load_generator(
 
 
 def warn_of_cut_prompts(generator: Tunable, prompts: Sequence[str], max_sequence_length: int) -> None:
-    """Say how many prompts the text encoders read in part only.
+    """Print how many prompts the text encoders cut.
 
     Args:
         max_sequence_length: tokens that a T5 encoder was told to read.

@@ -69,7 +69,8 @@ class ReferenceSet:
         return self.source.name + ("" if self.style is None else f", style {self.style}")
 
     def pictures(self, side: int) -> StoredMedia:
-        """
+        """The pictures as squares of `side` pixels.
+
         Raises:
             InputError: no pictures.
         """
@@ -156,8 +157,8 @@ def evaluate_metrics(
 
 
 def _right_set(task: Task, prompts: Sequence[Prompt], num: int, seed: int, drawn: Drawn) -> tuple[str, StoredMedia]:
-    """The name and the media of the default reference set. Equal clips would be each other's nearest neighbours, so
-    one of them is kept."""
+    """The name and the media of the default reference set. Of equal clips one is kept, because they would be each
+    other's nearest neighbours."""
     media = right_media(task, prompts, num, seed, drawn.fps)
     if drawn.num_frames == 1:
         return f"right pictures of the benchmark of task {task.name}", media
@@ -166,7 +167,7 @@ def _right_set(task: Task, prompts: Sequence[Prompt], num: int, seed: int, drawn
 
 
 def _refuse_pictures(run: Path, paths: ExtractorPaths, against: ReferenceSet | None) -> None:
-    """Say which metrics clips do not have.
+    """Print which metrics clips do not have.
 
     Raises:
         ConfigError: an extractor or a reference set of pictures is named.
@@ -191,20 +192,20 @@ def clip_extractors(task: Task) -> Extractors:
 
 
 def load_extractors(task: Task, paths: ExtractorPaths, prompts: Sequence[str] = ()) -> Extractors:
-    """The world's extractors for pictures, and those that `paths` names. Says how many prompts are too long for CLIP.
+    """The world's extractors for pictures, and those that `paths` names. Prints how many prompts are too long for CLIP.
 
     Raises:
         ConfigError: one of them cannot be loaded, or the task names no features.
     """
     features: dict[str, Any] = {"world": task_features(task)} if task.features else {}
     distances: dict[str, Distance] = {"world": world_distance(_features_of(task))}
-    own = "clip-tiny" if task.features is not None and is_embedded(task.features, "vlm") else None
-    name = paths.clip or own
+    default = "clip-tiny" if task.features is not None and is_embedded(task.features, "vlm") else None
+    name = paths.clip or default
     clip = None if name is None else ClipEmbedder.load(find(name, "vlm"))
     if clip is not None:
         features["clip"] = clip
         if prompts and (cut := clip.num_cut(prompts)):
-            say(f"CLIP reads {cut} of {len(prompts)} prompts in part only")
+            say(f"{cut} of {len(prompts)} prompts are longer than CLIP reads, and are cut")
     if paths.dino is not None:
         features["dino"] = DinoEmbedder.load(paths.dino)
     if paths.inception is not None:

@@ -70,7 +70,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. The backward pass frees activations while it makes gradients; the peak has the larger."""
+    """Bytes of one process. The backward pass frees activations while it makes gradients, so the peak contains the
+    larger of the two."""
 
     weights: float
     gradients: float
@@ -112,12 +113,12 @@ def memory_of(setting: Setting, parts: ParameterCounts, kept: Kept, num_adapters
     AdamW keeps two values a trained parameter, in the parameter's type. Averaged weights and adapters are fp32. FSDP
     gathers the root and two layers at a time, with their gradients. Without sharding, autocast keeps a copy of every
     matrix for the backward pass. Checkpointing keeps the layers' inputs and the activations of one layer at a time,
-    with its gradients where it is trained. Adapters keep the inputs of their matrices once more, because autocast
-    copies them.
+    with its gradients if it is trained. Adapters keep the inputs of their matrices once more, because autocast copies
+    them.
     """
     stored, computed = WIDTH[setting.weights], WIDTH[setting.compute]
     trained = trained_parameters(setting, parts, num_adapters)
-    each = 4 if setting.trained == "adapters" else stored
+    trained_width = 4 if setting.trained == "adapters" else stored
     share = 1 / setting.shard
     weights = (parts.total * stored + (num_adapters * 4 if setting.trained == "adapters" else 0)) * share
     gathered = 0.0
@@ -136,8 +137,8 @@ def memory_of(setting: Setting, parts: ParameterCounts, kept: Kept, num_adapters
         gathered = parts.matrices * computed
     return Memory(
         weights,
-        trained * each * share,
-        2 * trained * each * share,
+        trained * trained_width * share,
+        2 * trained * trained_width * share,
         4 * trained * share if setting.average else 0.0,
         gathered,
         activations + kept.logits,
@@ -192,7 +193,7 @@ class Plan:
     """The result.
 
     Attributes:
-        chosen: the first setting that fits; None where none does.
+        chosen: the first setting that fits; None if none does.
         tried: every setting that was tried, with its memory, in order.
     """
 
@@ -231,7 +232,7 @@ def plan(backbone: str, gpus: int, memory: float, work: Pass) -> Plan:
 
     Args:
         memory: bytes of one GPU.
-        work: the wanted pass; smaller passes are tried where it does not fit.
+        work: the wanted pass; smaller passes are tried if it does not fit.
 
     Raises:
         ConfigError: an unknown backbone, or pictures that it does not take.

@@ -21,7 +21,7 @@ def rank_files(
 
     Returns:
         order: path and mean log-odds against the others, best first; wins: P(row is better than column), in the order
-        of the input, None for refused pairs; refused: pairs of paths with the reason, where there are any.
+        of the input, None for refused pairs; refused: pairs of paths with the reason, if there are any.
     """
     paths = list(pictures)
     ranking = judge.rank(prompt, list(pictures.values()), criterion)

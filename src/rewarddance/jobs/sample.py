@@ -58,10 +58,17 @@ class Sampling:
         """The settings of the alignment run whose folder (or adapter) `adapter` is; the defaults for other folders."""
         for folder in () if adapter is None else (adapter, adapter.parent):
             if (folder / "run.json").is_file() and (run := RunFolder(folder).read())["kind"] == "align":
-                own = AlignConfig.model_validate(run["config"])
-                size = own.sample_batch, own.generator_dtype, own.resolution
-                steps = own.num_steps
-                return cls(own.generator, steps, own.measured_guidance, *size, own.precision, own.max_sequence_length)
+                config = AlignConfig.model_validate(run["config"])
+                return cls(
+                    config.generator,
+                    config.num_steps,
+                    config.measured_guidance,
+                    config.sample_batch,
+                    config.generator_dtype,
+                    config.resolution,
+                    config.precision,
+                    config.max_sequence_length,
+                )
         return cls()
 
     def load(self, adapter: Path | None) -> Tunable:
@@ -81,7 +88,7 @@ class Searching:
     """A search at inference.
 
     Attributes:
-        nfe: forward passes of the generator for each picture, at most.
+        nfe: largest number of forward passes of the generator for each picture.
         verifier: how the judge is asked.
     """
 
@@ -113,9 +120,9 @@ def sample_to_folder(
 
     Returns:
         samples: what `samples.json` holds: file and prompt of every picture. With `best_of` also the mean log-odds of
-        each candidate against the others and which one was kept. Where the judge refused to compare, the first
-        candidate is kept and `kept` is None. With `searching` also the verifier's score (None where it refused every
-        candidate), NFE, decodes, judge calls and refused judgements. computes_in: precision of generator and judge.
+        each candidate against the others and which one was kept. If the judge refused to compare, the first candidate
+        is kept and `kept` is None. With `searching` also the verifier's score (None if it refused every candidate),
+        NFE, decodes, judge calls and refused judgements. computes_in: precision of generator and judge.
     """
     if num < 1 or best_of < 1 or sampling.num_steps < 1 or sampling.sample_batch < 1:
         raise ConfigError("num, best-of, num-steps and sample-batch must be 1 or more")
@@ -127,8 +134,8 @@ def sample_to_folder(
     out.mkdir(parents=True, exist_ok=True)
     listed: list[dict[str, Any]] = []
     files = SampleFiles(out, num, layout)
-    each = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
-    prompts_at_once = max(1, sampling.sample_batch // (num * each))
+    num_candidates = best_of if searching is None else max(1, searching.nfe // sampling.num_steps)
+    prompts_at_once = max(1, sampling.sample_batch // (num * num_candidates))
     with progress("prompts") as report:
         for start in range(0, len(prompts), prompts_at_once):
             part = prompts[start : start + prompts_at_once]

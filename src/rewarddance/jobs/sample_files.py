@@ -160,7 +160,7 @@ def save_pairs(
     Clips become contact sheets, and one animated WebP of both.
 
     Args:
-        reward: the judge's P(after is better), (P, noises), where the values are another measure.
+        reward: the judge's P(after is better), (P, noises), if the values are another measure.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listed = []

@@ -94,8 +94,8 @@ def train_judge(
 
     Args:
         validation: named sets, judged every `loop.validate_every` steps; the first one decides early stopping.
-        known: fingerprints of the prompts that the backbone was trained on as a judge (`core/seen.py`); None where
-            they are not known.
+        known: fingerprints of the prompts that the backbone was trained on as a judge (`core/seen.py`); None if they
+            are not known.
 
     Returns:
         The judge's folder, for `load_judge`.
@@ -302,7 +302,7 @@ def warn_of_labels(table: RecordTable) -> None:
 
 
 def check_labels(table: RecordTable) -> str | None:
-    """A warning where every choice prefers the same side.
+    """A warning if every choice prefers the same side.
 
     Raises:
         InputError: there are no choices, or all are ties.
@@ -319,8 +319,8 @@ def check_labels(table: RecordTable) -> str | None:
         return None
     side = "first" if sides == {True} else "second"
     return (
-        f"{table.name}: every choice names the {side} picture; right where the file puts the winner there on purpose "
-        "(chosen and rejected), a broken label column otherwise"
+        f"{table.name}: every choice names the {side} picture. This is right if the file puts the winner there on "
+        "purpose (chosen and rejected); otherwise the label column is broken"
     )
 
 
@@ -379,7 +379,7 @@ def train_once(
 
 
 def _peak_memory_mib() -> float:
-    """Peak memory of the GPU where there is one, otherwise of this process."""
+    """Peak memory of the GPU if there is one, otherwise of this process."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_resident_mib()
 
 

@@ -54,8 +54,8 @@ class ArmWatcher:
     target: float | None = None
     _since: float = field(default_factory=time.process_time)
     _measured_for: float = 0.0
-    """Seconds of the last measurement. `Loop.seconds` contains them from the next step on, and never if the run is
-    resumed before it, so `extra["measuring"]` does the same."""
+    """Seconds of the last measurement. `Loop.seconds` contains them from the next step on, so they are added to
+    `extra["measuring"]` at the next step. If the run is resumed before that step, neither contains them."""
 
     def after_step(self, loop: Loop, metrics: Metrics) -> str | None:
         extra = loop.extra
@@ -112,7 +112,7 @@ def train_arm(study: AlignmentStudyConfig, arm: str, seed: int, folder: Path, ta
     """Train or resume one run, and keep the adapters of all its marks.
 
     Args:
-        target: the KL to match, where the arm matches one.
+        target: the KL to match; None if the arm matches none.
     """
     config = study.align_config(arm, seed)
     generator, task = load_generator_of(config), load_task(config.task)

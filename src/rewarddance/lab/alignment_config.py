@@ -108,9 +108,9 @@ class AlignmentStudyConfig(Config):
         Raises:
             ConfigError: a wrong key, or a task that the study cannot measure.
         """
-        own = self.arms[arm]
-        file = own.recipe or self.recipe
-        values = merge(merge(AlignConfig().model_dump(), load_recipe(file)), merge(self.align, own.align))
+        arm_config = self.arms[arm]
+        file = arm_config.recipe or self.recipe
+        values = merge(merge(AlignConfig().model_dump(), load_recipe(file)), merge(self.align, arm_config.align))
         values |= {"seed": seed, "judge": str(values["judge"]).replace("{seed}", str(seed))}
         config = parse_config(AlignConfig, values, f"arm {arm} ({file})")
         if config.prompts is not None or config.task not in TASKS:
@@ -120,11 +120,11 @@ class AlignmentStudyConfig(Config):
             )
         if config.loop.num_steps == 0:
             raise ConfigError(f"arm {arm}: loop.num_steps 0 trains nothing")
-        if own.standardise and config.algorithm == "sft":
+        if arm_config.standardise and config.algorithm == "sft":
             raise ConfigError(f"arm {arm}: sft asks no judge, so there is nothing to standardise")
         if config.loop.log_every != 1:
             raise ConfigError(f"arm {arm}: loop.log_every {config.loop.log_every} loses points of the figure; take 1")
-        if own.match_kl is None:
+        if arm_config.match_kl is None:
             return config
         if config.optim.schedule != "constant":
             raise ConfigError(
@@ -135,7 +135,7 @@ class AlignmentStudyConfig(Config):
         return config.model_copy(update={"loop": loop})
 
     def check(self) -> None:
-        """Raises `ConfigError` where an arm's configuration is wrong, or differs from the others in `SAME`."""
+        """Raises `ConfigError` if an arm's configuration is wrong, or differs from the others in `SAME`."""
         first, *others = ((name, self.align_config(name, self.seeds[0])) for name in self.arms)
         for name, config in others:
             for key in SAME:

@@ -36,8 +36,8 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
         if runs:
             row = _row(runs, start) | {"arm": arm, "mark": mark, "matched": study.arms[arm].match_kl}
             if "widths" in start:
-                own = [run["clips"] for run in runs.values()]
-                row["clips"] = compare_clip_values(own, [start["clips"]] * len(own), start["widths"])
+                clips = [run["clips"] for run in runs.values()]
+                row["clips"] = compare_clip_values(clips, [start["clips"]] * len(clips), start["widths"])
             row["minus"] = [
                 {"arm": base[0], "mark": base[1]} | _difference(runs, measured[base], seeds, start.get("widths"))
                 for base in _baselines(study, arm, mark)
@@ -49,7 +49,7 @@ def summarise(study: AlignmentStudyConfig, out: Path) -> dict[str, Any]:
         "start": {name: float(np.mean(values)) for name, values in start["gold"].items()},
         "start_curve": start["curve"],
         "start_diversity": start["diversity"],
-        "sets": {n: {c: own.count(c) for c in dict.fromkeys(own)} for n, own in categories.items()},
+        "sets": {n: {c: of_set.count(c) for c in dict.fromkeys(of_set)} for n, of_set in categories.items()},
         "marks": rows,
         "curves": {arm: curves for arm in study.arms if (curves := _curves(out, arm))},
     }
@@ -77,17 +77,27 @@ def _folders(out: Path, arm: str) -> dict[int, Path]:
     return dict(sorted((int(match[1]), folder) for match, folder in matches if match))
 
 
+def version_of(content: Mapping[str, Any]) -> dict[str, int]:
+    """The version of the figures in a `measured.json`: `clip_version` of clips, otherwise `picture_version`.
+
+    Figures of pictures that name none are of version 1: the oracle was the same when they were measured.
+    """
+    if "clip_version" in content:
+        return {"clip_version": content["clip_version"]}
+    return {"picture_version": content.get("picture_version", 1)}
+
+
 def _measured(out: Path, arm: str, mark: Mark, start: Mapping[str, Any]) -> Measured:
-    """Finished runs. Those that were measured with other features than the start's have no diversity. Those whose clips
-    an earlier version measured are left out."""
+    """Finished runs. Those that were measured with other features than the start's have no diversity. Those whose
+    samples an earlier version measured are left out."""
     runs: Measured = {}
     for seed, folder in _folders(out, arm).items():
         files = [folder / "marks" / mark / name for name in ("mark.json", "measured.json")]
         if not all(f.is_file() for f in files):
             continue
         content = {key: value for f in files for key, value in json.loads(f.read_text()).items()}
-        if content.get("clip_version") != start.get("clip_version"):
-            say(f"{folder.name}: left out, because an earlier version measured its clips; run its arm again")
+        if version_of(content) != version_of(start):
+            say(f"{folder.name}: left out, because an earlier version measured its samples; run its arm again")
             continue
         runs[seed] = content
         if runs[seed]["features"] != start["features"]:
@@ -163,8 +173,8 @@ def _difference(
         sets[name] = {**_intervals(gaps), "by_seed": by_seed, "smallest": smallest_difference(means)}
     if widths is None:
         return {"sets": sets}
-    own, other = ([side[s]["clips"] for s in seeds] for side in (runs, base))
-    return {"sets": sets, "clips": compare_clip_values(own, other, widths)}
+    clips, base_clips = ([side[s]["clips"] for s in seeds] for side in (runs, base))
+    return {"sets": sets, "clips": compare_clip_values(clips, base_clips, widths)}
 
 
 def _curves(out: Path, arm: str) -> dict[int, list[dict[str, float]]]:

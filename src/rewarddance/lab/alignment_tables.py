@@ -65,9 +65,9 @@ def _clip_table(marks: Sequence[Mapping[str, Any]]) -> Table:
             cells = [name_of(row), other]
             for name in VERDICTS:
                 if name in figures:
-                    own = figures[name]
-                    cells.append(f"{own['good']:.2f} / {own['same']:.2f} / {own['bad']:.2f}")
-                    cells += [signed_interval(own["gsb"][over]) for over in ("over_seeds", "over_prompts")]
+                    shares = figures[name]
+                    cells.append(f"{shares['good']:.2f} / {shares['same']:.2f} / {shares['bad']:.2f}")
+                    cells += [signed_interval(shares["gsb"][over]) for over in ("over_seeds", "over_prompts")]
             moving = figures["moving"]
             cells.append(f"{moving['after']:.2f} from {moving['before']:.2f}")
             rows.append([*cells, signed_interval(moving["change"]["over_prompts"])])

@@ -41,8 +41,8 @@ OF_CLIPS: dict[ClipModel, tuple[ModelKind, str]] = {
 }
 """The embedded models of clips: what each one is, and the kind of run that trains it."""
 MAX_BYTES = 25_000_000
-"""Of the embedded models of clips together. The two generators share no files: their autoencoder is the same, but it is
-5 per cent of both, and each one has trained its own text encoder."""
+"""Largest size of the embedded models of clips together. The two generators share no files: their autoencoder is the
+same, but it is 5 per cent of both, and each one has trained its own text encoder."""
 AssetPart = Literal["all", "autoencoder", "generator", "vision", "contrastive", "preferences", "vlm", "judge"]
 
 
@@ -69,12 +69,10 @@ def build_assets(out: Path, only: AssetPart = "all", device: str = "auto", worke
         _once(out / "vision", lambda resume: pretrain_vision(VisionConfig(**where), out / "vision", resume=resume))
         ship(out / "vision", ASSETS / "reader-tiny")
     if only in ("all", "contrastive"):
-        seeing = ASSETS / "reader-tiny" / "vision.safetensors"
-        reading = ASSETS / "generator-tiny" / "text_encoder" / "model.safetensors"
-        _once(
-            out / "contrastive",
-            lambda resume: train_clip(ContrastiveConfig(**where), seeing, reading, out / "contrastive", resume=resume),
-        )
+        tower = ASSETS / "reader-tiny" / "vision.safetensors"
+        text_encoder = ASSETS / "generator-tiny" / "text_encoder" / "model.safetensors"
+        config, folder = ContrastiveConfig(**where), out / "contrastive"
+        _once(folder, lambda resume: train_clip(config, tower, text_encoder, folder, resume=resume))
         ship(out / "contrastive", ASSETS / "clip-tiny")
     preferences = out / "preferences"
     if only in ("all", "preferences") and is_leader():
@@ -89,10 +87,10 @@ def build_assets(out: Path, only: AssetPart = "all", device: str = "auto", worke
         )
         ship(out / "vlm", ASSETS / "vlm-tiny")
     if only in ("all", "judge"):
-        pairs, both = out / "judge-pairs", out / "judge"
-        _once(pairs, lambda resume: _train_judge("reward", "tiny", preferences, pairs, resume))
-        _once(both, lambda resume: _train_judge("reward-both", str(pairs), preferences, both, resume))
-        ship(both, ASSETS / "judge-tiny")
+        pair_judge, judge = out / "judge-pairs", out / "judge"
+        _once(pair_judge, lambda resume: _train_judge("reward", "tiny", preferences, pair_judge, resume))
+        _once(judge, lambda resume: _train_judge("reward-both", str(pair_judge), preferences, judge, resume))
+        ship(judge, ASSETS / "judge-tiny")
 
 
 class SizeSettings(Config):
@@ -120,11 +118,11 @@ def build_size(settings: SizeSettings, out: Path, drawn: Path | None = None) -> 
         The VLM's folder.
     """
     folder, keys = out / settings.size, {k: getattr(settings, k) for k in ("device", "workers", "seed")}
-    seeing = vision_settings(settings.size, settings.vision_steps, settings.large, **keys)
-    _once(folder / "vision", lambda resume: pretrain_vision(seeing, folder / "vision", resume=resume))
+    vision_config = vision_settings(settings.size, settings.vision_steps, settings.large, **keys)
+    _once(folder / "vision", lambda resume: pretrain_vision(vision_config, folder / "vision", resume=resume))
     weights = folder / "vision" / "model" / "vision.safetensors"
-    lessons = vlm_settings(settings.size, settings.vlm_steps, settings.large, **keys)
-    _once(folder / "vlm", lambda resume: train_vlm(lessons, weights, folder / "vlm", drawn=drawn, resume=resume))
+    vlm_config = vlm_settings(settings.size, settings.vlm_steps, settings.large, **keys)
+    _once(folder / "vlm", lambda resume: train_vlm(vlm_config, weights, folder / "vlm", drawn=drawn, resume=resume))
     return folder / "vlm" / "model"
 
 
@@ -192,7 +190,7 @@ def ship_clip_model(run: Path, name: ClipModel) -> Path:
 
 
 def bytes_in_bf16(folder: Path) -> int:
-    """Bytes of a model's files if its weights are stored in bf16; 0 where there is no such folder."""
+    """Bytes of a model's files if its weights are stored in bf16; 0 if there is no such folder."""
     total = 0
     for file in (f for f in folder.rglob("*") if f.is_file()):
         if file.suffix != ".safetensors":

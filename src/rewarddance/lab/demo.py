@@ -96,7 +96,7 @@ def run_demo(out: Path, *, task: DemoTask = "t2i", fast: bool = False, seed: int
 
 
 def _check_parts(demo: Demo) -> None:
-    """Raise an error at once where weights or PyAV are missing."""
+    """Raise an error at once if weights or PyAV are missing."""
     find(demo.generator, "generator")
     find(demo.judge, "judge")
     find("tiny", "vlm")

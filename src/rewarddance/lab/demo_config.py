@@ -17,7 +17,7 @@ class DemoSizes:
         sampling_steps: of the preferences' samples, on average.
         judge_steps, judge_prompts: of the judge's further training, and prompts of one step.
         align_steps, align_prompts, align_batch: of the alignment; the batch is in samples.
-        probe_prompts: of the probes, which are drawn four times.
+        probe_prompts: of the probes.
         every, noises: the evaluation takes each `every`-th benchmark prompt, with this many noises. The action prompts
             go round 12 actions, so for clips this and `best_of_every` share no divisor with 12.
         diversity_prompts, diversity_noises: of the diversity before and after.

@@ -35,7 +35,7 @@ from rewarddance.evaluate.generator import (
     Array,
     Samples,
     answered_prompts,
-    diversity,
+    diversity_of_features,
     fixed_samples,
     right_media,
 )
@@ -46,7 +46,7 @@ from rewarddance.jobs.load import find, load_generator_of, load_judge, load_task
 from rewarddance.lab.alignment_arm import curve_point, train_arm
 from rewarddance.lab.alignment_clips import CLIP_VERSION, VERDICTS, clip_values
 from rewarddance.lab.alignment_config import AlignmentStudyConfig
-from rewarddance.lab.alignment_figures import summarise
+from rewarddance.lab.alignment_figures import summarise, version_of
 from rewarddance.lab.alignment_tables import alignment_tables
 from rewarddance.lab.study_tables import as_markdown
 
@@ -54,6 +54,9 @@ SETTINGS = ("split", "second_seed", "every", "num_noises", "num_steps", "diversi
 """Settings of the measurement, which all arms of a folder share."""
 PAUSE = 2.0
 """Seconds between two looks at a start that another process measures."""
+PICTURE_VERSION = 1
+"""Version of the embedded world's pictures and of the oracle's values of them. Raise it when either changes; figures of
+another version are measured again. Clips have `CLIP_VERSION`."""
 
 
 def study_alignment(
@@ -172,7 +175,7 @@ def _measure_start(study: AlignmentStudyConfig, config: AlignConfig, folder: Pat
     listed = {n: {"texts": [p.text for p in s], "categories": [p.category for p in s]} for n, s in sets.items()}
     figures |= {"prompts": listed, "gold": gold, "diversity": _spread(study, task, generator)}
     generator.guidance = config.guidance  # as the arms' curves are measured in training
-    figures |= {"curve": curve_point(generator, task, study.num_steps), "features": features_id(task)}
+    figures |= {"curve": curve_point(generator, task, study.num_steps), **_identity(task)}
     write_json(folder / "measured.json", figures)
 
 
@@ -187,7 +190,7 @@ def _clip_figures(
     """`clip_values` of clips, and their distance to as many right clips (`clip_distance`)."""
     distance = clip_distance(samples, _right_features(study, samples, task, start), task_features(task))
     values = clip_values(samples, criteria, task.rate, raters)
-    return {"clips": values | {"frechet": distance}, "clip_version": CLIP_VERSION}
+    return {"clips": values | {"frechet": distance}}
 
 
 def _right_features(study: AlignmentStudyConfig, samples: Samples, task: Task, start: Path) -> Array:
@@ -209,7 +212,7 @@ def _widths(study: AlignmentStudyConfig, generator: Tunable, task: Task) -> dict
 
 
 def _measure_once(study: AlignmentStudyConfig, config: AlignConfig, folder: Path, start: Path, sha256: str) -> None:
-    """Write the figures of one mark. They are measured again if the features or `CLIP_VERSION` have changed."""
+    """Write the figures of one mark. They are measured again if the features or the version have changed."""
     task = task_of(study)
     if _is_measured(folder, task):
         return
@@ -228,8 +231,14 @@ def _measure_once(study: AlignmentStudyConfig, config: AlignConfig, folder: Path
             figures["proxy"] = _proxy(judge, criterion, samples, values, before, start, sha256)
             if criteria:
                 figures |= _clip_figures(study, samples, criteria, task, folder.parts[-3], start)
-    figures |= {"gold": gold, "diversity": _spread(study, task, generator), "features": features_id(task)}
+    figures |= {"gold": gold, "diversity": _spread(study, task, generator), **_identity(task)}
     write_json(folder / "measured.json", figures)
+
+
+def _identity(task: Task) -> dict[str, Any]:
+    """What figures depend on besides the setting; figures of another identity are measured again."""
+    version = {"picture_version": PICTURE_VERSION} if task.criteria is None else {"clip_version": CLIP_VERSION}
+    return {"features": features_id(task), **version}
 
 
 def _is_measured(folder: Path, task: Task) -> bool:
@@ -237,8 +246,7 @@ def _is_measured(folder: Path, task: Task) -> bool:
     if not file.is_file():
         return False
     content = json.loads(file.read_text())
-    version = None if task.criteria is None else CLIP_VERSION
-    return bool(content["features"] == features_id(task) and content.get("clip_version") == version)
+    return {"features": content["features"], **version_of(content)} == _identity(task)
 
 
 def _spread(study: AlignmentStudyConfig, task: Task, generator: Tunable) -> dict[str, float]:
@@ -247,8 +255,9 @@ def _spread(study: AlignmentStudyConfig, task: Task, generator: Tunable) -> dict
     few = prompts[:: max(1, len(prompts) // study.diversity_prompts)][: study.diversity_prompts]
     samples = fixed_samples(generator, few, study.diversity_noises, study.num_steps, 1, title="diversity")
     features = task_features(task)
-    vendi = [vendi_score(features(row).double().cpu().numpy()) for row in samples.media]
-    return {**diversity(samples, features), "vendi": float(np.mean(vendi))}
+    embedded = [features(row) for row in samples.media]
+    vendi = [vendi_score(own.double().cpu().numpy()) for own in embedded]
+    return {**diversity_of_features(samples, embedded), "vendi": float(np.mean(vendi))}
 
 
 def _proxy(

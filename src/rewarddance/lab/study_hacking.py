@@ -81,9 +81,9 @@ def study_hacking(
         data: a folder of `data build`, for the judges of the hacked runs.
 
     Returns:
-        For every run where the alarm went off first, the largest fall of the oracle's value until the alarm and its
-        fall at the end; and counts: alarms in time among hacked runs that fell by more than `late`, and false alarms
-        among sound runs that end better than they began.
+        For every run the figures of `alarm_of`: the step of the first alarm, and how far the oracle's value fell until
+        then and until the end. And counts: alarms in time among hacked runs that fell by more than `late`, and false
+        alarms among sound runs that end better than they began.
 
     Raises:
         ConfigError: a recipe of another algorithm than `ALGORITHMS`, or not of the embedded world; the gold judge is
@@ -154,9 +154,9 @@ def _few_pairs_judge(study: HackingStudyConfig, reward: RewardConfig, data: Path
         return folder
     table = RecordTable.open(data / "train.parquet")
     records: list[PreferenceRecord] = []
-    pairs, at = 0, (seed * study.num_pairs) % len(table)
+    pairs, first = 0, (seed * study.num_pairs) % len(table)
     while pairs < study.num_pairs and len(records) < len(table):
-        records.append(table[(at + len(records)) % len(table)])
+        records.append(table[(first + len(records)) % len(table)])
         pairs += len(records[-1].choices)
     steps = study.judge_steps
     loop = reward.loop.model_copy(update={"num_steps": steps, "validate_every": steps, "save_every": steps})

@@ -1,7 +1,7 @@
 """`rewarddance study search`: do searches at inference beat best-of-N at the same number of forward passes?
 
-Every cell is one search with one verifier, one budget and one seed on a few prompts. The oracle measures the winners;
-as a verifier it shows the upper bound of what a judge could find.
+Every cell is one search with one verifier, one budget and one seed on all prompts. The oracle measures the winners; as
+a verifier it shows the upper bound of what a judge could find.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SearchStudyConfig(Config):
     }
     """Settings by a name for the table."""
     verifiers: tuple[Asked, ...] = ()
-    """The ways to ask the judge, and `oracle`. Without any: `anchor`, `oracle`, and `pointwise` where the judge answers
+    """The ways to ask the judge, and `oracle`. Without any: `anchor`, `oracle`, and `pointwise` if the judge answers
     that question."""
     nfe: tuple[int, ...] = (50, 100, 200, 400, 800)
     seeds: tuple[int, ...] = (0, 1)
@@ -81,7 +81,7 @@ class SearchStudyConfig(Config):
     every: int = Field(5, ge=1)
     """Take every n-th of the prompts."""
     prompts_at_once: int = Field(12, ge=1)
-    """Prompts of a cell."""
+    """Prompts of a cell that are searched and saved together."""
 
 
 def prompts_of(config: SearchStudyConfig) -> list[Prompt]:
@@ -201,7 +201,7 @@ def _verifier(
 
 
 def _figures(part: Sequence[Request], results: Sequence[Result], stored: StoredMedia, gold: Gold) -> dict[str, Any]:
-    """Figures of each prompt; the score is None where every judgement was refused."""
+    """Figures of each prompt; the score is None if every judgement was refused."""
     return {
         "prompts": [r.prompt for r in results],
         "gold": gold(part, stored, stored),
@@ -251,7 +251,7 @@ def _row(figures: Mapping[str, Any], verifier: str) -> dict[str, Any]:
 def _read(
     out: Path, config: SearchStudyConfig, verifier: str, name: str, nfe: int, num_prompts: int
 ) -> dict[str, Any] | str:
-    """Figures of one search as arrays (prompts, seeds); a reason where it has none."""
+    """Figures of one search as arrays (prompts, seeds); if it has none, the reason."""
     by_seed: list[dict[str, list[Any]]] = []
     for seed in config.seeds:
         columns: dict[str, list[Any]] = {}

@@ -53,7 +53,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def values_of(entry: Mapping[str, Any], split: str, key: str) -> list[float]:
-    """One figure of all seeds of a variant, where it was measured."""
+    """One figure of all seeds of a variant for which it was measured."""
     return [v for row in entry["seeds"] if (v := row.get(split, {}).get(key)) is not None]
 
 
@@ -93,7 +93,7 @@ def judge_tables(study: Mapping[str, Any]) -> list[Table]:
 
 
 def _deviation_table(entries: Mapping[str, Any], kind: str) -> list[Table]:
-    """Mean and standard deviation over seeds or over folds, where a study of sizes has several."""
+    """Mean and standard deviation over seeds or over folds, if a study of sizes has several."""
     measured = {name: entry.get("deviations", {}).get(kind, {}) for name, entry in entries.items()}
     keys = list(dict.fromkeys(key for figures in measured.values() for key in figures))
     if not keys:

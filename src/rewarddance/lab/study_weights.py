@@ -44,11 +44,10 @@ def study_weights(
 
     Args:
         file: a fitted composite.
-        data: a folder (its held-out prompts where it has some), or a Parquet file.
+        data: a folder (its held-out prompts, if it has some), or a Parquet file.
         goal, constraints: what the reward is for, and what the deployment forbids; kept with the figures.
-        criterion: of the records to use. When None all records, or the overall ones where the data has several
-            criteria.
-        most: records at most, evenly spread.
+        criterion: of the records to use. None: `overall` if it is one of several criteria, otherwise all records.
+        most: largest number of records, evenly spread.
 
     Returns:
         goal, constraints, weights (as they are), fitted (`fitted_weights`), ablation, suggestion, rationale
@@ -56,7 +55,7 @@ def study_weights(
         `out/table.md`.
 
     Raises:
-        ConfigError: the composite cannot be loaded, or has one part alone.
+        ConfigError: the composite cannot be loaded, has only one part, or is no weighted sum.
         InputError: too few choices, or none of this criterion.
     """
     composite = load_composite(file)
@@ -131,8 +130,8 @@ def collect_choices(composite: Composite, records: Sequence[PreferenceRecord]) -
         prompts += [c.prompt for c, _ in labelled]
     values = np.concatenate(z)
     kept = np.isfinite(values).all(1)
-    own = tuple(p for p, k in zip(prompts, kept, strict=True) if k)
-    return JudgedChoices(names, values[kept], np.array(labels)[kept], own), int((~kept).sum())
+    kept_prompts = tuple(p for p, k in zip(prompts, kept, strict=True) if k)
+    return JudgedChoices(names, values[kept], np.array(labels)[kept], kept_prompts), int((~kept).sum())
 
 
 def rationale(study: dict[str, Any]) -> list[str]:

@@ -130,8 +130,8 @@ def _shares(
     for name, answers in sorted(by_kind.items()):
         shares[name] = {"exact": float(np.mean([right for _, right in answers])), "num": len(answers)}
         for word in ("yes", "no"):
-            if own := [right for answer, right in answers if answer == word]:
-                shares[name] |= {f"exact_{word}": float(np.mean(own)), f"num_{word}": len(own)}
+            if rights := [right for answer, right in answers if answer == word]:
+                shares[name] |= {f"exact_{word}": float(np.mean(rights)), f"num_{word}": len(rights)}
     return shares
 
 

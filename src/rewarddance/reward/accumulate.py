@@ -23,7 +23,7 @@ from rewarddance.reward.objective import askable, reward_step
 from rewarddance.reward.paradigms import Question, questions
 
 STEP_METRICS = ("loss", "accuracy", "answer_mass", "margin", "margin_std", "verdict_loss", "coin_loss", "reason_logp")
-"""Metrics of `reward_step` that are logged; `reason_logp` only where reasons are learnt."""
+"""Metrics of `reward_step` that are logged; `reason_logp` only if reasons are learnt."""
 _ADVICE = "look at their pictures and labels"
 
 
@@ -63,8 +63,8 @@ class Accumulator:
             index: the step; the random order of questions depends on it.
 
         Returns:
-            Means of `reward_step`'s metrics over all processes, and `num_left_out` where questions were left out. No
-            other metrics where no process had a question.
+            Means of `reward_step`'s metrics over all processes, and `num_left_out` if questions were left out. If no
+            process had a question, there are no other metrics.
 
         Raises:
             RunError: one record alone does not fit, or the loss of some records is not finite (they are named).

@@ -45,7 +45,7 @@ class Standard:
     paired_std: float | None
 
     def standardise(self, values: Tensor, paired: Tensor) -> Tensor:
-        """z (N,): (value - mean) / std for single pictures, value / paired_std for pairs; NaN where that is unknown.
+        """z (N,): (value - mean) / std for single pictures, value / paired_std for pairs; NaN if that is unknown.
 
         An unknown z has a gradient of exactly 0, so it harms no other item.
 
@@ -138,11 +138,11 @@ class Composite:
 
         Every z has deviation 1 on the reference set, so no part outweighs the others by its scale. `bound *
         tanh(z / bound)` does the same for outliers. A conservative ensemble (`combine`) is conservative about the
-        candidate; `swapped_margin` of the verdict is its margin where the reference is the candidate. A single picture
-        has no other order: its swapped margin is -R.
+        candidate; `swapped_margin` of the verdict is its margin of the swapped pair. A single picture has no other
+        order: its swapped margin is -R.
 
         Raises:
-            JudgementError: with `on_refused="raise"`, where an item is refused.
+            JudgementError: with `on_refused="raise"`, if an item is refused.
         """
         if not comparisons:
             return Verdict.from_margin(torch.zeros(0))

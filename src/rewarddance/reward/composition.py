@@ -47,11 +47,11 @@ def _border(side: int, device: torch.device) -> Tensor:
 def rules(mask: Tensor) -> dict[str, Tensor]:
     """Each rule of a subject's mask (N, H, W), by name, (N,) each.
 
-    - thirds: 1 where the subject's centre of mass lies on one of the four crossings of thirds, falling linearly to 0
-      at a distance of sqrt(2)/3 (a corner of the picture).
-    - balance: 1 where the centre of mass is the picture's centre, 0 at half a side from it or more.
-    - margins: 1 where none of the subject lies in the border, 0 where as much of it lies there as elsewhere.
-    - symmetry: 1 where the left half mirrors the right, 0 where they share nothing.
+    - thirds: 1 if the subject's centre of mass lies on one of the four crossings of thirds, falling linearly to 0 at a
+      distance of sqrt(2)/3 (a corner of the picture).
+    - balance: 1 if the centre of mass is the picture's centre, 0 at half a side from it or more.
+    - margins: 1 if none of the subject lies in the border, 0 if the subject is as dense there as in the whole picture.
+    - symmetry: 1 if the left half mirrors the right, 0 if they share nothing.
     """
     side = mask.shape[-1]
     total = mask.sum((1, 2)) + 1e-6

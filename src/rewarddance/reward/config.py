@@ -48,9 +48,9 @@ class Calibration(Config):
     temperature: float = Field(1.0, gt=0)
     """Margins are divided by it."""
     ece_before: float | None = None
-    """Expected calibration error with temperature 1, on half of those prompts."""
+    """Expected calibration error with temperature 1, on those prompts."""
     ece_after: float | None = None
-    """The same with the temperature, fitted on the other half."""
+    """The same after a temperature: the choices of each half of the prompts have the one of the other half."""
     noise_floor: float | None = None
     """The error that a perfectly calibrated judge would show on as many choices."""
     num_choices: int = 0

@@ -129,11 +129,11 @@ class Context(Config):
 
     def resolved(self, clips: bool = False) -> Context:
         """The same context with its whole wording in it, for saving; with `clips` also the wording about clips."""
-        both = clips or self.clip_wording is not None
-        return self.model_copy(update={"wording": self.words} | ({"clip_wording": self.clip_words} if both else {}))
+        clip_wording = {"clip_wording": self.clip_words} if clips or self.clip_wording is not None else {}
+        return self.model_copy(update={"wording": self.words} | clip_wording)
 
     def problem(self, comparison: Comparison) -> str | None:
-        """Why this comparison cannot be asked; None where it can."""
+        """Why this comparison cannot be asked; None if it can."""
         if not comparison.prompt.strip():
             return "a comparison needs a prompt; it is empty"
         name, criteria = comparison.criterion or UNNAMED, self.words_about(comparison.candidate).criteria

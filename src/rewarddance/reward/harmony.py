@@ -1,7 +1,7 @@
 """Colour harmony: how near a picture's hues lie to one of Matsuda's templates on the hue wheel.
 
 Templates, sectors and the weighting by saturation are those of Cohen-Or et al. 2006, "Color Harmonization". The scale
-is ours: 1 where all hues lie inside a template's sectors, 0 for hues spread evenly over the wheel.
+is ours: 1 if all hues lie inside a template's sectors, 0 for hues spread evenly over the wheel.
 """
 
 from __future__ import annotations

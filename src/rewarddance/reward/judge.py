@@ -32,7 +32,7 @@ ALONE = (
 
 @dataclass
 class Judge:
-    """Asks both orders where it compares, divides by its calibration temperature, and ranks.
+    """Compares in both orders, divides margins by its calibration temperature, and ranks.
 
     Attributes:
         single: asks one order only, as training does.
@@ -51,8 +51,8 @@ class Judge:
     def precision(self) -> Computed:
         """Precision of passes."""
         stored = self.engine.backbone.module.parameters()
-        half = self.engine.autocast == torch.bfloat16 or next(stored).dtype == torch.bfloat16
-        return "bf16" if half else "fp32"
+        is_bf16 = self.engine.autocast == torch.bfloat16 or next(stored).dtype == torch.bfloat16
+        return "bf16" if is_bf16 else "fp32"
 
     @property
     def criterion(self) -> str:
@@ -60,13 +60,13 @@ class Judge:
         return self.spec.criteria[0] if self.spec.criteria else UNNAMED
 
     def own_or(self, criterion: str) -> str:
-        """The criterion if this judge was trained on it (or, not trained, has words for it); else its own."""
+        """The criterion if this judge was trained on it, or was not trained and has words for it; else its own."""
         context = self.spec.context
         known = self.spec.criteria or (*context.words.criteria, *context.clip_words.criteria)
         return criterion if criterion in known else self.criterion
 
     def problem(self, comparison: Comparison) -> str | None:
-        """Why this judge cannot be asked about a comparison; None where it can."""
+        """Why this judge cannot be asked about a comparison; None if it can."""
         spec = self.spec
         compares_only = spec.paradigm == "generative_pairwise" and spec.trained and not spec.pointwise
         if compares_only and comparison.reference is None:
@@ -87,7 +87,7 @@ class Judge:
         by the difference of two pointwise margins. Items that cannot be answered are refused (`Verdict.refused`).
 
         Raises:
-            JudgementError: with `on_refused="raise"`, where an item is refused.
+            JudgementError: with `on_refused="raise"`, if an item is refused.
         """
         comparisons = [c if c.criterion is not None else replace(c, criterion=self.criterion) for c in comparisons]
         verdict = judge_answerable(comparisons, self.problem, self._answer)
@@ -116,7 +116,7 @@ class Judge:
         return rank(self, prompt, images, criterion)
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """The judge's free answers: the verdict, and reasons where it was trained to give them.
+        """The judge's free answers: the verdict, and reasons if it was trained to give them.
 
         Raises:
             JudgementError: a scalar judge has no words.

@@ -1,4 +1,4 @@
-"""Comparisons to dialogs, by layout: which dialogs show the same pictures, and in which positions.
+"""Turns comparisons into dialogs. The layout decides which dialogs show the same pictures, and in which positions.
 
 Positions follow from the order of the comparisons: a reference stands before its candidate, and a later comparison of
 the same two pictures keeps the positions of the first one. Training shuffles its questions, so that positions mean
@@ -32,7 +32,7 @@ def dialogs_of(context: Context, comparisons: Sequence[Comparison], prefix: Dial
 
 
 def example_turns(context: Context, examples: Sequence[Comparison]) -> Dialog:
-    """Labelled comparisons as turns: each question, followed by the right answer (with its reason, where wanted)."""
+    """Labelled comparisons as turns: each question, then the right answer, and with chain of thought its reason."""
     parts: list[DialogPart] = []
     for example in examples:
         before, word, after = context.answer((example.label or 0.0) > 0.5, example.rationale or "", example.candidate)

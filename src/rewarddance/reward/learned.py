@@ -68,8 +68,8 @@ class RatingTransformer(nn.Module):
             ],
             1,
         )
-        hidden = F.pad(padding, (x.shape[1] - padding.shape[1], 0), value=False)
-        states = self.layers(x, src_key_padding_mask=hidden)[:, :num_queries]
+        padding_mask = F.pad(padding, (x.shape[1] - padding.shape[1], 0), value=False)
+        states = self.layers(x, src_key_padding_mask=padding_mask)[:, :num_queries]
         outputs: Tensor = (states * self.heads).sum(-1) + self.bias
         return outputs
 
@@ -141,8 +141,8 @@ def ordered_pairs(ratings: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 class LearnedJudge:
     """A learned reward behind the score port.
 
-    A picture alone has its rating less 3 (the middle of the scale) as its margin, or its score where the scalar head
-    was trained to rank. With a reference the margin is the difference of the two.
+    The margin of a picture alone is its rating minus 3 (the middle of the scale), or its score if the scalar head was
+    trained to rank. With a reference the margin is the difference of the two.
     """
 
     spec: LearnedSpec
@@ -166,7 +166,7 @@ class LearnedJudge:
         return criterion if criterion in self.spec.columns else self.criterion
 
     def problem(self, comparison: Comparison) -> str | None:
-        """Why this judge cannot be asked about a comparison; None where it can."""
+        """Why this judge cannot be asked about a comparison; None if it can."""
         num = self.embedder.num_words(comparison.prompt)
         limit = min(self.spec.shape.max_words, self.embedder.most_words)
         if num == 0 or not comparison.prompt.strip():
@@ -183,7 +183,7 @@ class LearnedJudge:
         """Verdicts (N,), differentiable to pixels. Items that cannot be answered are refused.
 
         Raises:
-            JudgementError: with `on_refused="raise"`, where an item is refused.
+            JudgementError: with `on_refused="raise"`, if an item is refused.
         """
         verdict = judge_answerable(comparisons, self.problem, self._answer)
         return verdict.or_raise(comparisons) if on_refused == "raise" else verdict

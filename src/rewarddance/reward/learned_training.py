@@ -19,7 +19,7 @@ from rewarddance.reward.learned import LearnedJudge, rating_loss
 from rewarddance.reward.learned_config import SCALAR_COLUMN, LearnedConfig
 
 KEEP_BYTES = 2 << 30
-"""Bytes of embeddings that are kept in memory; pictures beyond it are embedded again at every use."""
+"""Bytes of embeddings that are kept in memory. Pictures that do not fit are embedded again at every use."""
 Array = NDArray[np.float64]
 Key = tuple[str, tuple[str | None, ...]]
 
@@ -48,7 +48,7 @@ class RatedSet:
     """Rated pictures by prompt. Records of the same pictures with different criteria are one entry.
 
     Attributes:
-        columns: the criteria in alphabetical order, and the overall rating as the last column. Where nobody gave an
+        columns: the criteria in alphabetical order, and the overall rating as the last column. If nobody gave an
             overall rating, it is the mean over the criteria.
         num_unrated: records without ratings, which are left out.
     """
@@ -84,14 +84,14 @@ class RatedSet:
         counts: dict[Key, Array] = {}
         contents = table.contents
         for i in rated:
-            own = ratings[i]
-            assert own is not None
+            given = ratings[i]
+            assert given is not None
             key = contents[i]
             rows.setdefault(key, i)
-            total = sums.setdefault(key, np.zeros((len(own), len(columns))))
+            total = sums.setdefault(key, np.zeros((len(given), len(columns))))
             count = counts.setdefault(key, np.zeros(len(columns)))
             if criteria[i] in place:
-                total[:, place[criteria[i]]] += own
+                total[:, place[criteria[i]]] += given
                 count[place[criteria[i]]] += 1
         entries = tuple(RatedPictures(key, rows[key], _with_overall(_means(sums[key], counts[key]))) for key in rows)
         return cls(table, tuple(columns), entries, len(ratings) - len(rated))
@@ -109,7 +109,7 @@ def _means(sums: Array, counts: Array) -> Array:
 
 
 def _with_overall(ratings: Array) -> Array:
-    """Fill in the last column by the mean of the others, where it is missing."""
+    """Fill gaps in the last column with the mean of the other columns."""
     known = np.isfinite(ratings[:, :-1])
     mean = np.where(known, ratings[:, :-1], 0.0).sum(1) / np.maximum(known.sum(1), 1)
     fill = np.isnan(ratings[:, -1]) & known.any(1)

@@ -30,7 +30,7 @@ class PartValues:
 
 class Part(Protocol):
     def values(self, comparisons: Sequence[Comparison]) -> PartValues:
-        """The picture's value where there is no reference, else how much better the candidate is; differentiable."""
+        """The picture's value if there is no reference, else how much better the candidate is; differentiable."""
         ...
 
 
@@ -61,9 +61,9 @@ class MeasurePart:
         usable = [comparisons[i] for i in rows]
         compared = [k for k, c in enumerate(usable) if c.reference is not None]
         pictures = [c.candidate for c in usable] + [r for c in usable if (r := c.reference) is not None]
-        both = self.measure([c.prompt for c in usable] + [usable[k].prompt for k in compared], pictures).float()
-        at = torch.tensor(compared, dtype=torch.long, device=both.device)
-        values = both[: len(usable)].index_add(0, at, both[len(usable) :], alpha=-1)
+        measured = self.measure([c.prompt for c in usable] + [usable[k].prompt for k in compared], pictures).float()
+        with_reference = torch.tensor(compared, dtype=torch.long, device=measured.device)
+        values = measured[: len(usable)].index_add(0, with_reference, measured[len(usable) :], alpha=-1)
         out = out.to(values.device).index_copy(0, torch.tensor(rows, device=values.device), values)
         broken = {rows[k]: "its value is not a number" for k in (~values.isfinite()).nonzero().flatten().tolist()}
         return PartValues(out.masked_fill(~out.isfinite(), torch.nan), refused | broken)

@@ -13,7 +13,7 @@ from rewarddance.vlm.engine import Engine
 
 
 def problem_of(comparison: Comparison, context: Context, engine: Engine, examples: Dialog = ()) -> str | None:
-    """The reason to refuse a comparison; None where it can be asked.
+    """The reason to refuse a comparison; None if it can be asked.
 
     Args:
         examples: the examples before every question; they count towards the number of tokens.
@@ -47,7 +47,7 @@ def _too_long(context: Context, engine: Engine, dialog: Dialog) -> str | None:
 
 
 def unusable(comparison: Comparison) -> str | None:
-    """Why the pictures of a comparison cannot be measured; None where they can."""
+    """Why the pictures of a comparison cannot be measured; None if they can."""
     for media in (comparison.candidate, comparison.reference):
         if media is None:
             continue

@@ -49,15 +49,15 @@ class RemoteConfig(Config):
     """`safetensors` sends pixels as they are; `png` sends an eighth or less, rounded to 8 bits. `/score` and `/compute`
     always take `png`."""
     reward: str | None = None
-    """The reward that `/score` is asked for; not needed where the server has only one."""
+    """The reward that `/score` is asked for; not needed if the server has only one."""
     value: str | None = None
-    """The number of this reward; not needed where it has only one."""
+    """The number of this reward; not needed if it has only one."""
     timeout: float = Field(120.0, gt=0)
     """Seconds that a request may take."""
     attempts: int = Field(6, ge=1)
-    """Requests for one batch at most."""
+    """Largest number of requests for one batch."""
     batch: int = Field(256, ge=1)
-    """Comparisons of one request at most."""
+    """Largest number of comparisons in one request."""
 
 
 def is_address(name: object) -> bool:
@@ -66,7 +66,7 @@ def is_address(name: object) -> bool:
 
 
 Endpoint = Literal["judge", "score", "compute"]
-"""The last part of an address; `judge` where it names none of the other two."""
+"""The last part of an address; `judge` if it names none of the other two."""
 
 
 def named_by(address: str) -> tuple[str, Endpoint, str | None, str | None]:
@@ -82,7 +82,7 @@ def named_by(address: str) -> tuple[str, Endpoint, str | None, str | None]:
 class RemoteJudge:
     """Asks `POST {url}/{protocol}`. Failed requests are repeated with growing pauses.
 
-    A batch that has no answer after all attempts is refused, with the reason: never a number, and never an exception.
+    A batch that has no answer after all attempts is refused with the reason. It gives no number and raises no error.
     With `score` and `compute` every sample is asked about alone, by the reward of the address, whatever the criterion
     is. A comparison is then the difference of two values.
     """
@@ -145,7 +145,7 @@ class RemoteJudge:
         """Verdicts (N,) on the CPU, without gradients.
 
         Raises:
-            JudgementError: with `on_refused="raise"`, where an item is refused.
+            JudgementError: with `on_refused="raise"`, if an item is refused.
         """
         answers = [self._ask(part) for part in self._batches(comparisons)]
         verdict = _verdict(answers) if answers else Verdict.all_refused({})
@@ -156,17 +156,17 @@ class RemoteJudge:
         part: list[Comparison] = []
         size = 0
         for c in comparisons:
-            own = self._size(c)
-            if part and (len(part) >= self.config.batch or size + own > self.info.most_bytes):
+            bytes_more = self._size(c)
+            if part and (len(part) >= self.config.batch or size + bytes_more > self.info.most_bytes):
                 yield part
                 part, size = [], 0
             part.append(c)
-            size += own
+            size += bytes_more
         if part:
             yield part
 
     def _size(self, comparison: Comparison) -> int:
-        """Bytes of a comparison's media in a request, at most: fp32 in base64, or a PNG."""
+        """Upper bound of the bytes of a comparison's media in a request, as fp32 in base64 or as PNG."""
         media = [m for m in (comparison.candidate, comparison.reference, comparison.condition) if m is not None]
         small = self.config.pictures == "png"
         return sum(m.frames.numel() * (2 if small and m.num_frames == 1 else 6) for m in media)
@@ -204,7 +204,7 @@ class RemoteJudge:
 
     def explain(self, comparisons: Sequence[Comparison]) -> list[Any]:
         """Raises `JudgementError`: the server answers with margins only."""
-        raise JudgementError(f"{self.server.url}: gives margins only; ask for reasons where the judge is")
+        raise JudgementError(f"{self.server.url}: gives margins only; load the judge itself to ask for reasons")
 
 
 def _is_number(margin: float | None) -> bool:
@@ -257,7 +257,7 @@ def _info(url: str, health: Any, config: RemoteConfig, protocol: Endpoint) -> Ju
 
 
 def _tensor(parts: Sequence[tuple[Numbers | None, int]]) -> Tensor | None:
-    """Numbers of all answers, (N,), NaN where there is none; None where no answer has any.
+    """Numbers of all answers, (N,), NaN where there is none; None if no answer has any.
 
     Args:
         parts: the numbers of every answer, and how many items it has.

@@ -1,4 +1,4 @@
-"""Judges as folders: the VLM's ordinary Hugging Face layout plus `judge.json`, and where needed `head.safetensors` and
+"""Judges as folders: the VLM's ordinary Hugging Face layout plus `judge.json`, and if needed `head.safetensors` and
 `examples.parquet`.
 
 `judge.json` holds the whole wording of the questions, so a saved judge does not change when the code changes.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,13 +61,24 @@ def write_spec(judge: Judge, folder: Path) -> None:
 def _as_record(example: Comparison, index: int) -> PreferenceRecord:
     media = (example.candidate,) if example.reference is None else (example.candidate, example.reference)
     choice = Choice(0, len(media) - 1, 0.5 if example.label is None else example.label, example.rationale)
-    return PreferenceRecord(f"example-{index}", example.prompt, media, (choice,), example.criterion or "overall")
+    criterion = example.criterion or "overall"
+    return PreferenceRecord(
+        f"example-{index}", example.prompt, media, (choice,), criterion, condition=example.condition
+    )
 
 
 def _as_example(record: PreferenceRecord) -> Comparison:
     choice = record.choices[0]
     reference = record.media[1] if len(record.media) > 1 else None
-    return Comparison(record.prompt, record.media[0], reference, record.criterion, choice.label, choice.rationale)
+    return Comparison(
+        record.prompt,
+        record.media[0],
+        reference,
+        record.criterion,
+        choice.label,
+        choice.rationale,
+        condition=record.condition,
+    )
 
 
 def read_spec(folder: Path) -> JudgeSpec:
@@ -103,9 +115,9 @@ def load_judge_folder(
     A judge that computes in bf16 holds its weights in bf16, since they are not trained.
 
     Args:
-        precision: when None `fp32` for a judge that was trained in fp32, otherwise `auto`.
-        tiles: parts that a large picture is cut into at most (InternVL only); as in training when None.
-        clips: which frames of a clip are shown, or their number a second alone; as in training when None.
+        precision: None: `fp32` for a judge that was trained in fp32, otherwise `auto`.
+        tiles: largest number of parts that a large picture is cut into (InternVL only). None: as in training.
+        clips: which frames of a clip are shown, or only their number a second. None: as in training.
         template: words for a VLM that was not trained to judge (`context.template`).
         examples: labelled comparisons to show before every question, for such a VLM.
         compile: compile the layers of a large model on a GPU (`vlm/compiled.py`), for long work.
@@ -147,7 +159,7 @@ def _load_head(single: ScalarJudge, path: Path) -> None:
 
 
 def labelled_examples(records: Sequence[PreferenceRecord], num: int, paired: bool) -> list[Comparison]:
-    """Clear examples from records, yes and no in turn. Fewer where fewer records have a clear choice.
+    """Clear examples from records, yes and no in turn. Fewer if fewer records have a clear choice.
 
     Args:
         paired: comparisons of two pictures; False for single pictures.
@@ -162,7 +174,5 @@ def labelled_examples(records: Sequence[PreferenceRecord], num: int, paired: boo
         yes_is_next = len(examples) % 2 == 0  # the first example is a yes
         example = clear[0] if (clear[0].label or 0.0) > 0.5 else clear[0].swapped()
         example = example if yes_is_next else example.swapped()
-        examples.append(example if paired else Comparison(
-            example.prompt, example.candidate, None, example.criterion, example.label
-        ))  # fmt: skip
+        examples.append(example if paired else replace(example, reference=None, rationale=None))
     return examples

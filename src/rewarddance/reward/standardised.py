@@ -36,8 +36,8 @@ def standard_of(
         InputError: too few questions were answered, or all values are equal.
     """
     of_prompts = list(zip(prompts, media, strict=True))
-    alone = [Comparison.of(p, m, None, criterion) for p, own in of_prompts for m in own]
-    pairs = [Comparison.of(p, a, b, criterion) for p, own in of_prompts for a, b in zip(own[1:], own[:-1], strict=True)]
+    alone = [Comparison.of(p, m, None, criterion) for p, row in of_prompts for m in row]
+    pairs = [Comparison.of(p, a, b, criterion) for p, row in of_prompts for a, b in zip(row[1:], row[:-1], strict=True)]
     single, paired = (in_batches(values, comparisons, f"part {name}") for comparisons in (alone, pairs))
     return fit_standard(name, single, paired)
 
@@ -46,8 +46,9 @@ def standard_of(
 class Standardised:
     """Divides a judge's margins by their spread on fixed pictures (`standard_of`); everything else is the judge's own.
 
-    Pairs are divided by the root mean square of pairs. Of single pictures the mean is taken away first, and the
-    standard deviation divides. A question of a kind that the standard does not know is refused.
+    Margins of pairs are divided by the root mean square of pairs. From margins of single pictures the mean is
+    subtracted, and the rest is divided by the standard deviation. A question of a kind that the standard does not know
+    is refused.
     """
 
     inner: RewardModel
@@ -71,7 +72,7 @@ class Standardised:
         return made.refuse(reasons)
 
     def problem(self, comparison: Comparison) -> str | None:
-        """Why the judge cannot be asked about a comparison; None where it can."""
+        """Why the judge cannot be asked about a comparison; None if it can."""
         return self.inner.problem(comparison) if isinstance(self.inner, HasProblems) else None
 
     def __getattr__(self, name: str) -> Any:

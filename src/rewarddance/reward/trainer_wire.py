@@ -1,8 +1,8 @@
 """Reward calls of other trainers as JSON: `POST /score` of UniRL and `POST /compute` of Flow-Factory.
 
 Both ask about samples alone. `/score` names the rewards of every sample, and gives a reason for each that failed.
-`/compute` gives one list of numbers, and one `error` for all of them. Unknown keys are passed over, because the formats
-belong to others.
+`/compute` gives one list of numbers, and one `error` for all of them. Unknown keys are ignored, because other projects
+define these formats.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ComputeBody(_Foreign):
 
 
 class ComputeAnswer(_Foreign):
-    """Answer of `POST /compute`. Where an item failed, `error` names the first one, and the item's reward is null."""
+    """Answer of `POST /compute`. If items failed, their rewards are null, and `error` names the first one."""
 
     rewards: tuple[Any, ...]
     error: str | None = None
@@ -259,7 +259,7 @@ def score_request(comparisons: Sequence[Comparison], reward: str, value: str | N
     """Ask `POST /score` for one reward.
 
     Args:
-        value: name of the number among those of the reward; None where there is only one.
+        value: name of the number among those of the reward; None if there is only one.
     """
     sheet = Sheet.of(comparisons)
     turns = [_history(sample) for sample in sheet.samples]

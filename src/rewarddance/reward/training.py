@@ -72,7 +72,7 @@ def criteria_of(records: Sequence[PreferenceRecord]) -> tuple[str, ...]:
 
 
 def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[MediaKind, ...]:
-    """What the records compare. Of a table no picture is decoded."""
+    """What the records compare. No picture of a table is decoded."""
     clips = set(records.are_clips if isinstance(records, RecordTable) else (r.media[0].is_clip for r in records))
     kinds: tuple[tuple[MediaKind, bool], ...] = (("picture", False), ("clip", True))
     return tuple(kind for kind, is_clip in kinds if is_clip in clips)
@@ -89,13 +89,14 @@ def take(records: Sequence[PreferenceRecord], rows: Sequence[int]) -> Sequence[P
 
 
 MIN_ASIDE, ASIDE_SHARE = 8, 20
-"""Prompts below which no calibration is fitted, and what part of all prompts is set aside at most (one in 20)."""
+"""The fewest prompts that calibration is fitted on, and the largest part of all prompts that is set aside for it (one
+in 20)."""
 
 
 def set_aside(
     records: Sequence[PreferenceRecord], config: RewardConfig
 ) -> tuple[Sequence[PreferenceRecord], Sequence[PreferenceRecord], Sequence[PreferenceRecord]]:
-    """(records to train on, to calibrate on, to take examples from); a prompt is in one of them only."""
+    """Records to train on, to calibrate on, and to take examples from. Each prompt is in one of the three only."""
     prompts = prompts_of(records)
     distinct = sorted(set(prompts))
     num = min(config.calibration_prompts, len(distinct) // ASIDE_SHARE)
@@ -212,10 +213,11 @@ class JudgeTraining:
             self.announce(f"answers divided by {chosen:.3g}, the likeliest temperature on {num} prompts")
         self.loop.extra["temperature"] = single.temperature = float(chosen)
         self.judge.spec = self.judge.spec.model_copy(update={"temperature": single.temperature})
-        self.accumulate.reason_weight = config.reason_weight / single.temperature  # as the verdict's gradient is
+        # the temperature divides the verdict's gradient too
+        self.accumulate.reason_weight = config.reason_weight / single.temperature
 
     def announce(self, text: str) -> None:
-        """Print what is the same in every process, once."""
+        """Print a text that every process has, once."""
         if is_leader():
             self.say(text)
 
@@ -223,7 +225,7 @@ class JudgeTraining:
         say(f"{self.title}: {text}")
 
     def fit(self, on_step: OnStep | None) -> None:
-        """Train to the end. Leaves the best weights in place where early stopping kept some, else the average."""
+        """Train to the end. Leaves the best weights in place if early stopping kept some, else the average."""
         with self.batches:
             validate = self.validate if self.validation else None
             self.loop.fit(self.title, ("loss", "accuracy", "answer_mass"), self.step, validate, self.stop, on_step)
@@ -308,5 +310,5 @@ def shard_judge(judge: Judge, config: RewardConfig) -> ForwardCall:
     """Shard the judge's weights, layer by layer; returns the call that passes must go through."""
     engine = judge.engine
     engine.in_lockstep()
-    half = torch.bfloat16 if engine.autocast is not None else None
-    return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), half)
+    dtype = torch.bfloat16 if engine.autocast is not None else None
+    return shard(judge.trainable(), engine.backbone.blocks, config.shard, resolve_device(), dtype)

@@ -24,7 +24,7 @@ Coding = Literal["safetensors", "png"]
 MAX_BYTES = 64 << 20
 """Largest body of a request that our server takes. Other servers without a limit of their own get no larger body."""
 Numbers = tuple[float | None, ...]
-"""One number an item; null where the item was refused."""
+"""One number an item; null if the item was refused."""
 WireRequest = tuple[dict[str, Any], Callable[[Any], "AnswerData"]]
 """Body of a request, and what reads its answer (raises `InputError` or pydantic's `ValidationError`)."""
 

@@ -18,7 +18,7 @@ from rewarddance.core.errors import ConfigError
 FOLDER = Path(__file__).parent / "wordings"
 NAMED = ("embedded", "embedded-roles", "rewarddance")
 CLIPS = "-clips"
-"""The words of a named set about clips have its name with this ending."""
+"""The name of a set of words about clips is the name of the set about pictures with this ending."""
 _SLOTS: dict[str, set[str]] = {
     "instruction": {"sentence"},
     "opening": {"instruction", "request", "prompt"},
@@ -55,7 +55,7 @@ class Wording(Config):
     pointwise: str
     """Asks whether a single picture, `{candidate}`, is good."""
     listwise: str | None
-    """Asks about two of several pictures; None where pictures have no numbers."""
+    """Asks about two of several pictures; None if pictures have no numbers."""
     request: str
     """Says how to answer: `{yes}`, `{no}`."""
     request_answer_first: str

@@ -31,7 +31,7 @@ class PathsConfig(Config):
     up: float = Field(0.78, gt=0, lt=1)
     """df: how far a kept path is noised again."""
     down: float = Field(0.81, gt=0, le=1)
-    """db: how far it is denoised then. A round lowers sigma by `down - up`, to 0 at least."""
+    """db: how far it is denoised then. A round lowers sigma by `down - up`, but not below 0."""
 
     @model_validator(mode="after")
     def _rounds_end(self) -> Self:
@@ -121,7 +121,7 @@ class VerifierConfig(Config):
     ask: Ask = "auto"
     """`pointwise`: it is asked about every picture alone. `anchor`: it compares with fixed pictures of the same prompt,
     which are drawn first and count as NFE. `round_robin`: it compares every two candidates of a group; the number of
-    comparisons grows with the square of the group. `auto`: `pointwise` where the judge answers that question, otherwise
+    comparisons grows with the square of the group. `auto`: `pointwise` if the judge answers that question, otherwise
     `anchor`."""
     num_anchors: int = Field(1, ge=1)
 

@@ -61,8 +61,8 @@ class Weights:
 
     def resampled(self, index: Tensor, which: Tensor) -> Weights:
         """The weights of the particles at `index`. Prompts of the mask `which` (P,) start again from equal weights."""
-        own = Weights(*(v.gather(1, index) for v in (self.log_weight, self.log_product, self.reward)))
-        return replace(own, log_weight=torch.where(which[:, None], 0.0, own.log_weight))
+        moved = Weights(*(v.gather(1, index) for v in (self.log_weight, self.log_product, self.reward)))
+        return replace(moved, log_weight=torch.where(which[:, None], 0.0, moved.log_weight))
 
     def effective_size(self) -> Tensor:
         """1 / sum of squared normalised weights, (P,), from 1 to K."""
@@ -96,8 +96,8 @@ def fk_steering(
     settings: FkConfig = FkConfig(),
     batch: int = 128,
 ) -> list[Result]:
-    """Sample K particles of every prompt by the SDE. At some steps the pictures that the particles predict are judged,
-    and where the effective sample size is small, particles are drawn again by their weights.
+    """Sample K particles of every prompt by the SDE. At some steps the pictures that the particles predict are judged.
+    If the effective sample size is then small, particles are drawn again by their weights.
 
     A round-robin verifier gives rewards up to a constant of its group. The constant cancels for the potentials
     `difference` and `sum`, not for `max`.

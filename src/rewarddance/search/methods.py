@@ -41,7 +41,7 @@ def run_search(
 
     Args:
         prompts: texts, or requests with the picture that a clip begins with; the verifier sees it too.
-        nfe: forward passes of the generator for each prompt, at most. With classifier-free guidance a step has two.
+        nfe: largest number of forward passes of the generator for each prompt. A guided step has two.
             References that the verifier drew are part of it.
         num_steps: steps of a whole sample.
         batch: rows that the generator computes at once.

@@ -29,8 +29,8 @@ class Result:
 
     Attributes:
         picture: the picture that the search keeps, and its clean latent (...).
-        score: the verifier's score of the picture, higher is better. NaN where the verifier refused every candidate;
-            the picture is then the first candidate.
+        score: the verifier's score of the picture, higher is better. NaN if the verifier refused every candidate; the
+            picture is then the first candidate.
         nfe: forward passes of the generator for this prompt, the verifier's references included.
         decodes: latents decoded for this prompt; judge_calls: comparisons asked about it.
         refused: judgements of this prompt's pictures that gave no score.
@@ -171,7 +171,7 @@ class SearchRun:
 
         Returns:
             The state at the last time and the clean latent that the last step predicts, (P, K, ...) each. They are the
-            same where the last time is 0.
+            same if the last time is 0.
         """
         state = clean = z.flatten(0, 1)
         for step in self.trace(z, times):

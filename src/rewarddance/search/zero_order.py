@@ -29,7 +29,7 @@ def zero_order(
 ) -> list[Result]:
     """In rounds: sample from neighbours of the pivot noise; the best one becomes the pivot if it is better.
 
-    Where none is better, the next round has a fresh base noise and one neighbour less, so that all prompts stay in one
+    If none is better, the next round has a fresh base noise and one neighbour less, so that all prompts stay in one
     batch; the best of that round becomes the pivot. The result is the best picture of all rounds.
 
     Raises:

@@ -79,8 +79,8 @@ def tree_attention(
 def _cut(block: Block, num_heads: int) -> list[Block]:
     """Parts of a block whose scores stay within `DENSE_SCORES`, by families."""
     keys = block.length + (0 if block.prefix is None else block.prefix.shape[1])
-    each = num_heads * block.siblings * block.length * keys
-    fit = max(1, DENSE_SCORES // each)
+    scores_a_family = num_heads * block.siblings * block.length * keys
+    fit = max(1, DENSE_SCORES // scores_a_family)
     if fit >= block.families:
         return [block]
     return [block.part(i, min(i + fit, block.families)) for i in range(0, block.families, fit)]
@@ -204,8 +204,8 @@ def attach(language_model: Any) -> bool:
     forward pass.
 
     Returns:
-        True where the last layer has the known parts. With `answers` it then computes its feed-forward part, and the
-        model its final norm, at those positions only, and hidden states are (1, N, D) instead of (1, T, D).
+        Whether the last layer has the known parts. If so, with `answers` the last layer computes its feed-forward part,
+        and the model its final norm, at those positions only. Hidden states are then (1, N, D) instead of (1, T, D).
     """
     language_model.config._attn_implementation = NAME
     last = language_model.layers[-1]

@@ -29,8 +29,8 @@ PROJECTORS = ("merger", "deepstack_merger_list")
 class Backbone(ABC):
     """Base of the adapters.
 
-    Shapes: T packed tokens, D width, B rows, V vocabulary, C channels of an image token (D, or a multiple of it where
-    a model feeds pictures into several layers).
+    Shapes: T packed tokens, D width, B rows, V vocabulary, C channels of an image token (D, or a multiple of it if the
+    model feeds pictures into several layers).
     """
 
     model: Any
@@ -56,7 +56,7 @@ class Backbone(ABC):
         """Write the ordinary folder: config.json, model.safetensors, tokenizer files, preprocessor_config.json.
 
         Args:
-            weights: weights to write in place of the model's own, where those are sharded.
+            weights: weights to write in place of the model's own, if those are sharded.
         """
         path = Path(folder)
         self.model.save_pretrained(path, state_dict=None if weights is None else dict(weights))
@@ -103,7 +103,7 @@ class Backbone(ABC):
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(e.ids)) + list(e.ids) for e in encoded], device=self.device)
         mask = torch.tensor([[0] * (width - len(e.ids)) + [1] * len(e.ids) for e in encoded], device=self.device)
-        # Sample from the model's own distribution: the settings in checkpoints are for chats, they narrow it.
+        # Sample from the model's own distribution. The settings in checkpoints are for chats and narrow it.
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0}
         if temperature > 0:
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}

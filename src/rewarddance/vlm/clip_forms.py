@@ -1,4 +1,4 @@
-"""How each family of VLMs is shown a clip: its text, how many frames make one image, and where time stands.
+"""How each family of VLMs is shown a clip: the text, the number of frames in one image, and where the times are given.
 
 A clip's images are tuples of frame indices: one frame each for InternVL, a temporal patch of two for Qwen-VL.
 """
@@ -27,7 +27,7 @@ class ClipForm(Protocol):
 
     @property
     def context(self) -> str | None:
-        """The context token of clips; None where it is that of pictures."""
+        """The context token of clips; None if it is that of pictures."""
         ...
 
     def text(self, sampled: SampledFrames, start: str, context: str, end: str) -> str:
@@ -40,7 +40,7 @@ class ClipForm(Protocol):
 
 
 def images_of(sampled: SampledFrames, temporal: int) -> list[Frames]:
-    """The images of a clip. The last frame is repeated where its patch is not full."""
+    """The images of a clip. If the last patch is not full, the last frame is repeated."""
     last = sampled.indices[-1]
     padded = (*sampled.indices, *[last] * (-len(sampled.indices) % temporal))
     return [padded[i : i + temporal] for i in range(0, len(padded), temporal)]

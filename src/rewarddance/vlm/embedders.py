@@ -36,7 +36,7 @@ class Crop:
 
     @classmethod
     def load(cls, folder: Path, side: int) -> Crop:
-        """From the processor's settings; `side` pixels where they name no size.
+        """From the processor's settings; `side` pixels if they name no size.
 
         Raises:
             ConfigError: the folder has no settings, or sizes that are not understood.
@@ -100,7 +100,7 @@ class ClipEmbedder:
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels)[1]), dim=-1)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors of texts, (N, D). `num_cut` says how many are read in part only."""
+        """Unit vectors of texts, (N, D). Longer texts than `most_tokens` are cut."""
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.most_tokens, return_tensors="pt"
         ).to(self.model.device)
@@ -170,7 +170,7 @@ def _script(path: str | Path, device: torch.device) -> Any:
 class ScriptEmbedder:
     """A TorchScript file that turns bytes (N, 3, H, W) into features (N, D), such as StyleGAN's `inception-2015-12-05`.
 
-    The file resizes and normalises by itself. It is called with `return_features=True` where it has this argument.
+    The file resizes and normalises by itself. It is called with `return_features=True` if it has this argument.
     """
 
     def __init__(self, path: str | Path, device: str = "auto") -> None:

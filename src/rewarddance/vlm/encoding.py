@@ -78,8 +78,8 @@ class ChatEncoder:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError("the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json")
         self.tokenizer, self._image_tokens = tokenizer, image_tokens
-        own = ("start_image_token", "context_image_token", "end_image_token")
-        self.start, self.context, self.end = marks or tuple(str(getattr(tokenizer, name)) for name in own)
+        names = ("start_image_token", "context_image_token", "end_image_token")
+        self.start, self.context, self.end = marks or tuple(str(getattr(tokenizer, name)) for name in names)
         self._picture = f"{self.start}{self.context}{self.end}"
         self.context_id: int = tokenizer.convert_tokens_to_ids(self.context)
         added = (t.content for t in tokenizer.added_tokens_decoder.values())
@@ -89,7 +89,7 @@ class ChatEncoder:
         self.form = form or NumberedFrames()
         known = self.form.context is None or self.form.context in self.special
         self.clip_context = (self.form.context or self.context) if known else None
-        """None where the tokenizer has no context token for clips; the model then takes none."""
+        """None if the tokenizer has no context token for clips; the model then takes no clips."""
         self.clip_context_id: int = tokenizer.convert_tokens_to_ids(self.clip_context or self.context)
         self.context_ids = frozenset((self.context_id, self.clip_context_id))
         self._special = re.compile("|".join(map(re.escape, self.special)))

@@ -113,7 +113,7 @@ class Activations:
         inputs: of the layers' inputs alone, which gradient checkpointing keeps.
         layers: number of layers.
         recomputed: at the worst moment of one layer's recomputation and backward pass, without gradients of weights;
-            0 where it is not known.
+            0 if it is not known.
     """
 
     total: int

@@ -34,10 +34,10 @@ class Block:
         start: first packed position of the bucket's tokens; `stop` is the last plus one.
         families, siblings, length: G, m and L.
         prefix: packed positions of the ancestors' tokens, (G, P), padded with 0; None for roots.
-        blocked: True where `prefix` is padding, (G, P); None where nothing is padded.
+        blocked: True where `prefix` is padding, (G, P); None if nothing is padded.
         upto: number of tokens in all families before each family, (G + 1,).
-        spread: packed positions in the shape (G, m, L), where a shorter node repeats its last token; None where all
-            nodes are L tokens long.
+        spread: packed positions in the shape (G, m, L), where a shorter node repeats its last token; None if all nodes
+            are L tokens long.
         kept: which of the G * m * L positions are nodes' own tokens, ascending; None without `spread`.
     """
 
@@ -98,13 +98,13 @@ class PackedTree:
     def places(self, member: int, start: int) -> list[int]:
         """Packed positions of a sequence's tokens from `start` on."""
         end = self.tree.ends[member]
-        ancestors: list[int] = []
+        positions: list[int] = []
         while end >= 0 and self.tree.nodes[end].stop > start:
             node = self.tree.nodes[end]
             low = max(start, node.start)
-            ancestors = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *ancestors]
+            positions = [*range(self.first[end] + low - node.start, self.first[end] + node.length), *positions]
             end = node.parent
-        return ancestors
+        return positions
 
 
 def on_device(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
@@ -124,7 +124,7 @@ def lay_out(tree: Tree, device: torch.device, kernel: Kernel = "buckets") -> Pac
     """Pack a tree.
 
     Args:
-        kernel: `varlen` becomes `flex` where the nodes have more than `COPIES` times as many keys as tokens.
+        kernel: `varlen` becomes `flex` if the nodes have more than `COPIES` times as many keys as tokens.
     """
     if kernel != "buckets":
         lengths = np.array([n.length for n in tree.nodes])
@@ -164,8 +164,8 @@ def _block(bucket: Bucket, places: Sequence[Ints], prefixes: Sequence[Ints], dev
         prefixes: packed positions of the ancestors' tokens of each family.
     """
     shape = (len(bucket.parents), bucket.siblings, bucket.length)
-    own = [places[i] for i in bucket.nodes]
-    ends = [0, *itertools.accumulate(map(len, own))]
+    node_places = [places[i] for i in bucket.nodes]
+    ends = [0, *itertools.accumulate(map(len, node_places))]
     upto = tuple(ends[:: bucket.siblings])
     prefix = blocked = spread = kept = None
     sizes = np.array([len(p) for p in prefixes])
@@ -177,9 +177,9 @@ def _block(bucket: Bucket, places: Sequence[Ints], prefixes: Sequence[Ints], dev
         if sizes.min() < widest:
             blocked = torch.from_numpy(np.arange(widest) >= sizes[:, None]).to(device)
     if upto[-1] < math.prod(shape):
-        lengths = np.array([len(p) for p in own])[:, None]
-        starts = np.array([p[0] for p in own])[:, None]
+        lengths = np.array([len(p) for p in node_places])[:, None]
+        starts = np.array([p[0] for p in node_places])[:, None]
         steps = np.arange(bucket.length)
         spread = torch.from_numpy(starts + np.minimum(steps, lengths - 1)).view(shape).to(device)
         kept = torch.from_numpy(np.flatnonzero(steps < lengths)).to(device)
-    return Block(int(own[0][0]), shape[0], shape[1], shape[2], prefix, blocked, upto, spread, kept)
+    return Block(int(node_places[0][0]), shape[0], shape[1], shape[2], prefix, blocked, upto, spread, kept)

@@ -50,7 +50,7 @@ def name_of(frame: Frame, count: int) -> Name:
 def distinct_frames(dialogs: Sequence[Dialog], encoder: ChatEncoder) -> DistinctFrames:
     """The images of several dialogs, equal pixels once: pictures, frames of clips, temporal patches of clips.
 
-    They are told apart by a few of their pixels; all pixels are hashed only where those are equal.
+    They are told apart by a few of their pixels. All pixels are hashed only if those few are equal.
     """
     distinct = DistinctFrames([], [], {})
     alike: dict[tuple[Any, ...], list[int]] = {}
@@ -74,13 +74,13 @@ class VisionPass:
     """Runs a backbone's vision tower.
 
     Args:
-        budget: pictures in one pass at most.
+        budget: largest number of pictures in one pass.
         cache: images (pictures, frames of clips, temporal patches) whose tokens are kept for later calls; the least
             recently used are dropped first. Not used while weights are trained.
 
     Attributes:
         num_encoded: pictures that went through the tower in this call.
-        needed_later: names of images that a later table of this call shows again, where no gradient is wanted.
+        needed_later: names of images that a later table of this call shows again; empty if a gradient is wanted.
     """
 
     backbone: Backbone
@@ -99,7 +99,7 @@ class VisionPass:
         self._held.clear()
 
     def table(self, distinct: DistinctFrames) -> Tensor | None:
-        """All image tokens, one row each; None where there are no pictures.
+        """All image tokens, one row each; None if there are no pictures.
 
         While no weight is trained, pictures that want no gradient are encoded without one, or taken from the cache.
         """
@@ -165,7 +165,7 @@ class VisionPass:
         return list(torch.split(torch.cat(parts), sizes))
 
     def _pass_or_halves(self, frames: list[Frame]) -> Tensor:
-        """One pass; where it does not fit in memory, passes of half the size, from then on."""
+        """One pass. If it does not fit in memory: passes of half the size, also in later calls."""
         try:
             return self.backbone.image_tokens(frames)
         except RuntimeError as error:

@@ -51,7 +51,7 @@ def _overlaps(a: Placed, others: tuple[Placed, ...]) -> bool:
 
 
 def _edited(scene: Scene, edit: Edit, rng: np.random.Generator) -> Scene | None:
-    """The edited scene, or None where this edit is impossible."""
+    """The edited scene, or None if this edit is impossible."""
     objects = scene.objects
     if edit == "style":
         return replace(scene, style=another(rng, TRAIN_STYLES, scene.style))

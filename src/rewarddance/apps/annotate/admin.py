@@ -22,7 +22,7 @@ from rewarddance.apps.annotate.export import write_format, write_records
 from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.guard import PROBLEMS, Admin
 from rewarddance.apps.annotate.models import Item, Judgement, Person
-from rewarddance.apps.annotate.quality import agreement, people_table, rater_model
+from rewarddance.apps.annotate.quality import agreement, people_table, rater_models
 from rewarddance.apps.annotate.reading import Given, judgements
 from rewarddance.core.errors import InputError
 
@@ -46,11 +46,12 @@ def overview(session: Session, config: DeskConfig) -> dict[str, Any]:
     num_items = int(session.scalar(select(func.count()).where(Item.noise.is_(None))) or 0)
     counted = sum(g.counts for g in given)
     table = people_table(given, config)
-    model = rater_model(given, config)
+    models = rater_models(given, config)
     people = []
     for person in session.scalars(select(Person).where(Person.role == auth.ANNOTATOR).order_by(Person.id)):
         row: dict[str, Any] = {"id": person.id, "name": person.name, "code": person.code, "reason": person.reason}
-        row |= {"excluded": person.excluded is not None, "reliability": model["reliability"].get(person.code)}
+        row["excluded"] = person.excluded is not None
+        row["reliability"] = {name: fit.reliability.get(person.code) for name, fit in models.items()}
         people.append(row | {"work": table.get(person.code)})
     return {
         "items": num_items,
@@ -58,7 +59,7 @@ def overview(session: Session, config: DeskConfig) -> dict[str, Any]:
         "judged": counted,
         "complete": _complete(given, config),
         "agreement": agreement(given, config),
-        "model": model,
+        "models": {name: {"pairs": len(fit.pairs), "differ": fit.differ} for name, fit in models.items()},
         "people": people,
         "withdrawn": int(session.scalar(select(func.count()).where(Judgement.withdrawn.is_not(None))) or 0),
     }

@@ -124,7 +124,10 @@ def same_token(given: str | None, expected: str) -> bool:
 
 
 class RateLimiter:
-    """A token bucket for each key: `per_minute` requests at once, refilled evenly. It is kept in the process."""
+    """A token bucket for each key: `per_minute` requests at once, refilled evenly.
+
+    It is kept in the process; `ServerConfig` says why.
+    """
 
     MAX_KEYS = 10_000
 

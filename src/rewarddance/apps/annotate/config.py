@@ -67,6 +67,10 @@ CHANGEABLE = frozenset({"judgements", "checks", "repeats", "lease_minutes", "who
 class ServerConfig(Config):
     """Limits of one server process.
 
+    Each process counts requests by itself, so n servers allow n times as many. A shared count would write to the
+    database at every request, pictures too, and would make people wait for each other's writes. The limits keep one
+    browser from overloading a server; they do not protect links, whose tokens have 256 random bits.
+
     Attributes:
         session_hours: a session ends after this time without a request.
         longest_session_hours: a session ends after this time in any case.

@@ -1,4 +1,7 @@
-"""Exports: the desk's judgements as records with votes, at any time, and as files of every format of `data export`."""
+"""Exports: the desk's judgements as records with votes, at any time, and as files of every format of `data export`.
+
+`raters.json` beside them holds the model of raters.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from sqlalchemy.orm import Session
 
 from rewarddance.apps.annotate.answers import votes_of
 from rewarddance.apps.annotate.filling import settings_of
-from rewarddance.apps.annotate.models import Picture, Record
+from rewarddance.apps.annotate.models import Item, Picture, Record
+from rewarddance.apps.annotate.quality import CLASSES, rater_models
 from rewarddance.apps.annotate.reading import Given, judgements
 from rewarddance.core.errors import InputError
+from rewarddance.core.runs import write_json
 from rewarddance.data.votes import Vote, VotedRecord
 
 if TYPE_CHECKING:
@@ -61,8 +66,41 @@ def voted_record(session: Session, record_id: int, votes: Sequence[Vote] = (), p
     return VotedRecord(record.name, record.prompt, tuple(media), tuple(votes), source, truth, facts["groups"])
 
 
+def raters(session: Session) -> dict[str, Any]:
+    """Dawid and Skene's model by criterion, for comparisons and rankings; empty for ratings.
+
+    Returns:
+        By criterion: `reliability` of each annotator (1 is always right, 0 is blind, -1 is always the opposite), and
+        `pairs`: the record, its two candidates (numbers from 0), the majority's label, the model's label, and the
+        model's probability that the first is better, that the second is, and that it is a tie.
+    """
+    fits = rater_models(list(judgements(session)), settings_of(session))
+    query = select(Item.id, Record.name).join(Record, Record.id == Item.record_id)
+    records = {item: name for item, name in session.execute(query)}  # noqa: C416
+    return {
+        name: {
+            "reliability": fit.reliability,
+            "pairs": [
+                {"record": records[p.unit[0]], "candidates": list(p.unit[1:])}
+                | {"majority": p.as_words()["majority"], "model": p.as_words()["model"]}
+                | {"posterior": dict(zip(CLASSES, p.posterior, strict=True))}
+                for p in fit.pairs
+            ],
+        }
+        for name, fit in fits.items()
+    }
+
+
+def _write_raters(session: Session, out: Path) -> None:
+    made = raters(session)
+    if made:
+        write_json(out / "raters.json", made)
+    else:
+        (out / "raters.json").unlink(missing_ok=True)
+
+
 def write_records(session: Session, out: Path) -> int:
-    """Write `train.parquet`, with a manifest and a data card, to a folder that `train --data` takes.
+    """Write `train.parquet`, with a manifest, a data card and `raters.json`, to a folder that `train --data` takes.
 
     Returns the number of records.
 
@@ -86,11 +124,12 @@ def write_records(session: Session, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_shards(rows(), out / "train.parquet")
     describe_folder(out, {"desk": settings_of(session).model_dump(mode="json")})
+    _write_raters(session, out)
     return count
 
 
 def write_format(session: Session, format: Format, out: Path) -> dict[str, Any]:
-    """Write a file of another format (`label-studio`, `csv`, ...), and its pictures beside it.
+    """Write a file of another format (`label-studio`, `csv`, ...), its pictures and `raters.json` beside it.
 
     Raises:
         InputError: nothing was judged yet, or no record fits the format.
@@ -101,4 +140,6 @@ def write_format(session: Session, format: Format, out: Path) -> dict[str, Any]:
 
     with TemporaryDirectory() as folder:
         write_records(session, Path(folder))
-        return export(Path(folder) / "train.parquet", format, out)
+        made = export(Path(folder) / "train.parquet", format, out)
+    _write_raters(session, out)
+    return made

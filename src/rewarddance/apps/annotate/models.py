@@ -13,13 +13,21 @@ class Base(DeclarativeBase):
 
 
 class Desk(Base):
-    """The settings; one row. `source` holds name, size and time of the data files: a restart need not read them."""
+    """The settings; one row.
+
+    Attributes:
+        source: name, size and time of the data files: a restart need not read them.
+        order_owner: the server that ordered the pairs (`ordering.py`); order_until: the order is its own until then.
+            None without such a server.
+    """
 
     __tablename__ = "desk"
     id: Mapped[int] = mapped_column(primary_key=True)
     settings: Mapped[dict[str, Any]]
     source: Mapped[list[Any]]
     created: Mapped[float]
+    order_owner: Mapped[str | None] = mapped_column(String(32))
+    order_until: Mapped[float | None]
 
 
 class Picture(Base):

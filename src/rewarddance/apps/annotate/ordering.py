@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, update
@@ -16,7 +18,7 @@ from rewarddance.apps.annotate.database import Database, lock_desk
 from rewarddance.apps.annotate.export import voted_record
 from rewarddance.apps.annotate.filling import settings_of
 from rewarddance.apps.annotate.judging import taken_by
-from rewarddance.apps.annotate.models import Assignment, Item, Person, Record
+from rewarddance.apps.annotate.models import Assignment, Desk, Item, Person
 from rewarddance.core.progress import say
 from rewarddance.core.streams import stream
 from rewarddance.data.names import Strategy
@@ -31,6 +33,8 @@ MAX_PER_PROMPT = 4
 """Largest number of these pairs with the same prompt, as long as other prompts have pairs."""
 ASKED = 4000
 """Largest number of pairs that judges are asked about for one order. If more are open, prompts are drawn at random."""
+SPARE_MINUTES = 10.0
+"""An order is kept for two intervals and this time, in which judges are loaded and asked."""
 Judges = Mapping[str, "RewardModel"]
 
 
@@ -51,14 +55,21 @@ def open_items(database: Database, config: DeskConfig, now: float) -> dict[int, 
 
 
 def order(
-    database: Database, judges: Judges, strategy: Strategy, seed: int = 0, stop: Callable[[], bool] = lambda: False
+    database: Database,
+    judges: Judges,
+    strategy: Strategy,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    owner: Owner | None = None,
 ) -> int:
     """Ask judges about the pairs that still need judgements, by the first criterion. The most useful pairs get places.
 
-    Pairs of clips get no place. Judges are asked about `ASKED` pairs at most.
+    Judges are asked about `ASKED` pairs at most. Pairs that a judge refuses get no
+    place: a judge of pictures refuses clips.
 
     Args:
         stop: called before each record; True ends the order without a change.
+        owner: the server that orders; the order is nobody's when None.
 
     Returns:
         How many pairs have a place.
@@ -78,8 +89,6 @@ def order(
             if stop() or num >= ASKED:
                 return
             with database.read() as session:
-                if any(session.get_one(Record, number).facts.get("clips", ())):
-                    continue
                 record = voted_record(session, number)
             pairs[record.record_id] = items[: ASKED - num]
             num += len(pairs[record.record_id])
@@ -88,7 +97,7 @@ def order(
     def pairs_of(record: VotedRecord) -> list[Pair]:
         return [Pair(record, first, second) for _, first, second in pairs[record.record_id]]
 
-    asked = ask_all(records(), pairs_of, judges, config.asked[0], strategy)
+    asked = ask_all(records(), pairs_of, judges, config.asked[0], strategy, clips=True)
     if stop():
         return 0
     numbers = {(name, i, j): item for name, items in pairs.items() for item, i, j in items}
@@ -96,17 +105,60 @@ def order(
     with database.write() as session:
         lock_desk(session)
         _forget(session)
+        _own(session, owner)
         for place, pair in enumerate(chosen):
             item = numbers[pair.record.record_id, pair.first, pair.second]
             session.execute(update(Item).where(Item.id == item).values(place=place))
     return len(chosen)
 
 
-def forget_order(database: Database) -> None:
-    """Remove the places of all pairs, so that all come in random order."""
+@dataclass(frozen=True)
+class Owner:
+    """A server that orders the pairs.
+
+    Attributes:
+        name: random. seconds: how long an order is the server's own, if the server does not renew it.
+    """
+
+    name: str
+    seconds: float
+
+    @classmethod
+    def new(cls, minutes: float) -> Owner:
+        """A server that orders every `minutes`."""
+        return cls(secrets.token_hex(8), 60 * (2 * minutes + SPARE_MINUTES))
+
+
+def _own(session: Session, owner: Owner | None) -> None:
+    until = None if owner is None else time.time() + owner.seconds
+    session.execute(update(Desk).values(order_owner=owner and owner.name, order_until=until))
+
+
+def _renew(database: Database, owner: Owner) -> None:
+    """Keep an order for as long again, if it is still this server's."""
+    with database.write() as session:
+        own = Desk.order_owner == owner.name
+        session.execute(update(Desk).where(own).values(order_until=time.time() + owner.seconds))
+
+
+def forget_order(database: Database, owner: Owner | None = None) -> bool:
+    """Remove the places of all pairs, so that all come in random order. Returns whether it did.
+
+    Args:
+        owner: whose order is removed. When None, only an order is removed that belongs to no server, or to one that has
+            not renewed it, for example because it was killed.
+    """
     with database.write() as session:
         lock_desk(session)
-        _forget(session)
+        desk = session.scalars(select(Desk)).one()
+        if owner is None:
+            mine = desk.order_until is None or desk.order_until < time.time()
+        else:
+            mine = desk.order_owner == owner.name
+        if mine:
+            _forget(session)
+            _own(session, None)
+        return mine
 
 
 def _forget(session: Session) -> None:
@@ -117,21 +169,24 @@ def _forget(session: Session) -> None:
 def kept_in_order(
     database: Database, load: Callable[[], Judges], strategy: Strategy, minutes: float, seed: int = 0
 ) -> Iterator[None]:
-    """Order the open pairs in a thread: at once, and then every `minutes`.
+    """Order the open pairs in a thread: at once, and then every `minutes`. At the end the order is random again, unless
+    another server has made an order since.
 
     Args:
         load: gives the judges. It is called before every order, so that a new version of a judge is used.
     """
-    judges, stop = load(), threading.Event()
+    judges, stop, owner = load(), threading.Event(), Owner.new(minutes)
 
     def work(judges: Judges) -> None:
         while True:
             try:
-                num = order(database, judges, strategy, seed, stop.is_set)
+                num = order(database, judges, strategy, seed, stop.is_set, owner)
                 by = f" of {', '.join(judges)}" if judges else ""
                 say(f"{num} pairs come first, chosen by {strategy}{by}")
             except Exception as error:  # the desk must go on after any error of a judge; the next order may work
                 say(f"the pairs keep their old order: {type(error).__name__}: {error}")
+                with suppress(Exception):  # the database may be what failed
+                    _renew(database, owner)
             if stop.wait(60 * minutes):
                 return
             try:
@@ -146,3 +201,7 @@ def kept_in_order(
     finally:
         stop.set()
         thread.join()
+        try:
+            forget_order(database, owner)
+        except Exception as error:  # the server stops in any case, and the order ends by itself
+            say(f"the order of this server was not removed: {type(error).__name__}: {error}")

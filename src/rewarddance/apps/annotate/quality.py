@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean, median
 from typing import Any
@@ -75,29 +75,69 @@ def _mean_kappa(units: dict[Unit, dict[str, float]]) -> float | None:
     return fmean(known) if known else None
 
 
-def rater_model(judgements: Sequence[Given], config: DeskConfig) -> dict[str, Any]:
-    """Dawid and Skene's model beside the majority, over the first criterion's pairs (not for ratings).
+@dataclass(frozen=True)
+class PairLabel:
+    """What people say about a pair by one criterion.
 
-    Returns:
-        reliability: by person, 1 (always right) over 0 (blind) to -1 (always the opposite); pairs: how many; differ:
-        pairs on which model and majority differ, with both labels and the model's probability.
+    Attributes:
+        unit: item and its two candidates. majority: 0, 1 or 2 as in `CLASSES`; None if two labels lead.
+        posterior: the model's probability of each of `CLASSES`.
+    """
+
+    unit: Unit
+    majority: int | None
+    posterior: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """The label that the model finds likeliest."""
+        return max(range(len(CLASSES)), key=self.posterior.__getitem__)
+
+    def as_words(self) -> dict[str, Any]:
+        """The majority's label, the model's label, and its probability."""
+        word = "no majority" if self.majority is None else CLASSES[self.majority]
+        return {"majority": word, "model": CLASSES[self.best], "p": self.posterior[self.best]}
+
+
+@dataclass(frozen=True)
+class RaterFit:
+    """Dawid and Skene's model of one criterion beside the majority.
+
+    Attributes:
+        reliability: by person, 1 (always right) over 0 (blind) to -1 (always the opposite).
+        pairs: the labels of all judged pairs.
+    """
+
+    reliability: dict[str, float]
+    pairs: tuple[PairLabel, ...]
+
+    @property
+    def differ(self) -> list[dict[str, Any]]:
+        """The pairs on which model and majority differ."""
+        return [{"item": p.unit[0], **p.as_words()} for p in self.pairs if p.majority != p.best]
+
+
+def rater_models(judgements: Sequence[Given], config: DeskConfig) -> dict[str, RaterFit]:
+    """Dawid and Skene's model by criterion, over pairs.
+
+    A person may be reliable by one criterion and not by another, so each criterion has a model of its own. Ratings have
+    none. A criterion without a pair that two people judged has none either.
     """
     if config.task == "rating":
-        return {"reliability": {}, "pairs": 0, "differ": []}
-    units = _units(judgements, config)[config.asked[0]]
+        return {}
+    fits = {}
     number = {1.0: 0, 0.0: 1, 0.5: 2}
-    items = [{who: number[v] for who, v in votes.items()} for votes in units.values()]
-    if not any(len(votes) > 1 for votes in items):
-        return {"reliability": {}, "pairs": 0, "differ": []}
-    model = dawid_skene(items, len(CLASSES))
-    differ = []
-    for unit, votes, posterior in zip(units, items, model.posterior, strict=True):
-        most, best = majority(votes, len(CLASSES)), int(posterior.argmax())
-        if most != best:
-            word = "no majority" if most is None else CLASSES[most]
-            differ.append({"item": unit[0], "majority": word, "model": CLASSES[best], "p": float(posterior[best])})
-    reliability = {name: model.reliability(name) for name in model.confusion}
-    return {"reliability": reliability, "pairs": len(items), "differ": differ}
+    for criterion, units in _units(judgements, config).items():
+        labels = [{who: number[v] for who, v in votes.items()} for votes in units.values()]
+        if not any(len(votes) > 1 for votes in labels):
+            continue
+        model = dawid_skene(labels, len(CLASSES))
+        pairs = tuple(
+            PairLabel(unit, majority(votes, len(CLASSES)), tuple(map(float, posterior)))
+            for unit, votes, posterior in zip(units, labels, model.posterior, strict=True)
+        )
+        fits[criterion] = RaterFit({name: model.reliability(name) for name in sorted(model.confusion)}, pairs)
+    return fits
 
 
 def people_table(judgements: Sequence[Given], config: DeskConfig) -> dict[str, dict[str, Any]]:

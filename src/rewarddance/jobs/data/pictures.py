@@ -127,7 +127,7 @@ def build_pictures(
     """Draw every part that no other process draws; the last one done joins them to `out/train.parquet`.
 
     Args:
-        engine: which processes draw. It has no part in the rows, so a stopped build may continue with another one.
+        engine: which processes draw. The rows do not depend on it, so a stopped build may continue with another one.
 
     Returns:
         Numbers of prompts and pictures, and whether all parts are there.
@@ -189,9 +189,9 @@ def _join(out: Path, parts: Sequence[Path], made_with: dict[str, Any]) -> bool:
 
 def _rows(generator: Tunable, prompts: Sequence[Prompt], start: int, pool: Pool) -> Iterator[dict[str, Any]]:
     """Rows of some prompts; the first one is number `start` of the file."""
-    each = pool.images_per_prompt
-    texts = [p.text for p in prompts for _ in range(each)]
-    seeds = [seed_of(pool.seed, "pool", p.text, i) for p in prompts for i in range(each)]
+    num_images = pool.images_per_prompt
+    texts = [p.text for p in prompts for _ in range(num_images)]
+    seeds = [seed_of(pool.seed, "pool", p.text, i) for p in prompts for i in range(num_images)]
     noise = torch.cat([generator.noise(1, torch.Generator().manual_seed(s)) for s in seeds])
     drawn: list[list[MediaRef]] = [[] for _ in prompts]
     for num_steps, guidance in pool.settings:
@@ -201,7 +201,7 @@ def _rows(generator: Tunable, prompts: Sequence[Prompt], start: int, pool: Pool)
             facts = {"seed": seed, "num_steps": num_steps, "guidance": guidance, "precision": generator.precision}
             content = png_bytes(media)
             ref = MediaRef(sha256=hash_of(content), model=pool.sampling.generator, data=content)
-            drawn[place // each].append(replace(ref, settings=json.dumps(facts)))
+            drawn[place // num_images].append(replace(ref, settings=json.dumps(facts)))
     for number, (prompt, media_refs) in enumerate(zip(prompts, drawn, strict=True), start):
         groups = {"generator": pool.sampling.generator} | ({"category": prompt.category} if prompt.category else {})
         yield row_of_votes(

@@ -33,8 +33,8 @@ class TeacherAnswer:
     """A teacher's answer about one choice: is the first picture (the candidate) better, and why.
 
     Attributes:
-        better: None where it gave no verdict; `problem` then says what happened.
-        tokens: read and written, where the teacher counts them.
+        better: None if it gave no verdict; `problem` then says what happened.
+        tokens: read and written; 0 if the teacher does not count them.
     """
 
     better: bool | None
@@ -135,7 +135,7 @@ def add_rationales(
     Args:
         limit: ask only about this many choices.
         workers: questions that are asked at the same time.
-        price: of a million tokens read and written.
+        price: of a million tokens that are read, and of a million that are written.
 
     Raises:
         InputError: no training records, or no reason was kept.
@@ -210,7 +210,7 @@ def _with_reasons(
 
 
 def outcome_of(choice: Choice, answer: TeacherAnswer) -> Outcome:
-    """`kept` where the teacher's verdict is the label's."""
+    """`kept` if the teacher's verdict agrees with the label."""
     if answer.better is None:
         return answer.problem or "unreadable"
     return "kept" if answer.better == (choice.label > 0.5) else "disagrees"

@@ -20,14 +20,14 @@ from rewarddance.core.progress import ReportProgress
 from rewarddance.jobs.data.pictures import Parts, PoolEngine
 
 MAX_BLOCKS = 1000
-"""Tasks of Ray Data in a round, at most. A task draws one part, or several where there are more parts."""
+"""Largest number of tasks of Ray Data in a round. A task draws one part, or several if there are more parts."""
 
 
 def ray_engine(actors: int | None = None) -> PoolEngine:
     """An engine that draws on `RAY_ADDRESS`, on a Ray that is already running here, or on one that it starts and ends.
 
     Args:
-        actors: processes that draw, one GPU each, or one CPU each where Ray has no GPU. By default as many as Ray has.
+        actors: processes that draw, one GPU each, or one CPU each if Ray has no GPU. By default as many as Ray has.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -79,7 +79,7 @@ def _draw_rounds(ray: Any, parts: Parts, report: ReportProgress, actors: int | N
             num_gpus=1 if gpus else 0,
         )
         results.context.enable_progress_bars = results.context.print_on_execution_start = False
-        results.context.execution_no_progress_timeout_s = -1  # by default Ray stops where a part takes 30 minutes
+        results.context.execution_no_progress_timeout_s = -1  # by default Ray stops if a part takes 30 minutes
         done = num - sum(min(parts.size, num - start) for start in missing)
         report(done, num)
         for result in results.iter_rows():

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
+from torch.nn.functional import adaptive_avg_pool2d
 
 from rewarddance.core.errors import InputError
 from rewarddance.core.media import Media
@@ -77,8 +78,8 @@ def ask(judge: RewardModel, pairs: Sequence[Pair], criterion: str | None) -> Arr
     forward = []
     for pair in pairs:
         a, b = (_opened(m, opened) for m in pair.media)
-        given = pair.record.conditions if pair.media[0].kind == "video" else ()
-        first = _opened(given[0], opened) if len(given) == 1 else None
+        conditions = pair.record.conditions if pair.media[0].kind == "video" else ()
+        first = _opened(conditions[0], opened) if len(conditions) == 1 else None
         forward.append(Comparison(pair.record.prompt, a, b, criterion, condition=first))
     margins = judge.judge([*forward, *(c.swapped() for c in forward)]).margin.double().cpu().numpy()
     return np.asarray(expit((margins[: len(pairs)] - margins[len(pairs) :]) / 2))
@@ -93,7 +94,9 @@ def _opened(ref: MediaRef, opened: dict[str, Media]) -> Media:
 
 
 def features(pairs: Sequence[Pair]) -> Array:
-    """(N, WORDS + 6 PIXELS^2) cheap features for `coverage`: words of the prompt and small copies of the pictures."""
+    """(N, WORDS + 6 PIXELS^2) cheap features for `coverage`: words of the prompt and small copies of the pictures. Of a
+    clip it is the mean of all frames.
+    """
     made = np.zeros((len(pairs), WORDS + 6 * PIXELS**2))
     small: dict[str, Array] = {}
     for row, pair in zip(made, pairs, strict=True):
@@ -106,6 +109,10 @@ def features(pairs: Sequence[Pair]) -> Array:
 
 def _small(ref: MediaRef, small: dict[str, Array]) -> Array:
     key = ref.sha256 or ""
+    if key not in small and ref.kind == "video":
+        mean = Media.open(io.BytesIO(ref.data or b""), origin=ref.path).frames.mean(0)
+        pixels = adaptive_avg_pool2d(mean, PIXELS).permute(1, 2, 0).double().numpy()
+        small[key] = pixels.ravel() / PIXELS
     if key not in small:
         with open_image(io.BytesIO(ref.data or b"")) as image:
             pixels = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float64)
@@ -176,13 +183,13 @@ def select_pairs(
 def _check_out(out: Path) -> None:
     """Refuse a folder with data that `data select` did not write, because its `train.parquet` would be replaced."""
     manifest = out / "manifest.json"
-    own = manifest.is_file() and "selected" in json.loads(manifest.read_text())
-    if split_files(out / "train.parquet") and not own:
+    is_selection = manifest.is_file() and "selected" in json.loads(manifest.read_text())
+    if split_files(out / "train.parquet") and not is_selection:
         raise InputError(f"{out}: holds other data; choose another --out")
 
 
 def judges_needed(strategy: Strategy) -> int:
-    """How many judges a strategy asks at least; 0 for one that asks none."""
+    """The smallest number of judges that a strategy needs; 0 for one that asks none."""
     return {"disagreement": 2, "uncertainty": 1, "mixed": 1}.get(strategy, 0)
 
 
@@ -202,7 +209,7 @@ class Asked:
 
     Attributes:
         pairs: the pairs, without their files. beliefs: (J, N) P(first is better) by judge and pair. vectors: (N, D)
-            features where the strategy needs them. left_out: number of records of clips, which are not opened.
+            features where the strategy needs them. left_out: number of records of clips that were not opened.
     """
 
     pairs: list[Pair]
@@ -222,15 +229,20 @@ def ask_all(
     judges: Mapping[str, RewardModel],
     criterion: str,
     strategy: Strategy,
+    clips: bool = False,
 ) -> Asked:
-    """Ask all judges about the pairs that `pairs_of` names in each record."""
+    """Ask all judges about the pairs that `pairs_of` names in each record.
+
+    Args:
+        clips: also open records of clips, which hold the files of their clips.
+    """
     pairs: list[Pair] = []
     beliefs, vectors = [np.zeros((max(1, len(judges)), 0))], [np.zeros((0, WORDS + 6 * PIXELS**2))]
     left_out = 0
     for part in _chunks(records, CHUNK):
-        pictured = [r for r in part if all(m.kind == "image" for m in r.candidates)]
-        left_out += len(part) - len(pictured)
-        asked = [p for record in pictured for p in pairs_of(record)]
+        opened = [r for r in part if clips or not _has_clips(r)]
+        left_out += len(part) - len(opened)
+        asked = [p for record in opened for p in pairs_of(record)]
         if asked:
             beliefs.append(np.stack([ask(j, asked, criterion) for j in judges.values()] or [np.zeros(len(asked))]))
             if strategy in ("coverage", "mixed"):
@@ -245,9 +257,15 @@ def _counted(records: Iterator[VotedRecord], bar: Callable[[int, int], None]) ->
         yield record
 
 
+def _has_clips(record: VotedRecord) -> bool:
+    return any(m.kind == "video" for m in record.candidates)
+
+
 def _chunks(records: Iterator[VotedRecord], size: int) -> Iterator[list[VotedRecord]]:
-    while part := list(islice(records, size)):
-        yield part
+    """At most `size` records at once. Records of clips come one by one, because a clip is as large as many pictures."""
+    for clips, group in groupby(records, _has_clips):
+        while part := list(islice(group, 1 if clips else size)):
+            yield part
 
 
 def _light(record: VotedRecord) -> VotedRecord:

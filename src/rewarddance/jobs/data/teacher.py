@@ -49,9 +49,10 @@ class HttpTeacher:
 
     Args:
         url: with its version, for example http://localhost:8000/v1.
-        key: sent as a bearer token where given.
-        attempts: requests for one question at most.
-        max_side: larger pictures are sent smaller, pixels.
+        key: sent as a bearer token if given.
+        attempts: largest number of requests for one question.
+        timeout: seconds of one request.
+        max_side: pixels; larger pictures are scaled down to it.
         instructions: sentences for criteria of your own, beside those of the wording `rewarddance`.
 
     Raises:

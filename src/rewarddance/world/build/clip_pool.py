@@ -50,7 +50,7 @@ class ClipPool:
     Args:
         first: the first step that a batch is asked for.
         stop: the step after the last one.
-        encode: what the pool keeps of clips.
+        encode: turns new clips into the rows that the pool keeps.
 
     Attributes:
         waited: seconds that the last batch waited for new clips.

@@ -55,7 +55,8 @@ OTHER_FIRST_SHARE = 0.15
 CHUNK = 32
 """Prompts whose clips a generator draws together."""
 DRAWS = 8
-"""Most draws of damage and speed for a training clip. If all show held-out content, the clip stays as it is."""
+"""Largest number of draws of damage and speed for a training clip. If all show held-out content, the clip stays as it
+is."""
 
 
 class ClipPreferencesConfig(Config):
@@ -67,7 +68,7 @@ class ClipPreferencesConfig(Config):
     num_prompts: int = 4800
     clips: int = 4
     generator_share: float = 0.7
-    """Share of prompts whose clips the generator draws, where there is one; the others are rendered and corrupted."""
+    """Share of prompts whose clips the generator draws, if there is one; the others are rendered and corrupted."""
     preview_share: float = 0.25
     """Share of the generator's training records (in batches of 32) in which half of the clips are clean clips predicted
     in the middle of a rollout, as reward feedback shows them to the judge."""
@@ -90,7 +91,7 @@ class ClipPreferencesConfig(Config):
 
 
 def _edit(scene: MotionScene, rng: np.random.Generator, train: bool, keep_first: bool) -> MotionScene:
-    """One edit, or none where no acceptable one exists. Outside the training split the result may be held out."""
+    """One edit, or none if no acceptable one exists. Outside the training split the result may be held out."""
     try:
         return edit_scene(scene, rng, keep_first=keep_first, accept=scene_is_trainable if train else _anything)
     except RuntimeError:
@@ -124,7 +125,7 @@ def single_changes(
 ) -> list[tuple[Clip, float]]:
     """A right clip and clips with a single change of different kinds, in random order, with their frames per second.
 
-    In text-to-video every one of them may be placed anew. A training clip never shows held-out content.
+    In text-to-video each clip may have new positions. A training clip never shows held-out content.
     """
     train, keep_first = config.split == "train", config.task == "i2v"
 
@@ -243,16 +244,16 @@ def _record(
     name, source = f"{config.task}-{config.split}-{draft.index}", "rendered" if drawn is None else "generator"
     clips = [(x, FPS) for x in drawn or ()]
     if drawn is None:
-        alone = stream(config.seed, "single-changes", config.task, config.split, draft.index)
-        if config.split == "train" and alone.random() < config.single_share:
-            source, clips = "single", single_changes(draft.spec, draft.scene, alone, config)
+        single_rng = stream(config.seed, "single-changes", config.task, config.split, draft.index)
+        if config.split == "train" and single_rng.random() < config.single_share:
+            source, clips = "single", single_changes(draft.spec, draft.scene, single_rng, config)
         else:
             clips = corrupted_clips(draft.spec, draft.scene, draft.rng, config)
-    mixing = stream(config.seed, "mixed-clips", config.task, config.split, draft.index)
-    if drawn is not None and config.split == "train" and mixing.random() < config.mixed_share:
+    mixed_rng = stream(config.seed, "mixed-clips", config.task, config.split, draft.index)
+    if drawn is not None and config.split == "train" and mixed_rng.random() < config.mixed_share:
         kept = -(-config.clips // 2)
         part = config.model_copy(update={"clips": config.clips - kept})
-        clips, source = [*clips[:kept], *corrupted_clips(draft.spec, draft.scene, mixing, part)], "mixed"
+        clips, source = [*clips[:kept], *corrupted_clips(draft.spec, draft.scene, mixed_rng, part)], "mixed"
     truth = [utility(judge(c, draft.spec, r, draft.given), config.criterion) for c, r in clips]
     labelled, ratings = opinions(truth, raters, draft.rng, config.votes, config.shuffle_labels)
     return PreferenceRecord(
@@ -277,10 +278,10 @@ def changed_clip(
     keep_first: bool = False,
     accept: Callable[[MotionScene], bool] = _anything,
 ) -> tuple[Clip, float] | None:
-    """The clip of a scene with one thing wrong, and its frames per second; None where that cannot be done to it.
+    """The clip of a scene with one thing wrong, and its frames per second; None if the scene cannot have this change.
 
     Args:
-        accept: what an edited scene must fulfil.
+        accept: whether an edited scene may be shown.
     """
     if change == "rate":
         speed = spec.acts[0].speed

@@ -197,8 +197,8 @@ def retrieval(pictures: Tensor, texts: Tensor) -> Metrics:
     """Shares of prompts. found: the right picture is the nearest of all. told: the edited picture is farther away."""
     cosines, num = texts @ pictures.T, len(texts)
     right, edited = cosines.diagonal(), cosines[:, num:].diagonal()
-    own = torch.arange(num, device=texts.device)
-    return {"val_found": (cosines.argmax(1) == own).float().mean(), "val_told": (right > edited).float().mean()}
+    target = torch.arange(num, device=texts.device)
+    return {"val_found": (cosines.argmax(1) == target).float().mean(), "val_told": (right > edited).float().mean()}
 
 
 def _pixels(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:

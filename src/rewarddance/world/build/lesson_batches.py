@@ -108,7 +108,7 @@ class LessonBatches:
     Args:
         name: of the random stream.
         num: lessons of this process.
-        per_pass: lessons of one pass at most.
+        per_pass: largest number of lessons in one pass.
         pad: token id of the padding.
         world, rank: number of processes, and this one's.
         stages: the kind of lessons by step.

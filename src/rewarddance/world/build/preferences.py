@@ -51,7 +51,7 @@ class PreferencesConfig(Config):
     """`each` gives one record for every criterion, with the same pictures; the raters rate them by all five."""
     overall_share: float = 0.2
     """Share of training records that raters judge overall (by the weighted sum of all criteria) instead of by
-    `criterion`, so that a judge learns both questions. Has no part in `each`."""
+    `criterion`, so that a judge learns both questions. Not used with `each`."""
     shuffle_labels: bool = False
     """Random choices, for the control judge."""
     num_raters: int = 8
@@ -185,10 +185,10 @@ def embedded_records(
         for i, spec, prompt, rng in zip(indices, specs, prompts, rngs, strict=True):
             images = pictures.get(i) or corrupted_pictures(spec, rng, config.pictures, config.split == "train")
             source: Source = "generator" if i in pictures else "rendered"
-            mixing = stream(config.seed, "mixed", config.split, i)
-            if i in pictures and config.split == "train" and mixing.random() < config.mixed_share:
+            mixed_rng = stream(config.seed, "mixed", config.split, i)
+            if i in pictures and config.split == "train" and mixed_rng.random() < config.mixed_share:
                 half = images[: -(-config.pictures // 2)]
-                images = [*half, *corrupted_pictures(spec, mixing, config.pictures - len(half), train=True)]
+                images = [*half, *corrupted_pictures(spec, mixed_rng, config.pictures - len(half), train=True)]
                 source = "mixed"
             judged = [judge(x, spec) for x in images]
             for criterion in _criteria(config, i):
@@ -256,7 +256,7 @@ def draw_images(generator: Generator, num_steps: int = 10, batch: int = BATCH) -
         flat = [p for p in prompts for _ in range(each)]
         for i in range(0, len(flat), batch):
             images += [m.to_numpy() for m in draw_batch(flat[i : i + batch], rng, previews)]
-        per = len(images) // len(prompts)
-        return [images[i * per : i * per + pictures] for i in range(len(prompts))]
+        num_drawn = len(images) // len(prompts)
+        return [images[i * num_drawn : i * num_drawn + pictures] for i in range(len(prompts))]
 
     return draw_all

@@ -42,7 +42,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def new_prompt_tokenizer() -> PreTrainedTokenizerFast:
-    """Tokenizer of both text encoders: begin, words, end; padded with the end token as CLIP's."""
+    """Tokenizer of both text encoders: begin, words, end; padded with the end token, as in CLIP."""
     from tokenizers.processors import TemplateProcessing
 
     bpe = train_bpe(_VOCABULARY, ["<|begin|>", "<|end|>"])

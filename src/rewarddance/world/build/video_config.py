@@ -26,7 +26,7 @@ class ClipStreamConfig(Config):
     fresh: int = Field(32, ge=1)
     """Number of clips of a batch that no earlier batch has shown. The others come from the pool."""
     pool: int = Field(131_072, ge=0)
-    """Number of the newest clips that stay on the device. It is not used where all clips of a batch are fresh."""
+    """Number of the newest clips that stay on the device. It is not used if all clips of a batch are fresh."""
     validation_clips: int = Field(48, ge=1, le=48)
     """Clips of held-out development prompts that the model is measured on every `loop.validate_every` steps."""
     loop: LoopConfig = LoopConfig()

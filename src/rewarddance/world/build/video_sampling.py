@@ -21,7 +21,7 @@ from rewarddance.world.motion.scene import FPS, NUM_FRAMES
 from rewarddance.world.scene import CANVAS
 
 SHAPE = ClipShape(NUM_FRAMES, FPS, CANVAS, PROMPT_TOKENS)
-"""Of the embedded models' clips."""
+"""Shape of the embedded models' clips."""
 
 
 def generator_of(pipeline: Any, guidance: float, computed: Computed) -> WanGenerator:

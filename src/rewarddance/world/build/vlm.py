@@ -32,7 +32,7 @@ from rewarddance.world.build.vlm_config import VlmConfig
 PER_PASS = 16
 """Lessons of one pass on a CPU."""
 MAX_VALIDATION = 128
-"""Lessons of one of the four validation batches at most."""
+"""Largest number of lessons in each of the four validation batches."""
 
 
 def train_vlm(

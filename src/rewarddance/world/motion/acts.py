@@ -29,8 +29,8 @@ class Doing:
         moved: whether there is motion of the asked family, in any direction; for events a change of the asked kind, and
             for `staying still` the absence of motion.
         smooth: how closely the course follows the ideal course of the family; for events how little the object moves.
-        paced: whether the object is as fast as asked; 1 where the act leaves the speed open, and for events and rest.
-        words: `yes` or `no` for `done`, with the measured rate or distance where there is one.
+        paced: whether the object is as fast as asked; 1 if the act leaves the speed open, and for events and rest.
+        words: `yes` or `no` for `done`, with the measured rate or distance if there is one.
     """
 
     done: float
@@ -57,7 +57,7 @@ def kind_agreement(track: Track, act: Act) -> float:
 def change_of_colour(track: Track, act: Act) -> int:
     """The number of present frames before the asked change of colour, where it fits best.
 
-    From 1 to the number of present frames less 1. It is 1 for an act without a change of colour, and for a track of
+    From 1 to the number of present frames minus 1. It is 1 for an act without a change of colour, and for a track of
     fewer than two present frames.
     """
     colours = track.colours[track.present]
@@ -68,7 +68,7 @@ def change_of_colour(track: Track, act: Act) -> int:
 
 
 def pace(rate: float, act: Act, family: Family) -> float:
-    """Whether a rate is as fast as asked, in [0, 1]; 1 where the act leaves the speed open.
+    """Whether a rate is as fast as asked, in [0, 1]; 1 if the act leaves the speed open.
 
     The line between slow and fast is `RATE_LINE`. The value grows linearly with the logarithm of the rate, from 0 at
     0.35 octaves on the wrong side of the line to 1 at 0.2 octaves on the right side.
@@ -86,7 +86,7 @@ def read(tracks: Sequence[Track], index: int, act: Act, seconds: float, other: i
         tracks: all tracks of the clip.
         index: of the track that is compared.
         seconds: duration of the clip.
-        other: index of the track that `circling` goes around; None where there is none.
+        other: index of the track that `circling` goes around; None if there is none.
     """
     return _READERS[FAMILY[act.action]](tracks, index, act, seconds, other)
 
@@ -116,7 +116,7 @@ class _Course:
     Attributes:
         x, y: of its centre; size: of its size.
         reach: the larger side of the smallest box around its centres.
-        size_range: largest size less the smallest.
+        size_range: largest size minus the smallest.
     """
 
     x: Line

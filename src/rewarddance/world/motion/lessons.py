@@ -1,6 +1,6 @@
 """Lessons about clips for a vision-language model: what objects do, how fast, and whether a clip matches a prompt.
 
-The turns have the form of those about pictures (`world/lessons.py`), and clips stand in the place of pictures.
+The turns have the form of those about pictures (`world/lessons.py`), with clips in place of pictures.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def between_frames(actor: Actor, i: int, rng: np.random.Generator) -> Iterator[T
 def action_lesson(rng: np.random.Generator) -> Lesson:
     """A lesson about one clip without a prompt: where objects are in its frames, what they do, and how fast.
 
-    Like relations of pictures, actions are not learnt where few of the questions are about them.
+    Like relations of pictures, actions are not learnt if few of the questions are about them.
     """
     scene = sample_pair(rng)[1]
     clip = _shown(scene, rng, 0.0)
@@ -218,7 +218,7 @@ def _shown(scene: MotionScene, rng: np.random.Generator, damaged: float) -> Show
 
 
 def in_order(shown: Clip, clean: Clip) -> bool:
-    """Whether `shown` may be frames of `clean` from left to right. A frame may stand there several times."""
+    """Whether `shown` are frames of `clean` in their order. A frame may occur several times."""
     begin = 0
     for frame in shown:
         later = [k for k in range(begin, len(clean)) if np.array_equal(clean[k], frame)]
@@ -295,7 +295,7 @@ def prompts_lesson(rng: np.random.Generator) -> Lesson:
 
 
 def _wrong_prompt(scene: MotionScene, rng: np.random.Generator) -> MotionSpec | None:
-    """A trainable specification that a scene fulfils in all but one thing; None where the drawn edit has none."""
+    """A trainable specification that a scene fulfils in all but one thing; None if the drawn edit gives none."""
     kinds, weights = list(_WRONG_PROMPTS), np.array(list(_WRONG_PROMPTS.values()))
     edit = kinds[int(rng.choice(len(kinds), p=weights))]
     try:

@@ -225,7 +225,7 @@ def identity(track: Track, act: Act | None) -> float:
 
 
 def presence(track: Track, act: Act | None) -> float:
-    """1 where an object is there in every frame in which it should be; 0 where 60% of these frames lack it.
+    """1 if an object is there in every frame in which it should be; 0 if it is missing in 60% of these frames or more.
 
     `appearing` and `disappearing` excuse its absence at the start and at the end. An object that nothing asked for is
     excused in the same way if it comes late or leaves early.

@@ -1,4 +1,4 @@
-"""The scene of a clip, read from pixels where it is certain: what a generator's clip shows, whatever was asked."""
+"""Reads from a clip's pixels what it shows, whatever was asked. Uncertain parts are not named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BRIEF = 0.25
 
 
 def _kind(track: Track, frame: int) -> tuple[Colour, Shape] | None:
-    """Colour and shape in a frame, or None where one is uncertain. The shape is that of the whole track."""
+    """Colour and shape in a frame, or None if one is uncertain. The shape is that of the whole track."""
     colours, shapes = track.colours[frame], track.shapes[track.present].mean(0)
     if min(float(colours.max()), float(shapes.max())) < CLEAR:
         return None
@@ -31,7 +31,7 @@ def readings(
     last: Colour,
     seconds: float,
 ) -> dict[Act, Doing]:
-    """What `read` says of a track for each action that its colours allow, at any speed.
+    """What `read` says about a track for each action that its colours allow, at any speed.
 
     Args:
         kind: its first colour, and its shape. last: its last colour.
@@ -46,7 +46,7 @@ def readings(
 
 
 def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
-    """What a track does, with its speed, or None where that is uncertain."""
+    """What a track does, with its speed, or None if that is uncertain."""
     track = tracks[index]
     begin, end = _kind(track, track.first), _kind(track, track.last)
     if begin is None or end is None:
@@ -64,7 +64,7 @@ def _act(tracks: list[Track], index: int, seconds: float) -> Act | None:
 
 
 def read_content(clip: Clip, fps: float) -> tuple[list[Act | None], MotionSpec | None]:
-    """What every object of a clip does, and the whole content with every speed; None where it is uncertain.
+    """What every object of a clip does, and the whole content with every speed; each is None if it is uncertain.
 
     Args:
         clip: uint8 (F, CANVAS, CANVAS, 3), 2 frames or more.

@@ -32,7 +32,7 @@ NUM_RATERS = 8
 
 
 def judgements(prompts: Sequence[Request], media: Sequence[Media]) -> list[MotionJudgement]:
-    """The motion oracle's verdict on every clip; with `first_frame` where the prompt has a picture."""
+    """The motion oracle's verdict on every clip; with `first_frame` if the prompt has a picture."""
     return [_judgement(p, m) for p, m in zip(prompts, media, strict=True)]
 
 
@@ -49,7 +49,7 @@ def oracle_value(prompts: Sequence[Request], media: Sequence[Media], start: Sequ
 
 
 def oracle_criteria(prompts: Sequence[Request], media: Sequence[Media]) -> dict[str, list[float]]:
-    """Every criterion of the oracle, and `overall`; `first_frame` only where all prompts have a picture."""
+    """Every criterion of the oracle, and `overall`; `first_frame` only if all prompts have a picture."""
     verdicts = judgements(prompts, media)
     names = CRITERIA if all(v.first_frame is not None for v in verdicts) else CRITERIA[:3]
     return {name: [v[name] for v in verdicts] for name in names} | {
@@ -61,8 +61,7 @@ def rater_scores(values: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
     """Scores of `NUM_RATERS` simulated raters, 0 to 2, (N, K, raters), from values of one criterion, (N, K).
 
     Fidelity gives video-text alignment, and `overall` a score of the whole clip. The raters are the same people for
-    every seed. If the two sides of a comparison had other raters, the raters' mean leniency
-    would change the result.
+    every seed. If the two sides of a comparison had other raters, the raters' mean leniency would change the result.
     """
     return alignment(values, crowd(NUM_RATERS), seed)[1]
 
