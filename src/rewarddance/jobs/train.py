@@ -32,6 +32,7 @@ from rewarddance.reward.config import SCALAR, JudgeSpec, columns_of
 from rewarddance.reward.judge import Judge, new_judge
 from rewarddance.reward.learned_config import LearnedConfig
 from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
+from rewarddance.reward.scalar import RATE_FACTORS
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
     JudgeTraining,
@@ -43,6 +44,7 @@ from rewarddance.reward.training import (
     prompts_of,
     set_aside,
     shard_judge,
+    start_ties,
     whole_weights,
 )
 from rewarddance.vlm.backbone import Backbone
@@ -115,7 +117,7 @@ def train_judge(
         torch.manual_seed(seed_of(config.seed, "process", rank()))
     forward = shard_judge(judge, config) if config.shard > 1 else direct_call
     compile_layers(backbone, config.compile and config.shard == 1)
-    loop = Loop(judge.trainable(), config.optim, config.loop, folder)
+    loop = Loop(judge.trainable(), config.optim, config.loop, folder, RATE_FACTORS)
     start = {k: p.detach().clone() for k, p in loop.parameters.items()} if config.start_share else {}
     if resume:
         loop.resume()
@@ -165,7 +167,9 @@ def _new_judge(
     if len(examples) < num:
         raise InputError(f"context.examples {num}: only {len(examples)} of the records set aside have a clear choice")
     where = resolve_device() if config.shard > 1 else None
-    return new_judge(spec, backbone, device=where, examples=examples)
+    judge = new_judge(spec, backbone, device=where, examples=examples)
+    start_ties(judge, train, config)
+    return judge
 
 
 @torch.no_grad()
