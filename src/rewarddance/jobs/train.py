@@ -25,7 +25,7 @@ from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.trackers import check_trackers
 from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import RecordTable, split_files
-from rewarddance.evaluate.calibration import Choices, fit_calibration
+from rewarddance.evaluate.calibration import Choices, calibration_text, final_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
 from rewarddance.reward.config import SCALAR, JudgeSpec, columns_of
@@ -174,18 +174,14 @@ def _new_judge(
 
 @torch.no_grad()
 def _calibrate(run: JudgeTraining, records: Sequence[PreferenceRecord]) -> None:
-    """Fit the judge's final temperature on prompts that training did not use."""
+    """Fit the judge's final temperature on prompts that training did not use. Refused records are left out."""
     if not records or run.config.paradigm == "regression":
         return
     choices = Choices()
-    run.measured(records, each=choices.note)
-    fitted = fit_calibration(choices, run.config.seed)
+    figures = run.measured(records, each=choices.note)
+    fitted = final_calibration(choices, figures.get("refused", {}), len(records), run.config.seed)
     run.judge.spec = run.judge.spec.model_copy(update={"calibration": fitted})
-    run.announce(
-        f"margins divided by {fitted.temperature:.3g}, fitted on {fitted.num_choices} choices that were not "
-        f"trained on: calibration error {fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after "
-        f"({fitted.noise_floor:.3f} is what a perfectly calibrated judge would show)"
-    )
+    run.announce(calibration_text(fitted))
 
 
 def seen_by_backbone(config: RewardConfig | LearnedConfig) -> frozenset[str] | None:

@@ -286,10 +286,15 @@ class JudgeTraining:
         metrics: Metrics = {}
         with self.loop.averaged():
             for name, records in self.validation.items():
-                metrics |= {f"{name}/{k}": v for k, v in self.measured(records).items()}
-            if patience and metrics[self.watched] is None:
+                figures = self.measured(records)
+                if refused := figures.pop("refused", {}):
+                    why = next(iter(refused.values()))
+                    self.announce(f"{name}: {len(refused)} of {len(records)} records refused: {why}")
+                metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            accuracy = metrics[self.watched] if patience else None
+            if patience and accuracy is None and f"{self.watched.split('/')[0]}/num_refused" not in metrics:
                 raise InputError(f"patience: no pair of {self.watched} is decided; validate on data without ties")
-            if patience and metrics[self.watched] > self.loop.extra.get("best", -1.0):
+            if accuracy is not None and accuracy > self.loop.extra.get("best", -1.0):
                 best = full_state(self.loop.parameters)
                 if is_leader():
                     with writing(self.best, self.loop.folder.checkpoints):
@@ -298,13 +303,14 @@ class JudgeTraining:
         return metrics
 
     def measured(self, records: Sequence[PreferenceRecord], **settings: Any) -> dict[str, Any]:
-        """`measure_judge` on records, by all processes together."""
-        figures: dict[str, Any] = self.forward(partial(self.measure, shared=True, **settings), self.judge, records)
+        """`measure_judge` on records, by all processes together. Any number of records may be refused."""
+        measure = partial(self.measure, shared=True, max_refused=None, **settings)
+        figures: dict[str, Any] = self.forward(measure, self.judge, records)
         return figures
 
     def stop(self, metrics: Metrics) -> str | None:
         """The reason to end: the watched accuracy has not risen for `patience` validations."""
-        if self.watched not in metrics or self.config.patience == 0:
+        if metrics.get(self.watched) is None or self.config.patience == 0:
             return None
         best, since = self.loop.extra.get("best", -1.0), self.loop.extra.get("since", 0)
         since = 0 if metrics[self.watched] > best else since + 1
