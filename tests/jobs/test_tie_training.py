@@ -38,7 +38,7 @@ def config(folder, num_steps=200, **changes):
     )
 
 
-@pytest.mark.parametrize(("wins", "ties", "defeats"), [(79, 2, 19), (2, 7, 1)], ids=["few ties", "many ties"])
+@pytest.mark.parametrize(("wins", "ties", "defeats"), [(79, 2, 19), (7, 2, 1)], ids=["few ties", "some ties"])
 def test_a_trained_judge_gives_the_shares_of_the_data(wins, ties, defeats, vlm_folder, tmp_path):
     """One pair determines both parameters: k^2 = 1 + P(tie) / (P(win) P(loss)), and P(yes) = P(win) + P(tie) / 2."""
     labels = [1.0] * wins + [0.5] * ties + [0.0] * defeats
