@@ -218,3 +218,20 @@ def test_matrices_decay_and_gains_of_any_shape_do_not():
     torch.testing.assert_close(model.head.weight.detach(), before["head.weight"] * 0.95)  # a matrix of one row
     for name in ("bias", "gain", "table"):
         torch.testing.assert_close(getattr(model, name).detach(), before[name])
+
+
+def test_a_parameter_with_a_rate_factor_learns_that_much_faster(tmp_path):
+    """The first step of AdamW moves every parameter by the learning rate."""
+    model = torch.nn.Linear(2, 1)
+    model.scale = torch.nn.Parameter(torch.zeros(1))
+    before = {k: p.detach().clone() for k, p in model.named_parameters()}
+    optim = OptimConfig(lr=1e-3, weight_decay=0.5)
+    loop = Loop({"m": model}, optim, LoopConfig(num_steps=2), RunFolder(tmp_path), {"m.scale": 50.0, "m.none": 2.0})
+    for again in (False, True):
+        if again:  # the factor stays after a return to earlier weights
+            loop.go_back({f"m.{k}": v for k, v in before.items()}, 0.5)
+        (model(torch.ones(1, 2)) + model.scale).sum().backward()
+        loop.update()
+        rate = 5e-4 if again else 1e-3
+        assert model.bias.item() - before["bias"].item() == pytest.approx(-rate, rel=1e-3)
+        assert model.scale.item() == pytest.approx(-50 * rate, rel=1e-3)

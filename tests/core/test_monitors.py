@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from rewarddance.core.monitors import HackingMonitor, StuckLoss, comparable, hacking_verdict, proxy_metrics
+from rewarddance.core.monitors import (
+    HackingMonitor,
+    ProbeResult,
+    StuckLoss,
+    comparable,
+    find_alarm,
+    hacking_verdict,
+    proxy_metrics,
+)
 from rewarddance.core.statistics import Interval
 
 
@@ -67,6 +75,38 @@ def test_a_prompt_that_was_refused_once_counts_in_no_probe():
 )
 def test_hacking_needs_both_intervals_and_a_suspicion_both_means(proxy, gold, verdict):
     assert hacking_verdict(Interval(*proxy), Interval(*gold)) == verdict
+
+
+def test_a_monitor_knows_its_last_step_and_forgets_later_ones():
+    monitor, values = HackingMonitor(), np.full((2, 2), 0.5)
+    assert not monitor.measured_at(0)
+    for step in (0, 10, 20):
+        monitor.add(step, values, values)
+    assert [monitor.measured_at(step) for step in (0, 10, 20, 30)] == [False, False, True, False]
+    monitor.forget_after(10)
+    assert [p.step for p in monitor.probes] == [0, 10]
+    assert monitor.measured_at(10)
+
+
+def test_the_best_probe_is_the_last_one_if_no_gold_value_is_higher():
+    monitor, proxy = HackingMonitor(), np.full((2, 2), 0.5)
+    assert not monitor.is_best
+    for gold, best in ((0.3, True), (0.5, True), (0.4, False), (0.5, True), (0.1, False), (0.2, False)):
+        monitor.add(len(monitor.probes), proxy, np.full((2, 2), gold))
+        assert monitor.is_best == best, gold
+    monitor.add(6, np.full((2, 2), np.nan), np.ones((2, 2)))  # no prompt is answered in all probes
+    assert not monitor.is_best
+
+
+def test_a_fall_is_measured_in_deviations_of_the_first_probe():
+    """Gold falls by 0.05 in all samples. The first probe's deviation times 0.06 is 0.03 or 0.06."""
+    proxy = np.full((2, 2), 0.5)
+    for deviation, kind in ((0.5, "hacking"), (1.0, None)):
+        best = np.array([[0.0, 0.2], [0.8, 1.0]])  # of another deviation
+        first = np.array([[-deviation, deviation]] * 2) - 1
+        seen = [ProbeResult(i, proxy + 0.1 * i, g) for i, g in enumerate((first, best, best - 0.05))]
+        alarm = find_alarm(seen)
+        assert (alarm and alarm.kind) == kind
 
 
 def noted(losses, **settings):

@@ -10,9 +10,11 @@ from scipy.stats import t as student
 from rewarddance.core.statistics import (
     Interval,
     bootstrap,
+    bootstrap_statistic,
     bradley_terry,
     fit_temperature,
     grouped_interval,
+    half_sample_interval,
     paired_bootstrap,
     share,
     smallest_difference,
@@ -78,6 +80,34 @@ def test_a_paired_bootstrap_is_the_bootstrap_of_the_differences():
     assert paired_bootstrap([2, 3], [1, 2]).mean == 1.0
 
 
+def test_a_statistic_is_computed_on_resampled_units():
+    x = numbers(9)
+
+    def ratio(units):
+        return x[units].max() / np.abs(x[units]).sum()
+
+    for settings, num, seed in (({}, 1000, 0), ({"num": 40, "seed": 2}, 40, 2)):
+        draws = stream(seed, "bootstrap-statistic").integers(9, size=(num, 9))
+        interval = bootstrap_statistic(ratio, 9, **settings)
+        assert interval.mean == pytest.approx(x.max() / np.abs(x).sum())
+        assert (interval.ci_low, interval.ci_high) == percentiles([ratio(d) for d in draws])
+
+
+@pytest.mark.parametrize("num_units", [4, 9])
+def test_the_error_of_half_samples(num_units):
+    """Halves of m of n units have the variance s^2 (1/m - 1/n), so it is multiplied by m / (n - m) for that of n."""
+    x = numbers(num_units)
+    for settings, num, seed in (({}, 100, 0), ({"num": 30, "seed": 1}, 30, 1)):
+        rng, m = stream(seed, "half-samples"), num_units // 2
+        halves = [x[rng.permutation(num_units)[:m]].mean() for _ in range(num)]
+        error = np.std(halves, ddof=1) * np.sqrt(m / (num_units - m))
+        interval = half_sample_interval(lambda units: float(x[units].mean()), num_units, **settings)
+        assert interval.mean == pytest.approx(x.mean())
+        assert (interval.ci_low, interval.ci_high) == pytest.approx((x.mean() - 1.96 * error, x.mean() + 1.96 * error))
+    with pytest.raises(ValueError, match="four units or more, got 3"):
+        half_sample_interval(lambda units: 0.0, 3)
+
+
 def test_students_interval_in_closed_form():
     """The 0.975 quantiles of Student's t are 12.7062 with one degree of freedom and 4.3027 with two."""
     two, three = students_interval([1.0, 3.0]), students_interval([1.0, 2.0, 3.0])
@@ -87,6 +117,23 @@ def test_students_interval_in_closed_form():
     assert (three["ci_low"], three["ci_high"]) == pytest.approx((2 - half, 2 + half), abs=1e-5)
 
 
+def power_at(shift, most, freedom):
+    """The probability that |Z + shift| > most sqrt(V / freedom)."""
+
+    def rejects(square):
+        ratio = most * np.sqrt(square / freedom)
+        return (norm.sf(ratio - shift) + norm.cdf(-ratio - shift)) * chi2.pdf(square, freedom)
+
+    return quad(rejects, 0, np.inf)[0]
+
+
+def test_a_power_little_above_alpha_needs_less_than_one_standard_error():
+    values = numbers(4)
+    shift = smallest_difference(values, power=0.08) / (values.std(ddof=1) / 2)
+    assert 0 < shift < 1
+    assert power_at(shift, student.ppf(0.975, 3), 3) == pytest.approx(0.08, abs=1e-5)
+
+
 @pytest.mark.parametrize(("num", "alpha", "power"), [(3, 0.05, 0.8), (5, 0.05, 0.8), (4, 0.1, 0.9)])
 def test_the_smallest_difference_has_the_power_of_the_t_test(num, alpha, power):
     """The power is the normal probability beyond t s / sigma, integrated over the chi-square of the spread s."""
@@ -94,11 +141,7 @@ def test_the_smallest_difference_has_the_power_of_the_t_test(num, alpha, power):
     shift = smallest_difference(values, power, alpha) / (values.std(ddof=1) / np.sqrt(num))
     most = student.ppf(1 - alpha / 2, num - 1)
 
-    def rejects(square):
-        ratio = most * np.sqrt(square / (num - 1))
-        return (norm.sf(ratio - shift) + norm.cdf(-ratio - shift)) * chi2.pdf(square, num - 1)
-
-    assert quad(rejects, 0, np.inf)[0] == pytest.approx(power, abs=1e-5)
+    assert power_at(shift, most, num - 1) == pytest.approx(power, abs=1e-5)
     assert nct.sf(most, num - 1, shift) == pytest.approx(power, abs=1e-4)  # the other tail has less than 1e-4
 
 

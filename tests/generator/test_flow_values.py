@@ -91,3 +91,18 @@ def test_shifted_times_in_closed_form():
         even = [1, 0.8, 0.6, 0.4, 0.2, 0]
         wanted = [shift * t / (1 + (shift - 1) * t) for t in even]
         assert flow.times(5, shift).tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_more_noise_in_closed_form():
+    """From 0.2 to 0.6 the picture's share falls to one half of 0.8. It is the flow's state if the noise is shared."""
+    noise = torch.full_like(Z, 0.5)
+    wanted = 0.5 * Z + math.sqrt(0.36 - 0.01) * noise
+    torch.testing.assert_close(flow.add_more_noise(Z, noise, 0.2, 0.6), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(flow.add_more_noise(Z, noise, 0.0, 0.6), flow.add_noise(Z, noise, 0.6))
+    torch.testing.assert_close(flow.add_more_noise(Z, noise, 0.3, 0.3), Z)
+    t = torch.tensor([0.2, 0.5], dtype=torch.float64)
+    both = flow.add_more_noise(Z, noise, t, t + 0.4)
+    for i in range(2):
+        alone = flow.add_more_noise(Z[i : i + 1], noise[i : i + 1], float(t[i]), float(t[i]) + 0.4)
+        torch.testing.assert_close(both[i], alone[0], rtol=0, atol=1e-12)
+    assert flow.add_more_noise(Z.bfloat16(), noise.bfloat16(), 0.2, 0.6).dtype == torch.float32

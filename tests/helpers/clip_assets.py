@@ -15,7 +15,13 @@ def write_clip_assets(folder, vlm_folder):
     """`tiny` (VLM), `tiny-clips` (judge) and `tiny-video` (generator) in a folder of assets."""
     shutil.copytree(vlm_folder, folder / "vlm-tiny")
     judge = shutil.copytree(vlm_folder, folder / "judge-tiny-clips")
-    spec = JudgeSpec(trained=True, kinds=("clip",), criteria=("overall",), clips=ClipFrames(fps=4.0))
+    spec = JudgeSpec(
+        paradigm="generative_pointwise",
+        trained=True,
+        kinds=("clip",),
+        criteria=("overall",),
+        clips=ClipFrames(fps=4.0),
+    )
     (judge / "judge.json").write_text(spec.model_dump_json())
     tiny_wan().pipeline.save_pretrained(folder / "generator-tiny-video")
     shape = {"num_frames": 9, "fps": 8.0, "side": 48, "max_sequence_length": 24}

@@ -67,16 +67,16 @@ def votes(people_like):
 def test_people_are_the_gold_standard_and_the_judge_is_held_against_them(run, tmp_path):
     study = study_of(tmp_path / "study")
     systems = {"A": str(run), "B": "tiny"}
-    found = evaluate_by_people(run, study, systems, votes(5), "overall")
-    assert (found["good"], found["same"], found["bad"], found["prompts"]) == (15, 0, 45, 20)
-    assert found["win_rate"]["mean"] == 0.25
+    found = evaluate_by_people(run, study, systems, votes(4), "overall")
+    assert (found["good"], found["same"], found["bad"], found["prompts"]) == (12, 0, 48, 20)
+    assert found["win_rate"]["mean"] == 0.2
     assert found["win_rate"]["high"] < 0.5
     assert set(found["categories"]) == {"colour", "count"}
     assert found["refused_prompts"] == 1  # the judge's figures are of the other 19
     assert found["training_judge"]["mean"] > 0.7
-    assert found["overrated"]["mean"] == pytest.approx(11 / 19)  # 15 wins against 4
+    assert found["overrated"]["mean"] == pytest.approx(12 / 19)  # 15 wins against 3
     assert found["hacking"] == "hacking"
-    assert found["per_prompt"]["people"] == [1.0] * 5 + [0.0] * 15
+    assert found["per_prompt"]["people"] == [1.0] * 4 + [0.0] * 16
     assert found["per_prompt"]["judge"][3] is None
     assert json.loads((run / "evaluation_people.json").read_text()) == json.loads(json.dumps(found))
     assert evaluate_by_people(run, study, systems, votes(16), "overall")["hacking"] == "none"

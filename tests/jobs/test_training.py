@@ -317,7 +317,7 @@ def test_early_stopping_by_pairs_that_are_all_ties_says_so(vlm_folder, data_fold
 def test_early_stopping_keeps_the_best_weights(vlm_folder, data_folder, quick, tmp_path, monkeypatch):
     accuracies, seen = iter([0.5, 0.7, 0.6, 0.65, 0.9]), []
 
-    def scripted(judge, records, shared):
+    def scripted(judge, records, shared, max_refused):
         seen.append(judge.engine.backbone.module.get_input_embeddings().weight.detach().clone())
         return {"accuracy": next(accuracies)}
 

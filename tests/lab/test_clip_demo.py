@@ -56,7 +56,7 @@ def test_its_parts_are_made_of_clips(demo):
     assert (align["task"], align["generator"], align["judge"]) == (
         "embedded-video", "tiny-video", str(demo / "judge"),
     )  # fmt: skip
-    assert (align["micro_batch"], align["sample_batch"]) == (4, 32)  # of the recipe
+    assert (align["micro_batch"], align["sample_batch"]) == (12, 32)  # of the recipe
     assert len(list((demo / "best_of_n").glob("*.webp"))) == 2 * CLIPS.fast.candidates
 
 

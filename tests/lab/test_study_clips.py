@@ -69,7 +69,7 @@ def study_of(**values):
     }
     few = {"every": 24, "num_noises": 2, "num_steps": 2, "diversity_prompts": 2, "diversity_noises": 2}
     arms = {"sft": {"align": {"algorithm": "sft"}}, "refl": {}}
-    content = {"recipe": "recipes/tiny/t2v.yaml", "align": align, "arms": arms, "baseline": "sft", "seeds": [0]}
+    content = {"recipe": "recipes/tiny/t2v-refl.yaml", "align": align, "arms": arms, "baseline": "sft", "seeds": [0]}
     return AlignmentStudyConfig.model_validate({**content, **few, **values})
 
 

@@ -261,3 +261,31 @@ def test_old_words_survive_edits_of_other_lists_but_are_read_from_their_own(vlm_
     assert content["context"]["wording"]["criteria"] == OLD["criteria"]
     same = Comparison("p", Media(pictures[0].frames), pictures[1], "fidelity")
     assert texts(loaded(folder).single.context, same) == texts(judge.single.context, same)
+
+
+def test_a_public_vlm_is_asked_in_the_words_for_public_vlms(vlm_folder, pictures, monkeypatch):
+    """A folder without `judge.json` takes the set `rewarddance`, and "Yes" counts for yes as "yes" does."""
+    assert not (vlm_folder / "judge.json").exists()
+    words = yaml.safe_load((wording.FOLDER / "rewarddance.yaml").read_text())
+    judge = load_judge_folder(vlm_folder, precision="fp32")
+    assert not judge.spec.trained
+    sentence = words["criteria"]["fidelity"]
+    asked = Comparison("a cat", pictures[0], pictures[1], "fidelity")
+    assert texts(judge.single.context, asked) == [
+        f"You are an expert judge of generated images. Criterion: {sentence}\n"
+        "Answer with one word, yes or no.\nPrompt: a cat\nImage 1: ",
+        "\nImage 2: ",
+        "\nQuestion: by this criterion, is image 2 better than the other image for the prompt?",
+    ]
+    assert judge.single.words == [("yes", "Yes", "YES", " yes", " Yes"), ("no", "No", "NO", " no", " No")]
+    backbone = judge.engine.backbone
+    shares = {" yes": 0.4, "yes": 0.1, " no": 0.05, "no": 0.2}
+    p = torch.full((len(backbone.tokenizer),), 0.25 / (len(backbone.tokenizer) - len(shares)))
+    for word, share in shares.items():
+        (token,) = backbone.tokenizer(word, add_special_tokens=False)["input_ids"]
+        p[token] = share
+    monkeypatch.setattr(type(backbone), "logits", lambda self, hidden: p.log().expand(len(hidden), -1))
+    verdict = judge.single.judge([asked])
+    assert verdict.reward.item() == pytest.approx(0.5 / 0.75, abs=0.01)  # of "yes" alone it is one third
+    assert verdict.answer_mass.item() == pytest.approx(0.75, abs=0.01)
+    assert verdict.refused == {}

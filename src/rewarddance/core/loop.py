@@ -93,14 +93,20 @@ def _decays(parameter: Tensor) -> bool:
     return parameter.ndim == 2 or _is_matrix(parameter)
 
 
-def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    parameters: Mapping[str, nn.Parameter], config: OptimConfig, rate_factors: Mapping[str, float] | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices and kernels of hidden layers and AdamW for the rest.
 
     Weight decay applies to matrices and kernels, not to gains and biases of any shape. On CUDA AdamW is fused, because
     torch's default holds one more copy of all trained weights while gradients are still in memory.
+
+    Args:
+        rate_factors: AdamW trains these parameters, by name, at the learning rate times this factor, without decay.
     """
     hidden: list[nn.Parameter] = []
     rest: dict[str, nn.Parameter] = dict(parameters)
+    faster = [(rest.pop(name), factor) for name, factor in (rate_factors or {}).items() if name in rest]
     if config.name == "muon" and any(map(is_sharded, parameters.values())):
         raise ConfigError("optim.name: muon needs whole matrices and cannot train sharded weights; use adamw")
     if config.name == "muon":
@@ -111,10 +117,11 @@ def build_optimizers(parameters: Mapping[str, nn.Parameter], config: OptimConfig
         {"params": [p for p in rest.values() if _decays(p)], "weight_decay": config.weight_decay},
         {"params": [p for p in rest.values() if not _decays(p)], "weight_decay": 0.0},
     ]
+    groups += [{"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in faster]
     groups = [g for g in groups if g["params"]]
     optimizers: list[torch.optim.Optimizer] = []
     if groups or not hidden:
-        fused = True if rest and all(p.is_cuda for p in rest.values()) else None
+        fused = True if all(p.is_cuda for g in groups for p in g["params"]) else None
         optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused))
     if hidden:
         optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
@@ -130,6 +137,7 @@ class Loop:
     """The state of one training run. `run()` trains to the end.
 
     Attributes:
+        rate_factors: as in `build_optimizers`.
         extra, extra_tensors: the algorithm's own state, JSON-ready values and tensors; saved with every checkpoint.
         before_save: called before a checkpoint is written, to fill in `extra` and `extra_tensors`.
         context: what the current step works on, in words, for error messages.
@@ -142,10 +150,11 @@ class Loop:
         optim: OptimConfig,
         config: LoopConfig,
         folder: RunFolder,
+        rate_factors: Mapping[str, float] | None = None,
     ) -> None:
         self.modules, self.optim, self.config, self.folder = dict(modules), optim, config, folder
-        self.parameters = trainable(self.modules)
-        self.optimizers = build_optimizers(self.parameters, optim)
+        self.parameters, self.rate_factors = trainable(self.modules), rate_factors
+        self.optimizers = build_optimizers(self.parameters, optim, rate_factors)
         self.ema = Ema(self.parameters, optim.ema_decay) if optim.ema_decay else None
         self.step = 0
         self.extra: dict[str, Any] = {}
@@ -200,7 +209,7 @@ class Loop:
             p.copy_(snapshot[name])
             if self.ema is not None:
                 self.ema.shadow[name].copy_(snapshot[name])
-        self.optimizers = build_optimizers(self.parameters, self.optim)
+        self.optimizers = build_optimizers(self.parameters, self.optim, self.rate_factors)
         self.extra["rate_factor"] = self.extra.get("rate_factor", 1.0) * rate_factor
 
     def resume(self) -> bool:
@@ -260,7 +269,7 @@ class Loop:
             raise RunError(f"{where}: the gradient is {size}; lower the learning rate (--optim.lr); {after}")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_factor", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

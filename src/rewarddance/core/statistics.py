@@ -134,8 +134,6 @@ def smallest_difference(differences: Sequence[float], power: float = 0.8, alpha:
     if len(x) < 2:
         return None
     error = float(x.std(ddof=1) / np.sqrt(len(x)))
-    if error == 0:
-        return 0.0
     freedom = len(x) - 1
     critical = float(student.ppf(1 - alpha / 2, freedom))
     quantiles = (np.arange(10_000) + 0.5) / 10_000  # midpoints: the mean over them is the integral over V

@@ -16,7 +16,7 @@ from rewarddance.core.media import Media
 from rewarddance.core.task import Request, picture_of, text_of
 
 MAX_REFUSED = 0.05
-"""A training or a measurement ends with an error if a judge refuses more than this share of its questions."""
+"""An alignment or an evaluation ends with an error if a judge refuses more than this share of its questions."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,8 @@ class Choices:
         """
         prompts = sorted(set(self.prompts))
         if len(prompts) < 2:
-            raise InputError("calibration is fitted on some prompts and reported on others; there is one prompt only")
+            only = "one prompt only" if prompts else "no answered choice"
+            raise InputError(f"calibration is fitted on some prompts and reported on others; there is {only}")
         order = stream(seed, "calibration").permutation(len(prompts))
         half = {prompts[int(i)] for i in order[: len(prompts) // 2]}
         first = np.array([p in half for p in self.prompts])
@@ -150,6 +151,31 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
         ece_after=expected_calibration_error(expit(scaled), labels),
         noise_floor=noise_floor(expit(margins / temperature), labels),
         num_choices=len(labels),
+    )
+
+
+def final_calibration(choices: Choices, refused: Mapping[str, str], num_records: int, seed: int) -> Calibration:
+    """`fit_calibration` at the end of a training. Where it cannot be fitted, `not_fitted` says why; it never raises.
+
+    Args:
+        refused: the records whose pairs were refused, with a reason; num_records: all records that were asked about.
+    """
+    try:
+        return fit_calibration(choices, seed).model_copy(update={"num_refused": len(refused)})
+    except InputError as error:
+        why = f"{len(refused)} of {num_records} records were refused: {next(iter(refused.values()))}" if refused else ""
+        return Calibration(num_refused=len(refused), not_fitted="; ".join(filter(None, (str(error), why))))
+
+
+def calibration_text(fitted: Calibration) -> str:
+    """What a training says of its final temperature."""
+    left_out = f"; {fitted.num_refused} refused records were left out" if fitted.num_refused else ""
+    if fitted.not_fitted is not None:
+        return f"no final temperature, margins stay as they are: {fitted.not_fitted}"
+    return (
+        f"margins divided by {fitted.temperature:.3g}, fitted on {fitted.num_choices} choices that were not "
+        f"trained on: calibration error {fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after "
+        f"({fitted.noise_floor:.3f} is what a perfectly calibrated judge would show){left_out}"
     )
 
 

@@ -39,6 +39,7 @@ def measure_judge(
     chunk: int = 16,
     each: OnRecord | None = None,
     shared: bool = False,
+    max_refused: float | None = MAX_REFUSED,
 ) -> dict[str, Any]:
     """Figures of a judge on held-out records.
 
@@ -48,6 +49,7 @@ def measure_judge(
     Args:
         each: called for every record.
         shared: all processes call this together with the same records, and share the work.
+        max_refused: share of records with refused pairs from which on it is an error; None takes any number.
 
     Returns:
         accuracy, accuracy_<source>, label_accuracy and their 95% intervals over prompts (`..._ci`); num_pairs;
@@ -57,7 +59,7 @@ def measure_judge(
         id, with a reason).
 
     Raises:
-        JudgementError: pairs of more than `MAX_REFUSED` of the records are refused.
+        JudgementError: pairs of more than `max_refused` of the records (and of more than one) are refused.
     """
     entries, refused, num_refused = list[_Entry](), dict[str, str](), 0
     for number, entry in _answers(judge, records, chunk, shared):
@@ -67,7 +69,7 @@ def measure_judge(
         if entry.refused:
             num_refused += len(entry.refused)
             refused[entry.record_id] = reason = next(iter(entry.refused.values()))
-            if len(refused) > max(1, MAX_REFUSED * len(records)):
+            if max_refused is not None and len(refused) > max(1, max_refused * len(records)):
                 raise JudgementError(f"pairs of {len(refused)} of {number + 1} records were refused; last: {reason}")
     figures = _figures(entries)
     return figures | ({"num_refused": num_refused, "refused": refused} if refused else {})

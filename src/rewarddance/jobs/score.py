@@ -52,7 +52,8 @@ def score_one(judge: AnyJudge, comparison: Comparison, explain: bool = False) ->
 def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
     """Judge every choice of a Parquet file; returns figures, and with `out` writes one JSON line a choice.
 
-    A refused choice is a line with `reward` and `margin` null and the reason under `refused`. In a folder the held-out
+    A refused choice is a line with `reward` and `margin` null and the reason under `refused`, and any number may be
+    refused. In a folder the held-out
     prompts (`id.parquet`) are scored where there are some, otherwise `train.parquet`, part of which the judge may have
     been trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave
     out.
@@ -75,7 +76,7 @@ def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
                     write({**line, "reward": float(expit(margin)), "margin": margin})
             report(next(done), len(table))
 
-        figures = measure_judge(judge, table, each=note)
+        figures = measure_judge(judge, table, each=note, max_refused=None)
     return {"file": str(file), **figures, "computes_in": judge.precision}
 
 
@@ -87,11 +88,17 @@ def scored_file(data: Path) -> Path:
 
 @contextmanager
 def _json_lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes JSON lines to a file, which appears when all are written; without a file it writes nothing."""
+    """Writes JSON lines to a file, which appears when all are written; without a file it writes nothing.
+
+    After an error nothing is left of them.
+    """
     if out is None:
         yield lambda line: None
         return
     beside = out.with_name(f".{out.name}.partial")
-    with open(beside, "w") as file:
-        yield lambda line: print(json.dumps(line), file=file)
-    beside.replace(out)
+    try:
+        with open(beside, "w") as file:
+            yield lambda line: print(json.dumps(line), file=file)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)

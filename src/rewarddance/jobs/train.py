@@ -25,13 +25,14 @@ from rewarddance.core.streams import seed_of, stream
 from rewarddance.core.trackers import check_trackers
 from rewarddance.data.folder import CHANGES_FILE
 from rewarddance.data.parquet import RecordTable, split_files
-from rewarddance.evaluate.calibration import Choices, fit_calibration
+from rewarddance.evaluate.calibration import Choices, calibration_text, final_calibration
 from rewarddance.evaluate.judge import measure_judge
 from rewarddance.jobs.load import find, load_task, load_to_train
 from rewarddance.reward.config import SCALAR, JudgeSpec, columns_of
 from rewarddance.reward.judge import Judge, new_judge
 from rewarddance.reward.learned_config import LearnedConfig
 from rewarddance.reward.saved import labelled_examples, read_spec, save_judge
+from rewarddance.reward.scalar import RATE_FACTORS
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.reward.training import (
     JudgeTraining,
@@ -43,6 +44,7 @@ from rewarddance.reward.training import (
     prompts_of,
     set_aside,
     shard_judge,
+    start_ties,
     whole_weights,
 )
 from rewarddance.vlm.backbone import Backbone
@@ -115,7 +117,7 @@ def train_judge(
         torch.manual_seed(seed_of(config.seed, "process", rank()))
     forward = shard_judge(judge, config) if config.shard > 1 else direct_call
     compile_layers(backbone, config.compile and config.shard == 1)
-    loop = Loop(judge.trainable(), config.optim, config.loop, folder)
+    loop = Loop(judge.trainable(), config.optim, config.loop, folder, RATE_FACTORS)
     start = {k: p.detach().clone() for k, p in loop.parameters.items()} if config.start_share else {}
     if resume:
         loop.resume()
@@ -165,23 +167,21 @@ def _new_judge(
     if len(examples) < num:
         raise InputError(f"context.examples {num}: only {len(examples)} of the records set aside have a clear choice")
     where = resolve_device() if config.shard > 1 else None
-    return new_judge(spec, backbone, device=where, examples=examples)
+    judge = new_judge(spec, backbone, device=where, examples=examples)
+    start_ties(judge, train, config)
+    return judge
 
 
 @torch.no_grad()
 def _calibrate(run: JudgeTraining, records: Sequence[PreferenceRecord]) -> None:
-    """Fit the judge's final temperature on prompts that training did not use."""
+    """Fit the judge's final temperature on prompts that training did not use. Refused records are left out."""
     if not records or run.config.paradigm == "regression":
         return
     choices = Choices()
-    run.measured(records, each=choices.note)
-    fitted = fit_calibration(choices, run.config.seed)
+    figures = run.measured(records, each=choices.note)
+    fitted = final_calibration(choices, figures.get("refused", {}), len(records), run.config.seed)
     run.judge.spec = run.judge.spec.model_copy(update={"calibration": fitted})
-    run.announce(
-        f"margins divided by {fitted.temperature:.3g}, fitted on {fitted.num_choices} choices that were not "
-        f"trained on: calibration error {fitted.ece_before:.3f} before, {fitted.ece_after:.3f} after "
-        f"({fitted.noise_floor:.3f} is what a perfectly calibrated judge would show)"
-    )
+    run.announce(calibration_text(fitted))
 
 
 def seen_by_backbone(config: RewardConfig | LearnedConfig) -> frozenset[str] | None:

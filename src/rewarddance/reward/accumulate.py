@@ -12,7 +12,14 @@ from torch import nn
 from rewarddance.core.averages import WeightedMeans
 from rewarddance.core.errors import RunError
 from rewarddance.core.memory import out_of_memory
-from rewarddance.core.parallel import all_reduce_gradients, all_reduce_max, all_reduce_sum, any_process
+from rewarddance.core.parallel import (
+    all_gather_dicts,
+    all_reduce_gradients,
+    all_reduce_max,
+    all_reduce_sum,
+    any_process,
+    rank,
+)
 from rewarddance.core.preferences import PreferenceRecord
 from rewarddance.core.sharding import ForwardCall, direct_call
 from rewarddance.core.streams import stream
@@ -109,15 +116,12 @@ class Accumulator:
     def _passes(self, records: Sequence[PreferenceRecord], batches: list[list[Question]], total: int) -> WeightedMeans:
         means = WeightedMeans()
         starts = [i for i in range(0, len(batches), self.size) if any(batches[i : i + self.size])]
-        surplus = 0
+        passes, borrowed = len(starts), list[Question]()
         if self._sharded:
-            if any_process(not starts):
-                raise RunError("a process has no question; prompts_per_step must be at least the number of processes")
-            surplus = all_reduce_max(len(starts)) - len(starts)
-        # Sharded weights need the same number of passes in every process: surplus passes repeat the first one with
-        # weight 0.
-        for number, i in enumerate([*starts, *starts[:1] * surplus]):
-            part = list(chain.from_iterable(batches[i : i + self.size]))
+            passes, borrowed = self._in_lockstep(starts, batches)
+        surplus = (starts or [0])[:1] * (passes - len(starts))
+        for number, i in enumerate([*starts, *surplus]):
+            part = list(chain.from_iterable(batches[i : i + self.size])) or borrowed
             out = self.forward(reward_step, self.judge, part, self.paradigm, self.smoothing, self.reason_weight)
             self._check_finite(
                 bool(torch.isfinite(out["loss"])), records[i : i + self.size], batches[i : i + self.size]
@@ -129,6 +133,19 @@ class Accumulator:
                 decided, with_reason = metrics.pop("num_decided"), metrics.pop("num_reasons")
                 means.add(metrics, len(part), {"accuracy": decided, "reason_logp": with_reason})
         return means
+
+    def _in_lockstep(self, starts: Sequence[int], batches: Sequence[list[Question]]) -> tuple[int, list[Question]]:
+        """Number of passes of every process, which sharded weights need to be equal, and a question to repeat.
+
+        Surplus passes have weight 0 and repeat the first pass of the process. A process whose questions the judge all
+        refuses asks the question of another process. Without any question there is no pass.
+        """
+        passes, borrowed = all_reduce_max(len(starts)), list[Question]()
+        if passes and any_process(not starts):
+            first = next((q for batch in batches for q in batch), None)
+            given = all_gather_dicts({rank(): first})
+            borrowed = [next(given[r] for r in sorted(given) if given[r] is not None)]  # type: ignore[list-item]
+        return passes, borrowed
 
     def _check_finite(self, finite: bool, records: Sequence[PreferenceRecord], batches: list[list[Question]]) -> None:
         if self._sharded and any_process(not finite):

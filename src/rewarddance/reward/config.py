@@ -54,6 +54,10 @@ class Calibration(Config):
     noise_floor: float | None = None
     """The error that a perfectly calibrated judge would show on as many choices."""
     num_choices: int = 0
+    num_refused: int = 0
+    """Records among those prompts that the judge refused. They are left out."""
+    not_fitted: str | None = None
+    """Why no temperature was fitted although prompts were set aside; the temperature is 1."""
 
 
 class JudgeSpec(Config):

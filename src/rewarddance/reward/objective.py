@@ -44,7 +44,7 @@ def reward_step(
     targets, weights = (t.to(verdict.margin.device) for t in targets_of(batch))
     verdict_loss = loss = (losses(paradigm, verdict, targets, smoothing) * weights).mean()
     has_reason = ~torch.isnan(reason_logp)
-    if reason_weight and bool(has_reason.any()):
+    if reason_weight:
         loss = loss - reason_weight * reason_logp[has_reason].sum() / len(reason_logp)
     margin, decided = verdict.margin.detach(), targets != 0.5
     if paradigm == "regression":

@@ -20,7 +20,8 @@ from rewarddance.reward.config import Paradigm
 from rewarddance.reward.context import Reference
 
 FIRST_TIE_STRENGTH = 5.0
-"""Where k of the Rao-Kupper model starts: two equal pictures tie with probability (k - 1) / (k + 1)."""
+"""k of the Rao-Kupper model in a new head; training sets it from its data. Two equal pictures tie with probability
+(k - 1) / (k + 1)."""
 
 
 @dataclass(frozen=True)

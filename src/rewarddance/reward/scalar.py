@@ -25,6 +25,11 @@ from rewarddance.vlm.engine import Engine
 MIDDLE_RATING = 3.0
 """Where a regression head starts."""
 MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
+MAX_TIES = 0.99
+"""Largest share of ties that `start_ties` takes as it is."""
+RATE_FACTORS = {"head.tie_strength": 50.0}
+"""How much faster than weights a parameter learns. AdamW moves it by about the learning rate in a step. The strength of
+ties must be able to move by 1 and more, and weights need a hundredth of that."""
 
 
 class Head(nn.Linear):
@@ -90,6 +95,16 @@ class ScalarJudge:
     def tie_strength(self) -> Tensor:
         """k of the Rao-Kupper model, above 1, (1,); learnt with `bradley_terry_ties`."""
         return 1 + self.head.tie_strength.float().clamp(-12, 12).exp()
+
+    @torch.no_grad()
+    def start_ties(self, share: float) -> None:
+        """Set k so that two equal pictures tie with probability `share`: k = (1 + share) / (1 - share).
+
+        This is the likeliest k where no picture is better than another. The pictures do differ, so training ends with
+        a larger k.
+        """
+        share = min(share, MAX_TIES)
+        self.head.tie_strength.fill_(math.log(2 * share / (1 - share)))
 
     def judge(self, comparisons: Sequence[Comparison]) -> Verdict:
         """Every distinct (prompt, criterion, picture) is scored once."""

@@ -34,7 +34,8 @@ class RewardConfig(Config):
     data: str = "embedded"
     """`embedded`, or a folder written by `rewarddance data build` or `data import`."""
     paradigm: Paradigm = "generative_pairwise"
-    """Generative judges answer yes or no; the others put a scalar head on the same backbone (`reward/paradigms.py`)."""
+    """Generative judges answer yes or no; the others put a scalar head on the same backbone (`reward/paradigms.py`).
+    `bradley_terry_ties` also learns how often pictures tie, and needs data with ties."""
     context: Context = Context()
     pointwise_weight: float = Field(0.0, ge=0)
     """`generative_pairwise` only. Above 0 the judge also learns the pointwise question about every picture, with this

@@ -28,6 +28,7 @@ from rewarddance.reward.accumulate import Accumulator
 from rewarddance.reward.config import MediaKind
 from rewarddance.reward.generative import GenerativeJudge
 from rewarddance.reward.judge import Judge
+from rewarddance.reward.scalar import ScalarJudge
 from rewarddance.reward.temperature import fitting_rows, starting_temperature
 from rewarddance.reward.train_config import RewardConfig
 from rewarddance.vlm.backbone import Backbone
@@ -81,6 +82,34 @@ def kinds_of(records: Sequence[PreferenceRecord]) -> tuple[MediaKind, ...]:
 def prompts_of(records: Sequence[PreferenceRecord]) -> list[str]:
     """Prompts of the records. No picture is decoded."""
     return records.prompts if isinstance(records, RecordTable) else [r.prompt for r in records]
+
+
+def share_of_ties(records: Sequence[PreferenceRecord], config: RewardConfig) -> float:
+    """The share of the training weight that falls to ties, as `rao_kupper_loss` shares it. No picture is decoded.
+
+    Raises:
+        InputError: no choice is a tie, not even in part.
+    """
+    by_record = (
+        records.choice_labels if isinstance(records, RecordTable) else [[c.label for c in r.choices] for r in records]
+    )
+    labels = [label for own in by_record for label in own]
+    share = sum(1 - abs(2 * label - 1) for label in labels) / max(1, len(labels))
+    if share < 1e-6:
+        raise InputError(
+            f"paradigm bradley_terry_ties: none of the {len(labels):,} training choices is a tie; use bradley_terry"
+        )
+    return 1 - (1 - config.label_smoothing) * (1 - share)
+
+
+def start_ties(judge: Judge, records: Sequence[PreferenceRecord], config: RewardConfig) -> None:
+    """Give a new head of `bradley_terry_ties` the strength of ties that its training data suggest.
+
+    Raises:
+        InputError: no choice is a tie, not even in part.
+    """
+    if isinstance(judge.single, ScalarJudge) and config.paradigm == "bradley_terry_ties":
+        judge.single.start_ties(share_of_ties(records, config))
 
 
 def take(records: Sequence[PreferenceRecord], rows: Sequence[int]) -> Sequence[PreferenceRecord]:
@@ -259,10 +288,15 @@ class JudgeTraining:
         metrics: Metrics = {}
         with self.loop.averaged():
             for name, records in self.validation.items():
-                metrics |= {f"{name}/{k}": v for k, v in self.measured(records).items()}
-            if patience and metrics[self.watched] is None:
+                figures = self.measured(records)
+                if refused := figures.pop("refused", {}):
+                    why = next(iter(refused.values()))
+                    self.announce(f"{name}: {len(refused)} of {len(records)} records refused: {why}")
+                metrics |= {f"{name}/{k}": v for k, v in figures.items()}
+            accuracy = metrics[self.watched] if patience else None
+            if patience and accuracy is None and f"{self.watched.split('/')[0]}/num_refused" not in metrics:
                 raise InputError(f"patience: no pair of {self.watched} is decided; validate on data without ties")
-            if patience and metrics[self.watched] > self.loop.extra.get("best", -1.0):
+            if accuracy is not None and accuracy > self.loop.extra.get("best", -1.0):
                 best = full_state(self.loop.parameters)
                 if is_leader():
                     with writing(self.best, self.loop.folder.checkpoints):
@@ -271,13 +305,14 @@ class JudgeTraining:
         return metrics
 
     def measured(self, records: Sequence[PreferenceRecord], **settings: Any) -> dict[str, Any]:
-        """`measure_judge` on records, by all processes together."""
-        figures: dict[str, Any] = self.forward(partial(self.measure, shared=True, **settings), self.judge, records)
+        """`measure_judge` on records, by all processes together. Any number of records may be refused."""
+        measure = partial(self.measure, shared=True, max_refused=None, **settings)
+        figures: dict[str, Any] = self.forward(measure, self.judge, records)
         return figures
 
     def stop(self, metrics: Metrics) -> str | None:
         """The reason to end: the watched accuracy has not risen for `patience` validations."""
-        if self.watched not in metrics or self.config.patience == 0:
+        if metrics.get(self.watched) is None or self.config.patience == 0:
             return None
         best, since = self.loop.extra.get("best", -1.0), self.loop.extra.get("since", 0)
         since = 0 if metrics[self.watched] > best else since + 1
