@@ -2,7 +2,7 @@
 # make test    the fast tests; make test-all adds the slow, ray, postgres and browser ones
 # make ray     installs Ray and runs the tests that start one (included in make test-all once Ray is installed)
 # make desk    the tests in Chromium and on PostgreSQL, which must be installed
-# make check   format, lint, types, contracts of imports
+# make check   format, lint, types, contracts of imports, the page of the command line
 # make gpu     the gpu tests and the GPU's figures as one table (docs/results/gpu.md); installs nothing
 # make assets  rebuild the shipped weights from scratch (hours; resumes)
 PYTHON ?= python3
@@ -39,6 +39,7 @@ check: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m rewarddance.apps.docs --check
 
 format: $(STAMP)
 	$(BIN)/ruff format src tests benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -34,6 +35,10 @@ def render_cli_page() -> str:
 
 
 if __name__ == "__main__":
-    target = Path("docs/cli.md")
-    target.write_text(render_cli_page())
+    target, page = Path("docs/cli.md"), render_cli_page()
+    if sys.argv[1:] == ["--check"]:
+        if target.read_text() != page:
+            sys.exit(f"{target} differs from the commands' help; run python -m rewarddance.apps.docs")
+    else:
+        target.write_text(page)
     print(target)
