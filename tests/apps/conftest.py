@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 CHROMIUM = shutil.which("chromium")
+SERVER_ENDED = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
+"""What Chromium prints if a page asks for media while the server ends, or after its end."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ def browser():
 def new_page(browser):
     """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test.
 
-    A page that is still open when the server ends asks for its pictures again, which is no problem.
+    A page that is still open when the server ends asks for its pictures again. These requests fail, which is no
+    problem.
     """
     problems, contexts = [], []
 
@@ -67,7 +70,7 @@ def new_page(browser):
             problems.append(message.text)
 
     def make(width=1280, height=800, expected="favicon", **how):
-        ignored = (expected, "ERR_CONNECTION_REFUSED")
+        ignored = (expected, *SERVER_ENDED)
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **how))
         page = contexts[-1].new_page()
         page.set_default_timeout(240_000)
