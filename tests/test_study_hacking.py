@@ -96,7 +96,20 @@ def test_alarms_are_counted_by_how_runs_end(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_seed_of_each_kind(data_folder, tmp_path):
-    few = ["--hacked-steps", "2", "--sound-steps", "2", "--every", "1", "--probe-prompts", "2", "--num-pairs", "10"]
+    few = [
+        "--hacked-steps",
+        "2",
+        "--sound-steps",
+        "2",
+        "--every",
+        "1",
+        "--sound-every",
+        "1",
+        "--probe-prompts",
+        "2",
+        "--num-pairs",
+        "10",
+    ]
     out = tmp_path / "study"
     command = ["study", "hacking", "--data", str(data_folder), "--out", str(out), "--seeds", "0", *few]
     assert main(command) == 0

@@ -76,7 +76,7 @@ def test_more_than_two_gigabytes_of_pictures(tmp_path):
     assert write_rows(rows, tmp_path / "train.parquet") == 600
     train, held = load_sets(tmp_path, 0)
     assert (len(train), len(held["id"])) == (540, 60)
-    assert len(train.pictures._encoded(train.rows[-1])[1]["bytes"]) == 2 << 20
+    assert len(train.pictures._encoded(train.rows[-1])["images"][1]["bytes"]) == 2 << 20
 
 
 def test_import_reads_every_format_and_datasets_loads_it(tmp_path, media_root):

@@ -97,7 +97,7 @@ CLIPS = Demo(
     full=DemoSizes(
         prompts=48, held_out=12, sampling_steps=10,
         judge_steps=16, judge_prompts=4,
-        align_steps=24, align_prompts=192, align_batch=48, probe_prompts=8,
+        align_steps=40, align_prompts=320, align_batch=48, probe_prompts=8,
         every=1, noises=2, diversity_prompts=9, diversity_noises=4, best_of_every=11, candidates=8,
     ),
     fast=DemoSizes(
