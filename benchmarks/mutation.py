@@ -2,8 +2,8 @@
 
 Every mutant is a changed copy of the file in memory; no file on disk changes. pytest collects the tests beside the file
 once, and a fork of that process runs them against every mutant. Tests that need a model are left out. A mutant is
-noticed if a test fails, or if the tests take more than ten times as long as usual. A survivor is either equivalent (the
-change makes no difference) or it shows that a test is missing.
+noticed if a test fails, or if the tests take 5 s more than ten times their usual time. A survivor is either equivalent
+(the change makes no difference) or it shows that a test is missing.
 
 Usage: python benchmarks/mutation.py [FILE ...] [--num N] [--seed N]
        FILE is a key of `TESTS`, such as core/statistics; without one all of them.
@@ -45,7 +45,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 TURNED: dict[type[ast.AST], type[ast.AST]] = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
-"""A second change of the same comparison."""
+"""A second mutant of the same comparison: its reverse."""
 Change = Callable[[ast.AST], None]
 
 
@@ -90,7 +90,7 @@ def _undo(node: ast.AST) -> None:
 
 
 def _without_annotations(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that are computed: no annotations of arguments, results and fields."""
+    """All nodes except type annotations."""
     yield tree
     for name, value in ast.iter_fields(tree):
         if name in ("annotation", "returns"):

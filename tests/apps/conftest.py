@@ -58,10 +58,10 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    """Pages of people who are not logged in. An error of a script, or a breach of the policy, fails the test.
+    """Pages of people who are not logged in. An error of a script or a violation of the content security policy fails
+    the test.
 
-    A page that is still open when the server ends asks for its pictures again. These requests fail, which is no
-    problem.
+    A page that is still open when the server ends asks for its pictures again (`SERVER_ENDED`).
     """
     problems, contexts = [], []
 

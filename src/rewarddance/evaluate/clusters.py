@@ -26,8 +26,8 @@ DRAWS = 2000
 MIN_CLUSTERS = 10
 """Clusters of each kind that a bootstrap interval needs."""
 MIN_EFFECTIVE = 6
-"""Clusters of each kind that `clustered_wilson` and `clustered_sign_test` need. If two systems are equally good, five
-people with opposite tastes all lean to one side in one study of 16, and six people in one of 32."""
+"""Clusters of each kind that `clustered_wilson` and `clustered_sign_test` need. If two systems are equally good and
+each person leans to a random side, five people all lean to one side in one study of 16, and six in one of 32."""
 
 
 def coarsest(clusters: Sequence[Sequence[str]]) -> list[Indices]:
@@ -79,7 +79,7 @@ def percentiles(num_clusters: int) -> tuple[float, float]:
 
     Plain percentiles are too narrow for few clusters. These are expanded for Student's quantile and for the bias of the
     bootstrap's variance (Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
-    2015, section 3.4). They approach 2.5 and 97.5 as the number of clusters grows.
+    2015, section 3.4).
     """
     tail = float(norm.sf(np.sqrt(num_clusters / (num_clusters - 1)) * student.ppf(0.975, num_clusters - 1)))
     return 100 * tail, 100 * (1 - tail)
@@ -115,7 +115,7 @@ def cluster_interval(values: Sequence[float], *clusters: Sequence[str], seed: in
 class Spread:
     """How far votes in clusters spread around any centre.
 
-    For a way of clustering, the sum over clusters of the squared sums around m is
+    For one way of clustering, let S be the sum of (vote - m) over a cluster. The sum of S^2 over all clusters is
     `own` + 2 `mixed` (mean - m) + `size` (mean - m)^2.
 
     Attributes:
@@ -150,9 +150,9 @@ class Spread:
 
         With two ways of clustering the variance is that of the first way plus that of the second minus that of the
         cells (Cameron, Gelbach and Miller, Journal of Business and Economic Statistics 29, 2011), and not less than any
-        of the three alone. Squares are taken around `centre` (for two ways, in the one that it changes most), so that
-        agreement of few people does not look like certainty: if all votes agree, each of the largest clusters counts as
-        one vote.
+        of the three alone. Deviations are from `centre`, not from the mean. With two ways, only the one that this
+        changes most counts. So few people who agree do not look certain: if all votes agree, each of the largest
+        clusters counts as one vote.
         """
         gap = self.mean - centre
         if gap == 0 and self.around == 0:  # all votes are equal: the limit as the centre approaches their mean

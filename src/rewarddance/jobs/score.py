@@ -50,13 +50,13 @@ def score_one(judge: AnyJudge, comparison: Comparison, explain: bool = False) ->
 
 @torch.no_grad()
 def score_data(data: Path, judge: AnyJudge, out: Path | None) -> dict[str, Any]:
-    """Judge every choice of a Parquet file; returns figures, and with `out` writes one JSON line a choice.
+    """Judge every choice of a Parquet file or a data folder; returns figures, and with `out` writes one JSON line a
+    choice.
 
-    A refused choice is a line with `reward` and `margin` null and the reason under `refused`, and any number may be
-    refused. In a folder the held-out
-    prompts (`id.parquet`) are scored where there are some, otherwise `train.parquet`, part of which the judge may have
-    been trained on. `file` in the result says which; `num_ties` says how many choices are ties, which accuracies leave
-    out.
+    A refused choice is a line with `reward` and `margin` null and the reason under `refused`. Any number may be
+    refused. Of a folder, `id.parquet` (held-out prompts) is scored. If there is none, `train.parquet` is scored, and
+    the judge may have been trained on it. `file` in the result says which. `num_ties` counts ties, which accuracies
+    leave out.
     """
     file = scored_file(data)
     if out is not None and not out.parent.is_dir():
@@ -88,9 +88,8 @@ def scored_file(data: Path) -> Path:
 
 @contextmanager
 def _json_lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes JSON lines to a file, which appears when all are written; without a file it writes nothing.
-
-    After an error nothing is left of them.
+    """Writes JSON lines to a temporary file that becomes `out` at the end and is removed after an error. Without `out`
+    it writes nothing.
     """
     if out is None:
         yield lambda line: None

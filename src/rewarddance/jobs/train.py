@@ -52,7 +52,7 @@ from rewarddance.vlm.compiled import compile_layers
 
 VALIDATION_SHARE = 0.1
 MAX_VALIDATION = 128
-"""Records that are judged at every validation."""
+"""Largest number of records of each held-out set that are judged at a validation."""
 
 
 def train_from_data(config: RewardConfig, out: Path, *, resume: bool = False) -> Path:

@@ -57,15 +57,15 @@ def compare_clip_values(
     """Clips of several seeds against others of the same prompts and noises.
 
     Args:
-        runs, bases: `clip_values` of every seed, and `frechet`, the set's `clip_distance`; widths: largest difference
-            that counts as "same", by `VERDICTS`.
+        runs, bases: `clip_values` of every seed, and `frechet`, the set's `clip_distance`.
+        widths: largest difference that counts as "same", by `VERDICTS`.
 
     Returns:
-        For each of `VERDICTS` good, same and bad, shares of all pairs, and gsb, (G - B) / (G + S + B), with Student's
-        interval over seeds and a bootstrap over prompts. moving: change of the share of moving clips, the same way,
-        and the shares `after` and `before`. measures: by name, each of `MEASURES` `before` and `after`, with a
-        bootstrap over prompts, and its change as above. frechet: before and after, means over seeds, and the change
-        over seeds.
+        Each of `VERDICTS`: good, same and bad, shares of all pairs; gsb, (G - B) / (G + S + B), with Student's interval
+            over seeds and a bootstrap over prompts.
+        moving: the shares of moving clips `before` and `after`, and the change with the same two intervals.
+        measures: each of `MEASURES` `before` and `after` with a bootstrap over prompts, and the change as above.
+        frechet: before and after, means over seeds, and the change over seeds.
     """
     figures: dict[str, Any] = {}
     for name, width in widths.items():

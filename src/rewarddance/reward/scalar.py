@@ -28,12 +28,13 @@ MIN_LOG_STD, MAX_LOG_STD = -5.0, 2.0
 MAX_TIES = 0.99
 """Largest share of ties that `start_ties` takes as it is."""
 RATE_FACTORS = {"head.tie_strength": 50.0}
-"""How much faster than weights a parameter learns. AdamW moves it by about the learning rate in a step. The strength of
-ties must be able to move by 1 and more, and weights need a hundredth of that."""
+"""Factors of the learning rate by parameter. AdamW moves a parameter by about the learning rate in a step, and the
+strength of ties must move by about 1 in a training."""
 
 
 class Head(nn.Linear):
-    """A linear head that starts at zero weights; of `bradley_terry_ties` with the strength of ties, k = 1 + exp(r)."""
+    """A linear head that starts at zero weights. For `bradley_terry_ties` it also has `tie_strength` r, with
+    k = 1 + exp(r)."""
 
     def __init__(self, width: int, num_outputs: int, bias: float, ties: bool) -> None:
         super().__init__(width, num_outputs)
@@ -45,7 +46,8 @@ class Head(nn.Linear):
 
 @dataclass
 class ScalarJudge:
-    """Scores pictures one at a time. A margin is a difference of scores, or the score where there is no reference.
+    """Scores pictures one at a time. The margin is the log-odds that the candidate is better than the reference, or the
+    candidate's score where there is no reference.
 
     Attributes:
         columns: names of the head's outputs, in order.
@@ -78,7 +80,8 @@ class ScalarJudge:
         return None
 
     def outputs(self, comparisons: Sequence[Comparison]) -> Tensor:
-        """The head's outputs for every candidate, (N, outputs) fp32. References are not looked at."""
+        """The head's outputs for every candidate, (N, outputs) fp32; for `regression` the asked criterion's, (N, 1).
+        References are not read."""
         dialogs = [self.context.render(replace(c, reference=None)) for c in comparisons]
         states, bias = self.engine.answer_hidden(dialogs), self.head.bias
         out = F.linear(states, self.head.weight.float(), bias.float())  # FSDP may gather the weights in bf16
@@ -100,8 +103,7 @@ class ScalarJudge:
     def start_ties(self, share: float) -> None:
         """Set k so that two equal pictures tie with probability `share`: k = (1 + share) / (1 - share).
 
-        This is the likeliest k where no picture is better than another. The pictures do differ, so training ends with
-        a larger k.
+        This is the likeliest k if no picture is better than another.
         """
         share = min(share, MAX_TIES)
         self.head.tie_strength.fill_(math.log(2 * share / (1 - share)))

@@ -64,12 +64,11 @@ def order(
 ) -> int:
     """Ask judges about the pairs that still need judgements, by the first criterion. The most useful pairs get places.
 
-    Judges are asked about `ASKED` pairs at most. Pairs that a judge refuses get no
-    place: a judge of pictures refuses clips.
+    Pairs that a judge refuses get no place: a judge of pictures refuses clips.
 
     Args:
         stop: called before each record; True ends the order without a change.
-        owner: the server that orders; the order is nobody's when None.
+        owner: the server that orders. None: the order has no lease.
 
     Returns:
         How many pairs have a place.
@@ -117,7 +116,7 @@ class Owner:
     """A server that orders the pairs.
 
     Attributes:
-        name: random. seconds: how long an order is the server's own, if the server does not renew it.
+        name: random. seconds: the lease of an order, which the server renews.
     """
 
     name: str
@@ -145,8 +144,8 @@ def forget_order(database: Database, owner: Owner | None = None) -> bool:
     """Remove the places of all pairs, so that all come in random order. Returns whether it did.
 
     Args:
-        owner: whose order is removed. When None, only an order is removed that belongs to no server, or to one that has
-            not renewed it, for example because it was killed.
+        owner: whose order is removed. None: only an order without a lease, or whose lease has expired (its server was
+            killed).
     """
     with database.write() as session:
         lock_desk(session)

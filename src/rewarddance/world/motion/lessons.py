@@ -52,7 +52,8 @@ class ShownClip:
         return not any(self.faults(spec))
 
     def faults(self, spec: MotionSpec) -> tuple[bool, ...]:
-        """Whether background, style, objects, motion and speed are wrong, there are ghosts, and frames are damaged.
+        """For each of background, style, objects, motion, speed, ghosts and damaged frames, whether the clip has this
+        fault.
 
         If the objects are wrong, the motion counts as wrong too. If the motion is wrong, an asked speed counts as wrong
         too.
@@ -164,7 +165,7 @@ def between_frames(actor: Actor, i: int, rng: np.random.Generator) -> Iterator[T
 def action_lesson(rng: np.random.Generator) -> Lesson:
     """A lesson about one clip without a prompt: where objects are in its frames, what they do, and how fast.
 
-    Like relations of pictures, actions are not learnt if few of the questions are about them.
+    Actions are not learnt if few of the questions are about them (docs/log.md).
     """
     scene = sample_pair(rng)[1]
     clip = _shown(scene, rng, 0.0)
@@ -238,7 +239,7 @@ def _edited(scene: MotionScene, rng: np.random.Generator) -> MotionScene:
 def clip_lesson(rng: np.random.Generator, num_questions: int = 4) -> Lesson:
     """One random lesson about one or two clips of trainable scenes.
 
-    Nine in ten begin with a prompt. A clip matches it, or is wrong because of an edit or damaged frames.
+    Nine in ten begin with a prompt.
 
     Args:
         num_questions: about every clip, in addition to those about the prompt.
@@ -278,7 +279,7 @@ def prompts_lesson(rng: np.random.Generator) -> Lesson:
     """A lesson about one clip and several prompts, in the form of a judge's question: does the clip match each of them?
 
     The prompts come after the clip, so one clip is asked about many. A wrong prompt differs in one thing from what the
-    clip shows, so the answer depends on that thing alone. A damaged clip, one in eight, matches no prompt. About four
+    clip shows, so only this difference decides the answer. A damaged clip, one in eight, matches no prompt. About four
     in ten answers are yes.
     """
     scene = sample_pair(rng)[1]
@@ -306,7 +307,7 @@ def _wrong_prompt(scene: MotionScene, rng: np.random.Generator) -> MotionSpec | 
 
 
 def _asked(spec: MotionSpec, rng: np.random.Generator) -> MotionSpec:
-    """The specification, half of the time without its speeds."""
+    """The specification; with probability 1/2 without its speeds."""
     if rng.random() < 0.5:
         return spec
     return replace(spec, acts=tuple(replace(act, speed=None) for act in spec.acts))
