@@ -11,7 +11,7 @@ from rewarddance.vlm.internvl import InternVLBackbone
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has finished its counts. A CPU works synchronously."""
+    """Wait until the device has finished its work. A CPU works synchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -122,7 +122,7 @@ def test_an_unchanged_gold_standard_seldom_raises_an_alarm():
         proxies, golds = np.full((40, 2), 0.5), easy + rng.normal(0, 0.3, (10, 40, 2))
         seen = [ProbeResult(k, proxies + 0.01 * k, gold) for k, gold in enumerate(golds)]
         alarms += any(find_alarm(seen[:n]) is not None for n in range(2, 11))
-    assert 10 <= alarms <= 40
+    assert alarms <= 40
 
 
 def test_a_single_prompt_raises_no_alarm():

@@ -271,6 +271,8 @@ def test_the_task_of_the_runs_gives_the_prompts(study, runs, capsys):
     assert not (study / "z").exists()
     assert run(*base, study / "begun", "--task", "embedded", "--prompts", 3, "--out", study / "z")[0] == 0
     assert json.loads((study / "z" / "study.json").read_text())["task"] == "embedded"
+    (study / "some.txt").write_text("a red circle\na blue star\n")  # a file of prompts needs no task
+    assert run(*base, study / "begun", "--prompts", study / "some.txt", "--out", study / "v")[0] == 0
 
 
 def test_generators_alone_are_drawn_with_the_defaults(study, runs):

@@ -16,10 +16,10 @@ from sqlalchemy import select
 from rewarddance.apps.annotate.database import open_database
 from rewarddance.apps.annotate.models import Assignment, Judgement
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(800)]
 PEOPLE = tuple(f"p{i}" for i in range(50))
 RECORDS, JUDGEMENTS = 30, 10
-PATIENCE = 1200
+PATIENCE = 600
 """Seconds within which people must make progress."""
 
 

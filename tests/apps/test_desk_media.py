@@ -86,6 +86,13 @@ def test_a_damaged_picture_is_one_clear_line_at_the_start(tmp_path):
         served(tmp_path, [picture(0.2), b"no picture"])
 
 
+def test_a_picture_with_too_many_pixels_is_one_clear_line_at_the_start(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
+    with pytest.raises(InputError, match=r"record r0: 1.png: not a picture, or damaged .*decompression bomb"):
+        served(tmp_path, [picture(0.2), buffer.getvalue()])
+
+
 def test_the_server_forgets_the_files_that_were_asked_for_longest_ago():
     kept, encoded = Remembered(most=10), []
 

@@ -277,6 +277,25 @@ def test_ties_of_label_studio_keep_their_criterion(tmp_path):
     assert {v.criterion: (v.values[0], v.both_bad, v.annotator) for v in again.votes} == votes
 
 
+def test_a_condition_is_no_side_of_a_label_studio_task(tmp_path):
+    """Also if the sides have names of their own."""
+    source = studio_task(tmp_path, side("pw", "left"))
+    tasks = json.loads(source.read_text())
+    data = tasks[0]["data"]
+    names = [k for k, v in data.items() if str(v).endswith(".png")]
+    tasks[0]["data"] = {f"my_{k}" if k in names else k: v for k, v in data.items()} | {"condition": data[names[0]]}
+    source.write_text(json.dumps(tasks))
+    _, (record,) = imported(source, tmp_path / "out")
+    assert (len(record.candidates), len(record.conditions)) == (2, 1)
+
+
+def test_a_record_of_several_candidates_without_votes_is_left_out_with_its_reason(tmp_path):
+    media = [MediaRef(path=f"{i}.png", sha256=hash_of(layouts.png(i)), data=layouts.png(i)) for i in range(3)]
+    write_rows([row_of_votes(VotedRecord("r", "p", tuple(media)))], tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"no record fits .* \(1 x more than two candidates and no votes\)"):
+        export(tmp_path / "train.parquet", "label-studio", tmp_path / "export")
+
+
 def test_a_record_of_several_candidates_becomes_tasks_of_label_studio_for_pairs(tmp_path):
     """Choices, a ranking, and ratings of three candidates come back, and so does the picture they were made from."""
     media = [MediaRef(path=f"{i}.png", sha256=hash_of(layouts.png(i)), data=layouts.png(i)) for i in range(4)]

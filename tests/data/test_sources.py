@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +78,7 @@ def test_laion_metadata_has_links_and_img2dataset_has_bytes(tmp_path):
     pq.write_table(pa.table({"caption": ["a tree"], "jpg": [png(7)], "key": ["0"]}), tmp_path / "00000.parquet")
     assert levels(tmp_path / "00000.parquet") == [("a tree", "", 7)]
     pq.write_table(pa.table({"url": ["http://a"]}), tmp_path / "bare.parquet")
-    with pytest.raises(InputError, match="none of the columns caption, TEXT"):
+    with pytest.raises(InputError, match="a set of pictures without captions"):
         read_prompts(tmp_path / "bare.parquet")
 
 
@@ -127,6 +128,22 @@ def test_wikiart_gives_titles_and_styles_as_a_folder_and_as_a_list(tmp_path):
     with pytest.raises(InputError, match="outside the media root"):
         list(pictures_of(list_of_files))
     assert title_of("IMG_") == title_of("plain") == ""
+
+
+def test_pictures_without_captions_are_a_reference_and_give_no_prompts(tmp_path):
+    """Some Parquet files of WikiArt have `image` and `style` alone."""
+    image = pa.array([{"bytes": b"x", "path": "a.jpg"}] * 2)
+    pq.write_table(pa.table({"image": image, "style": ["cubism", "realism"]}), tmp_path / "art.parquet")
+    (picture,) = pictures_of(tmp_path / "art.parquet", style="realism")
+    assert (picture.caption, picture.content) == ("", b"x")
+    with pytest.raises(InputError, match="a set of pictures without captions"):
+        read_prompts(tmp_path / "art.parquet")
+
+
+def test_other_files_of_a_folder_are_no_pictures(tmp_path):
+    for name in ("a.png", "b.TIFF", ".DS_Store", "c.parquet", "d.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [Path(p.name).name for p in pictures_of(tmp_path)] == ["a.png", "b.TIFF"]
 
 
 def test_what_is_no_set_is_named(tmp_path):

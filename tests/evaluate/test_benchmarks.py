@@ -76,6 +76,7 @@ def test_vbench_has_dimensions_with_clips(tmp_path):
         ("x.jsonl", '{"correct": true}', "no results of"),
         ("x.json", "[]", "holds no results"),
         ("x.json", '[{"question_id": 0, "answer": "nan"}]', "not a number"),
+        ("x.json", '[{"question_id": -1, "answer": "0.5"}]', "no results of"),
     ],
 )
 def test_other_files_are_one_line(name, content, reason, tmp_path):

@@ -117,6 +117,15 @@ def test_too_few_clusters_have_no_figure():
     assert MIN_EFFECTIVE == 6
 
 
+def test_a_person_who_only_ties_does_not_count_for_the_sign_test():
+    """Five people who all lean to one side do so by chance in one study of 16."""
+    votes = [(float(i % 5 != 0), f"p{i}", f"h{k}") for i in range(100) for k in range(5)]
+    votes += [(0.5, f"p{i}", "h5") for i in range(100)]
+    values, prompts, people = zip(*votes, strict=True)
+    assert clustered_sign_test(values, prompts, people) is None
+    assert clustered_sign_test([0.5] * len(values), prompts, people) == 1.0
+
+
 NULLS = {
     "people all see all": (30, 10, 10, 0.0, 0.35),
     "six people": (40, 6, 3, 0.0, 0.45),

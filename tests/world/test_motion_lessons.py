@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rewarddance.reward.context import Context
 from rewarddance.world.lessons import YES_OR_NO
 from rewarddance.world.motion.grammar import parse, parse_act
 from rewarddance.world.motion.lessons import (
@@ -169,6 +170,11 @@ def test_the_better_clip_has_a_part_of_the_others_faults():
     assert better((shown(replace(red, action="moving left")), slow), RIGHT) == 1
     assert better((grey, slow), RIGHT) is None  # each has a fault that the other has not
     assert better((grey, shown(background="grey")), RIGHT) is None
+
+
+def test_the_lessons_have_the_words_of_judges_of_clips():
+    sentence = Context(template="embedded-clips").resolved().wording.criteria["overall"]
+    assert f"instruction: {sentence}" == INSTRUCTION
 
 
 def test_answers_about_prompts_agree_with_the_oracle():

@@ -141,8 +141,7 @@ class AlignConfig(Rolling):
     """What to do when the gold standard of the probes falls (`core/monitors.AlarmRule` has the limits). `warn`: print
     and log it. `stop`: end the run. `rollback`: go back to the weights of the best probe and halve the learning
     rate. `raise_kl`: continue, and double the weight of the pull to the frozen policy (`kl_weight` of `refl`, `grpo`
-    and `ppo`, `frozen_weight` of `nft` and `distill`); further alarms double it
-    again, up to 16 times the weight."""
+    and `ppo`, `frozen_weight` of `nft` and `distill`); further alarms double it again, up to 16 times the weight."""
     max_kl: float = Field(0.0, ge=0)
     """Stop when the running mean of the steps' KL or the KL of a probe is above this; 0 never stops. `nft`, `distill`
     and `dpo` have no KL of steps, so the probes decide."""

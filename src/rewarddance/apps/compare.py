@@ -13,7 +13,7 @@ from rewarddance.core.errors import RunError
 from rewarddance.core.runs import RunFolder
 from rewarddance.core.statistics import Interval, paired_bootstrap
 
-FILES = ("evaluation.json", "evaluation_prompts.json", "evaluation_people.json", "evaluation_metrics.json")
+FILES = tuple(f"evaluation{part}.json" for part in ("", "_development", "_second", "_prompts", "_people", "_metrics"))
 """The files that `rewarddance evaluate` writes into a run."""
 SETTINGS = ("prompts", "noises", "num_steps", "guidance", "seed", "reference", "judge")
 """Keys on which the figures of an evaluation depend."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarddance.core.errors import InputError
-from rewarddance.core.pictures import open_image
+from rewarddance.core.pictures import open_image, unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -164,12 +164,10 @@ def even_rate(times: Sequence[float], resolution: float, origin: str, expected: 
 
 def moving_gif(source: str | Path | BinaryIO) -> bool:
     """Whether a file is a GIF with more than one frame, whatever its name says. No frame is decoded."""
-    from PIL import Image
-
     try:
         with open_image(source, ("GIF",)) as image:
             return bool(getattr(image, "is_animated", False))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except unreadable():
         return False  # a later attempt to open it as a picture reports what is wrong
 
 

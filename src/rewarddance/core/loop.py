@@ -85,7 +85,7 @@ OUTER_LAYERS = ("embed", "head", "proj_out", "conv_in", "conv_out", "quant_conv"
 
 def _is_matrix(parameter: Tensor) -> bool:
     """Whether a parameter is a matrix or a kernel. Gains and tables of shape (D, 1, 1) or (1, 6, D) are not."""
-    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) > 1
+    return parameter.ndim >= 2 and min(parameter.shape[0], parameter.shape[1:].numel()) > 1
 
 
 def _decays(parameter: Tensor) -> bool:
@@ -326,9 +326,9 @@ class Loop:
         """
         with Termination() as signals:
             outcome = self._run(step, validate, on_step, stop, signals)
-            if number := all_reduce_max(signals.signal):  # it came during the last step or its save
-                raise self._stopped("told to stop", number)
-            return outcome
+        if number := all_reduce_max(signals.signal):  # it came during the last step or its save
+            raise self._stopped("told to stop", number)
+        return outcome
 
     def _stopped(self, why: str, number: int) -> StoppedError:
         at = f"step {self.step} of {self.config.num_steps}"

@@ -127,7 +127,8 @@ class AlarmRule:
     The second is in standard errors of the paired differences of the prompts: `errors + sqrt(2 ln n)` after n probes.
     The best of n noisy probes is too high by chance, and `sqrt(2 ln n)` is the usual bound on the expected maximum of n
     standard normal values. If two falls in a row reach `errors_twice` standard errors, the second limit counts as
-    reached. docs/results/hacking.md says how often the rule gives an alarm if the gold standard does not change.
+    reached. If the gold standard does not change, 7 to 19% of runs with 10 probes and 13 to 35% of runs with 20 probes
+    have an alarm (independent noise, 160 to 40 prompts; docs/results/hacking.md).
     """
 
     fall: float = 0.06

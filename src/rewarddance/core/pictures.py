@@ -15,13 +15,20 @@ MAX_METADATA = 64 << 20
 """Bytes of colour profile or text in a PNG. Pillow's own limit of 1 MiB refuses photographs with large profiles."""
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """The errors with which Pillow refuses a file, also while it decodes pixels."""
+    from PIL import Image
+
+    return OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError
+
+
 def open_image(source: str | Path | BinaryIO, formats: Sequence[str] = FORMATS) -> PilImage:
     """Open a picture with Pillow, whose pixels are not decoded yet. All code that opens a picture calls this.
 
     Pillow's limits of metadata belong to the process, so each call sets them.
 
     Raises:
-        OSError: not a picture of `formats`, or Pillow's other errors for damaged files.
+        one of `unreadable`: not a picture of `formats`, damaged, or with too many pixels.
     """
     from PIL import Image, PngImagePlugin
 

@@ -85,7 +85,9 @@ WRITERS: dict[Format, Writer] = {
     "mj-bench": Writer(writers.mj_bench, "mj_bench.parquet", loses="who voted; several votes"),
     "mmrb2": Writer(writers.mmrb2, "mmrb2.json", loses="ties; who voted"),
     "trl": Writer(writers.trl, "trl.parquet", loses="ties; who voted"),
-    "label-studio": Writer(tool_writers.label_studio, "label_studio.json", False, "strength; counts"),
+    "label-studio": Writer(
+        tool_writers.label_studio, "label_studio.json", False, "strength; counts; a second condition"
+    ),
     "argilla": Writer(tool_writers.argilla, "argilla.json", False, "times, strength, counts"),
     "fastchat": Writer(tool_writers.fastchat, "fastchat.jsonl", loses="pictures; who voted"),
 }

@@ -19,10 +19,8 @@ from rewarddance.core.media import Media
 from rewarddance.data.files import csv_rows, parquet_rows
 from rewarddance.data.loading import inside
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of pictures in tars."""
-TEXTS = (".txt", ".csv", ".json", ".jsonl", ".md")
-"""Endings of files beside the pictures of a folder."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+"""Endings of pictures in folders and tars."""
 CAPTIONS = ("caption", "TEXT", "text", "prompt")
 """Columns of captions in Parquet and CSV files; LAION's own is `TEXT`, that of img2dataset is `caption`."""
 FILES = ("filename", "file", "path", "image")
@@ -90,7 +88,7 @@ def _read(source: Path) -> Iterator[SourcePicture]:
 
 
 def _folder(source: Path) -> Iterator[SourcePicture]:
-    for file in sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() not in TEXTS):
+    for file in sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in ENDINGS):
         parts = file.relative_to(source).parts
         style = _style_of(parts[0]) if len(parts) > 1 else ""
         yield SourcePicture(str(file), title_of(file.stem), style, file)
@@ -145,14 +143,10 @@ def _of_key(source: Path, key: str, held: dict[str, bytes]) -> Iterator[SourcePi
 def _parquet(source: Path) -> Iterator[SourcePicture]:
     for number, row in parquet_rows(source):
         assert not isinstance(row, str)
-        name = next((c for c in CAPTIONS if c in row), None)
-        if name is None:
-            raise InputError(f"{source}: has none of the columns {', '.join(CAPTIONS)}")
+        caption = next((row[c] for c in CAPTIONS if row.get(c)), "")
         content = row.get("jpg", row.get("image"))
         content = content.get("bytes") if isinstance(content, dict) else content
-        yield SourcePicture(
-            f"{source}: row {number}", str(row[name] or "").strip(), str(row.get("style") or ""), content
-        )
+        yield SourcePicture(f"{source}: row {number}", str(caption).strip(), str(row.get("style") or ""), content)
 
 
 def _csv(source: Path) -> Iterator[SourcePicture]:

@@ -23,6 +23,8 @@ def label_studio(record: VotedRecord, put: Put) -> Rows:
     if len(record.candidates) < 2:
         pair_of(record)
     parts = _by_pair(record)
+    if not parts:
+        raise Unfit("more than two candidates and no votes")
     return [_task(record, pair, parts[pair], f"{record.record_id}/{pair[0]}-{pair[1]}", put) for pair in sorted(parts)]
 
 

@@ -91,7 +91,8 @@ def _sides(fields: Mapping[str, Any]) -> tuple[str, str]:
         if all(fields.get(name) for name in pair):
             return pair
     endings = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", *VIDEO_ENDINGS)
-    files = [k for k, v in fields.items() if isinstance(v, str) and v.lower().split("?")[0].endswith(endings)]
+    texts = {k: v.lower() for k, v in fields.items() if isinstance(v, str) and k != "condition"}
+    files = [k for k, v in texts.items() if v.split("?")[0].endswith(endings)]
     if len(files) != 2:
         raise InputError(f"cannot tell the two candidates among the fields {', '.join(map(repr, fields))}")
     return files[0], files[1]

@@ -91,6 +91,8 @@ def _compbench(rows: list[Mapping[str, Any]], samples: Path | None) -> Iterator[
     prompts = [] if samples is None else [s["prompt"] for s in json.loads((samples / "samples.json").read_text())]
     for row in rows:
         number = int(row["question_id"])
+        if number < 0:
+            raise ValueError(f"question_id {number}: negative")
         yield Scored("all", prompts[number] if samples is not None else str(number), float(row["answer"]))
 
 

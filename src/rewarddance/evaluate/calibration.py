@@ -155,7 +155,7 @@ def fit_calibration(choices: Choices, seed: int = 0) -> Calibration:
 
 
 def final_calibration(choices: Choices, refused: Mapping[str, str], num_records: int, seed: int) -> Calibration:
-    """`fit_calibration` at the end of a training. Where it cannot be fitted, `not_fitted` says why; it never raises.
+    """`fit_calibration` at the end of a training. If there are too few choices or prompts, `not_fitted` says why.
 
     Args:
         refused: the records whose pairs were refused, with a reason; num_records: all records that were asked about.

@@ -205,14 +205,18 @@ def clustered_sign_test(values: Sequence[float], *clusters: Sequence[str]) -> fl
         clusters: for each way of clustering, the cluster of every vote.
 
     Returns:
-        p; None where one way of clustering has fewer than `MIN_EFFECTIVE` clusters.
+        p; 1 if all votes are ties. None if one way of clustering has fewer than `MIN_EFFECTIVE` clusters with decided
+        votes.
     """
     if fewest(clusters) < MIN_EFFECTIVE:
         return None
     decided = [i for i, v in enumerate(values) if v != 0.5]
     if not decided:
         return 1.0
-    spread = Spread.of([values[i] for i in decided], [[names[i] for i in decided] for names in clusters])
+    kept = [[names[i] for i in decided] for names in clusters]
+    if fewest(kept) < MIN_EFFECTIVE:  # people who only tie do not show which side others take
+        return None
+    spread = Spread.of([values[i] for i in decided], kept)
     num = spread.num / spread.design_effect(0.5)
     wins = max(spread.mean, 1 - spread.mean) * num
     return float(min(1.0, 2 * betainc(wins, num - wins + 1, 0.5)))

@@ -28,7 +28,7 @@ from rewarddance.jobs.sample import Sampling, sample_to_folder
 from rewarddance.jobs.sample_files import square_of
 
 EMBEDDED = "embedded"
-MOST_PROMPTS = 200
+MAX_PROMPTS = 200
 """Prompts of a study that does not say how many, if the benchmark has so many."""
 SHARED = ("num_steps", "guidance", "resolution")
 """Settings of `Sampling` that all drawn systems of a study share, so that people judge the systems alone."""
@@ -40,7 +40,7 @@ class Study:
 
     Attributes:
         systems: letter -> run, generator, or folder of samples.
-        prompts: a number, or a file. When None, `MOST_PROMPTS`, or all prompts of a smaller benchmark.
+        prompts: a number, or a file. When None, `MAX_PROMPTS`, or all prompts of a smaller benchmark.
         task: whose benchmark gives a number of prompts. When None, that of the runs; `embedded` where there is no run.
         num_steps, guidance, resolution: how all systems draw that are not folders of samples. Where None, the runs
             among them say it, and `Sampling`'s defaults hold where there is no run.
@@ -55,6 +55,11 @@ class Study:
     num_steps: int | None = None
     guidance: float | None = None
     resolution: int | None = None
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the prompts come from a file. Then no task is needed."""
+        return self.prompts is not None and not self.prompts.isdigit()
 
 
 def create(study: Study, out: Path) -> dict[str, Any]:
@@ -74,7 +79,8 @@ def create(study: Study, out: Path) -> dict[str, Any]:
         RunError: the folder holds another study.
     """
     drawn = _samplings(study)
-    study = replace(study, task=task_of(study))
+    if not study.has_file:
+        study = replace(study, task=task_of(study))
     prompts = chosen_prompts(study)
     texts = [p.text for p in prompts]
     study = replace(study, prompts=study.prompts or str(len(prompts)))
@@ -146,10 +152,10 @@ def chosen_prompts(study: Study) -> Sequence[Prompt]:
     Raises:
         InputError: the study asks for more prompts than the benchmark has.
     """
-    if study.prompts is not None and not study.prompts.isdigit():
-        return read_prompts(Path(study.prompts))[0]
+    if study.has_file:
+        return read_prompts(Path(str(study.prompts)))[0]
     known = load_task(study.task or EMBEDDED).benchmark()
-    number = min(MOST_PROMPTS, len(known)) if study.prompts is None else int(study.prompts)
+    number = min(MAX_PROMPTS, len(known)) if study.prompts is None else int(study.prompts)
     if not 1 <= number <= len(known):
         raise InputError(
             f"--prompts {number}: the benchmark of task {study.task} has {len(known)}; name a file for more"

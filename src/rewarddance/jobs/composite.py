@@ -90,7 +90,8 @@ def _composite(
 
 
 def _files_of(name: str, part: PartConfig) -> dict[str, str]:
-    """SHA-256 of the files that a part measures with: `model` (weights and settings) and `gallery` (pictures)."""
+    """SHA-256 of the files that a part measures with: `model` (weights and settings), `gallery` and `reference`
+    (pictures)."""
     if isinstance(part, JudgePartConfig) and is_address(part.judge):
         return {"model": RemoteJudge.connect(part.judge).info.weights}
     if isinstance(part, JudgePartConfig):
@@ -99,7 +100,8 @@ def _files_of(name: str, part: PartConfig) -> dict[str, str]:
         gallery = {} if part.gallery is None else {"gallery": _contents(_set(name, part.gallery, part.style))}
         return {"model": _model_id(find(part.model, "vlm")), **gallery}
     if isinstance(part, NoveltyPartConfig):
-        return {"model": _model_id(find(part.features, "vlm"))}
+        set_ = {} if part.reference is None else {"reference": _contents(_set(name, part.reference, part.style))}
+        return {"model": _model_id(find(part.features, "vlm")), **set_}
     return {}
 
 

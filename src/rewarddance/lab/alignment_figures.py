@@ -128,7 +128,7 @@ def _row(runs: Measured, start: Mapping[str, Any]) -> dict[str, Any]:
         "vendi": {seed: spread["vendi"] for seed, spread in spreads.items()},
         "proxy": {seed: run["proxy"].get("probe/proxy") for seed, run in runs.items()},
         "gap": {seed: run["proxy"].get("probe/gap") for seed, run in runs.items()},
-        "hacking": {seed: run["proxy"].get("verdict") for seed, run in runs.items()},
+        "hacking": {seed: run["proxy"].get("verdict", run["proxy"].get("probe/hacking")) for seed, run in runs.items()},
     }
 
 

@@ -114,7 +114,7 @@ def study_search(config: SearchStudyConfig, out: Path) -> dict[str, Any]:
     settings["judge_sha256"] = weights_id(find(config.judge, "judge"))
     settings["generator_sha256"] = weights_id(find(config.generator, "generator"))
     settings |= {"task": config.task, "fps": generator.drawn.fps}
-    same_settings(out / "setting.json", settings, absent={"guidance": 1.0})
+    same_settings(out / "setting.json", settings, absent={"guidance": 1.0, "task": "embedded"})
     cells = _cells(config)
     with progress("cells") as report:
         for i, cell in enumerate(cells):

@@ -22,6 +22,7 @@ from rewarddance.apps.annotate.media import noise_of, size_of
 from rewarddance.apps.annotate.models import Desk, Item, Picture, Record
 from rewarddance.core.clips import need_pyav
 from rewarddance.core.errors import InputError, RunError
+from rewarddance.core.pictures import unreadable
 from rewarddance.core.streams import seed_of
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _clip_shape(record: VotedRecord, ref: MediaRef) -> dict[str, Any] | None:
 def _size(record: VotedRecord, ref: MediaRef) -> tuple[int, int]:
     try:
         return size_of(ref.data or b"")
-    except OSError as error:
+    except unreadable() as error:
         origin = f"record {record.record_id}: {ref.path or 'picture'}"
         raise InputError(f"{origin}: not a picture, or damaged ({error})") from None
 

@@ -48,7 +48,7 @@ def size_of(content: bytes) -> tuple[int, int]:
     """Width and height of an upright picture, from the beginning of its file.
 
     Raises:
-        OSError: not a picture.
+        one of `core.pictures.unreadable`: not a picture.
     """
     with open_image(io.BytesIO(content)) as opened:
         width, height = opened.size

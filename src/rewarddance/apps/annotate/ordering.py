@@ -180,6 +180,8 @@ def kept_in_order(
         while True:
             try:
                 num = order(database, judges, strategy, seed, stop.is_set, owner)
+                if stop.is_set():
+                    return
                 by = f" of {', '.join(judges)}" if judges else ""
                 say(f"{num} pairs come first, chosen by {strategy}{by}")
             except Exception as error:  # the desk must go on after any error of a judge; the next order may work

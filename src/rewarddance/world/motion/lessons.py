@@ -280,7 +280,7 @@ def prompts_lesson(rng: np.random.Generator) -> Lesson:
 
     The prompts come after the clip, so one clip is asked about many. A wrong prompt differs in one thing from what the
     clip shows, so only this difference decides the answer. A damaged clip, one in eight, matches no prompt. About four
-    in ten answers are yes.
+    in ten of the answers about prompts are yes.
     """
     scene = sample_pair(rng)[1]
     clip = _shown(scene, rng, 0.125)
